@@ -1,0 +1,1 @@
+"""AnchorEmbed: turn a decoder-only LLM into a text embedder."""

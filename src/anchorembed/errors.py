@@ -1,0 +1,18 @@
+"""One kind of error for everything a user can mend: it names the value, the limit and the cure."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """A fault in what the user gave; the command line prints it alone and exits with code 2.
+
+    The message has the form ``place: what is wrong. What to do.``, for example
+    ``pairs.jsonl:17: "positive" is empty. Remove the line, or pass --skip-bad to drop and count such lines.``
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
