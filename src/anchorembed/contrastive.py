@@ -1,0 +1,55 @@
+"""Stage II: InfoNCE on anchors, in float32. Pure functions that never see a model.
+
+Axes: Q queries, D documents (positives first, then hard negatives), H hidden size.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCALE = 50.0
+
+
+def info_nce(
+    queries_QH: Tensor,
+    documents_DH: Tensor,
+    positives_Q: Tensor,
+    scale: float = SCALE,
+    excluded_QD: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of ``scale * cos(query, document)`` against each query's positive: L_II of Su et al.
+
+    Args:
+        queries_QH: query anchors, any length.
+        documents_DH: anchors of all documents of the step, which are each other's in-batch negatives.
+        positives_Q: index into the documents of each query's positive.
+        scale: inverse temperature.
+        excluded_QD: true where a document must not count as a negative of a query.
+    """
+    scores_QD = scale * similarities(queries_QH, documents_DH)
+    if excluded_QD is not None:
+        scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
+    return F.cross_entropy(scores_QD, positives_Q)
+
+
+def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
+    """Cosines [Q, D] in float32, whatever autocast says: times 50 in bfloat16 they would have steps of 0.2."""
+    with torch.autocast(queries_QH.device.type, enabled=False):
+        return F.normalize(queries_QH.float(), dim=-1) @ F.normalize(documents_DH.float(), dim=-1).T
+
+
+def false_negatives(
+    query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
+) -> Tensor:
+    """Mark, [Q, D], documents that are a positive of the query under another index, so are no negatives of it.
+
+    A document is one when its text equals the query's positive, or the positive of another query with the same text.
+    """
+    answers: dict[Hashable, set[Hashable]] = {}
+    for query, positive in zip(query_keys, positives, strict=True):
+        answers.setdefault(query, set()).add(document_keys[positive])
+    excluded = torch.tensor([[document in answers[query] for document in document_keys] for query in query_keys])
+    excluded[torch.arange(len(positives)), torch.tensor(positives)] = False
+    return excluded

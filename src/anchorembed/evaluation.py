@@ -1,0 +1,208 @@
+"""Retrieval quality by trec_eval's definitions, with chance as the yardstick.
+
+trec_eval compares scores in single precision and puts the larger document id first where they are equal. That rule is
+applied once, here, both where a ranking is cut and where it is scored, so no metric depends on the order of documents.
+
+Axes: Q queries, D documents, H hidden size.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ir_measures
+import numpy as np
+
+from anchorembed.errors import InputError
+from anchorembed.indexing import Encoder, Floats, cosines, rounding, unit_rows
+from anchorembed.records import Collection
+
+Run = dict[str, dict[str, float]]
+Qrels = Mapping[str, Mapping[str, int]]
+
+METRICS = ("nDCG@10", "MRR@10", "Recall@100")
+_MEASURES = {ir_measures.nDCG @ 10: "nDCG@10", ir_measures.RR @ 10: "MRR@10", ir_measures.R @ 100: "Recall@100"}
+_SHALLOW, _DEEP = 10, 100  # the metrics' cut-offs
+_SCORES_PER_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """``per_query[query id][metric]`` for every judged query, and each metric's ``mean`` over them."""
+
+    mean: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+
+
+def evaluate_collection(encoder: Encoder, collection: Collection, top_k: int = _DEEP) -> Scores:
+    """Embed the judged queries and all documents, rank every document by cosine, and score the ``top_k`` of each query.
+
+    Raises InputError if ``top_k`` is too small for Recall@100, or if there is nothing to rank.
+    """
+    if top_k < _DEEP:
+        raise InputError(f"top_k: {top_k} is below {_DEEP}, which Recall@{_DEEP} needs. Use {_DEEP} or more.")
+    queries = [query for query in collection.queries if query.id in collection.qrels]
+    if not queries or not collection.documents:
+        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
+    queries_QH = encoder.encode([query.text for query in queries], "query")
+    documents_DH = encoder.encode([document.text for document in collection.documents], "document")
+    ranked = rank(
+        queries_QH,
+        documents_DH,
+        [query.id for query in queries],
+        [document.id for document in collection.documents],
+        top_k,
+    )
+    return score_run(ranked, collection.qrels)
+
+
+def rank(
+    queries_QH: Floats,
+    documents_DH: Floats,
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    top_k: int = _DEEP,
+) -> Run:
+    """Return each query's ``top_k`` documents by cosine, best first, as ``run[query id][document id]``.
+
+    The rows are scaled to length 1 here. A block of queries is compared with all documents by one float32 product; what
+    that rounding could have misplaced around the cut is computed again exactly, so equal documents tie exactly.
+    """
+    if top_k < 1:
+        raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
+    if not (np.isfinite(queries_QH).all() and np.isfinite(documents_DH).all()):
+        raise InputError(
+            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
+        )
+    if len(documents_DH) != len(document_ids):
+        raise ValueError(f"{len(documents_DH)} document vectors for {len(document_ids)} ids")
+    queries_QH, documents_DH = unit_rows(queries_QH), unit_rows(documents_DH)
+    block = max(1, _SCORES_PER_BLOCK // max(1, len(document_ids)))
+    run: Run = {}
+    for start in range(0, len(query_ids), block):
+        rows = slice(start, start + block)
+        scores_QD = queries_QH[rows] @ documents_DH.T
+        for query_id, query_H, scores_D in zip(query_ids[rows], queries_QH[rows], scores_QD, strict=True):
+            near = _near_top(scores_D, top_k, rounding(len(query_H)))
+            exact = cosines(query_H, documents_DH[near]).tolist()
+            found = {document_ids[row]: score for row, score in zip(near.tolist(), exact, strict=True)}
+            run[query_id] = {document: found[document] for document in ordered(found)[:top_k]}
+    return run
+
+
+def ordered(scores: Mapping[str, float]) -> list[str]:
+    """Return document ids best first as trec_eval orders them: by float32 score, then by id, both descending."""
+    return sorted(scores, key=lambda document: (float(np.float32(scores[document])), document), reverse=True)
+
+
+def score_run(run: Mapping[str, Mapping[str, float]], qrels: Qrels) -> Scores:
+    """Score ``run`` against graded ``qrels``: a document is relevant above 0, and its grade is its gain.
+
+    Every query of ``qrels`` counts: 0 where the run lacks it. Queries that only the run has are left out.
+    """
+    if not qrels:
+        raise InputError("qrels: there are no judged queries. Give at least one judgement.")
+    per_query = {query: dict.fromkeys(METRICS, 0.0) for query in qrels}
+    # ir_measures' providers break ties in opposite ways; scores that only count down the order leave them no ties.
+    untied = {
+        query: {document: float(-place) for place, document in enumerate(ordered(scores))}
+        for query, scores in run.items()
+        if query in per_query
+    }
+    judged = {query: dict(grades) for query, grades in qrels.items()}
+    for result in ir_measures.iter_calc(list(_MEASURES), judged, untied):
+        per_query[result.query_id][_MEASURES[result.measure]] = float(result.value)
+    return Scores(_means(per_query), per_query)
+
+
+def chance(collection: Collection) -> dict[str, float]:
+    """Return each metric's exact expectation if every query ranked all documents uniformly at random."""
+    ids = {document.id for document in collection.documents}
+    if not collection.qrels or not ids:
+        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
+    return _means({query: _chance(grades, ids) for query, grades in collection.qrels.items()})
+
+
+def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
+    """Return a small collection of at most ``documents`` documents that depends only on ids, judgements and ``seed``.
+
+    Queries are taken in an order hashed from their ids, each with all its relevant documents where they still fit;
+    other documents, in a like order, fill the rest. Kept are the queries that have all their relevant documents there.
+    Raises InputError if there are none.
+    """
+    if documents < 1:
+        raise InputError(f"documents: {documents} is below 1. Ask for at least one document.")
+    ids = {document.id for document in collection.documents}
+    grades = {query.id: collection.qrels.get(query.id, {}) for query in collection.queries}
+    relevant = {query: _relevant(judged) for query, judged in grades.items() if _relevant(judged) <= ids}
+    pool: set[str] = set()
+    for query in sorted(relevant, key=lambda name: _shuffled(name, seed)):
+        if len(pool | relevant[query]) <= documents:
+            pool |= relevant[query]
+    others = sorted(ids - pool, key=lambda name: _shuffled(name, seed))
+    pool.update(others[: documents - len(pool)])
+    kept = {query for query, wanted in relevant.items() if wanted and wanted <= pool}
+    if not kept:
+        raise InputError(
+            f"{collection.name}: no query has all its relevant documents in {documents}. Ask for more documents."
+        )
+    return Collection(
+        f"{collection.name}-{len(pool)}",
+        tuple(document for document in collection.documents if document.id in pool),
+        tuple(query for query in collection.queries if query.id in kept),
+        {
+            query: {document: grade for document, grade in judged.items() if document in pool}
+            for query, judged in grades.items()
+            if query in kept
+        },
+    )
+
+
+def _near_top(scores_D: Floats, top_k: int, margin: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """Rows whose score may, within ``margin``, belong to the ``top_k`` best."""
+    if top_k >= len(scores_D):
+        return np.arange(len(scores_D))
+    last = np.partition(scores_D, len(scores_D) - top_k)[len(scores_D) - top_k]
+    return np.flatnonzero(scores_D >= last - margin)
+
+
+def _chance(grades: Mapping[str, int], ids: set[str]) -> dict[str, float]:
+    """Return one query's expectations; a relevant document outside the corpus counts as wanted but is never found."""
+    wanted = _relevant(grades)
+    if not wanted:
+        return dict.fromkeys(METRICS, 0.0)
+    total, present = len(ids), wanted & ids
+    gain = sum(grades[document] for document in present) / total  # of a document drawn at random
+    best = sorted((grades[document] for document in wanted), reverse=True)
+    return {
+        "nDCG@10": _dcg([gain] * min(_SHALLOW, total)) / _dcg(best[:_SHALLOW]),
+        "MRR@10": _expected_reciprocal_rank(total, len(present)),
+        "Recall@100": min(1.0, _DEEP / total) * len(present) / len(wanted),
+    }
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    return math.fsum(gain / math.log2(place + 1) for place, gain in enumerate(gains, start=1))
+
+
+def _expected_reciprocal_rank(total: int, relevant: int) -> float:
+    """Sum of 1/k times the chance that the first relevant document of a random order stands at k, for k up to 10."""
+    expected, none_before = 0.0, 1.0
+    for place in range(1, min(_SHALLOW, total) + 1):
+        here = relevant / (total - place + 1) if none_before else 0.0
+        expected += none_before * here / place
+        none_before *= 1 - here
+    return expected
+
+
+def _relevant(grades: Mapping[str, int]) -> set[str]:
+    return {document for document, grade in grades.items() if grade > 0}
+
+
+def _shuffled(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def _means(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(scores[name] for scores in per_query.values()) / len(per_query) for name in METRICS}

@@ -1,0 +1,60 @@
+"""The gradients of one big contrastive batch in the memory of a small one (GradCache; Gao et al., 2021).
+
+Embed all chunks without a graph, get the loss's gradient with respect to the embeddings, then embed each chunk again
+with a graph and push its gradient through. Random state is replayed, so dropout is the same both times.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Chunk = TypeVar("Chunk")
+
+
+def cached_backward(
+    embed: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Accumulate the gradient of ``loss(concatenated embeddings)`` into the weights behind ``embed``.
+
+    Args:
+        embed: embeds one chunk, [n, H]. Called once a chunk if there is one chunk, else twice.
+        chunks: the batch, in order.
+        loss: a scalar from the embeddings [N, H] of all chunks.
+
+    Returns:
+        The loss, without gradient.
+    """
+    if len(chunks) == 1:
+        value = loss(embed(chunks[0]))
+        value.backward()
+        return value.detach()
+    states, parts = [], []
+    for chunk in chunks:
+        states.append(_random_state())
+        with torch.no_grad():
+            parts.append(embed(chunk))
+    embeddings = torch.cat(parts).detach().requires_grad_()
+    value = loss(embeddings)
+    (gradient,) = torch.autograd.grad(value, embeddings)
+    after = _random_state()
+    sizes = [len(part) for part in parts]
+    for chunk, state, part in zip(chunks, states, gradient.split(sizes), strict=True):
+        _set_random_state(state)
+        torch.autograd.backward(embed(chunk), part)
+    _set_random_state(after)
+    return value.detach()
+
+
+RandomState = tuple[Tensor, list[Tensor]]
+
+
+def _random_state() -> RandomState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: RandomState) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

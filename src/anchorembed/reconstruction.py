@@ -1,0 +1,144 @@
+"""Stage I: write the other side of a pair from one anchor vector (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
+
+Pure functions that never see a model. The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]``
+and its targets are ``x_1 .. x_n, EOS``: the anchor stands directly before the first target, whatever the batch, and
+every position is a target.
+
+Axes: T packed positions, H hidden size, V vocabulary, N texts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anchorembed.packing import PackedBatch, pack
+
+Context = Any  # torch gives autograd contexts no type that has what they have
+_CHUNK_LOGITS = 2**24  # logits that exist at once: 64 MB in float32, whatever the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Texts to be written: ``batch`` has a free slot at the start of each text for its anchor; ``targets`` is [T]."""
+
+    batch: PackedBatch
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Decoding":
+        """Return the same on ``device``."""
+        return Decoding(self.batch.to(device), self.targets.to(device))
+
+
+def decoding(texts: Sequence[Sequence[int]], end_id: int) -> Decoding:
+    """Lay out texts, as their own tokens without template, to be written from one anchor each."""
+    batch = pack([[end_id, *text] for text in texts])
+    targets = batch.tokens.roll(-1)
+    targets[batch.anchors] = end_id
+    return Decoding(batch, targets)
+
+
+def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, batch: PackedBatch) -> Tensor:
+    """Put each text's anchor, unscaled, into the slot at its start; gradients flow to both."""
+    return vectors_TH.index_copy(0, batch.starts, anchors_NH.to(vectors_TH.dtype))
+
+
+def linear_cross_entropy(
+    states_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
+
+    Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
+    positions at a time.
+
+    Returns:
+        The sum over positions of ``weights_T`` times the loss, and the unweighted losses [T] in nats, without gradient.
+    """
+    device = states_TH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
+    options = _Options(scale, softcap, dtype, torch.is_grad_enabled())
+    return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    with_gradients: bool
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Context,
+        states_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        weights_T: Tensor,
+        options: _Options,
+    ) -> tuple[Tensor, Tensor]:
+        need_states, need_weight, need_bias = (options.with_gradients and need for need in ctx.needs_input_grad[:3])
+        grad_states = torch.empty_like(states_TH) if need_states else None
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
+        losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
+        step = max(16, _CHUNK_LOGITS // weight_VH.shape[0])
+        with torch.autocast(states_TH.device.type, enabled=False):
+            weight = weight_VH.to(options.dtype)
+            for start in range(0, len(targets_T), step):
+                rows = slice(start, start + step)
+                states = states_TH[rows].to(options.dtype)
+                logits = _logits(states, weight, bias_V, options)
+                losses_T[rows] = F.cross_entropy(logits, targets_T[rows], reduction="none")
+                if not (need_states or need_weight or need_bias):
+                    continue
+                slope = _slope(logits, targets_T[rows], weights_T[rows], options)
+                low = slope.to(options.dtype)
+                if grad_states is not None:
+                    grad_states[rows] = low @ weight
+                if grad_weight is not None:
+                    grad_weight += low.T @ states
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(losses_T)
+        return (losses_T * weights_T).sum(), losses_T
+
+    @staticmethod
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0]
+        scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
+        return (*scaled, None, None, None)
+
+
+_apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
+
+
+def _logits(states: Tensor, weight: Tensor, bias_V: Tensor | None, options: _Options) -> Tensor:
+    logits = (states @ weight.T).float()
+    if bias_V is not None:
+        logits += bias_V.float()
+    if options.scale != 1.0:
+        logits *= options.scale
+    return logits if options.softcap is None else options.softcap * torch.tanh(logits / options.softcap)
+
+
+def _slope(logits: Tensor, targets: Tensor, weights: Tensor, options: _Options) -> Tensor:
+    """Gradient of the weighted loss with respect to ``states @ weight.T + bias``."""
+    slope = logits.softmax(-1)
+    slope[torch.arange(len(targets), device=targets.device), targets] -= 1.0
+    slope *= weights[:, None] * options.scale
+    if options.softcap is not None:
+        slope *= 1.0 - (logits / options.softcap) ** 2
+    return slope

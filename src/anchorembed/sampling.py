@@ -1,0 +1,83 @@
+"""Which pairs form a step: all from one source, no text twice, a fresh order each epoch, the same for the same seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorembed.errors import InputError
+from anchorembed.store import PairStore
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Pairs to train on and pairs set aside, as global indices; no text of a held-out pair is trained on."""
+
+    train: Indices
+    held_out: Indices
+
+
+def split(store: PairStore, held_out: int, seed: int) -> Split:
+    """Set aside ``held_out`` pairs, at most a tenth of all, and what shares a text with them.
+
+    Raises:
+        InputError: if fewer than two pairs are left to train on.
+    """
+    order = np.random.default_rng([seed, 7]).permutation(len(store))
+    chosen = np.sort(order[: min(held_out, len(store) // 10)])
+    shared = np.isin(store.query_keys, store.query_keys[chosen])
+    shared |= np.isin(store.positive_keys, store.positive_keys[chosen])
+    train = np.flatnonzero(~shared)
+    if len(train) < 2:
+        raise InputError(f"data: {len(train)} pairs are left to train on; at least 2 are needed. Add pairs.")
+    return Split(train, chosen)
+
+
+def batches(store: PairStore, train: Indices, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Yield the pairs of step ``start``, ``start + 1``, ..., forever, as global indices."""
+    step = 0
+    for epoch in count():
+        planned = _epoch(store, train, size, seed, epoch)
+        yield from planned[max(0, start - step) :]
+        step += len(planned)
+
+
+def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -> list[list[int]]:
+    planned: list[list[int]] = []
+    for source in range(len(store.sources)):
+        members = train[(train >= store.bounds[source]) & (train < store.bounds[source + 1])]
+        order = np.random.default_rng([seed, epoch, source]).permutation(members)
+        formed = _without_duplicates(store, order.tolist(), size)
+        full = [batch for batch in formed if len(batch) == size]
+        # A source too small for one full step is still used: one step of what it has.
+        planned += full or formed[:1]
+    order = np.random.default_rng([seed, epoch]).permutation(len(planned))
+    return [planned[i] for i in order]
+
+
+def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> list[list[int]]:
+    """Cut an order into batches; a pair that shares a text with its batch waits for the next one.
+
+    A batch is closed early when 8 times its size is waiting: then the source repeats itself too much to fill it.
+    """
+    formed: list[list[int]] = []
+    pending = list(reversed(order))
+    while pending:
+        current: list[int] = []
+        waiting: list[int] = []
+        seen: set[tuple[str, int]] = set()
+        while pending and len(current) < size and len(waiting) < 8 * size:
+            index = pending.pop()
+            texts = {("query", int(store.query_keys[index])), ("positive", int(store.positive_keys[index]))}
+            if texts & seen:
+                waiting.append(index)
+            else:
+                current.append(index)
+                seen |= texts
+        pending += reversed(waiting)
+        formed.append(current)
+    return formed

@@ -1,0 +1,552 @@
+"""One loop, two stages: ``reconstruct(recipe)`` anchors the EOS state, ``contrast(recipe)`` learns to compare.
+
+A stage is a step function (pairs -> gradients and metrics); ``fit`` gives it batches, and does everything else:
+schedule, clipping, checkpoints, log, evaluation by callback, resuming.
+"""
+
+import json
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor, nn
+
+from anchorembed.backbone import LoraSettings, cache_folder
+from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_folder
+from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
+from anchorembed.contrastive import false_negatives, info_nce
+from anchorembed.embedder import METADATA, Embedder, read_metadata
+from anchorembed.errors import InputError
+from anchorembed.gradcache import cached_backward
+from anchorembed.packing import PackedBatch, micro_batches, pack
+from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
+from anchorembed.records import TextPair
+from anchorembed.runtime import autocast, seed_everything
+from anchorembed.sampling import Split, batches, split
+from anchorembed.store import PairStore, SourceFile, open_store
+from anchorembed.tokens import Lengths, Template, TokenPair
+
+Metrics = dict[str, float]
+Direction = Literal["q2d", "d2q"]
+StageName = Literal["reconstruct", "contrast"]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has written a checkpoint; ``signal`` is the number of the signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+# --- Stage I ---------------------------------------------------------------------------------------------------------
+
+
+class ReconstructionModule(nn.Module):
+    """Both passes, head and loss of Stage I in one ``forward``, so that whatever wraps it sees all of a step."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, sources: PackedBatch, targets: Decoding, weights_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Write text i of ``targets`` from the anchor of source i.
+
+        Returns:
+            The loss weighted by ``weights_T``, and each target token's loss [T] in nats.
+        """
+        backbone = self.embedder.backbone
+        with autocast(backbone.device, self.embedder.dtype):
+            anchors_NH = self.embedder(sources)
+            vectors_TH = insert_anchors(backbone.embed(targets.batch.tokens), anchors_NH, targets.batch)
+            states_TH = backbone.states(vectors_TH, targets.batch)
+            head = backbone.head
+            return linear_cross_entropy(
+                states_TH, head.weight, targets.targets, weights_T, head.bias, head.scale, head.softcap
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text to write: from which templated ids, which own tokens, and which direction that is."""
+
+    source: list[int]
+    text: list[int]
+    direction: Direction
+
+    @property
+    def cost(self) -> int:
+        """Tokens computed, in both passes."""
+        return len(self.source) + len(self.text) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once."""
+
+    module: nn.Module
+    device: torch.device
+    end_id: int
+    directions: Literal["both", "alternate", "q2d", "d2q"]
+    d2q_weight: float
+    budget: int
+
+    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
+        """Accumulate the gradient of L_I over the pairs; the micro-batches change nothing but memory."""
+        weights = self._weights(number)
+        rows = [[_row(pair, pair, direction) for direction in weights] for pair in pairs]
+        totals = _target_tokens([row for pair in rows for row in pair])
+        sums = dict.fromkeys(weights, 0.0)
+        per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
+        for run in micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget):
+            micro = [row for pair in rows[run.start : run.stop] for row in pair]
+            loss, losses = self._run(micro, per_token)
+            loss.backward()
+            for row, value in zip(micro, losses, strict=True):
+                sums[row.direction] += value
+        means = {direction: sums[direction] / totals[direction] for direction in weights}
+        total = sum(weights[direction] * mean for direction, mean in means.items())
+        return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
+
+    @torch.no_grad()
+    def report(self, pairs: Sequence[TokenPair]) -> Metrics:
+        """Loss and anchor gain of each direction on held-out pairs, in nats a token.
+
+        The gain is the loss with another pair's vector minus the loss with its own: how much of the text the vector
+        carries, beyond what the decoder knows about the domain.
+        """
+        metrics: Metrics = {}
+        strangers = [*pairs[1:], pairs[0]]
+        for direction in _DIRECTIONS:
+            own = self._mean_loss([_row(pair, pair, direction) for pair in pairs])
+            other = self._mean_loss(
+                [_row(stranger, pair, direction) for stranger, pair in zip(strangers, pairs, strict=True)]
+            )
+            metrics |= {f"held_out_{direction}": own, f"gain_{direction}": other - own}
+        return metrics
+
+    def _mean_loss(self, rows: Sequence[Row]) -> float:
+        """Mean loss over all target tokens of rows of one direction, in nats."""
+        runs = micro_batches([row.cost for row in rows], self.budget)
+        per_token = dict.fromkeys(_DIRECTIONS, 1.0)
+        total = sum(float(self._run(rows[run.start : run.stop], per_token)[0]) for run in runs)
+        return total / sum(len(row.text) + 1 for row in rows)
+
+    def _weights(self, number: int) -> dict[Direction, float]:
+        if self.directions == "both":
+            return {"q2d": 1 - self.d2q_weight, "d2q": self.d2q_weight}
+        if self.directions == "alternate":
+            return {_DIRECTIONS[number % 2]: 1.0}
+        return {self.directions: 1.0}
+
+    def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[float]]:
+        """Run the module: the weighted loss, and each row's summed loss in nats."""
+        sources = pack([row.source for row in rows]).to(self.device)
+        targets = decoding([row.text for row in rows], self.end_id).to(self.device)
+        weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
+        loss, losses_T = self.module(sources, targets, weights_N.repeat_interleave(targets.batch.lengths))
+        sums_N = torch.segment_reduce(losses_T, "sum", lengths=targets.batch.lengths)
+        return loss, sums_N.tolist()
+
+
+_DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
+
+
+def _row(source: TokenPair, target: TokenPair, direction: Direction) -> Row:
+    if direction == "q2d":
+        return Row(source.query, target.document_text, direction)
+    return Row(source.document, target.query_text, direction)
+
+
+def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
+    totals = dict.fromkeys((row.direction for row in rows), 0)
+    for row in rows:
+        totals[row.direction] += len(row.text) + 1
+    return totals
+
+
+# --- Stage II --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Contrastive:
+    """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget."""
+
+    module: nn.Module
+    device: torch.device
+    scale: float
+    hard_negatives: int
+    budget: int
+
+    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
+        """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
+        sequences, loss = self._problem(pairs)
+        value = cached_backward(self._embed, self._chunks(sequences), loss)
+        return {"loss": float(value)}
+
+    @torch.no_grad()
+    def report(self, pairs: Sequence[TokenPair]) -> Metrics:
+        """Loss on held-out pairs, each the others' negatives."""
+        sequences, loss = self._problem(pairs)
+        embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
+        return {"held_out_loss": float(loss(embeddings))}
+
+    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor]]:
+        queries = [pair.query for pair in pairs]
+        negatives = [negative for pair in pairs for negative in pair.negatives[: self.hard_negatives]]
+        documents = [pair.document for pair in pairs] + negatives
+        positives = list(range(len(pairs)))
+        excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives).to(self.device)
+        positives_Q = torch.tensor(positives, device=self.device)
+
+        def loss(embeddings: Tensor) -> Tensor:
+            queries_QH, documents_DH = embeddings[: len(queries)], embeddings[len(queries) :]
+            return info_nce(queries_QH, documents_DH, positives_Q, self.scale, excluded)
+
+        return queries + documents, loss
+
+    def _chunks(self, sequences: Sequence[list[int]]) -> list[PackedBatch]:
+        runs = micro_batches([len(sequence) for sequence in sequences], self.budget)
+        return [pack(sequences[run.start : run.stop]).to(self.device) for run in runs]
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        embeddings: Tensor = self.module(batch)
+        return embeddings
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What ``fit`` needs beside the step: the schedule and where things go."""
+
+    name: str
+    schedule: Schedule
+    folder: Path
+    resume: str  # what to type to continue
+    say: Callable[[str], None]
+
+
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then the decay to zero after the last step."""
+    if step < schedule.warmup_steps:
+        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
+    if schedule.decay == "none":
+        return schedule.learning_rate
+    done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    factor = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.learning_rate * factor
+
+
+def fit(
+    loop: Loop,
+    module: nn.Module,
+    accelerator: Accelerator,
+    step: Callable[[int, list[int]], Metrics],
+    order: Callable[[int], Iterator[list[int]]],
+    evaluate: Callable[[], Metrics],
+) -> None:
+    """Run the steps of a stage, from the last checkpoint if there is one.
+
+    Args:
+        loop: schedule and places.
+        module: its trainable weights are trained.
+        accelerator: for its trackers.
+        step: accumulates gradients for the pairs of one step.
+        order: the pairs of all steps from a given one on.
+        evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
+
+    Raises:
+        InputError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+        Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+    resumed = load_checkpoint(checkpoints, module, optimizer, loop.say)
+    first = resumed.step if resumed else 0
+    if resumed:
+        loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
+    log = _open_log(loop.folder / "log.jsonl", first)
+    module.train()
+    with log.open("a", encoding="utf-8") as sink, _stop_signals() as stop, progress_bar() as bar:
+        task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
+        for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
+            rate = learning_rate(number, schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            metrics = step(number, indices)
+            norm = float(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+            _check_finite(loop.name, number, metrics["loss"], norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            done = number + 1
+            metrics |= {"learning_rate": rate, "gradient_norm": norm}
+            if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
+                module.eval()
+                metrics |= evaluate()
+                module.train()
+            _record(sink, accelerator, loop.name, done, metrics)
+            bar.update(task, advance=1, note=_note(metrics))
+            if done % schedule.save_every == 0 or stop.is_set():
+                save_checkpoint(checkpoints, done, module, optimizer, {}, schedule.keep_checkpoints)
+            if stop.is_set():
+                raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
+
+
+class _Stop(threading.Event):
+    number = signal.SIGINT
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second SIGINT stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.number = signal.Signals(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Rate(ProgressColumn):
+    """Items a second, or seconds an item where that reads better."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.speed
+        if not speed:
+            return Text("-", style="progress.data.speed")
+        text = f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
+        return Text(text, style="progress.data.speed")
+
+
+def progress_bar() -> Progress:
+    """Progress with rate, time left and a note, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        speed_estimate_period=120,
+    )
+
+
+def _note(metrics: Metrics) -> str:
+    shown = ("loss", "gain_q2d", "gain_d2q", "held_out_loss")
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+
+
+def _check_finite(stage: str, step: int, loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise InputError(
+            f"{stage}: step {step + 1} has loss {loss} and gradient norm {norm}, which must be finite. "
+            "Lower the learning rate, or set model.precision=float32."
+        )
+
+
+def _open_log(path: Path, first: int) -> Path:
+    """Drop what the log says of steps after the checkpoint: they are run again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return path
+
+
+def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
+    sink.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in metrics.items()}}) + "\n")
+    sink.flush()
+    accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)
+
+
+# --- Stages from a recipe --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data of a run: pairs on disk, how they are split, and how they become tokens."""
+
+    store: PairStore
+    split: Split
+    embedder: Embedder
+
+    def tokens(self, indices: Sequence[int]) -> list[TokenPair]:
+        """Read and tokenise the pairs of a step."""
+        pairs: list[TextPair] = [self.store[index] for index in indices]
+        sources = [self.store.sources[self.store.source_of(index)] for index in indices]
+        return self.embedder.pairs.pairs(pairs, [source.instruction for source in sources])
+
+
+def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+    """Run the recipe's stages in order; finished ones are skipped, interrupted ones resumed. Returns the last model."""
+    if recipe.reconstruct is None and recipe.contrast is None:
+        raise InputError("recipe: both reconstruct and contrast are null. Keep one.")
+    model = Path(recipe.output)
+    if recipe.reconstruct is not None:
+        model = reconstruct(recipe, say, resume)
+    if recipe.contrast is not None:
+        model = contrast(recipe, say, resume)
+    return model
+
+
+def reconstruct(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+    """Stage I: train all weights to write each side of a pair from the other's anchor. Returns the model folder."""
+    settings = recipe.reconstruct
+    if settings is None:
+        raise InputError("recipe: reconstruct is null. Give it settings, or run contrast.")
+    return _run_stage(recipe, "reconstruct", settings, recipe.model.name, say, resume)
+
+
+def contrast(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+    """Stage II: contrastive learning from the Stage I model if it is complete. Returns the model folder."""
+    settings = recipe.contrast
+    if settings is None:
+        raise InputError("recipe: contrast is null. Give it settings, or run reconstruct.")
+    stage_one = stage_folder(recipe, "reconstruct") / "model"
+    complete = recipe.reconstruct is not None and (stage_one / METADATA).exists()
+    start = settings.from_ or (str(stage_one) if complete else recipe.model.name)
+    return _run_stage(recipe, "contrast", settings, start, say, resume)
+
+
+def stage_folder(recipe: Recipe, stage: StageName) -> Path:
+    """Folder of a stage: ``log.jsonl``, ``checkpoints/`` while it runs, ``model/`` when it is complete."""
+    return recipe.output / stage
+
+
+def _run_stage(
+    recipe: Recipe, stage: StageName, settings: Schedule, start: str, say: Callable[[str], None], resume: str
+) -> Path:
+    folder = stage_folder(recipe, stage)
+    target = folder / "model"
+    plan = _plan(recipe, stage, settings, start)
+    finished = read_metadata(target)
+    if finished is not None:
+        _same_plan(folder, finished.history.get("plan"), plan)
+        say(f"{stage}: finished before, kept: {target}")
+        return target
+    _same_plan(folder, _read_plan(folder), plan)
+    say(f"{stage}: starting from {start}")
+    prepared = _prepare(recipe, start, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+    seed_everything(recipe.seed)
+    accelerator = Accelerator(
+        cpu=prepared.embedder.backbone.device.type == "cpu", log_with=recipe.trackers or None, project_dir=str(folder)
+    )
+    if accelerator.num_processes > 1:
+        raise InputError(f"{accelerator.num_processes} processes: this version trains in one. Start one process.")
+    accelerator.init_trackers("anchorembed", config={"stage": stage})
+    module, run = _objective(prepared.embedder, settings)
+    held_out = prepared.tokens(prepared.split.held_out.tolist())
+    fit(
+        Loop(stage, settings, folder, resume, say),
+        module,
+        accelerator,
+        step=lambda number, indices: run.step(number, prepared.tokens(indices)),
+        order=lambda first: batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, first),
+        evaluate=lambda: run.report(held_out) if len(held_out) > 1 else {},
+    )
+    accelerator.end_training()
+    write_folder(target, lambda place: prepared.embedder.save(place, {"start": start, "plan": plan}))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    say(f"{stage}: complete: {target}")
+    return target
+
+
+def _objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
+    device, budget = embedder.backbone.device, settings.tokens_per_micro_batch
+    if isinstance(settings, Reconstruct):
+        module = ReconstructionModule(embedder)
+        end_id = embedder.pairs.end_id
+        return module, Reconstruction(module, device, end_id, settings.directions, settings.d2q_weight, budget)
+    if not isinstance(settings, Contrast):
+        raise TypeError(f"no stage has settings of type {type(settings).__name__}")
+    if settings.lora is not None:
+        lora = settings.lora
+        embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+    return embedder, Contrastive(embedder, device, settings.scale, settings.hard_negatives, budget)
+
+
+def _prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+    data, model = recipe.data, recipe.model
+    sources = [
+        SourceFile(source.name, source.path, data.instruction if source.instruction is None else source.instruction)
+        for source in data.sources
+    ]
+    store = open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+    parts = split(store, data.held_out, recipe.seed)
+    say(f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}")
+    embedder = Embedder.load(
+        start,
+        precision=model.precision,
+        device=model.device,
+        template=Template(**model.template.model_dump()) if model.template else None,
+        lengths=Lengths(data.query_tokens, data.document_tokens),
+        instruction=data.instruction,
+    )
+    return Prepared(store, parts, embedder)
+
+
+Plan = dict[str, Any]
+
+
+def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> Plan:
+    """What decides a stage's result, flat, as JSON values; what only decides its cost is left out."""
+    cost_only = {"save_every", "keep_checkpoints", "evaluate_every", "tokens_per_micro_batch"}
+    parts = {
+        "data": recipe.data.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json", exclude={"device"}),
+        stage: settings.model_dump(mode="json", by_alias=True, exclude=cost_only),
+    }
+    return _flatten(parts) | {"seed": recipe.seed, "start": start}
+
+
+def _flatten(values: object, prefix: str = "") -> Plan:
+    if isinstance(values, dict) and values:
+        items = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
+        return {key: value for item in items for key, value in item.items()}
+    return {prefix: values}
+
+
+def _read_plan(folder: Path) -> Plan | None:
+    path = folder / "plan.json"
+    if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
+        return None
+    plan: Plan = json.loads(path.read_text(encoding="utf-8"))
+    return plan
+
+
+def _same_plan(folder: Path, before: object, now: Plan) -> None:
+    """Refuse to continue what was started with other settings, and say which."""
+    if not isinstance(before, dict):
+        return
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        faults = [f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now." for key in changed]
+        raise InputError("\n".join([*faults, "Restore the recipe, choose another output, or delete that folder."]))
