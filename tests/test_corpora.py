@@ -13,7 +13,7 @@ from anchorembed.corpora import Docstring, Harvest, Package, collect_docstrings,
 from anchorembed.errors import InputError
 from anchorembed.records import read_collection, read_pairs
 
-NUMBERS = "one two three four five six seven eight nine ten".split()
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 REST = "The answer is worked out slowly, step by step, and then written down"
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_imported(tmp_path: Path) -> None:
 
 def test_files_that_do_not_parse_are_counted_and_passed_over(tmp_path: Path) -> None:
     package = write(tmp_path, "alpha", function("call", "Call it by name"))
-    (package.root / "template.py").write_text('"""A template."""\n{{ not python }}', encoding="utf-8")
+    (package.root / "template.py").write_text('"""A template."""\n{% not python %}', encoding="utf-8")
     (package.root / "zero.py").write_bytes(b'"""zero"""\n\0')
     (package.root / "coded.py").write_bytes(b'"""caf\xe9"""\n')
     (package.root / "gone.py").symlink_to(package.root / "nowhere.py")
@@ -215,7 +215,13 @@ def test_a_package_with_over_half_of_the_wanted_pairs_is_never_held_out() -> Non
     pairs += [Docstring(f"large{at:02}.f{n}", "", "") for at in range(10) for n in range(75)]
     _, held_out = corpora.split_packages(pairs, 0.1)
     assert {pair.name[:5] for pair in held_out} == {"small"}
-    assert 90 <= len(held_out) <= 110
+    assert len(held_out) == 90
+
+
+def test_a_package_that_would_overshoot_the_share_is_passed_over() -> None:
+    pairs = [Docstring(f"p{at:02}.f{n}", "", "") for at in range(25) for n in range(40)]
+    _, held_out = corpora.split_packages(pairs, 0.1)
+    assert len(held_out) == 80, "a third package would make 120 of the wanted 100"
 
 
 def test_too_few_packages_to_hold_any_out_is_an_error(tmp_path: Path, packages: list[Package]) -> None:
@@ -337,11 +343,20 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, packages: list[P
         harvest(tmp_path / "out" / "thesis.txt", packages)
 
 
-def test_installed_packages_hold_the_library_and_distributions_but_not_this_project() -> None:
+def test_installed_packages_hold_the_library_and_distributions_but_not_this_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("anchorembed", "neighbour"):
+        write(tmp_path, name, "")
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n", encoding="utf-8")
+        (tmp_path / f"{name}-1.0.dist-info" / "RECORD").write_text(f"{name}/__init__.py,,\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
     found = {package.name: package.root for package in corpora.installed_packages()}
     assert found["json"].is_dir()
     assert found["textwrap"].suffix == ".py"
     assert found["pytest"].is_dir()
+    assert found["neighbour"] == tmp_path / "neighbour"
     assert "anchorembed" not in found
     assert not {name for name in found if name.startswith("_") or name in ("idlelib", "turtledemo")}
 

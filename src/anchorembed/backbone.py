@@ -3,8 +3,6 @@
 Any causal decoder of transformers with rotary positions works, because nothing of it is rewritten: only its attention
 is swapped, through transformers' registry, for one that keeps packed sequences apart. Whether that, and the model's
 scales and soft-caps, are reproduced is measured on loading; where not, it is refused by name.
-
-scales and soft-caps, are reproduced is measured on loading, and if not the model is refused by name.
 """
 
 import hashlib
@@ -226,7 +224,7 @@ def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrained
         InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
     """
     folder, gguf = _locate(name)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **_weights_options(gguf))
@@ -304,7 +302,7 @@ def default_model_folder() -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         gguf = _download_default(Path(temporary))
         made = Path(temporary) / "model"
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, **_weights_options(gguf.name)
@@ -369,7 +367,7 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' own bars and notes while a model loads."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -144,10 +144,8 @@ def installed_packages() -> list[Package]:
     library = Path(sysconfig.get_path("stdlib"))
     roots = {name: library / name for name in sys.stdlib_module_names}
     for distribution in importlib.metadata.distributions():
-        if distribution.name != _OURSELVES:
-            tops = {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}
-            for top in tops:
-                roots.setdefault(top.removesuffix(".py"), Path(str(distribution.locate_file(top))).with_suffix(""))
+        for top in {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}:
+            roots.setdefault(top.removesuffix(".py"), Path(str(distribution.locate_file(top))).with_suffix(""))
     found = (Package(name, _source(root)) for name, root in sorted(roots.items()) if _is_public(name))
     return [package for package in found if package.root.exists()]
 

@@ -98,8 +98,8 @@ class Index:
     ) -> "Index":
         """Embed ``documents`` as they stream by and return the index written to ``folder``, replacing an older index.
 
-        ``progress`` is called with the number of documents embedded so far. Raises InputError if there are no
-        documents, if two share an id, or if ``folder`` holds something that is not an index.
+        ``progress`` is called with the number of documents embedded since the last call. Raises InputError if there are
+        no documents, if two share an id, or if ``folder`` holds something that is not an index.
         """
         if batch < 1:
             raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
@@ -248,7 +248,7 @@ def _write_table(
             table.add(pa.Table.from_batches(pending))
             pending, written = [], len(seen)
         if progress is not None:
-            progress(len(seen))
+            progress(len(group))
     if pending:
         table.add(pa.Table.from_batches(pending))
     # Merge the writes and drop the versions before them. An age of zero would warn about other readers; there are none.

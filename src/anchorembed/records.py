@@ -349,11 +349,11 @@ def _json_rows(path: Path) -> _Rows:
 def _parse_json(text: str) -> _Row | _BadRow:
     try:
         text.encode("utf-8")
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))
     except UnicodeEncodeError:
         return _BadRow("the line is not valid UTF-8")
     except json.JSONDecodeError as error:
-        return _BadRow(f"the line is not valid JSON ({error.msg} at column {error.colno})")
+        return _BadRow(f"the line is not valid JSON ({error.msg}, column {error.colno})")
     except (RecursionError, ValueError) as error:
         return _BadRow(f"the line's JSON is beyond what can be read ({error})")
     return value if isinstance(value, dict) else _BadRow(f"the line is {_kind(value)}, not a JSON object")

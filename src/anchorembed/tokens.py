@@ -119,7 +119,6 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     names = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     names["pad_token"] = names.get("pad_token") or template.end
     baked = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    baked.chat_template = tokenizer.chat_template
     baked.padding_side = "right"
     return baked
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from anchorembed.backbone import LoraSettings, cache_folder
 from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
-from anchorembed.contrastive import false_negatives, info_nce
+from anchorembed.contrastive import false_negatives, info_nce, similarities
 from anchorembed.embedder import METADATA, Embedder, read_metadata
 from anchorembed.errors import InputError
 from anchorembed.gradcache import cached_backward
@@ -197,10 +197,12 @@ class Contrastive:
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
-        """Loss on held-out pairs, each the others' negatives."""
+        """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
         sequences, loss = self._problem(pairs)
         embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
-        return {"held_out_loss": float(loss(embeddings))}
+        scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
+        right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
+        return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
 
     def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor]]:
         queries = [pair.query for pair in pairs]
@@ -358,7 +360,7 @@ def progress_bar() -> Progress:
 
 
 def _note(metrics: Metrics) -> str:
-    shown = ("loss", "gain_q2d", "gain_d2q", "held_out_loss")
+    shown = ("loss", "gain_q2d", "gain_d2q", "held_out_accuracy")
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
 
 

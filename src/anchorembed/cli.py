@@ -1,0 +1,169 @@
+"""The command line: verbs to functions. Faults a user can mend are printed alone, with exit code 2."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from anchorembed.config import Recipe, read_recipe, show_config
+from anchorembed.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=value.", show_default=False)]
+Show = Annotated[bool, typer.Option("--show-config", help="Print every key with its value and meaning, and stop.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop and count unusable lines of pairs.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, .gguf file or smollm2-135m.")]
+SideOption = Annotated[str, typer.Option("--side", help="query or document.")]
+
+
+@app.command()
+def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
+    """Train both stages; finished ones are skipped, interrupted ones resumed."""
+    _stages("train", recipe, set_, show, skip_bad)
+
+
+@app.command()
+def reconstruct(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
+    """Train Stage I alone: reconstruct each side of a pair from the other's anchor."""
+    _stages("reconstruct", recipe, set_, show, skip_bad)
+
+
+@app.command()
+def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
+    """Train Stage II alone: contrastive learning, from the Stage I model if it is complete."""
+    _stages("contrast", recipe, set_, show, skip_bad)
+
+
+@app.command()
+def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> None:
+    """Harvest docstrings, train with and without Stage I, measure, export and search."""
+    resolved = _resolve(recipe, set_, show, skip_bad=False)
+    if resolved is None:
+        return
+    from anchorembed.demo import demo as run
+    from anchorembed.demo import show as show_demo
+
+    show_demo(run(resolved, _say, _command()), Console())
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    folder: Annotated[Path, typer.Argument(help="BEIR folder: corpus.jsonl, queries.jsonl, qrels/.")],
+    split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure nDCG@10, MRR@10 and Recall@100 on a BEIR folder."""
+    from anchorembed.verbs import evaluate as run
+
+    means = run(model, folder, split=split).mean
+    _print(json.dumps(means) if as_json else "\n".join(f"{name:<12}{value:.4f}" for name, value in means.items()))
+
+
+@app.command()
+def encode(
+    model: ModelName,
+    texts: Annotated[Path, typer.Argument(help="JSONL with text, and _id or not; or .txt, a text a line.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
+    side: SideOption = "document",
+    instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
+) -> None:
+    """Embed texts into a Parquet file with columns id and vector."""
+    from anchorembed.verbs import encode as run
+
+    if side not in ("query", "document"):
+        raise InputError(f"--side: {side!r} is neither query nor document.")
+    count = run(model, texts, out, side="query" if side == "query" else "document", instruction=instruction)
+    _print(f"{count} vectors: {out}")
+
+
+@app.command()
+def search(
+    model: ModelName,
+    corpus: Annotated[Path, typer.Argument(help="JSONL with _id, optional title, and text.")],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    index: Annotated[
+        Path | None, typer.Option(help="Index folder; by default in the cache.", show_default=False)
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="Hits to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a hit a line.")] = False,
+) -> None:
+    """Search a corpus by meaning."""
+    from anchorembed.verbs import search as run
+
+    found = run(model, corpus, query, index=index, top_k=top_k)
+    _say(f"index {'reused' if found.reused else 'built'}: {found.index}")
+    for hit in found.hits:
+        record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}
+        line = f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:100]}"
+        _print(json.dumps(record, ensure_ascii=False) if as_json else line)
+
+
+@app.command()
+def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
+    """Write a sentence-transformers folder, reloaded and compared."""
+    from anchorembed.exporting import export as run
+
+    smallest = run(model, out)
+    _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")
+
+
+def main() -> None:
+    """Run the command line; the exit code is 2 for faults a user can mend, 130 or 143 when stopped."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)
+    except KeyboardInterrupt:
+        _fail("Stopped.", 130)
+
+
+def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, skip_bad: bool) -> None:
+    resolved = _resolve(recipe, set_, show, skip_bad)
+    if resolved is None:
+        return
+    from anchorembed import training
+
+    try:
+        getattr(training, verb)(resolved, _say, _command())
+    except training.Interrupted as stop:
+        _fail(str(stop), 128 + stop.signal)
+
+
+def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_bad: bool) -> Recipe | None:
+    """Read the recipe, or print the configuration and return None."""
+    if path is None:
+        if not show:
+            raise InputError("a recipe is needed, for example recipes/demo.yaml. --show-config prints every key.")
+        _print(show_config())
+        return None
+    recipe = read_recipe(path, [*(overrides or ()), *(["data.skip_bad=true"] if skip_bad else [])])
+    if show:
+        _print(show_config(recipe))
+        return None
+    return recipe
+
+
+def _command() -> str:
+    return shlex.join(["anchorembed", *sys.argv[1:]])
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(message, style="bold red", highlight=False, markup=False)
+    raise SystemExit(code)

@@ -1,0 +1,123 @@
+"""The demo: harvest docstrings, train with and without Stage I, measure on held-out packages, export, search.
+
+Everything that is there from an earlier run is reused, and said to be.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from anchorembed.config import Recipe
+from anchorembed.corpora import Harvest, harvest_docstrings
+from anchorembed.embedder import Embedder
+from anchorembed.evaluation import METRICS, chance, subset
+from anchorembed.exporting import export
+from anchorembed.indexing import Hit
+from anchorembed.records import Collection, read_collection, write_jsonl
+from anchorembed.training import train
+from anchorembed.verbs import score, search
+
+POOL = 500
+CLEARLY = 5.0  # times chance
+Means = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What the last screen shows."""
+
+    collection: Collection
+    rows: dict[str, Means]
+    searches: list[tuple[str, list[Hit]]]
+    exported: Path
+    run: Path
+    minutes: float
+
+
+def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
+    """Make or reuse the docstring pairs of this Python."""
+    made = harvest_docstrings(output / "data")
+    word = "reused" if made.reused else "harvested"
+    say(
+        f"data: {made.counts.train} docstring pairs {word}, {made.counts.held_out} held out from "
+        f"{len(made.held_out_packages)} whole packages: {made.folder}"
+    )
+    return made
+
+
+def demo(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Demo:
+    """Run the demo of a recipe whose data is what ``harvest`` makes under its output folder."""
+    started = time.monotonic()
+    made = harvest(recipe.output, say)
+    collection = subset(read_collection(made.collection), POOL)
+    alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
+    say("--- contrastive only ---")
+    without = train(alone, say, resume)
+    say("--- Stage I + contrastive ---")
+    anchored = train(recipe, say, resume)
+    models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
+    rows = {"chance": chance(collection)}
+    for name, model in models.items():
+        rows[name] = _measure(recipe.output / "evaluation", name, model, collection, say)
+    exported = recipe.output / "export"
+    if exported.exists():
+        say(f"export: kept: {exported}")
+    else:
+        say(f"export: {exported}, cosine to ours at least {export(anchored, exported):.6f}")
+    searches = _searches(anchored, collection, recipe.output / "index")
+    return Demo(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
+
+
+def show(result: Demo, console: Console) -> None:
+    """Print the last screen: table, searches, paths."""
+    size = f"{len(result.collection.queries)} queries, {len(result.collection.documents)} documents"
+    table = Table(title=f"Held-out packages: {size}", title_justify="left")
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for name, means in result.rows.items():
+        table.add_row(name, *(f"{means[metric]:.3f}" for metric in METRICS))
+    console.print(table)
+    best = max(result.rows[name]["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
+    times = best / result.rows["chance"]["nDCG@10"]
+    if times < CLEARLY:
+        console.print(
+            f"No trained row is clearly above chance (best {times:.1f} x, wanted {CLEARLY:.0f} x). Train longer: "
+            "anchorembed train recipes/docstrings.yaml takes some hours on 2 cores."
+        )
+    for query, hits in result.searches:
+        console.print(f"\n[bold]{query}[/bold]", highlight=False)
+        for hit in hits:
+            snippet = " ".join(hit.text.split())[:90]
+            console.print(f"  {hit.rank}. {hit.score:.3f}  {hit.id}: {snippet}", highlight=False, markup=False)
+    console.print(f"\nexported model: {result.exported}\nrun folder:     {result.run}", highlight=False)
+    console.print(f"took {result.minutes:.1f} minutes", highlight=False)
+
+
+def _measure(folder: Path, name: str, model: str, collection: Collection, say: Callable[[str], None]) -> Means:
+    """Scores of a model on the collection, from an earlier run if weights and collection are the same."""
+    embedder = Embedder.load(model)
+    path = folder / f"{name.replace(' ', '-')}.json"
+    key = {"model": embedder.fingerprint, "collection": collection.name, "documents": len(collection.documents)}
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["key"] == key:
+            say(f"evaluation: {name}: reused")
+            return dict(saved["mean"])
+    scores = score(embedder, collection)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"key": key, "mean": scores.mean}, indent=2), encoding="utf-8")
+    return scores.mean
+
+
+def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:
+    """Three held-out queries, spread over the collection, with their top hits."""
+    corpus = folder.parent / "corpus.jsonl"
+    write_jsonl(corpus, ({"_id": document.id, "text": document.text} for document in collection.documents))
+    queries = collection.queries[:: max(1, len(collection.queries) // 3)][:3]
+    return [(query.text, search(model, corpus, query.text, index=folder, top_k=3).hits) for query in queries]

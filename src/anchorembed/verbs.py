@@ -1,0 +1,115 @@
+"""The command line's verbs as functions: load a model, read files, show progress, return a value."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anchorembed.backbone import cache_folder
+from anchorembed.embedder import Embedder, Side
+from anchorembed.errors import InputError
+from anchorembed.evaluation import Scores, evaluate_collection
+from anchorembed.indexing import Floats, Hit, open_or_build
+from anchorembed.records import Collection, Document, read_collection, read_texts
+from anchorembed.training import progress_bar
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Hits of one query, and whether the index was there already."""
+
+    hits: list[Hit]
+    index: Path
+    reused: bool
+
+
+def evaluate(model: str | Path, folder: Path, *, split: str = "test") -> Scores:
+    """Score a model on a BEIR folder: nDCG@10, MRR@10 and Recall@100 by trec_eval's definitions."""
+    collection = read_collection(folder, split)
+    return score(Embedder.load(model), collection)
+
+
+def score(embedder: Embedder, collection: Collection) -> Scores:
+    """Score an embedder on a collection, with a progress bar."""
+    total = len(collection.documents) + len(collection.queries)
+    with _bar(f"embedding {collection.name}", total) as advance:
+        return evaluate_collection(_Shown(embedder, advance), collection)
+
+
+def encode(
+    model: str | Path, texts: Path, out: Path, *, side: Side = "document", instruction: str | None = None
+) -> int:
+    """Embed a file of texts into a Parquet file with columns ``id`` and ``vector``; returns the number of texts."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
+    documents = read_texts(texts)
+    first = next(documents)  # a fault in the first line shows before the model is loaded
+    embedder = Embedder.load(model)
+    ids: list[str] = []
+    schema = pa.schema({"id": pa.string(), "vector": pa.list_(pa.float32(), embedder.dimension)})
+    temporary = out.with_name(f".{out.name}.part")
+    rows = 0
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer, _bar("embedding", None) as advance:
+            for vectors in embedder.stream(_texts(chain([first], documents), ids), side, instruction, progress=advance):
+                done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), embedder.dimension)
+                writer.write_table(pa.table([pa.array(done, pa.string()), flat], schema=schema))
+                rows += len(vectors)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def search(model: str | Path, corpus: Path, query: str, *, index: Path | None = None, top_k: int = 10) -> Search:
+    """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model."""
+    if not query.strip():
+        raise InputError("search: the query is empty. Give some words.")
+    if top_k < 1:
+        raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
+    if not corpus.is_file():
+        raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
+    embedder = Embedder.load(model)
+    if index is None:
+        index = cache_folder() / "indexes" / f"{corpus.stem}-{embedder.fingerprint[:16]}"
+    with _bar("indexing", None) as advance:
+        opened, reused = open_or_build(embedder, corpus, index, progress=advance)
+    return Search(opened.search(embedder, query, top_k), index, reused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An encoder that moves a progress bar."""
+
+    embedder: Embedder
+    advance: Callable[[int], None]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.embedder.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self.embedder.dimension
+
+    def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
+        return self.embedder.encode(texts, side, progress=self.advance)
+
+
+@contextmanager
+def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    with progress_bar() as bar:
+        task = bar.add_task(name, total=total, note="")
+        yield lambda done: bar.advance(task, done)
+
+
+def _texts(documents: Iterator[Document], ids: list[str]) -> Iterator[str]:
+    """Yield texts and note their ids."""
+    for document in documents:
+        ids.append(document.id)
+        yield document.text

@@ -1,0 +1,94 @@
+"""A text's embedding is the state at its EOS and depends on nothing but the text."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+
+from anchorembed.embedder import METADATA, Embedder, read_metadata
+from anchorembed.errors import InputError
+from anchorembed.packing import pack
+from anchorembed.tokens import Lengths, Template, instruct
+
+
+def texts(count: int = 60) -> list[str]:
+    rng = random.Random(3)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(count)]
+
+
+def test_embedding_does_not_depend_on_its_batch(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = embedder.encode(texts())
+    alone = np.concatenate([embedder.encode([text]) for text in texts()])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    monkeypatch.setattr("anchorembed.embedder._TOKENS", 64)
+    monkeypatch.setattr("anchorembed.embedder._WINDOW", 7)
+    np.testing.assert_allclose(embedder.encode(iter(texts())), together, atol=1e-5)
+    backwards = embedder.encode(texts()[::-1])[::-1]
+    np.testing.assert_allclose(backwards, together, atol=1e-5)
+
+
+def test_the_anchor_is_the_state_at_eos(embedder: Embedder) -> None:
+    sequences = embedder.pairs.templated(texts(5), 48)
+    batch = pack(sequences)
+    found = embedder(batch)
+    states = embedder.backbone.states(embedder.backbone.embed(batch.tokens), batch)
+    ends = (batch.tokens == embedder.pairs.end_id).nonzero().flatten()
+    torch.testing.assert_close(found, states[ends])
+
+
+def test_shape_length_and_kind(embedder: Embedder) -> None:
+    vectors = embedder.encode(texts(3))
+    assert vectors.shape == (3, 32)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    raw = embedder.encode(texts(3), normalize=False)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), vectors, atol=1e-5)
+    assert embedder.encode([]).shape == (0, 32)
+
+
+def test_sides_and_instructions(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48), instruction="find code")
+    plain = embedder.encode(["sort"], side="document")
+    query = embedder.encode(["sort"], side="query")
+    np.testing.assert_allclose(query, embedder.encode([instruct("find code") + "sort"], side="query", instruction=""))
+    np.testing.assert_allclose(plain, embedder.encode(["sort"], side="query", instruction=""), atol=1e-6)
+    assert np.abs(plain - query).max() > 1e-3
+
+
+def test_saved_and_loaded_it_is_the_same(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "model", {"stage": "test"})
+    again = Embedder.load(tmp_path / "model", precision="float32")
+    np.testing.assert_array_equal(again.encode(texts()), embedder.encode(texts()))
+    assert again.fingerprint == embedder.fingerprint
+    assert again.metadata.lengths == Lengths(24, 48)
+    assert again.metadata.history["stage"] == "test"
+
+
+def test_other_weights_or_template_have_another_fingerprint(embedder: Embedder, tiny_folder: Path) -> None:
+    other = Embedder.load(tiny_folder, precision="float32", template=Template("", "query: ", "", "</s>"))
+    assert other.fingerprint != embedder.fingerprint
+
+
+def test_bfloat16_is_near_float32(tiny_folder: Path) -> None:
+    exact = Embedder.load(tiny_folder, precision="float32").encode(texts())
+    rough = Embedder.load(tiny_folder, precision="bfloat16").encode(texts())
+    assert (exact * rough).sum(1).min() > 0.999
+    assert np.abs(exact - rough).max() > 0
+
+
+def test_wrong_use_is_named(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="one string"):
+        embedder.encode("text")
+    with pytest.raises(InputError, match="'doc'"):
+        embedder.encode(["text"], side="doc")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="0 GPUs found|is not a device"):
+        Embedder.load("x", device="cuda:99")
+
+
+def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+    (tmp_path / METADATA).write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        read_metadata(tmp_path)

@@ -1,0 +1,46 @@
+"""Packing loses nothing, and the attention plan is a way there and back."""
+
+import pytest
+import torch
+
+from anchorembed.errors import InputError
+from anchorembed.packing import micro_batches, pack
+
+SEQUENCES = [[5, 6, 7], [8], [9] * 20, [1, 2], [3] * 18]
+
+
+def test_offsets_mark_where_each_text_begins() -> None:
+    batch = pack(SEQUENCES)
+    assert len(batch) == 5
+    cuts = batch.offsets.tolist()
+    assert [batch.tokens[a:b].tolist() for a, b in zip(cuts[:-1], cuts[1:], strict=True)] == SEQUENCES
+    assert batch.tokens[batch.anchors].tolist() == [sequence[-1] for sequence in SEQUENCES]
+    assert batch.positions.tolist() == [i for sequence in SEQUENCES for i in range(len(sequence))]
+
+
+def test_attention_plan_goes_there_and_back() -> None:
+    batch = pack(SEQUENCES)
+    plan = batch.plan
+    assert int(plan.real.sum()) == len(batch.tokens)
+    assert torch.equal(batch.tokens[plan.into][plan.back], batch.tokens)
+    assert torch.equal(plan.into[plan.real].sort().values, torch.arange(len(batch.tokens)))
+    assert sum(size * length for size, length in plan.shapes) <= 1.25 * len(batch.tokens)
+
+
+@pytest.mark.parametrize("sequences", [[], [[1], []]])
+def test_nothing_to_pack_is_an_error(sequences: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        pack(sequences)
+
+
+def test_micro_batches_keep_order_and_budget() -> None:
+    costs = [3, 4, 5, 1, 1, 7]
+    runs = list(micro_batches(costs, 8))
+    assert [i for run in runs for i in run] == list(range(6))
+    assert all(sum(costs[i] for i in run) <= 8 for run in runs)
+    assert len(runs) == 3
+
+
+def test_a_budget_too_small_for_one_pair_is_an_error() -> None:
+    with pytest.raises(InputError, match="tokens_per_micro_batch: 6 is too small for one pair of 7 tokens"):
+        list(micro_batches([3, 7], 6))

@@ -1,0 +1,164 @@
+"""Stage I's loss equals a plain computation, in chunks or whole, and every target is where it should be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model, tiny_tokenizer
+from torch import Tensor
+
+from anchorembed import reconstruction
+from anchorembed.backbone import Backbone, reproduce
+from anchorembed.embedder import Embedder, Metadata
+from anchorembed.reconstruction import decoding, linear_cross_entropy
+from anchorembed.records import TextPair
+from anchorembed.tokens import Lengths, Template, TokenPair, bake
+from anchorembed.training import Reconstruction, ReconstructionModule
+
+PAIRS = [
+    TextPair("sort a list", "the values of a list are sorted in place"),
+    TextPair("x", "one"),
+    TextPair("open a file and read all its lines", "no"),
+    TextPair("delete", "the folder and all files in it are deleted, links are not followed " * 3),
+]
+TEMPLATE = Template("<s>", "user: ", "", "</s>")
+
+
+def make(name: str) -> tuple[Embedder, list[TokenPair]]:
+    backbone = Backbone(tiny_model(name).eval())
+    reproduce(backbone, name)
+    embedder = Embedder(backbone, bake(tiny_tokenizer(), TEMPLATE), Metadata(TEMPLATE, Lengths(24, 40)))
+    return embedder, embedder.pairs.pairs(PAIRS, ["", "Query: ", "", ""])
+
+
+def stage(embedder: Embedder, **changes: object) -> Reconstruction:
+    settings = Reconstruction(
+        ReconstructionModule(embedder), torch.device("cpu"), embedder.pairs.end_id, "both", 0.8, 10_000
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def plain_loss(name: str, pairs: list[TokenPair]) -> tuple[Tensor, torch.nn.Module]:
+    """0.8 D2Q + 0.2 Q2D: one pair at a time, all logits at once, by the model's own forward with its own attention."""
+    model = tiny_model(name).eval()
+    model.set_attn_implementation("eager")
+    embedding = model.get_input_embeddings()
+    scale = getattr(model.config, "embedding_multiplier", 1.0)  # Granite multiplies whatever vectors it is given
+    end = pairs[0].query[-1]
+    total = torch.zeros(())
+    for weight, sides in ((0.2, [(p.query, p.document_text) for p in pairs]), (0.8, [(p.document, p.query_text) for p in pairs])):
+        losses = []
+        for source, text in sides:
+            states = model.base_model(input_ids=torch.tensor([source]), use_cache=False).last_hidden_state
+            anchor = states[0, -1:] / scale
+            inputs = torch.cat([anchor, embedding(torch.tensor(text))]) if text else anchor
+            logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0]
+            losses.append(F.cross_entropy(logits, torch.tensor([*text, end]), reduction="none"))
+        total = total + weight * torch.cat(losses).mean()
+    return total, model
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "gemma2", "granite", "qwen3", "mistral"])
+def test_loss_and_gradients_equal_a_plain_computation(name: str) -> None:
+    embedder, pairs = make(name)
+    expected, model = plain_loss(name, pairs)
+    expected.backward()
+    metrics = stage(embedder).step(0, pairs)
+    assert metrics["loss"] == pytest.approx(float(expected), abs=1e-5)
+    ours = dict(embedder.backbone.model.named_parameters())
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[key].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("budget", [130, 170, 260])
+def test_accumulation_equals_one_big_batch(budget: int) -> None:
+    whole, pairs = make("llama")
+    parts, _ = make("llama")
+    one = stage(whole).step(0, pairs)
+    several = stage(parts, budget=budget).step(0, pairs)
+    assert one == pytest.approx(several, abs=1e-5)
+    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_of_means_would_be_seen() -> None:
+    """The texts are so unequal that averaging micro-batch means gives another loss: the test above can fail."""
+    embedder, pairs = make("llama")
+    means = [stage(embedder).step(0, [pair])["loss"] for pair in pairs]
+    assert abs(sum(means) / len(means) - stage(embedder).step(0, pairs)["loss"]) > 1e-3
+
+
+def test_the_anchor_is_adjacent_to_the_first_target_whatever_the_batch() -> None:
+    texts = [[7, 8, 9], [4], [], [5] * 30]
+    laid = decoding(texts, end_id=2)
+    for text, start, anchor in zip(texts, laid.batch.starts.tolist(), laid.batch.anchors.tolist(), strict=True):
+        assert laid.targets[start : anchor + 1].tolist() == [*text, 2]
+        assert laid.batch.tokens[start + 1 : anchor + 1].tolist() == text
+
+
+def test_every_target_sends_gradient_into_the_encoder() -> None:
+    embedder, pairs = make("llama")
+    laid = decoding([pair.document_text for pair in pairs], embedder.pairs.end_id)
+    anchors = torch.randn(len(pairs), 32, requires_grad=True)
+    backbone = embedder.backbone
+    vectors = reconstruction.insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.batch)
+    states = backbone.states(vectors, laid.batch)
+    owner = torch.arange(len(pairs)).repeat_interleave(laid.batch.lengths)
+    for position in range(len(laid.targets)):
+        weights = torch.zeros(len(laid.targets))
+        weights[position] = 1.0
+        loss, _ = linear_cross_entropy(states, backbone.head.weight, laid.targets, weights)
+        (gradient,) = torch.autograd.grad(loss, anchors, retain_graph=True)
+        touched = gradient.abs().sum(1).nonzero().flatten().tolist()
+        assert touched == [int(owner[position])]
+
+
+def test_targets_are_the_text_and_eos_only() -> None:
+    embedder, pairs = make("llama")
+    laid = decoding([pair.query_text for pair in pairs], embedder.pairs.end_id)
+    assert embedder.tokenizer.decode(laid.targets.tolist()) == "".join(pair.query + "</s>" for pair in PAIRS)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_chunked_equals_full(softcap: float | None, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, requires_grad=True)
+
+    states, weight, bias = leaf(70, 8), leaf(50, 8), leaf(50) if biased else None
+    targets = torch.randint(50, (70,), generator=generator)
+    weights = torch.rand(70, generator=generator)
+    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", 50 * 20)
+    loss, losses = linear_cross_entropy(states, weight, targets, weights, bias, 1.5, softcap)
+    (loss * 3).backward()
+    leaves = [leaf for leaf in (states, weight, bias) if leaf is not None]
+    found = [leaf.grad for leaf in leaves]
+    logits = 1.5 * F.linear(states, weight) if bias is None else 1.5 * F.linear(states, weight, bias / 1.0)
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    full = F.cross_entropy(capped, targets, reduction="none")
+    expected = torch.autograd.grad((full * weights).sum() * 3, leaves)
+    torch.testing.assert_close(losses, full.detach(), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_directions() -> None:
+    embedder, pairs = make("llama")
+    both = stage(embedder).step(0, pairs)
+    first, second = (stage(embedder, directions="alternate").step(number, pairs) for number in (0, 1))
+    assert first["loss"] == pytest.approx(both["loss_q2d"], abs=1e-5)
+    assert second["loss"] == pytest.approx(both["loss_d2q"], abs=1e-5)
+    assert both["loss"] == pytest.approx(0.8 * both["loss_d2q"] + 0.2 * both["loss_q2d"], abs=1e-5)
+
+
+def test_anchor_gain_is_zero_for_vectors_that_say_nothing() -> None:
+    """If every anchor is the same, another pair's vector is as good; if they differ, a gain can show."""
+    embedder, pairs = make("llama")
+    ordinary = stage(embedder).report(pairs)
+    assert abs(ordinary["gain_q2d"]) > 1e-4
+    same = [replace(pair, query=pairs[0].query, document=pairs[0].document) for pair in pairs]
+    assert stage(embedder).report(same)["gain_q2d"] == pytest.approx(0.0, abs=1e-6)
+    assert stage(embedder).report(same)["gain_d2q"] == pytest.approx(0.0, abs=1e-6)

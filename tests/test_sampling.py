@@ -1,0 +1,61 @@
+"""A step's pairs come from one source, share no text, and are the same for the same seed."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from conftest import write_pairs
+
+from anchorembed.errors import InputError
+from anchorembed.sampling import batches, split
+from anchorembed.store import PairStore, SourceFile, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PairStore:
+    one, two = write_pairs(tmp_path / "one.jsonl", 60), tmp_path / "two.jsonl"
+    rows = [{"query": f"q{i // 2}", "positive": f"p{i // 3}"} for i in range(60)]
+    two.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return open_store([SourceFile("one", one), SourceFile("two", two)], tmp_path / "cache")
+
+
+def first(store: PairStore, count: int, seed: int = 0, start: int = 0) -> list[list[int]]:
+    return list(islice(batches(store, split(store, 8, seed).train, 8, seed, start), count))
+
+
+def test_one_source_and_no_text_twice(store: PairStore) -> None:
+    for batch in first(store, 40):
+        pairs = [store[i] for i in batch]
+        assert len({pair.source for pair in pairs}) == 1
+        assert len({pair.query for pair in pairs}) == len({pair.positive for pair in pairs}) == len(batch) == 8
+
+
+def test_deterministic_fresh_each_epoch_and_resumable(store: PairStore) -> None:
+    steps = first(store, 40)
+    assert steps == first(store, 40)
+    assert steps != first(store, 40, seed=1)
+    assert first(store, 20, start=20) == steps[20:]
+    seen: list[frozenset[int]] = [frozenset(batch) for batch in steps]
+    assert len(set(seen)) > 35
+
+
+def test_held_out_texts_are_never_trained_on(store: PairStore) -> None:
+    parts = split(store, 8, 0)
+    held = [store[int(i)] for i in parts.held_out]
+    trained = [store[int(i)] for i in parts.train]
+    assert len(held) == 8
+    assert not {pair.query for pair in held} & {pair.query for pair in trained}
+    assert not {pair.positive for pair in held} & {pair.positive for pair in trained}
+
+
+def test_a_source_smaller_than_a_step_is_used(tmp_path: Path) -> None:
+    store = open_store([SourceFile("a", write_pairs(tmp_path / "a.jsonl", 5))], tmp_path / "cache")
+    steps = list(islice(batches(store, split(store, 0, 0).train, 8, 0), 3))
+    assert [len(batch) for batch in steps] == [5, 5, 5]
+
+
+def test_too_few_pairs(tmp_path: Path) -> None:
+    store = open_store([SourceFile("a", write_pairs(tmp_path / "a.jsonl", 1))], tmp_path / "cache")
+    with pytest.raises(InputError, match="1 pairs are left"):
+        split(store, 0, 0)
