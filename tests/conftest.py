@@ -37,10 +37,29 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 4},
     "granite": {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "attention_multiplier": 0.3},
 }
-WORDS = "read write open sort return delete file row table server list value folder link order line".split()
+WORDS = [
+    "read",
+    "write",
+    "open",
+    "sort",
+    "return",
+    "delete",
+    "file",
+    "row",
+    "table",
+    "server",
+    "list",
+    "value",
+    "folder",
+    "link",
+    "order",
+    "line",
+]
 
 
-def tiny_tokenizer(chat_template: str | None = None, special: tuple[str, ...] = (), **names: str) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    chat_template: str | None = None, special: tuple[str, ...] = (), **names: str
+) -> PreTrainedTokenizerFast:
     """Return a fresh tokenizer with extra special tokens and, if given, a chat template."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(DATA / "tokenizer.json"), **(names or SPECIALS))
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed import backbone as backbone_module
 from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.packing import AttentionPlan, PackedBatch, pack
+from conftest import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 LENGTHS = (3, 17, 9, 1, 16)
@@ -103,7 +103,9 @@ def test_scales_are_measured() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "mamba"])
 def test_other_architectures_are_refused_by_name(kind: str) -> None:
-    config = AutoConfig.for_model(kind, vocab_size=400, hidden_size=32, num_hidden_layers=2, n_layer=2, n_head=4, n_embd=32)
+    config = AutoConfig.for_model(
+        kind, vocab_size=400, hidden_size=32, num_hidden_layers=2, n_layer=2, n_head=4, n_embd=32
+    )
     with pytest.raises(InputError, match=kind):
         reproduce(Backbone(AutoModelForCausalLM.from_config(config).eval()), kind)
 

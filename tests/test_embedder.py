@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS
 
 from anchorembed.embedder import METADATA, Embedder, read_metadata
 from anchorembed.errors import InputError
 from anchorembed.packing import pack
 from anchorembed.tokens import Lengths, Template, instruct
+from conftest import WORDS
 
 
 def texts(count: int = 60) -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from anchorembed import reconstruction
@@ -15,6 +14,7 @@ from anchorembed.reconstruction import decoding, linear_cross_entropy
 from anchorembed.records import TextPair
 from anchorembed.tokens import Lengths, Template, TokenPair, bake
 from anchorembed.training import Reconstruction, ReconstructionModule
+from conftest import tiny_model, tiny_tokenizer
 
 PAIRS = [
     TextPair("sort a list", "the values of a list are sorted in place"),
@@ -47,7 +47,10 @@ def plain_loss(name: str, pairs: list[TokenPair]) -> tuple[Tensor, torch.nn.Modu
     scale = getattr(model.config, "embedding_multiplier", 1.0)  # Granite multiplies whatever vectors it is given
     end = pairs[0].query[-1]
     total = torch.zeros(())
-    for weight, sides in ((0.2, [(p.query, p.document_text) for p in pairs]), (0.8, [(p.document, p.query_text) for p in pairs])):
+    for weight, sides in (
+        (0.2, [(p.query, p.document_text) for p in pairs]),
+        (0.8, [(p.document, p.query_text) for p in pairs]),
+    ):
         losses = []
         for source, text in sides:
             states = model.base_model(input_ids=torch.tensor([source]), use_cache=False).last_hidden_state

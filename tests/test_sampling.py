@@ -5,11 +5,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from conftest import write_pairs
 
 from anchorembed.errors import InputError
 from anchorembed.sampling import batches, split
 from anchorembed.store import PairStore, SourceFile, open_store
+from conftest import write_pairs
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from conftest import write_pairs
 
 from anchorembed.errors import InputError
 from anchorembed.records import read_pairs
 from anchorembed.store import SourceFile, open_store
+from conftest import write_pairs
 
 
 def test_round_trip_and_reuse(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from conftest import tiny_tokenizer
 from transformers import AutoTokenizer
 
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair
 from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_template, instruct
+from conftest import tiny_tokenizer
 
 LLAMA3 = (
     "{{ bos_token }}<|start|>system<|stop|>\n\nToday Date: {{ strftime_now('%d %b %Y') }}\n\n<|eot|>"
@@ -31,7 +31,11 @@ PHI = (
     "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 )
 CASES = {
-    "llama-3": (LLAMA3, ("<|start|>", "<|stop|>", "<|eot|>"), Template("<s>", "<|start|>user<|stop|>\n\n", "", "<|eot|>")),
+    "llama-3": (
+        LLAMA3,
+        ("<|start|>", "<|stop|>", "<|eot|>"),
+        Template("<s>", "<|start|>user<|stop|>\n\n", "", "<|eot|>"),
+    ),
     "qwen": (QWEN, ("<|im_start|>", "<|im_end|>"), Template("", "<|im_start|>user\n", "", "<|im_end|>")),
     "mistral": (MISTRAL, (), Template("<s>", "[INST] ", "[/INST]", "</s>")),
     "mistral-control-tokens": (MISTRAL, ("[INST]", "[/INST]"), Template("<s>", "[INST] ", "[/INST]", "</s>")),
@@ -62,7 +66,11 @@ def test_base_without_bos() -> None:
 
 @pytest.mark.parametrize(
     ("chat_template", "names"),
-    [("{{ raise_exception('no') }}", {"eos_token": "</s>"}), ("nothing", {"eos_token": "</s>"}), (None, {"pad_token": "x"})],
+    [
+        ("{{ raise_exception('no') }}", {"eos_token": "</s>"}),
+        ("nothing", {"eos_token": "</s>"}),
+        (None, {"pad_token": "x"}),
+    ],
 )
 def test_what_cannot_be_derived_says_how_to_give_it(chat_template: str | None, names: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"Set model\.template"):
@@ -98,7 +106,9 @@ def test_targets_have_neither_header_nor_instruction() -> None:
     pairs = PairTokenizer(tokenizer, Lengths(40, 24))
     pair = TextPair("sort a list", "the values are sorted", ("delete the file",))
     (tokens,) = pairs.pairs([pair], [instruct("find code")])
-    assert tokenizer.decode(tokens.query) == "<s><|start|>user<|stop|>\n\nInstruct: find code\nQuery: sort a list<|eot|>"
+    assert (
+        tokenizer.decode(tokens.query) == "<s><|start|>user<|stop|>\n\nInstruct: find code\nQuery: sort a list<|eot|>"
+    )
     assert tokenizer.decode(tokens.document) == "<s><|start|>user<|stop|>\n\nthe values are sorted<|eot|>"
     assert tokenizer.decode(tokens.query_text) == "sort a list"
     assert tokenizer.decode(tokens.document_text) == "the values are sorted"
@@ -113,8 +123,9 @@ def test_saved_and_reloaded_it_is_the_same(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for text in ("", "sort the list", "文 " * 30):
-        assert again(text, truncation=True, max_length=12)["input_ids"] == (
-            tokenizer(text, truncation=True, max_length=12)["input_ids"]
+        assert (
+            again(text, truncation=True, max_length=12)["input_ids"]
+            == (tokenizer(text, truncation=True, max_length=12)["input_ids"])
         )
 
 

@@ -1,0 +1,70 @@
+"""A checkpoint is complete or not there, and what it restores is what was saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from anchorembed.checkpoint import checkpoints, load_checkpoint, save_checkpoint, write_folder
+from anchorembed.errors import InputError
+
+
+def trained(steps: int) -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(steps):
+        layer(torch.rand(2, 3)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return layer, optimizer
+
+
+def test_restores_weights_moments_and_random_state(tmp_path: Path) -> None:
+    layer, optimizer = trained(3)
+    save_checkpoint(tmp_path, 3, layer, optimizer, {"note": "x"}, keep=2)
+    expected = torch.rand(4)
+    other, fresh = trained(0)
+    resumed = load_checkpoint(tmp_path, other, fresh, warn=print)
+    assert resumed is not None
+    assert (resumed.step, resumed.state["note"]) == (3, "x")
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(other.weight, layer.weight)
+    for key, value in optimizer.state[layer.weight].items():
+        assert torch.equal(fresh.state[other.weight][key], value)
+
+
+def test_only_the_last_are_kept_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    layer, optimizer = trained(1)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, layer, optimizer, {}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000003", "step-000002"]
+    (tmp_path / "step-000003" / "weights.safetensors").write_bytes(b"\x00" * 20)
+    said: list[str] = []
+    resumed = load_checkpoint(tmp_path, *trained(0), warn=said.append)
+    assert resumed is not None
+    assert resumed.step == 2
+    assert "step-000003: damaged" in said[0]
+
+
+def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "none", *trained(0), warn=print) is None
+
+
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    write_folder(target, lambda folder: _write(folder, "old"))
+
+    def fail(folder: Path) -> None:
+        _write(folder, "half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left on device"):
+        write_folder(target, fail)
+    assert (target / "file").read_text(encoding="utf-8") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def _write(folder: Path, text: str) -> None:
+    (folder / "file").write_text(text, encoding="utf-8")

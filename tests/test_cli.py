@@ -1,0 +1,192 @@
+"""The command line from recipe to answers on a tiny model, and one clear message for every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from anchorembed import cli
+from conftest import write_pairs
+
+Run = Any
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["anchorembed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 60)
+    stage = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "evaluate_every": 2, "learning_rate": 1e-3}
+    values = {
+        "data": {"sources": [{"name": "p", "path": str(pairs)}], "query_tokens": 24, "document_tokens": 48},
+        "model": {"name": str(tiny_folder), "device": "cpu"},
+        "reconstruct": stage,
+        "contrast": stage,
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": f"title {i}", "text": f"sort the list {i}"} for i in range(12)]
+    queries = [{"_id": f"q{i}", "text": f"list {i}"} for i in range(3)]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(3))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: Path) -> None:
+    code, _, err = run("train", recipe)
+    assert code == 0, err
+    model = tmp_path / "run" / "contrast" / "model"
+    assert str(model) in err
+    code, out, err = run("evaluate", model, collection, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)) == {"nDCG@10", "MRR@10", "Recall@100"}
+    assert json.loads(out)["Recall@100"] == 1.0
+    code, out, err = run("export", model, tmp_path / "export")
+    assert code == 0, err
+    assert SentenceTransformer(str(tmp_path / "export"), device="cpu").encode_query(["x"]).shape == (1, 32)
+    for word in ("built", "reused"):
+        code, out, err = run("search", model, collection / "corpus.jsonl", "list 3", "--top-k", 2, "--json")
+        assert code == 0, err
+        assert word in err
+        assert [json.loads(line)["rank"] for line in out.splitlines()] == [1, 2]
+    code, out, err = run("search", model, collection / "corpus.jsonl", "list 3", "--index", tmp_path / "index")
+    assert (code, len(out.splitlines())) == (0, 10)
+    code, _, err = run(
+        "encode", model, collection / "corpus.jsonl", "-o", tmp_path / "vectors.parquet", "--side", "query"
+    )
+    assert code == 0, err
+    table = pq.read_table(tmp_path / "vectors.parquet")
+    assert table.column("id").to_pylist() == [f"d{i}" for i in range(12)]
+    assert len(table.column("vector")[0]) == 32
+    code, _, err = run("train", recipe)
+    assert (code, err.count("finished before")) == (0, 2)
+
+
+def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:
+    assert run("contrast", recipe, "--set", f"output={tmp_path / 'alone'}", "--set", "contrast.lora=null")[0] == 0
+    assert not (tmp_path / "alone" / "reconstruct").exists()
+    assert run("reconstruct", recipe)[0] == 0
+    code, _, err = run("contrast", recipe)
+    assert code == 0
+    assert f"starting from {tmp_path / 'run' / 'reconstruct' / 'model'}" in err
+
+
+def test_show_config(run: Run, recipe: Path) -> None:
+    code, out, _ = run("train", recipe, "--show-config", "--set", "seed=11")
+    assert (code, yaml.safe_load(out)["seed"]) == (0, 11)
+    code, out, _ = run("train", "--show-config")
+    assert code == 0
+    assert "d2q_weight: 0.8" in out
+
+
+BAD_LINES = {
+    "not-json": ("{nope", "pairs.jsonl:3"),
+    "empty": ('{"query": "q", "positive": " "}', 'pairs.jsonl:3: "positive" is empty'),
+    "wrong-type": ('{"query": 4, "positive": "p"}', "pairs.jsonl:3"),
+    "missing-column": ('{"qurey": "q", "positive": "p"}', "pairs.jsonl:3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line(run: Run, recipe: Path, tmp_path: Path, case: str) -> None:
+    line, expected = BAD_LINES[case]
+    pairs = tmp_path / "pairs.jsonl"
+    rows = pairs.read_text(encoding="utf-8").splitlines()
+    pairs.write_text("\n".join([*rows[:2], line, *rows[2:]]) + "\n", encoding="utf-8")
+    code, _, err = run("train", recipe)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists(), "nothing is half-written"
+    code, _, err = run("reconstruct", recipe, "--skip-bad")
+    assert code == 0
+    assert "1 bad lines dropped" in err
+
+
+WRONG_RECIPES = {
+    "unknown-key": ("contrast.temprature=1", "unknown key 'contrast.temprature'"),
+    "nearest": ("contrast.learning_rat=1", "Did you mean 'learning_rate'?"),
+    "wrong-type": ("contrast.steps=many", "contrast.steps is 'many'"),
+    "no-gpu": ("model.device=cuda:99", "cuda:99"),
+    "no-file": ("data.sources=[{name: a, path: nowhere.jsonl}]", "nowhere.jsonl: no such file"),
+    "no-model": ("model.name=./nowhere", "no folder './nowhere'"),
+    "no-room": ("data.query_tokens=2", "data.query_tokens: 2 leaves no room"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_RECIPES)
+def test_a_wrong_recipe(run: Run, recipe: Path, case: str, tmp_path: Path) -> None:
+    override, expected = WRONG_RECIPES[case]
+    code, _, err = run("train", recipe, "--set", override)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_pairs(run: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("\n", encoding="utf-8")
+    code, _, err = run("train", recipe)
+    assert code == 2
+    assert "no usable pair" in err
+
+
+def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("evaluate", tiny_folder, tmp_path / "none"),
+        ("encode", tiny_folder, tmp_path / "none.jsonl", "-o", tmp_path / "x.parquet"),
+        ("search", tiny_folder, tmp_path / "none.jsonl", "words"),
+        ("export", tmp_path / "none", tmp_path / "out"),
+        ("train", tmp_path / "none.yaml"),
+        ("train",),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2, arguments
+        assert err.strip()
+        assert "Traceback" not in err
+    assert list(tmp_path.glob("x*")) == []
+
+
+def test_a_full_disk_is_one_message(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """A file where the run folder should go: what cannot be written is named, with exit code 2."""
+    (tmp_path / "run").write_text("in the way", encoding="utf-8")
+    code, _, err = run("train", recipe)
+    assert code == 2
+    assert "run" in err
+    assert "Traceback" not in err
+
+
+def test_the_installed_command() -> None:
+    command = Path(sys.executable).with_name("anchorembed")
+    result = subprocess.run(
+        [command, "--help"], capture_output=True, text=True, check=True, env=os.environ | {"NO_COLOR": "1"}
+    )
+    for verb in ("train", "reconstruct", "contrast", "evaluate", "encode", "search", "export"):
+        assert verb in result.stdout

@@ -1,0 +1,170 @@
+"""Both stages on a tiny model: they learn, resume exactly, skip what is finished, and refuse what changed."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anchorembed import training
+from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
+from anchorembed.embedder import Embedder, read_metadata
+from anchorembed.errors import InputError
+from anchorembed.tokens import Lengths
+from anchorembed.training import Contrastive, Interrupted, contrast, learning_rate, reconstruct, train
+from conftest import write_pairs
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path) -> Make:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 80)
+
+    def make(output: str = "run", **changes: dict[str, Any] | None) -> Recipe:
+        common = {"batch_size": 8, "warmup_steps": 2, "save_every": 3, "evaluate_every": 4, "learning_rate": 3e-3}
+        stages: dict[str, Any] = {"reconstruct": common | {"steps": 8}, "contrast": common | {"steps": 8}}
+        for stage, change in changes.items():
+            stages[stage] = None if change is None else stages[stage] | change
+        data = {
+            "sources": [{"name": "p", "path": str(pairs)}],
+            "query_tokens": 24,
+            "document_tokens": 48,
+            "held_out": 8,
+        }
+        model = {"name": str(tiny_folder), "precision": "float32", "device": "cpu"}
+        return parse_recipe({"data": data, "model": model, "output": str(tmp_path / output), **stages})
+
+    return make
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def log(model: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (model.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_both_stages_learn(recipe: Make) -> None:
+    said: list[str] = []
+    changes = {"steps": 60}
+    model = train(recipe(reconstruct=changes, contrast=changes), said.append)
+    for stage in ("reconstruct", "contrast"):
+        losses = [entry["loss"] for entry in log(model.parents[1] / stage / "model")]
+        assert len(losses) == 60
+        assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    entries = log(model.parents[1] / "reconstruct" / "model")
+    assert {"held_out_q2d", "held_out_d2q", "gain_q2d", "gain_d2q"} <= entries[-1].keys()
+    assert entries[-1]["gain_d2q"] > 0.01, "the vector carries something of its own text"
+    metadata = read_metadata(model)
+    assert metadata is not None
+    assert str(metadata.history["start"]).endswith("reconstruct/model")
+    assert any("starting from" in line and "reconstruct/model" in line for line in said)
+
+
+def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Make) -> None:
+    model = train(recipe())
+    before = model.stat().st_mtime_ns
+    said: list[str] = []
+    assert train(recipe(), said.append) == model
+    assert model.stat().st_mtime_ns == before
+    assert [line for line in said if "finished before" in line] == said
+    with pytest.raises(InputError, match=r"contrast\.learning_rate was 0\.003, is 0\.1 now"):
+        train(recipe(contrast={"learning_rate": 0.1}))
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
+def test_resumed_equals_uninterrupted(recipe: Make, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"reconstruct": reconstruct, "contrast": contrast}[stage]
+    alone: dict[str, Any] = {"reconstruct": None} if stage == "contrast" else {}
+    expected = run(recipe("whole", **alone))
+    real, steps = training.save_checkpoint, []
+
+    def save_then_interrupt(*args: Any) -> None:
+        real(*args)
+        steps.append(args[1])
+        if args[1] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "save_checkpoint", save_then_interrupt)
+    with pytest.raises(Interrupted, match="Stopped after step 4") as caught:
+        run(recipe("cut", **alone))
+    assert caught.value.signal == signal.SIGTERM
+    said: list[str] = []
+    finished = run(recipe("cut", **alone), said.append)
+    assert any("resumed after step 4 of 8" in line for line in said)
+    assert [entry["step"] for entry in log(finished)] == list(range(1, 9))
+    assert log(finished) == log(expected)
+    for name, tensor in weights(expected).items():
+        assert torch.equal(tensor, weights(finished)[name]), name
+
+
+def test_contrast_starts_from_the_model_if_stage_one_is_not_complete(recipe: Make, tiny_folder: Path) -> None:
+    said: list[str] = []
+    contrast(recipe(), said.append)
+    assert f"contrast: starting from {tiny_folder}" in said
+
+
+def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
+    dropout = {"lora": {"dropout": 0.0, "targets": ["q_proj", "v_proj"]}}
+    big = train(recipe("big", contrast=dropout))
+    small = train(
+        recipe("small", reconstruct={"tokens_per_micro_batch": 200}, contrast=dropout | {"tokens_per_micro_batch": 100})
+    )
+    for name, tensor in weights(big).items():
+        torch.testing.assert_close(weights(small)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_duplicate_positive_never_counts_as_a_negative(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
+    from anchorembed.records import TextPair
+
+    def loss(*pairs: TextPair) -> float:
+        tokens = embedder.pairs.pairs(pairs, [""] * len(pairs))
+        return Contrastive(embedder, torch.device("cpu"), 50.0, 1, 1000).step(0, tokens)["loss"]
+
+    assert loss(TextPair("sort", "x y", ("x y",)), TextPair("open", "x y")) == pytest.approx(0.0, abs=1e-6)
+    assert loss(TextPair("sort", "x y", ("x z",)), TextPair("open", "x y")) > 1e-3
+
+
+def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: Path) -> None:
+    """At a learning rate of 1e-6, weights near 0.2 move by less than bfloat16's step of 0.0008: they must move."""
+    small = {"learning_rate": 1e-6, "steps": 2}
+    made = recipe("tiny", reconstruct=small)
+    model = reconstruct(made.model_copy(update={"model": made.model.model_copy(update={"precision": "bfloat16"})}))
+    name = "model.layers.0.mlp.up_proj.weight"
+    before, after = weights(tiny_folder)[name], weights(model)[name]
+    moved = (after - before).abs()
+    assert after.dtype == torch.float32
+    assert 0 < float(moved.max()) < 1e-4
+    assert torch.equal(before.bfloat16(), after.bfloat16()) or (moved > 0).float().mean() > 0.5
+
+
+def test_learning_rate_by_hand() -> None:
+    schedule = Contrast(steps=10, warmup_steps=2, learning_rate=1.0)
+    assert [learning_rate(step, schedule) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
+    assert learning_rate(6, Schedule(steps=10, warmup_steps=2, learning_rate=1.0, decay="cosine")) == pytest.approx(0.5)
+    assert learning_rate(9, Schedule(steps=10, warmup_steps=2, learning_rate=1.0, decay="none")) == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "info_nce", lambda queries, *rest: queries.sum() * float("nan"))
+    with pytest.raises(InputError, match="step 1 has loss nan"):
+        contrast(recipe())
+
+
+def test_a_budget_too_small_for_one_pair(recipe: Make) -> None:
+    with pytest.raises(InputError, match="too small for one pair"):
+        reconstruct(recipe(reconstruct={"tokens_per_micro_batch": 10}))
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
+def test_a_stage_that_the_recipe_leaves_out(recipe: Make, stage: str) -> None:
+    with pytest.raises(InputError, match=f"{stage} is null"):
+        getattr(training, stage)(recipe(**{stage: None}))
