@@ -84,7 +84,7 @@ def test_wrong_use_is_named(embedder: Embedder) -> None:
         embedder.encode("text")
     with pytest.raises(InputError, match="'doc'"):
         embedder.encode(["text"], side="doc")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="0 GPUs found|is not a device"):
+    with pytest.raises(InputError, match="GPUs found"):
         Embedder.load("x", device="cuda:99")
 
 

@@ -1,5 +1,7 @@
 """Packing loses nothing, and the attention plan is a way there and back."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def test_offsets_mark_where_each_text_begins() -> None:
     batch = pack(SEQUENCES)
     assert len(batch) == 5
     cuts = batch.offsets.tolist()
-    assert [batch.tokens[a:b].tolist() for a, b in zip(cuts[:-1], cuts[1:], strict=True)] == SEQUENCES
+    assert [batch.tokens[a:b].tolist() for a, b in pairwise(cuts)] == SEQUENCES
     assert batch.tokens[batch.anchors].tolist() == [sequence[-1] for sequence in SEQUENCES]
     assert batch.positions.tolist() == [i for sequence in SEQUENCES for i in range(len(sequence))]
 

@@ -15,6 +15,7 @@ from anchorembed import training
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
+from anchorembed.records import TextPair
 from anchorembed.tokens import Lengths
 from anchorembed.training import Contrastive, Interrupted, contrast, learning_rate, reconstruct, train
 from conftest import write_pairs
@@ -123,7 +124,6 @@ def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
 
 def test_a_duplicate_positive_never_counts_as_a_negative(tiny_folder: Path) -> None:
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
-    from anchorembed.records import TextPair
 
     def loss(*pairs: TextPair) -> float:
         tokens = embedder.pairs.pairs(pairs, [""] * len(pairs))

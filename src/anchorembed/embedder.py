@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from anchorembed.backbone import Backbone, load_backbone, weights_sha256
+from anchorembed.backbone import Backbone, load_backbone, quiet, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
@@ -174,8 +174,9 @@ class Embedder(nn.Module):
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
         self.backbone.merge_lora()
         model = self.backbone.model
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

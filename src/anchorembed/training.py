@@ -302,9 +302,10 @@ def fit(
                 module.train()
             _record(sink, accelerator, loop.name, done, metrics)
             bar.update(task, advance=1, note=_note(metrics))
-            if done % schedule.save_every == 0 or stop.is_set():
+            stopping = stop.is_set()  # read once: a signal during the save waits for the next step
+            if done % schedule.save_every == 0 or stopping:
                 save_checkpoint(checkpoints, done, module, optimizer, {}, schedule.keep_checkpoints)
-            if stop.is_set():
+            if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
 
 
