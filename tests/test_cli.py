@@ -90,7 +90,8 @@ def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: P
 
 
 def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:
-    assert run("contrast", recipe, "--set", f"output={tmp_path / 'alone'}", "--set", "contrast.lora=null")[0] == 0
+    code, _, err = run("contrast", recipe, "--set", f"output={tmp_path / 'alone'}", "--set", "contrast.lora=null")
+    assert code == 0, err
     assert not (tmp_path / "alone" / "reconstruct").exists()
     assert run("reconstruct", recipe)[0] == 0
     code, _, err = run("contrast", recipe)

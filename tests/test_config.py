@@ -71,6 +71,14 @@ def test_overrides(tmp_path: Path) -> None:
             read_recipe(path, [wrong])
 
 
+def test_an_override_of_a_yaml_alias_stays_where_it_is(tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD) + "reconstruct: &stage {steps: 5}\ncontrast: *stage\n"
+    recipe = read_recipe(write(tmp_path / "r.yaml", text), ["contrast.steps=9"])
+    assert recipe.reconstruct is not None
+    assert recipe.contrast is not None
+    assert (recipe.reconstruct.steps, recipe.contrast.steps) == (5, 9)
+
+
 def test_show_config_names_every_key_and_reads_back() -> None:
     recipe = parse_recipe(GOOD | {"seed": 5})
     shown = show_config(recipe)

@@ -164,11 +164,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = values.get(parent)
-        if child is None:
-            child = values[parent] = {}
-        if not isinstance(child, dict):
+        if not isinstance(child, dict | None):
             raise InputError(f"--set {override!r}: {parent!r} has no keys of its own. Set it as a whole.")
-        values = child
+        values[parent] = dict(child or {})  # a copy: a YAML alias may stand elsewhere too
+        values = values[parent]
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
