@@ -46,10 +46,14 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    from anchorembed.demo import demo as run
-    from anchorembed.demo import show as show_demo
+    from anchorembed import demo as module
+    from anchorembed.training import Interrupted
 
-    show_demo(run(resolved, _say, _command()), Console())
+    try:
+        made = module.harvest(resolved.output, _say)
+        module.show(module.demo(resolved, made, _say, _command()), Console())
+    except Interrupted as stop:
+        _fail(str(stop), 128 + stop.signal)
 
 
 @app.command()

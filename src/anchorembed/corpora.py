@@ -88,7 +88,7 @@ class Harvest:
 
 
 def harvest_docstrings(
-    folder: Path, *, held_out_share: float = 0.1, progress: Callable[[str], None] | None = None
+    folder: Path, *, held_out_share: float = 0.1, progress: Callable[[int, int], None] | None = None
 ) -> Harvest:
     """Harvest the public docstrings of the standard library and of every installed distribution into a folder.
 
@@ -107,7 +107,7 @@ def harvest_packages(
     *,
     held_out_share: float = 0.1,
     largest_overlap: float = LARGEST_OVERLAP,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Harvest:
     """Harvest the packages found into a folder, unless it holds a harvest of the same edition and settings.
 
@@ -182,7 +182,7 @@ def _hash(name: str) -> str:
 
 
 def collect_docstrings(
-    packages: Sequence[Package], *, most: int = PAIRS_PER_PACKAGE, progress: Callable[[str], None] | None = None
+    packages: Sequence[Package], *, most: int = PAIRS_PER_PACKAGE, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Docstring], int]:
     """Collect usable docstrings by name, and count the files that do not parse.
 
@@ -202,7 +202,7 @@ def collect_docstrings(
                 mine.setdefault(docstring.name, docstring)
         found.update(list(mine.items())[:most])
         if progress:
-            progress(f"{done}/{len(packages)} packages, {len(found):,} pairs, just read: {package.name}")
+            progress(done, len(packages))
     return [found[name] for name in sorted(found)], unparsed
 
 

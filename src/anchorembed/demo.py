@@ -3,6 +3,7 @@
 Everything that is there from an earlier run is reused, and said to be.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -17,14 +18,21 @@ from anchorembed.corpora import Harvest, harvest_docstrings
 from anchorembed.embedder import Embedder
 from anchorembed.evaluation import METRICS, chance, subset
 from anchorembed.exporting import export
-from anchorembed.indexing import Hit
+from anchorembed.indexing import Hit, open_or_build
 from anchorembed.records import Collection, read_collection, write_jsonl
-from anchorembed.training import train
-from anchorembed.verbs import score, search
+from anchorembed.training import progress_bar, train
+from anchorembed.verbs import score
 
 POOL = 500
 CLEARLY = 5.0  # times chance
-Means = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table: mean scores, and the SHA-256 of the weights that gave them, if any did."""
+
+    means: dict[str, float]
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Demo:
     """What the last screen shows."""
 
     collection: Collection
-    rows: dict[str, Means]
+    rows: dict[str, Row]
     searches: list[tuple[str, list[Hit]]]
     exported: Path
     run: Path
@@ -41,7 +49,11 @@ class Demo:
 
 def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
     """Make or reuse the docstring pairs of this Python."""
-    made = harvest_docstrings(output / "data")
+    with progress_bar() as bar:
+        task = bar.add_task("reading packages", total=None, note="")
+        made = harvest_docstrings(
+            output / "data", progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     word = "reused" if made.reused else "harvested"
     say(
         f"data: {made.counts.train} docstring pairs {word}, {made.counts.held_out} held out from "
@@ -50,10 +62,9 @@ def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
     return made
 
 
-def demo(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Demo:
-    """Run the demo of a recipe whose data is what ``harvest`` makes under its output folder."""
+def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resume: str = "run it again") -> Demo:
+    """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages."""
     started = time.monotonic()
-    made = harvest(recipe.output, say)
     collection = subset(read_collection(made.collection), POOL)
     alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
     say("--- contrastive only ---")
@@ -61,7 +72,7 @@ def demo(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run 
     say("--- Stage I + contrastive ---")
     anchored = train(recipe, say, resume)
     models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
-    rows = {"chance": chance(collection)}
+    rows = {"chance": Row(chance(collection))}
     for name, model in models.items():
         rows[name] = _measure(recipe.output / "evaluation", name, model, collection, say)
     exported = recipe.output / "export"
@@ -78,17 +89,18 @@ def show(result: Demo, console: Console) -> None:
     size = f"{len(result.collection.queries)} queries, {len(result.collection.documents)} documents"
     table = Table(title=f"Held-out packages: {size}", title_justify="left")
     table.add_column("")
+    table.add_column("weights")
     for metric in METRICS:
         table.add_column(metric, justify="right")
-    for name, means in result.rows.items():
-        table.add_row(name, *(f"{means[metric]:.3f}" for metric in METRICS))
+    for name, row in result.rows.items():
+        table.add_row(name, row.weights_sha256[:12], *(f"{row.means[metric]:.3f}" for metric in METRICS))
     console.print(table)
-    best = max(result.rows[name]["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
-    times = best / result.rows["chance"]["nDCG@10"]
+    best = max(result.rows[name].means["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
+    times = best / result.rows["chance"].means["nDCG@10"]
     if times < CLEARLY:
         console.print(
             f"No trained row is clearly above chance (best {times:.1f} x, wanted {CLEARLY:.0f} x). Train longer: "
-            "anchorembed train recipes/docstrings.yaml takes some hours on 2 cores."
+            "anchorembed demo recipes/docstrings.yaml takes some hours on 2 cores."
         )
     for query, hits in result.searches:
         console.print(f"\n[bold]{query}[/bold]", highlight=False)
@@ -99,25 +111,27 @@ def show(result: Demo, console: Console) -> None:
     console.print(f"took {result.minutes:.1f} minutes", highlight=False)
 
 
-def _measure(folder: Path, name: str, model: str, collection: Collection, say: Callable[[str], None]) -> Means:
+def _measure(folder: Path, name: str, model: str, collection: Collection, say: Callable[[str], None]) -> Row:
     """Scores of a model on the collection, from an earlier run if weights and collection are the same."""
     embedder = Embedder.load(model)
     path = folder / f"{name.replace(' ', '-')}.json"
-    key = {"model": embedder.fingerprint, "collection": collection.name, "documents": len(collection.documents)}
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["key"] == key:
-            say(f"evaluation: {name}: reused")
-            return dict(saved["mean"])
+    ids = hashlib.sha256("\n".join(document.id for document in collection.documents).encode()).hexdigest()
+    key = {"model": embedder.fingerprint, "weights_sha256": embedder.weights_sha256, "documents_sha256": ids}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if saved.get("key") == key:
+        say(f"evaluation: {name}: reused")
+        return Row(saved["mean"], embedder.weights_sha256)
     scores = score(embedder, collection)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"key": key, "mean": scores.mean}, indent=2), encoding="utf-8")
-    return scores.mean
+    return Row(scores.mean, embedder.weights_sha256)
 
 
 def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:
     """Three held-out queries, spread over the collection, with their top hits."""
     corpus = folder.parent / "corpus.jsonl"
     write_jsonl(corpus, ({"_id": document.id, "text": document.text} for document in collection.documents))
+    embedder = Embedder.load(model)
+    index, _ = open_or_build(embedder, corpus, folder)
     queries = collection.queries[:: max(1, len(collection.queries) // 3)][:3]
-    return [(query.text, search(model, corpus, query.text, index=folder, top_k=3).hits) for query in queries]
+    return [(query.text, index.search(embedder, query.text, top_k=3)) for query in queries]

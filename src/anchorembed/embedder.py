@@ -97,10 +97,15 @@ class Embedder(nn.Module):
         return self.backbone.hidden_size
 
     @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the names and bytes of all weights, as they were when first asked for."""
+        return weights_sha256(self.backbone.model)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, template, lengths and instruction: equal fingerprints give equal vectors."""
         rule = [asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
-        text = weights_sha256(self.backbone.model) + json.dumps(rule, sort_keys=True)
+        text = self.weights_sha256 + json.dumps(rule, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def forward(self, batch: PackedBatch) -> Tensor:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor, nn
 
-from anchorembed.backbone import LoraSettings, cache_folder
+from anchorembed.backbone import LoraSettings, cache_folder, weights_sha256
 from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.contrastive import false_negatives, info_nce, similarities
@@ -458,6 +458,11 @@ def _run_stage(
     prepared = _prepare(recipe, start, say)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+    history: dict[str, object] = {
+        "start": start,
+        "start_sha256": weights_sha256(prepared.embedder.backbone.model),
+        "plan": plan,
+    }
     seed_everything(recipe.seed)
     accelerator = Accelerator(
         cpu=prepared.embedder.backbone.device.type == "cpu", log_with=recipe.trackers or None, project_dir=str(folder)
@@ -476,7 +481,7 @@ def _run_stage(
         evaluate=lambda: run.report(held_out) if len(held_out) > 1 else {},
     )
     accelerator.end_training()
-    write_folder(target, lambda place: prepared.embedder.save(place, {"start": start, "plan": plan}))
+    write_folder(target, lambda place: prepared.embedder.save(place, history))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     say(f"{stage}: complete: {target}")
     return target

@@ -1,0 +1,74 @@
+"""The demo on a tiny model and a few made packages: every row, and a second run that reuses everything."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from anchorembed.config import Recipe, parse_recipe
+from anchorembed.corpora import Harvest, Package, harvest_packages
+from anchorembed.demo import CLEARLY, demo, show
+from conftest import WORDS
+
+
+def package(root: Path, number: int) -> Package:
+    folder = root / f"package{number}"
+    folder.mkdir(parents=True)
+    functions = [
+        f'def f{i}():\n    """{WORDS[i].title()} the {WORDS[-i]} {number}.\n\n'
+        f'    The {WORDS[i]} {number} {" ".join(WORDS[j] for j in range(i))} of it is done at once.\n    """\n'
+        for i in range(1, 9)
+    ]
+    (folder / "__init__.py").write_text("\n".join(functions), encoding="utf-8")
+    return Package(f"package{number}", folder)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Harvest:
+    packages = [package(tmp_path / "site", number) for number in range(12)]
+    return harvest_packages(tmp_path / "data", lambda: packages, "first", held_out_share=0.2, largest_overlap=0.99)
+
+
+@pytest.fixture
+def recipe(made: Harvest, tmp_path: Path, tiny_folder: Path) -> Recipe:
+    stage: dict[str, Any] = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
+    return parse_recipe(
+        {
+            "data": {"sources": [{"name": "d", "path": str(made.train)}], "query_tokens": 24, "document_tokens": 48},
+            "model": {"name": str(tiny_folder), "device": "cpu"},
+            "reconstruct": stage,
+            "contrast": stage,
+            "output": str(tmp_path / "run"),
+        }
+    )
+
+
+def test_every_row_and_a_second_run_that_reuses(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:
+    result = demo(recipe, made)
+    assert list(result.rows) == ["chance", "base model", "contrastive only", "Stage I + contrastive"]
+    weights = [row.weights_sha256 for row in result.rows.values()]
+    assert weights[0] == ""
+    assert len(set(weights)) == 4
+    assert all(0 <= value <= 1 for row in result.rows.values() for value in row.means.values())
+    assert [len(hits) for _, hits in result.searches] == [3, 3, 3]
+    assert (result.exported / "modules.json").exists()
+
+    said: list[str] = []
+    again = demo(recipe, made, said.append)
+    assert again.rows == result.rows
+    assert sum("finished before" in line for line in said) == 3
+    assert sum("reused" in line for line in said) == 3
+    assert any("export: kept" in line for line in said)
+
+
+def test_the_last_screen_says_when_nothing_is_clearly_above_chance(made: Harvest, recipe: Recipe) -> None:
+    result = demo(recipe, made)
+    sink = io.StringIO()
+    show(result, Console(file=sink, width=160))
+    screen = sink.getvalue()
+    for expected in ("chance", "Stage I + contrastive", "nDCG@10", str(result.exported), str(result.run)):
+        assert expected in screen
+    best = max(result.rows[name].means["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
+    assert ("recipes/docstrings.yaml" in screen) == (best < CLEARLY * result.rows["chance"].means["nDCG@10"])
