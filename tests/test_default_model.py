@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.backbone import default_model_folder
 from anchorembed.config import parse_recipe
 from anchorembed.embedder import Embedder
+from anchorembed.models import default_model_folder
 from anchorembed.tokens import Template
 from anchorembed.training import train
 from conftest import write_pairs

@@ -12,8 +12,8 @@ from anchorembed.backbone import Backbone, reproduce
 from anchorembed.embedder import Embedder, Metadata
 from anchorembed.reconstruction import decoding, linear_cross_entropy
 from anchorembed.records import TextPair
+from anchorembed.steps import Reconstruction, ReconstructionModule
 from anchorembed.tokens import Lengths, Template, TokenPair, bake
-from anchorembed.training import Reconstruction, ReconstructionModule
 from conftest import tiny_model, tiny_tokenizer
 
 PAIRS = [

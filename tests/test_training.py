@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anchorembed import training
+from anchorembed import steps, training
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair
+from anchorembed.steps import Contrastive
 from anchorembed.tokens import Lengths
-from anchorembed.training import Contrastive, Interrupted, contrast, learning_rate, reconstruct, train
+from anchorembed.training import Interrupted, contrast, learning_rate, reconstruct, train
 from conftest import write_pairs
 
 Make = Callable[..., Recipe]
@@ -154,7 +155,7 @@ def test_learning_rate_by_hand() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "info_nce", lambda queries, *rest: queries.sum() * float("nan"))
+    monkeypatch.setattr(steps, "info_nce", lambda queries, *rest: queries.sum() * float("nan"))
     with pytest.raises(InputError, match="step 1 has loss nan"):
         contrast(recipe())
 

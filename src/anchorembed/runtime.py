@@ -6,6 +6,7 @@ import random
 import resource
 import sys
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -74,9 +75,12 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cache_folder() -> Path:
+    """Where downloads and indexes are kept: ``$ANCHOREMBED_CACHE``, else the user's cache directory."""
+    root = os.environ.get("ANCHOREMBED_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorembed"
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anchorembed.backbone import cache_folder
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
 from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
 from anchorembed.records import Collection, Document, read_collection, read_texts
+from anchorembed.runtime import cache_folder
 from anchorembed.training import progress_bar
 
 

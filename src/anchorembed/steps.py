@@ -1,0 +1,191 @@
+"""A training step of each stage: a step's pairs in, gradients accumulated and metrics out.
+
+The embedder embeds, the objectives compare; a step brings them together, a token budget at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from anchorembed.contrastive import false_negatives, info_nce, similarities
+from anchorembed.embedder import Embedder
+from anchorembed.gradcache import cached_backward
+from anchorembed.packing import PackedBatch, micro_batches, pack
+from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
+from anchorembed.runtime import autocast
+from anchorembed.tokens import TokenPair
+
+Metrics = dict[str, float]
+Direction = Literal["q2d", "d2q"]
+_DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
+
+
+class ReconstructionModule(nn.Module):
+    """Both passes, head and loss of Stage I in one ``forward``, so that whatever wraps it sees all of a step."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, sources: PackedBatch, targets: Decoding, weights_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Write text i of ``targets`` from the anchor of source i.
+
+        Returns:
+            The loss weighted by ``weights_T``, and each target token's loss [T] in nats.
+        """
+        backbone = self.embedder.backbone
+        with autocast(backbone.device, self.embedder.dtype):
+            anchors_NH = self.embedder(sources)
+            vectors_TH = insert_anchors(backbone.embed(targets.batch.tokens), anchors_NH, targets.batch)
+            states_TH = backbone.states(vectors_TH, targets.batch)
+            head = backbone.head
+            return linear_cross_entropy(
+                states_TH, head.weight, targets.targets, weights_T, head.bias, head.scale, head.softcap
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text to write: from which templated ids, which own tokens, and which direction that is."""
+
+    source: list[int]
+    text: list[int]
+    direction: Direction
+
+    @property
+    def cost(self) -> int:
+        """Tokens computed, in both passes."""
+        return len(self.source) + len(self.text) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once."""
+
+    module: nn.Module
+    device: torch.device
+    end_id: int
+    directions: Literal["both", "alternate", "q2d", "d2q"]
+    d2q_weight: float
+    budget: int
+
+    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
+        """Accumulate the gradient of L_I over the pairs; the micro-batches change nothing but memory."""
+        weights = self._weights(number)
+        rows = [[_row(pair, pair, direction) for direction in weights] for pair in pairs]
+        totals = _target_tokens([row for pair in rows for row in pair])
+        sums = dict.fromkeys(weights, 0.0)
+        per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
+        for run in micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget):
+            micro = [row for pair in rows[run.start : run.stop] for row in pair]
+            loss, losses = self._run(micro, per_token)
+            loss.backward()
+            for row, value in zip(micro, losses, strict=True):
+                sums[row.direction] += value
+        means = {direction: sums[direction] / totals[direction] for direction in weights}
+        total = sum(weights[direction] * mean for direction, mean in means.items())
+        return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
+
+    @torch.no_grad()
+    def report(self, pairs: Sequence[TokenPair]) -> Metrics:
+        """Loss and anchor gain of each direction on held-out pairs, in nats a token.
+
+        The gain is the loss with another pair's vector minus the loss with its own: how much of the text the vector
+        carries, beyond what the decoder knows about the domain.
+        """
+        metrics: Metrics = {}
+        strangers = [*pairs[1:], pairs[0]]
+        for direction in _DIRECTIONS:
+            own = self._mean_loss([_row(pair, pair, direction) for pair in pairs])
+            other = self._mean_loss(
+                [_row(stranger, pair, direction) for stranger, pair in zip(strangers, pairs, strict=True)]
+            )
+            metrics |= {f"held_out_{direction}": own, f"gain_{direction}": other - own}
+        return metrics
+
+    def _mean_loss(self, rows: Sequence[Row]) -> float:
+        """Mean loss over all target tokens of rows of one direction, in nats."""
+        runs = micro_batches([row.cost for row in rows], self.budget)
+        per_token = dict.fromkeys(_DIRECTIONS, 1.0)
+        total = sum(float(self._run(rows[run.start : run.stop], per_token)[0]) for run in runs)
+        return total / sum(len(row.text) + 1 for row in rows)
+
+    def _weights(self, number: int) -> dict[Direction, float]:
+        if self.directions == "both":
+            return {"q2d": 1 - self.d2q_weight, "d2q": self.d2q_weight}
+        if self.directions == "alternate":
+            return {_DIRECTIONS[number % 2]: 1.0}
+        return {self.directions: 1.0}
+
+    def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[float]]:
+        """Run the module: the weighted loss, and each row's summed loss in nats."""
+        sources = pack([row.source for row in rows]).to(self.device)
+        targets = decoding([row.text for row in rows], self.end_id).to(self.device)
+        weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
+        loss, losses_T = self.module(sources, targets, weights_N.repeat_interleave(targets.batch.lengths))
+        sums_N = torch.segment_reduce(losses_T, "sum", lengths=targets.batch.lengths)
+        return loss, sums_N.tolist()
+
+
+def _row(source: TokenPair, target: TokenPair, direction: Direction) -> Row:
+    if direction == "q2d":
+        return Row(source.query, target.document_text, direction)
+    return Row(source.document, target.query_text, direction)
+
+
+def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
+    totals = dict.fromkeys((row.direction for row in rows), 0)
+    for row in rows:
+        totals[row.direction] += len(row.text) + 1
+    return totals
+
+
+@dataclass(frozen=True, slots=True)
+class Contrastive:
+    """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget."""
+
+    module: nn.Module
+    device: torch.device
+    scale: float
+    hard_negatives: int
+    budget: int
+
+    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
+        """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
+        sequences, loss = self._problem(pairs)
+        value = cached_backward(self._embed, self._chunks(sequences), loss)
+        return {"loss": float(value)}
+
+    @torch.no_grad()
+    def report(self, pairs: Sequence[TokenPair]) -> Metrics:
+        """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
+        sequences, loss = self._problem(pairs)
+        embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
+        scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
+        right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
+        return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
+
+    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor]]:
+        queries = [pair.query for pair in pairs]
+        negatives = [negative for pair in pairs for negative in pair.negatives[: self.hard_negatives]]
+        documents = [pair.document for pair in pairs] + negatives
+        positives = list(range(len(pairs)))
+        excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives).to(self.device)
+        positives_Q = torch.tensor(positives, device=self.device)
+
+        def loss(embeddings: Tensor) -> Tensor:
+            queries_QH, documents_DH = embeddings[: len(queries)], embeddings[len(queries) :]
+            return info_nce(queries_QH, documents_DH, positives_Q, self.scale, excluded)
+
+        return queries + documents, loss
+
+    def _chunks(self, sequences: Sequence[list[int]]) -> list[PackedBatch]:
+        runs = micro_batches([len(sequence) for sequence in sequences], self.budget)
+        return [pack(sequences[run.start : run.stop]).to(self.device) for run in runs]
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        embeddings: Tensor = self.module(batch)
+        return embeddings
