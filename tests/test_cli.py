@@ -1,5 +1,6 @@
 """The command line from recipe to answers on a tiny model, and one clear message for every kind of bad input."""
 
+import errno
 import json
 import os
 import subprocess
@@ -175,13 +176,25 @@ def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Pat
     assert list(tmp_path.glob("x*")) == []
 
 
-def test_a_full_disk_is_one_message(run: Run, recipe: Path, tmp_path: Path) -> None:
-    """A file where the run folder should go: what cannot be written is named, with exit code 2."""
+def test_an_output_that_cannot_be_written_is_one_message(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """A file stands where the run folder should go."""
     (tmp_path / "run").write_text("in the way", encoding="utf-8")
     code, _, err = run("train", recipe)
     assert code == 2
     assert "run" in err
     assert "Traceback" not in err
+
+
+def test_a_full_disk_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("anchorembed.checkpoint.save_file", full)
+    code, _, err = run("train", recipe, "--set", "reconstruct.save_every=2")
+    assert code == 2
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "run" / "reconstruct" / "checkpoints").iterdir()] == []
 
 
 def test_the_installed_command() -> None:

@@ -68,7 +68,7 @@ def test_loss_and_gradients_equal_a_plain_computation(name: str) -> None:
     expected, model = plain_loss(name, pairs)
     expected.backward()
     metrics = stage(embedder).step(0, pairs)
-    assert metrics["loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
     ours = dict(embedder.backbone.model.named_parameters())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(ours[key].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=key)

@@ -116,7 +116,7 @@ def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTok
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    tried = "the folder" if Path(name).exists() else "no such folder or file here, then the model hub"
+    tried = "the folder or file" if Path(name).exists() else "a folder or file of that name, then the model hub"
     return (
         f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
         "reach, a local folder with safetensors weights, or a .gguf file."
