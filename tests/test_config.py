@@ -66,7 +66,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert recipe.contrast is not None
     assert recipe.contrast.lora is not None
     assert (recipe.contrast.lora.rank, recipe.contrast.from_, recipe.seed) == (4, "elsewhere", 7)
-    for wrong in ("seed", "=3", "output.x=1"):
+    for wrong in ("seed", "=3", "output.x=1", "output=2025-02-30", "seed=" + "[" * 3000):
         with pytest.raises(InputError, match="--set"):
             read_recipe(path, [wrong])
 

@@ -32,6 +32,8 @@ def test_exported_equals_native(trained: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(exported.encode_query(TEXTS), native.encode(TEXTS, side="query"), atol=1e-4)
     np.testing.assert_allclose(exported.encode_document(TEXTS), native.encode(TEXTS, side="document"), atol=1e-4)
     assert exported.prompts == {"query": "Instruct: find code\nQuery: ", "document": ""}
+    again = Embedder.load(tmp_path / "out", precision="float32")
+    np.testing.assert_allclose(again.encode(TEXTS, side="query"), native.encode(TEXTS, side="query"), atol=1e-4)
     assert np.abs(exported.encode_query(TEXTS) - exported.encode_document(TEXTS)).max() > 1e-2
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
-from anchorembed.tokens import Lengths
+from anchorembed.tokens import Lengths, instruct
 from anchorembed.training import Interrupted, contrast, learning_rate, reconstruct, train
 from conftest import write_pairs
 
@@ -147,6 +149,41 @@ def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: P
     assert torch.equal(before.bfloat16(), after.bfloat16()) or (moved > 0).float().mean() > 0.5
 
 
+def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) -> None:
+    made = recipe()
+    data = made.data.model_copy(update={"instruction": "find", "query_tokens": 48})
+    prepared = training._prepare(made.model_copy(update={"data": data}), made.model.name, print)
+    (tokens,) = prepared.tokens([0])
+    text = instruct("find") + prepared.store[0].query
+    assert [tokens.query] == prepared.embedder.pairs.templated([text], 48)
+    np.testing.assert_allclose(
+        prepared.embedder.encode([prepared.store[0].query], side="query"),
+        prepared.embedder.encode([text], side="query", instruction=""),
+    )
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(recipe: Make) -> None:
+    made = recipe()
+    data = made.data.model_copy(update={"instruction": "given a question, retrieve what answers it"})
+    with pytest.raises(InputError, match="leaves no room for a query"):
+        contrast(made.model_copy(update={"data": data}))
+
+
+def test_changed_data_and_a_changed_first_stage_are_refused(recipe: Make, tmp_path: Path) -> None:
+    train(recipe())
+    shutil.rmtree(tmp_path / "run" / "reconstruct")
+    with pytest.raises(InputError, match="start_sha256 was"):
+        train(recipe(reconstruct={"learning_rate": 1e-5}))
+    write_pairs(tmp_path / "pairs.jsonl", 81)
+    with pytest.raises(InputError, match=r"data\.content\.p was"):
+        train(recipe())
+
+
+def test_a_tracker_that_is_not_installed(recipe: Make) -> None:
+    with pytest.raises(InputError, match="trackers: 'foo'"):
+        contrast(recipe().model_copy(update={"trackers": ["foo"]}))
+
+
 def test_learning_rate_by_hand() -> None:
     schedule = Contrast(steps=10, warmup_steps=2, learning_rate=1.0)
     assert [learning_rate(step, schedule) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
@@ -158,6 +195,12 @@ def test_a_loss_that_is_not_finite_stops(recipe: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(steps, "info_nce", lambda queries, *rest: queries.sum() * float("nan"))
     with pytest.raises(InputError, match="step 1 has loss nan"):
         contrast(recipe())
+
+
+def test_no_pair_held_out(recipe: Make) -> None:
+    made = recipe()
+    data = made.data.model_copy(update={"held_out": 0})
+    assert train(made.model_copy(update={"data": data})).exists()
 
 
 def test_a_budget_too_small_for_one_pair(recipe: Make) -> None:

@@ -93,6 +93,8 @@ def load_checkpoint(
     Returns:
         The step reached, or None if there is no checkpoint.
     """
+    for unfinished in folder.glob(".step-*"):
+        shutil.rmtree(unfinished)
     for path in checkpoints(folder):
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -116,9 +118,7 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors["weights"][name])
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments[name].items()
-            }
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments[name].items()}
     torch.set_rng_state(tensors["random"]["cpu"])
     if torch.cuda.is_available() and "cuda" in tensors["random"]:
         torch.cuda.set_rng_state(tensors["random"]["cuda"])

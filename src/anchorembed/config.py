@@ -170,7 +170,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values[parent]
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--set {override!r}: the value is not YAML. Quote it.") from error
 
 

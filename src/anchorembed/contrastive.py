@@ -47,9 +47,14 @@ def false_negatives(
 
     A document is one when its text equals the query's positive, or the positive of another query with the same text.
     """
-    answers: dict[Hashable, set[Hashable]] = {}
-    for query, positive in zip(query_keys, positives, strict=True):
-        answers.setdefault(query, set()).add(document_keys[positive])
-    excluded = torch.tensor([[document in answers[query] for document in document_keys] for query in query_keys])
-    excluded[torch.arange(len(positives)), torch.tensor(positives)] = False
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(document_keys))}
+    documents_D = torch.tensor([numbers[key] for key in document_keys])
+    positives_Q = torch.tensor(positives)
+    excluded = documents_D[positives_Q][:, None] == documents_D
+    groups: dict[Hashable, list[int]] = {}
+    for row, query in enumerate(query_keys):
+        groups.setdefault(query, []).append(row)
+    for rows in groups.values():
+        excluded[rows] = excluded[rows].any(dim=0)
+    excluded[torch.arange(len(positives)), positives_Q] = False
     return excluded

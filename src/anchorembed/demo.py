@@ -66,6 +66,8 @@ def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resu
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages."""
     started = time.monotonic()
     collection = subset(read_collection(made.collection), POOL)
+    source = recipe.data.sources[0].model_copy(update={"path": made.train})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
     alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
     say("--- contrastive only ---")
     without = train(alone, say, resume)

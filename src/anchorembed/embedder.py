@@ -78,6 +78,7 @@ class Embedder(nn.Module):
             InputError: if the model cannot be had or is not supported.
         """
         keep_memory()
+        name = Path(name).expanduser() if str(name).startswith("~") else name
         place = find_device(device)
         backbone, tokenizer = load_backbone(str(name), place)
         saved = read_metadata(Path(name))
@@ -183,9 +184,20 @@ class Embedder(nn.Module):
         with quiet():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+        self.write_metadata(folder, history)
+
+    def write_metadata(self, folder: Path, history: dict[str, object] | None = None) -> None:
+        """Write ``anchorembed.json`` into a model folder."""
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
-        record["weights_sha256"] = weights_sha256(model)
+        record["weights_sha256"] = weights_sha256(self.backbone.model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def saved_sha256(folder: Path) -> str:
+    """SHA-256 of the weights of a folder we saved, as its ``anchorembed.json`` says; empty for any other model."""
+    if read_metadata(folder) is None:
+        return ""
+    return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))
 
 
 def read_metadata(folder: Path) -> Metadata | None:

@@ -4,7 +4,6 @@ The folder holds the merged decoder, the baked tokenizer, last-token pooling, no
 two length limits, so ``SentenceTransformer(folder)`` gives our vectors without knowing of us.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -87,5 +86,4 @@ def _write(embedder: Embedder, folder: Path) -> None:
             device="cpu",
         )
         model.save(str(folder), create_model_card=False)
-    record = {"history": metadata.history, "made_by": "anchorembed"}
-    (folder / "anchorembed_history.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    embedder.write_metadata(folder)

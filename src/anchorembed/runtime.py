@@ -3,7 +3,6 @@
 import ctypes
 import os
 import random
-import resource
 import sys
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -30,6 +29,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"model.device: {name!r} is not a device. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"model.device: {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"model.device: {name!r} asked for, {count} GPUs found. Use 'auto' or 'cpu'.")
@@ -68,11 +69,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def cache_folder() -> Path:

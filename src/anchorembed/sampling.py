@@ -15,7 +15,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Pairs to train on and pairs set aside, as global indices; no text of a held-out pair is trained on."""
+    """Pairs to train on and pairs set aside, as global indices.
+
+    No query or positive of a held-out pair is a query or positive of a pair to train on; hard negatives may be.
+    """
 
     train: Indices
     held_out: Indices
@@ -29,8 +32,8 @@ def split(store: PairStore, held_out: int, seed: int) -> Split:
     """
     order = np.random.default_rng([seed, 7]).permutation(len(store))
     chosen = np.sort(order[: min(held_out, len(store) // 10)])
-    shared = np.isin(store.query_keys, store.query_keys[chosen])
-    shared |= np.isin(store.positive_keys, store.positive_keys[chosen])
+    texts = np.concatenate([store.query_keys[chosen], store.positive_keys[chosen]])
+    shared = np.isin(store.query_keys, texts) | np.isin(store.positive_keys, texts)
     train = np.flatnonzero(~shared)
     if len(train) < 2:
         raise InputError(f"data: {len(train)} pairs are left to train on; at least 2 are needed. Add pairs.")
@@ -53,8 +56,8 @@ def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -
         order = np.random.default_rng([seed, epoch, source]).permutation(members)
         formed = _without_duplicates(store, order.tolist(), size)
         full = [batch for batch in formed if len(batch) == size]
-        # A source too small for one full step is still used: one step of what it has.
-        planned += full or formed[:1]
+        # A source that fills no step, being small or repetitive, is still used, in shorter steps.
+        planned += full or formed
     order = np.random.default_rng([seed, epoch]).permutation(len(planned))
     return [planned[i] for i in order]
 

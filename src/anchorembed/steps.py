@@ -155,20 +155,21 @@ class Contrastive:
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
-        sequences, loss = self._problem(pairs)
+        sequences, loss, _ = self._problem(pairs)
         value = cached_backward(self._embed, self._chunks(sequences), loss)
         return {"loss": float(value)}
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
-        sequences, loss = self._problem(pairs)
+        sequences, loss, excluded_QD = self._problem(pairs)
         embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
+        scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
         right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
         return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
 
-    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor]]:
+    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor], Tensor]:
         queries = [pair.query for pair in pairs]
         negatives = [negative for pair in pairs for negative in pair.negatives[: self.hard_negatives]]
         documents = [pair.document for pair in pairs] + negatives
@@ -180,7 +181,7 @@ class Contrastive:
             queries_QH, documents_DH = embeddings[: len(queries)], embeddings[len(queries) :]
             return info_nce(queries_QH, documents_DH, positives_Q, self.scale, excluded)
 
-        return queries + documents, loss
+        return queries + documents, loss, excluded
 
     def _chunks(self, sequences: Sequence[list[int]]) -> list[PackedBatch]:
         runs = micro_batches([len(sequence) for sequence in sequences], self.budget)

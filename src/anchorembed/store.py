@@ -84,7 +84,7 @@ def open_store(
 
 
 def _open(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str], None]) -> pa.Table:
-    key = _content_key(source.path, skip_bad)
+    key = hashlib.sha256(f"{content_key(source.path)} {skip_bad}".encode()).hexdigest()[:32]
     target = cache / f"{key}.arrow"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -124,11 +124,15 @@ def _text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _content_key(path: Path, skip_bad: bool) -> str:
-    """SHA-256 of the source's bytes, file by file, with what decides how they are read."""
+def content_key(path: Path) -> str:
+    """SHA-256 of a source's bytes, file by file, with what decides how they are read.
+
+    Raises:
+        InputError: if there is no such file or folder.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Check data.sources; paths are relative to where you run.")
-    digest = hashlib.sha256(_VERSION + bytes([skip_bad]))
+    digest = hashlib.sha256(_VERSION)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(f"{file.relative_to(path) if path.is_dir() else path.suffixes}".encode())

@@ -146,6 +146,15 @@ class PairTokenizer:
                     f"{self.overhead} tokens. Set it to at least {self.overhead + 1}."
                 )
 
+    def check_room(self, instruction: str) -> None:
+        """Raise InputError if an instruction leaves no room for the query it precedes."""
+        used = self.overhead + len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
+        if used >= self.lengths.query:
+            raise InputError(
+                f"data.query_tokens: {self.lengths.query} leaves no room for a query; template and instruction take "
+                f"{used} tokens. Raise it, or shorten the instruction."
+            )
+
     def templated(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text within its template, at most ``length`` each, EOS always last."""
         if not texts:
@@ -155,6 +164,8 @@ class PairTokenizer:
 
     def plain(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text alone, at most as many as a template of ``length`` tokens leaves room for."""
+        if not texts:
+            return []
         encoded = self.tokenizer(
             list(texts), add_special_tokens=False, truncation=True, max_length=length - self.overhead
         )

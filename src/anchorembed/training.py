@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -25,14 +26,14 @@ from torch import nn
 from anchorembed.backbone import LoraSettings, weights_sha256
 from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
-from anchorembed.embedder import METADATA, Embedder, read_metadata
+from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair
 from anchorembed.runtime import cache_folder, seed_everything
 from anchorembed.sampling import Split, batches, split
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
-from anchorembed.store import PairStore, SourceFile, open_store
-from anchorembed.tokens import Lengths, Template, TokenPair
+from anchorembed.store import PairStore, SourceFile, content_key, open_store
+from anchorembed.tokens import Lengths, Template, TokenPair, instruct
 
 StageName = Literal["reconstruct", "contrast"]
 
@@ -101,6 +102,7 @@ def fit(
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
+    shown: Metrics = {}
     with log.open("a", encoding="utf-8") as sink, _stop_signals() as stop, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
         for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
@@ -119,7 +121,8 @@ def fit(
                 metrics |= evaluate()
                 module.train()
             _record(sink, accelerator, loop.name, done, metrics)
-            bar.update(task, advance=1, note=_note(metrics))
+            shown |= metrics  # so that the last evaluation stays in sight
+            bar.update(task, advance=1, note=_note(shown))
             stopping = stop.is_set()  # read once: a signal during the save waits for the next step
             if done % schedule.save_every == 0 or stopping:
                 save_checkpoint(checkpoints, done, module, optimizer, {}, schedule.keep_checkpoints)
@@ -221,7 +224,7 @@ class Prepared:
         """Read and tokenise the pairs of a step."""
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
-        return self.embedder.pairs.pairs(pairs, [source.instruction for source in sources])
+        return self.embedder.pairs.pairs(pairs, [instruct(source.instruction) for source in sources])
 
 
 def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
@@ -272,10 +275,11 @@ def _run_stage(
         say(f"{stage}: finished before, kept: {target}")
         return target
     _same_plan(folder, _read_plan(folder), plan)
+    _check_trackers(recipe.trackers)
     say(f"{stage}: starting from {start}")
     prepared = _prepare(recipe, start, say)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+    _write_plan(folder, plan)
     start_sha256 = weights_sha256(prepared.embedder.backbone.model)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     seed_everything(recipe.seed)
@@ -300,6 +304,13 @@ def _run_stage(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _check_trackers(names: list[str]) -> None:
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
 
 
 def _objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
@@ -333,6 +344,8 @@ def _prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared
         lengths=Lengths(data.query_tokens, data.document_tokens),
         instruction=data.instruction,
     )
+    for source in sources:
+        embedder.pairs.check_room(instruct(source.instruction))
     return Prepared(store, parts, embedder)
 
 
@@ -347,7 +360,8 @@ def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> P
         "model": recipe.model.model_dump(mode="json", exclude={"device"}),
         stage: settings.model_dump(mode="json", by_alias=True, exclude=cost_only),
     }
-    return _flatten(parts) | {"seed": recipe.seed, "start": start}
+    contents = {f"data.content.{source.name}": content_key(source.path) for source in recipe.data.sources}
+    return _flatten(parts) | contents | {"seed": recipe.seed, "start": start, "start_sha256": saved_sha256(Path(start))}
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:
@@ -361,8 +375,17 @@ def _read_plan(folder: Path) -> Plan | None:
     path = folder / "plan.json"
     if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
         return None
-    plan: Plan = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        plan: Plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}). Delete {folder} and train again.") from error
     return plan
+
+
+def _write_plan(folder: Path, plan: Plan) -> None:
+    temporary = folder / ".plan.json"
+    temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+    temporary.replace(folder / "plan.json")
 
 
 def _same_plan(folder: Path, before: object, now: Plan) -> None:

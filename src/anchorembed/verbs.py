@@ -15,6 +15,7 @@ from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
 from anchorembed.records import Collection, Document, read_collection, read_texts
 from anchorembed.runtime import cache_folder
+from anchorembed.store import content_key
 from anchorembed.training import progress_bar
 
 
@@ -68,15 +69,15 @@ def encode(
 
 def search(model: str | Path, corpus: Path, query: str, *, index: Path | None = None, top_k: int = 10) -> Search:
     """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model."""
-    if not query.strip():
-        raise InputError("search: the query is empty. Give some words.")
+    if not query.strip() or (not query.isascii() and query.encode(errors="replace").decode() != query):
+        raise InputError("search: the query is empty or not Unicode text. Give some words.")
     if top_k < 1:
         raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
     if not corpus.is_file():
         raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     if index is None:
-        index = cache_folder() / "indexes" / f"{corpus.stem}-{embedder.fingerprint[:16]}"
+        index = cache_folder() / "indexes" / f"{content_key(corpus)[:16]}-{embedder.fingerprint[:16]}"
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, index, progress=advance)
     return Search(opened.search(embedder, query, top_k), index, reused)
