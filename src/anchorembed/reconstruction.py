@@ -36,9 +36,8 @@ class Decoding:
 def decoding(texts: Sequence[Sequence[int]], end_id: int) -> Decoding:
     """Lay out texts, as their own tokens without template, to be written from one anchor each."""
     batch = pack([[end_id, *text] for text in texts])
-    targets = batch.tokens.roll(-1)
-    targets[batch.anchors] = end_id
-    return Decoding(batch, targets)
+    # The free slots hold EOS, so what follows each text, the next one's slot, is its last target.
+    return Decoding(batch, batch.tokens.roll(-1))
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, batch: PackedBatch) -> Tensor:
