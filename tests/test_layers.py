@@ -10,6 +10,7 @@ ORDER = [
     "errors",
     "config",
     "runtime",
+    "progress",
     "records",
     "corpora",
     "store",

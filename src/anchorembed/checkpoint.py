@@ -8,9 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,14 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anchorembed.errors import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """What a checkpoint says beyond tensors."""
-
-    step: int
-    state: dict[str, Any]
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -54,9 +44,18 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_checkpoint(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> None:
+def write_file(target: Path, text: str) -> None:
+    """Make a text file appear at ``target`` only once all of it is written; an older one is replaced."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
     """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``."""
     parameters = _trainable(module)
     moments = {
@@ -73,7 +72,7 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         for name, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, target / f"{name}.safetensors")
-        (target / "state.json").write_text(json.dumps({"step": step, **state}, indent=2), encoding="utf-8")
+        (target / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
     write_folder(folder / f"step-{step:06d}", fill)
     for old in checkpoints(folder)[keep:]:
@@ -87,24 +86,24 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
-) -> Resumed | None:
+) -> int:
     """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
 
     Returns:
-        The step reached, or None if there is no checkpoint.
+        The step reached, 0 if there is no checkpoint.
     """
     for unfinished in folder.glob(".step-*"):
         shutil.rmtree(unfinished)
     for path in checkpoints(folder):
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            step = int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
             tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "random")}
             _restore(module, optimizer, tensors)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             warn(f"{path}: damaged ({error}); using the one before.")
             continue
-        return Resumed(int(state["step"]), state)
-    return None
+        return step
+    return 0
 
 
 def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -13,14 +13,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from anchorembed.checkpoint import write_file
 from anchorembed.config import Recipe
 from anchorembed.corpora import Harvest, harvest_docstrings
 from anchorembed.embedder import Embedder
 from anchorembed.evaluation import METRICS, chance, subset
 from anchorembed.exporting import export
 from anchorembed.indexing import Hit, open_or_build
+from anchorembed.progress import progress_bar
 from anchorembed.records import Collection, read_collection, write_jsonl
-from anchorembed.training import progress_bar, train
+from anchorembed.tokens import Lengths
+from anchorembed.training import train
 from anchorembed.verbs import score
 
 POOL = 500
@@ -76,7 +79,11 @@ def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resu
     models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
     rows = {"chance": Row(chance(collection))}
     for name, model in models.items():
-        rows[name] = _measure(recipe.output / "evaluation", name, model, collection, say)
+        # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
+        embedder = Embedder.load(model, lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens))
+        rows[name] = _measure(
+            recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection, say
+        )
     exported = recipe.output / "export"
     if exported.exists():
         say(f"export: kept: {exported}")
@@ -113,19 +120,17 @@ def show(result: Demo, console: Console) -> None:
     console.print(f"took {result.minutes:.1f} minutes", highlight=False)
 
 
-def _measure(folder: Path, name: str, model: str, collection: Collection, say: Callable[[str], None]) -> Row:
-    """Scores of a model on the collection, from an earlier run if weights and collection are the same."""
-    embedder = Embedder.load(model)
-    path = folder / f"{name.replace(' ', '-')}.json"
+def _measure(path: Path, embedder: Embedder, collection: Collection, say: Callable[[str], None]) -> Row:
+    """Scores of a model on the collection, from an earlier run if model and collection are the same."""
     ids = hashlib.sha256("\n".join(document.id for document in collection.documents).encode()).hexdigest()
     key = {"model": embedder.fingerprint, "weights_sha256": embedder.weights_sha256, "documents_sha256": ids}
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:
-        say(f"evaluation: {name}: reused")
+        say(f"evaluation: reused: {path}")
         return Row(saved["mean"], embedder.weights_sha256)
     scores = score(embedder, collection)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "mean": scores.mean}, indent=2), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps({"key": key, "mean": scores.mean}, indent=2))
     return Row(scores.mean, embedder.weights_sha256)
 
 

@@ -18,16 +18,14 @@ from typing import Any, Literal, TextIO
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
-from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_folder
+from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
+from anchorembed.progress import progress_bar
 from anchorembed.records import TextPair
 from anchorembed.runtime import cache_folder, seed_everything
 from anchorembed.sampling import Split, batches, split
@@ -96,9 +94,8 @@ def fit(
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
-    resumed = load_checkpoint(checkpoints, module, optimizer, loop.say)
-    first = resumed.step if resumed else 0
-    if resumed:
+    first = load_checkpoint(checkpoints, module, optimizer, loop.say)
+    if first:
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
@@ -125,7 +122,7 @@ def fit(
             bar.update(task, advance=1, note=_note(shown))
             stopping = stop.is_set()  # read once: a signal during the save waits for the next step
             if done % schedule.save_every == 0 or stopping:
-                save_checkpoint(checkpoints, done, module, optimizer, {}, schedule.keep_checkpoints)
+                save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
 
@@ -156,31 +153,6 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-class _Rate(ProgressColumn):
-    """Items a second, or seconds an item where that reads better."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.speed
-        if not speed:
-            return Text("-", style="progress.data.speed")
-        text = f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
-        return Text(text, style="progress.data.speed")
-
-
-def progress_bar() -> Progress:
-    """Progress with rate, time left and a note, on standard error."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        speed_estimate_period=120,
-    )
-
-
 def _note(metrics: Metrics) -> str:
     shown = ("loss", "gain_q2d", "gain_d2q", "held_out_accuracy")
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
@@ -199,7 +171,7 @@ def _open_log(path: Path, first: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_file(path, "".join(f"{line}\n" for line in kept))
     return path
 
 
@@ -279,7 +251,7 @@ def _run_stage(
     say(f"{stage}: starting from {start}")
     prepared = _prepare(recipe, start, say)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_plan(folder, plan)
+    write_file(folder / "plan.json", json.dumps(plan, indent=2))
     start_sha256 = weights_sha256(prepared.embedder.backbone.model)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     seed_everything(recipe.seed)
@@ -345,7 +317,7 @@ def _prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared
         instruction=data.instruction,
     )
     for source in sources:
-        embedder.pairs.check_room(instruct(source.instruction))
+        embedder.pairs.check_room(instruct(source.instruction), data.query_tokens)
     return Prepared(store, parts, embedder)
 
 
@@ -380,12 +352,6 @@ def _read_plan(folder: Path) -> Plan | None:
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}). Delete {folder} and train again.") from error
     return plan
-
-
-def _write_plan(folder: Path, plan: Plan) -> None:
-    temporary = folder / ".plan.json"
-    temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-    temporary.replace(folder / "plan.json")
 
 
 def _same_plan(folder: Path, before: object, now: Plan) -> None:
