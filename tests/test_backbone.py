@@ -10,7 +10,7 @@ from anchorembed import backbone as backbone_module
 from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.packing import AttentionPlan, PackedBatch, pack
-from conftest import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
+from conftest import ARCHITECTURES, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
 LENGTHS = (3, 17, 9, 1, 16)
@@ -162,7 +162,3 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         load_backbone(str(folder), CPU)
-
-
-def test_the_tokenizer_fixture_is_the_committed_one() -> None:
-    assert tiny_tokenizer()("list of lines")["input_ids"]

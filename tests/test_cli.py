@@ -13,6 +13,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
+import anchorembed
 from anchorembed import cli
 from conftest import write_pairs
 
@@ -88,6 +89,15 @@ def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: P
     assert len(table.column("vector")[0]) == 32
     code, _, err = run("train", recipe)
     assert (code, err.count("finished before")) == (0, 2)
+
+
+def test_the_verbs_as_functions_take_plain_strings(recipe: Path, collection: Path, tmp_path: Path) -> None:
+    model = str(anchorembed.contrast(anchorembed.read_recipe(str(recipe))))
+    corpus = str(collection / "corpus.jsonl")
+    assert anchorembed.evaluate(model, str(collection)).mean["Recall@100"] == 1.0
+    assert anchorembed.encode(model, corpus, str(tmp_path / "v.parquet")) == 12
+    assert len(anchorembed.search(model, corpus, "list", index=str(tmp_path / "index"), top_k=4).hits) == 4
+    assert anchorembed.export(model, str(tmp_path / "export")) > 0.9999
 
 
 def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:

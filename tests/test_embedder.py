@@ -50,7 +50,7 @@ def test_shape_length_and_kind(embedder: Embedder) -> None:
 
 
 def test_sides_and_instructions(tiny_folder: Path) -> None:
-    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48), instruction="find code")
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(40, 48), instruction="find code")
     plain = embedder.encode(["sort"], side="document")
     query = embedder.encode(["sort"], side="query")
     np.testing.assert_allclose(query, embedder.encode([instruct("find code") + "sort"], side="query", instruction=""))
@@ -84,6 +84,8 @@ def test_wrong_use_is_named(embedder: Embedder) -> None:
         embedder.encode("text")
     with pytest.raises(InputError, match="'doc'"):
         embedder.encode(["text"], side="doc")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="24 tokens leaves no room for text"):
+        embedder.encode(["text"], side="query", instruction="sort " * 30)
     with pytest.raises(InputError, match="GPUs found"):
         Embedder.load("x", device="cuda:99")
 

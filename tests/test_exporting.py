@@ -19,7 +19,7 @@ TEXTS = ["sort", "", "  ", "sort the list " * 80, "文字 списки", "open a
 @pytest.fixture(params=["llama", "llama-untied"])
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = save_tiny(tmp_path / "base", request.param)
-    embedder = Embedder.load(folder, precision="float32", lengths=Lengths(24, 48), instruction="find code")
+    embedder = Embedder.load(folder, precision="float32", lengths=Lengths(40, 48), instruction="find code")
     embedder.save(tmp_path / "trained")
     return tmp_path / "trained"
 

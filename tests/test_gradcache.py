@@ -36,7 +36,7 @@ def test_cached_equals_uncached(size: int) -> None:
     torch.manual_seed(5)
     expected = loss(torch.cat([plain(chunk) for chunk in chunks]))
     expected.backward()
-    assert float(value) == pytest.approx(float(expected), abs=1e-6)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
     assert torch.equal(after, torch.rand(1)), "the random stream goes on as if nothing had been replayed"
     for ours, theirs in zip(cached.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)

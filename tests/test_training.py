@@ -145,8 +145,8 @@ def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: P
     before, after = weights(tiny_folder)[name], weights(model)[name]
     moved = (after - before).abs()
     assert after.dtype == torch.float32
-    assert 0 < float(moved.max()) < 1e-4
-    assert torch.equal(before.bfloat16(), after.bfloat16()) or (moved > 0).float().mean() > 0.5
+    assert (moved > 0).float().mean() > 0.9
+    assert (before.bfloat16() == after.bfloat16()).float().mean() > 0.9, "bfloat16 weights would have stood still"
 
 
 def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) -> None:
@@ -165,7 +165,7 @@ def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) 
 def test_an_instruction_that_leaves_no_room_is_refused(recipe: Make) -> None:
     made = recipe()
     data = made.data.model_copy(update={"instruction": "given a question, retrieve what answers it"})
-    with pytest.raises(InputError, match="leaves no room for a query"):
+    with pytest.raises(InputError, match="24 tokens leaves no room for text"):
         contrast(made.model_copy(update={"data": data}))
 
 

@@ -26,7 +26,7 @@ from anchorembed.models import load_model
 from anchorembed.packing import AttentionPlan, PackedBatch, pack
 
 _ATTENTION = "anchorembed_packed"
-_SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU (10 x at 24, 2 x at 256)
+_SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU
 _TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
 
 Context = Any  # torch gives autograd contexts no type that has what they have

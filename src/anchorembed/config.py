@@ -119,14 +119,14 @@ class Recipe(Section):
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
 
     Raises:
         InputError: listing every fault, with its key path.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -155,6 +155,7 @@ class Embedder(nn.Module):
         task = instruction if instruction is not None else (self.metadata.instruction if side == "query" else "")
         prefix = instruct(task)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
+        self.pairs.check_room(prefix, limit)
         remaining = iter(texts)
         while window := list(islice(remaining, _WINDOW)):
             vectors = self._encode_window([prefix + text for text in window], limit, progress)

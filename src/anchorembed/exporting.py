@@ -28,7 +28,7 @@ _TEXTS = (
 )
 
 
-def export(name: str | Path, target: Path) -> float:
+def export(name: str | Path, target: str | Path) -> float:
     """Write a sentence-transformers folder and compare it with ours, both in float32.
 
     Args:
@@ -41,6 +41,7 @@ def export(name: str | Path, target: Path) -> float:
     Raises:
         InputError: if the target exists, or a cosine is not above 0.9999; nothing is left behind then.
     """
+    target = Path(target)
     if target.exists():
         raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
     embedder = Embedder.load(name, precision="float32", device="cpu")

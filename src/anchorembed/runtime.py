@@ -59,9 +59,9 @@ def seed_everything(seed: int) -> None:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory: a training step asks for the same gigabytes again at once.
+    """Tell glibc to keep freed memory, which a training step asks for again at once, rather than fault it in again.
 
-    Without it half of a step's time on the CPU is spent in page faults. Does nothing where there is no glibc.
+    Does nothing where there is no glibc.
     """
     if sys.platform != "linux":
         return

@@ -146,13 +146,13 @@ class PairTokenizer:
                     f"{self.overhead} tokens. Set it to at least {self.overhead + 1}."
                 )
 
-    def check_room(self, instruction: str) -> None:
-        """Raise InputError if an instruction leaves no room for the query it precedes."""
+    def check_room(self, instruction: str, length: int) -> None:
+        """Raise InputError if an instruction leaves no room for the text it precedes, of ``length`` tokens in all."""
         used = self.overhead + len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
-        if used >= self.lengths.query:
+        if used >= length:
             raise InputError(
-                f"data.query_tokens: {self.lengths.query} leaves no room for a query; template and instruction take "
-                f"{used} tokens. Raise it, or shorten the instruction."
+                f"a limit of {length} tokens leaves no room for text: template and instruction take {used}. "
+                "Shorten the instruction, or train with a larger data.query_tokens or data.document_tokens."
             )
 
     def templated(self, texts: Sequence[str], length: int) -> list[list[int]]:

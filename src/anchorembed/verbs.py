@@ -1,5 +1,6 @@
 """The command line's verbs as functions: load a model, read files, show progress, return a value."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
 from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
+from anchorembed.progress import progress_bar
 from anchorembed.records import Collection, Document, read_collection, read_texts
 from anchorembed.runtime import cache_folder
-from anchorembed.store import content_key
-from anchorembed.training import progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Search:
     reused: bool
 
 
-def evaluate(model: str | Path, folder: Path, *, split: str = "test") -> Scores:
+def evaluate(model: str | Path, folder: str | Path, *, split: str = "test") -> Scores:
     """Score a model on a BEIR folder: nDCG@10, MRR@10 and Recall@100 by trec_eval's definitions."""
-    collection = read_collection(folder, split)
+    collection = read_collection(Path(folder), split)
     return score(Embedder.load(model), collection)
 
 
@@ -42,12 +42,13 @@ def score(embedder: Embedder, collection: Collection) -> Scores:
 
 
 def encode(
-    model: str | Path, texts: Path, out: Path, *, side: Side = "document", instruction: str | None = None
+    model: str | Path, texts: str | Path, out: str | Path, *, side: Side = "document", instruction: str | None = None
 ) -> int:
     """Embed a file of texts into a Parquet file with columns ``id`` and ``vector``; returns the number of texts."""
+    out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
-    documents = read_texts(texts)
+    documents = read_texts(Path(texts))
     first = next(documents)  # a fault in the first line shows before the model is loaded
     embedder = Embedder.load(model)
     ids: list[str] = []
@@ -67,9 +68,12 @@ def encode(
     return rows
 
 
-def search(model: str | Path, corpus: Path, query: str, *, index: Path | None = None, top_k: int = 10) -> Search:
+def search(
+    model: str | Path, corpus: str | Path, query: str, *, index: str | Path | None = None, top_k: int = 10
+) -> Search:
     """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model."""
-    if not query.strip() or (not query.isascii() and query.encode(errors="replace").decode() != query):
+    corpus = Path(corpus)
+    if not query.strip() or query.encode(errors="replace").decode() != query:
         raise InputError("search: the query is empty or not Unicode text. Give some words.")
     if top_k < 1:
         raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
@@ -77,10 +81,11 @@ def search(model: str | Path, corpus: Path, query: str, *, index: Path | None = 
         raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     if index is None:
-        index = cache_folder() / "indexes" / f"{content_key(corpus)[:16]}-{embedder.fingerprint[:16]}"
+        place = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:16]
+        index = cache_folder() / "indexes" / f"{place}-{embedder.fingerprint[:16]}"
     with _bar("indexing", None) as advance:
-        opened, reused = open_or_build(embedder, corpus, index, progress=advance)
-    return Search(opened.search(embedder, query, top_k), index, reused)
+        opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
+    return Search(opened.search(embedder, query, top_k), Path(index), reused)
 
 
 @dataclass(frozen=True, slots=True)
