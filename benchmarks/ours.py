@@ -1,0 +1,64 @@
+"""Our sides of the comparisons: AnchorEmbed's own parts, put together as ``anchorembed.training`` does."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from anchorembed.backbone import LoraSettings
+from anchorembed.config import Lora
+from anchorembed.contrastive import SCALE
+from anchorembed.embedder import Embedder
+from anchorembed.records import TextPair
+from anchorembed.steps import Contrastive, Reconstruction, ReconstructionModule
+from anchorembed.tokens import Lengths
+
+
+class Training:
+    """A stage and its optimizer; called with a batch of pairs, it does one training step as ``training.fit`` does."""
+
+    def __init__(
+        self, embedder: Embedder, module: nn.Module, stage: Reconstruction | Contrastive, learning_rate: float
+    ) -> None:
+        self.embedder, self.stage = embedder, stage
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+        module.train()
+
+    def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
+        """Tokenise, accumulate gradients, clip, update."""
+        metrics = self.stage.step(0, self.embedder.pairs.pairs(batch, [""] * len(batch)))
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return dict(metrics)
+
+
+def stage1(args: argparse.Namespace) -> Training:
+    """Stage I, both directions, all weights."""
+    embedder = _embedder(args)
+    module = ReconstructionModule(embedder)
+    device, end_id = embedder.backbone.device, embedder.pairs.end_id
+    stage = Reconstruction(module, device, end_id, "both", 0.8, args.tokens_per_micro_batch)
+    return Training(embedder, module, stage, learning_rate=4e-5)
+
+
+def stage2(args: argparse.Namespace) -> Training:
+    """Stage II with LoRA on queries and positives; a batch beyond the token budget goes through GradCache."""
+    embedder = _embedder(args)
+    lora = Lora()
+    embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+    stage = Contrastive(embedder, embedder.backbone.device, SCALE, 0, args.tokens_per_micro_batch)
+    return Training(embedder, embedder, stage, learning_rate=2e-4)
+
+
+def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """Texts to unit vectors."""
+    embedder = _embedder(args)
+    return lambda texts: {"vectors": embedder.encode(texts)}
+
+
+def _embedder(args: argparse.Namespace) -> Embedder:
+    return Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(args.cut, args.cut))
