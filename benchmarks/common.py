@@ -71,9 +71,11 @@ _COMMON = {
     "batch": Option(32, "pairs a step", int),
     "threads": Option(2, "CPU threads of each side"),
     "seed": Option(0, "which texts, in which order"),
-    "by_task": Option(False, "the pairs of a step all come from one file"),
     "out": Option(None, "append one JSON line a step and side to this file", Path),
 }
+
+
+BY_TASK = Option(False, "the pairs of a step all come from one file")  # for scripts that draw batches
 
 
 def arguments(description: str, **defaults: Any) -> argparse.Namespace:
@@ -97,7 +99,12 @@ def arguments(description: str, **defaults: Any) -> argparse.Namespace:
         default = kind(option.default) if option.default is not None else None
         shown = "" if default is None else f" (default {default})"
         parser.add_argument(flag, type=kind, default=default, help=option.help + shown)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name, least in (("steps", 1), ("warmup", 0), ("batch", 1), ("cut", 8), ("threads", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name}: {value} is too small. Give at least {least}.")
+    return args
 
 
 def facts(args: argparse.Namespace) -> None:
@@ -418,8 +425,9 @@ def result(**figures: Any) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; what a user can mend, or a side that died, ends it with that message alone."""
+    """Run a benchmark; what a user can mend, or a side that died, ends it with that message and exit code 2."""
     try:
         main()
     except (InputError, SideDied) as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)

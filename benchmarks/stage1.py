@@ -7,6 +7,7 @@ pair, without template and padding. With ``--no-checkpointing`` the released sid
 import argparse
 
 from common import (
+    BY_TASK,
     Option,
     Side,
     SideDied,
@@ -31,6 +32,7 @@ def main() -> None:
     args = arguments(
         "Stage I against the released way.",
         batch=Option(None, "pairs a step (default 32, without checkpointing 8)", int),
+        by_task=BY_TASK,
         no_checkpointing=Option(False, "the released side keeps all activations"),
         tokens_per_micro_batch=Option(4096, "our token budget"),
         precision=Option("auto", "of our matrix products: auto, bfloat16 or float32"),

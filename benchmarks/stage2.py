@@ -7,7 +7,22 @@ such a mini-batch has at most.
 
 import argparse
 
-from common import Option, Side, alternate, arguments, batches, exported, facts, peak, rate, result, run, speedup, table
+from common import (
+    BY_TASK,
+    Option,
+    Side,
+    alternate,
+    arguments,
+    batches,
+    exported,
+    facts,
+    peak,
+    rate,
+    result,
+    run,
+    speedup,
+    table,
+)
 
 _THEIRS, _OURS = "sentence-transformers", "ours"
 _LARGE = 512
@@ -19,6 +34,7 @@ def main() -> None:
         arguments(
             "Stage II against sentence-transformers' trainer.",
             batch=64,
+            by_task=BY_TASK,
             cut=Option(None, "longest text in tokens, template included (default 256, cached 64)", int),
             steps=Option(None, "measured steps (default 5, cached 3)", int),
             warmup=Option(None, "steps before those (default 2, cached 1)", int),
