@@ -40,13 +40,13 @@ from anchorembed.errors import InputError
 from anchorembed.models import DEFAULT_MODEL, default_model_folder
 from anchorembed.progress import progress_bar
 from anchorembed.records import TextPair, read_pairs
-from anchorembed.runtime import cache_folder
+from anchorembed.runtime import cache_folder, peak_memory
 from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
 
 GIGABYTE = 1e9
 _KILLED = (-9, -6)  # by the kernel for its memory; aborted by C++ code that got none
 
-Batch = Sequence[TextPair] | Sequence[str]
+Batch = Sequence[TextPair] | Sequence[str] | Sequence[int]
 Step = Callable[[Any], dict[str, Any]]
 
 
@@ -191,6 +191,8 @@ def model_source(model: str) -> str:
 
 def own_tokens(args: argparse.Namespace, batch: Batch) -> int:
     """Tokens of the texts themselves after cutting, template not counted: the same work for whoever does it."""
+    if not all(isinstance(item, str | TextPair) for item in batch):
+        return 0  # made of numbers, not of texts
     every = [text for item in batch for text in ((item,) if isinstance(item, str) else (item.query, item.positive))]
     return sum(map(len, pair_tokenizer(args.model, args.cut).plain(every, args.cut)))
 
@@ -316,12 +318,12 @@ def _serve(
     try:
         build = pkgutil.resolve_name(factory) if isinstance(factory, str) else factory
         step = build(*values)
-        pipe.send(_Answer(0.0, _peak_bytes(), {}))
+        pipe.send(_Answer(0.0, peak_memory(torch.device("cpu")), {}))
         while (batch := pipe.recv()) is not None:
             started = time.perf_counter()
             extra = step(batch)
             seconds = time.perf_counter() - started
-            pipe.send(_Answer(seconds, _peak_bytes(), extra))
+            pipe.send(_Answer(seconds, peak_memory(torch.device("cpu")), extra))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # whatever a side's library raises
@@ -338,17 +340,6 @@ def _guard_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (free, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
-def _peak_bytes() -> int:
-    """Most memory this process ever held, Python, libraries and weights included."""
-    # Linux hands the parent's peak on to ru_maxrss of its children; VmHWM is the process's own.
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def alternate(

@@ -11,6 +11,7 @@ from anchorembed.backbone import LoraSettings
 from anchorembed.config import Lora
 from anchorembed.contrastive import SCALE
 from anchorembed.embedder import Embedder
+from anchorembed.profiling import encode_flops, step_flops
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive, Reconstruction, ReconstructionModule
 from anchorembed.tokens import Lengths
@@ -29,11 +30,12 @@ class Training:
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
         """Tokenise, accumulate gradients, clip, update."""
-        metrics = self.stage.step(0, self.embedder.pairs.pairs(batch, [""] * len(batch)))
+        pairs = self.embedder.pairs.pairs(batch, [""] * len(batch))
+        metrics = self.stage.step(0, pairs)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return dict(metrics)
+        return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, pairs)}
 
 
 def stage1(args: argparse.Namespace) -> Training:
@@ -57,7 +59,13 @@ def stage2(args: argparse.Namespace) -> Training:
 def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
     """Texts to unit vectors."""
     embedder = _embedder(args)
-    return lambda texts: {"vectors": embedder.encode(texts)}
+
+    def step(texts: Sequence[str]) -> dict[str, Any]:
+        vectors = embedder.encode(texts)
+        tokens = sum(map(len, embedder.pairs.templated(list(texts), args.cut)))
+        return {"vectors": vectors, "flops": encode_flops(embedder.backbone, tokens)}
+
+    return step
 
 
 def _embedder(args: argparse.Namespace) -> Embedder:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from anchorembed import backbone as backbone_module
+from anchorembed import attention
 from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
 from anchorembed.errors import InputError
-from anchorembed.packing import AttentionPlan, PackedBatch, pack
+from anchorembed.packing import PackedBatch, lay_out, pack
 from conftest import ARCHITECTURES, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_a_broken_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without causality, or with sequences not kept apart, neither the comparison nor the loading check passes."""
     right = states(Backbone(tiny_model().eval()), pack(sequences()))
     monkeypatch.setattr(
-        backbone_module,
+        attention,
         "_causal",
         lambda q, k, v, scaling, *rest: torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling),
     )
@@ -81,17 +81,12 @@ def test_a_broken_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sequences_are_kept_apart() -> None:
     batch = pack(sequences())
-    one_long = AttentionPlan(((1, len(batch.tokens)),), *_identity(len(batch.tokens)))
+    one_long = lay_out(torch.tensor([0, len(batch.tokens)]))
     backbone = Backbone(tiny_model().eval())
     right = states(backbone, batch)
     mixed = PackedBatch(batch.tokens, batch.offsets)
-    mixed.__dict__["plan"] = one_long
+    mixed.__dict__["buckets"] = one_long
     assert not torch.allclose(states(backbone, mixed), right, atol=1e-3)
-
-
-def _identity(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    order = torch.arange(length)
-    return order, torch.ones(length, dtype=torch.bool), order
 
 
 def test_scales_are_measured() -> None:

@@ -61,6 +61,19 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
+def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -> None:
+    code, out, err = run("profile", recipe, "--steps", 1)
+    assert code == 0, err
+    for words in ("reconstruct: ", "contrast: ", "pair tokens/s", "peak memory", "TFLOP/s", "matrix products"):
+        assert words in out
+    shares = [float(line.split("%")[0]) for line in out.splitlines() if line.lstrip()[0].isdigit() and "%  " in line]
+    assert sum(shares) == pytest.approx(200, abs=1)
+    assert not (tmp_path / "run").exists()
+    code, _, err = run("profile", recipe, "--stage", "third")
+    assert code == 2
+    assert "'third' is neither" in err
+
+
 def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: Path) -> None:
     code, _, err = run("train", recipe)
     assert code == 0, err

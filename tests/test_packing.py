@@ -20,13 +20,14 @@ def test_offsets_mark_where_each_text_begins() -> None:
     assert batch.positions.tolist() == [i for sequence in SEQUENCES for i in range(len(sequence))]
 
 
-def test_attention_plan_goes_there_and_back() -> None:
+def test_buckets_hold_each_token_once() -> None:
     batch = pack(SEQUENCES)
-    plan = batch.plan
-    assert int(plan.real.sum()) == len(batch.tokens)
-    assert torch.equal(batch.tokens[plan.into][plan.back], batch.tokens)
-    assert torch.equal(plan.into[plan.real].sort().values, torch.arange(len(batch.tokens)))
-    assert sum(size * length for size, length in plan.shapes) <= 1.25 * len(batch.tokens)
+    tokens = torch.cat([bucket.tokens for bucket in batch.buckets])
+    assert torch.equal(tokens.sort().values, torch.arange(len(batch.tokens)))
+    for bucket in batch.buckets:
+        assert torch.equal(bucket.index.flatten()[bucket.slots], bucket.tokens)
+        assert int(bucket.real.sum()) == len(bucket.tokens)
+    assert sum(bucket.index.numel() for bucket in batch.buckets) <= 1.25 * len(batch.tokens)
 
 
 @pytest.mark.parametrize("sequences", [[], [[1], []]])

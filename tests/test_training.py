@@ -152,7 +152,7 @@ def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: P
 def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) -> None:
     made = recipe()
     data = made.data.model_copy(update={"instruction": "find", "query_tokens": 48})
-    prepared = training._prepare(made.model_copy(update={"data": data}), made.model.name, print)
+    prepared = training.prepare(made.model_copy(update={"data": data}), made.model.name, print)
     (tokens,) = prepared.tokens([0])
     text = instruct("find") + prepared.store[0].query
     assert [tokens.query] == prepared.embedder.pairs.templated([text], 48)

@@ -7,7 +7,6 @@ scales and soft-caps, are reproduced is measured on loading; where not, it is re
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +14,16 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anchorembed.attention import ATTENTION
 from anchorembed.errors import InputError
+from anchorembed.kernels import lookup
+from anchorembed.layers import fuse_layers
 from anchorembed.models import load_model
-from anchorembed.packing import AttentionPlan, PackedBatch, pack
+from anchorembed.packing import PackedBatch, pack
 
-_ATTENTION = "anchorembed_packed"
-_SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU
 _TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
-
-Context = Any  # torch gives autograd contexts no type that has what they have
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +57,7 @@ class Backbone(nn.Module):
         self.logit_scale = 1.0
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
         self.peft: list[PeftModel] = []  # in a list, so that its weights are registered once, under `model`
-        model.set_attn_implementation(_ATTENTION)
+        model.set_attn_implementation(ATTENTION)
 
     @property
     def hidden_size(self) -> int:
@@ -77,16 +71,17 @@ class Backbone(nn.Module):
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """E: token ids [T] to input vectors [T, H], in the scale in which an anchor enters."""
-        vectors: Tensor = self.model.get_input_embeddings()(tokens_T) * self.input_scale
-        return vectors
+        module = self.model.get_input_embeddings()
+        vectors: Tensor = lookup(module.weight, tokens_T) if type(module) is nn.Embedding else module(tokens_T)
+        return vectors if self.input_scale == 1.0 else vectors * self.input_scale
 
     def states(self, vectors_TH: Tensor, batch: PackedBatch) -> Tensor:
         """f: input vectors [T, H] to final states [T, H] after the last norm; ``batch`` says where sequences begin."""
         output = self.model.base_model(
-            inputs_embeds=(vectors_TH / self.input_scale)[None],
+            inputs_embeds=(vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale)[None],
             position_ids=batch.positions[None],
             use_cache=False,
-            packing=batch.plan,
+            packing=batch.buckets,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -123,85 +118,6 @@ class Backbone(nn.Module):
         """Fold the adapters, if there are any, into the weights they adapt."""
         while self.peft:
             self.model = self.peft.pop().merge_and_unload()
-
-
-def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of transformers' attention registry
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    packing: AttentionPlan | None = None,
-    **unknown: object,
-) -> tuple[Tensor, None]:
-    """Causal attention within each packed sequence.
-
-    ``query`` is [1, A, T, D], ``key`` and ``value`` may have fewer heads; the result is [1, T, A, D].
-    """
-    if packing is None:
-        raise InputError(f"{type(module).__name__}: this model does not hand on what packed attention needs.")
-    if unknown.get("s_aux") is not None or unknown.get("position_bias") is not None:
-        raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported.")
-    groups = query.shape[1] // key.shape[1]
-    sides = [_gather(side[0].transpose(0, 1), packing.into, packing.back, None) for side in (query, key, value)]
-    outputs, start = [], 0
-    for size, length in packing.shapes:
-        rows = slice(start, start + size * length)
-        start = rows.stop
-        q, k, v = (side[rows].unflatten(0, (size, length)).transpose(1, 2) for side in sides)
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        outputs.append(_causal(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2).flatten(0, 1))
-    packed = _gather(torch.cat(outputs), packing.back, packing.into, packing.real)
-    return packed[None], None
-
-
-class _Gather(torch.autograd.Function):
-    """Rows by index, whose gradient is rows by the inverse index: no scattered additions.
-
-    ``padded`` marks, where the input has padding, its real rows: the padding gets no gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Context, rows: Tensor, index: Tensor, inverse: Tensor, padded: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inverse, padded)
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse, padded = ctx.saved_tensors
-        result = gradients[0].index_select(0, inverse)
-        return result if padded is None else result.mul_(padded[:, None, None]), None, None, None
-
-
-_gather: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _Gather.apply
-
-
-def _causal(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
-) -> Tensor:
-    """Causal attention of [B, A, L, D], spelt out where no kernel does what is wanted, or does it slower."""
-    length = q.shape[2]
-    window = window if window is not None and window < length else None
-    spelt_out = softcap is not None or (q.device.type == "cpu" and length <= _SHORT)
-    if not spelt_out and window is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
-    allowed_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    if window is not None:
-        allowed_LL = allowed_LL.triu(1 - window)
-    if not spelt_out:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_LL, dropout_p=dropout, scale=scaling)
-    scores = (q @ k.transpose(2, 3)).float() * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    return F.dropout(scores.masked_fill(~allowed_LL, float("-inf")).softmax(-1).to(v.dtype), dropout) @ v
-
-
-AttentionInterface.register(_ATTENTION, packed_attention)
 
 
 def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrainedTokenizerBase]:
@@ -269,7 +185,7 @@ def _own_logits(backbone: Backbone, tokens_T: Tensor) -> Tensor:
     try:
         logits: Tensor = backbone.model(input_ids=tokens_T[None], use_cache=False).logits[0].float()
     finally:
-        backbone.model.set_attn_implementation(_ATTENTION)
+        backbone.model.set_attn_implementation(ATTENTION)
     return logits
 
 
@@ -280,13 +196,17 @@ def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
+        angles.append(kwargs.get("position_embeddings"))
 
+    angles: list[Any] = []
     hook = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
         backbone.states(vectors_TH, batch)
     finally:
         hook.remove()
+    if isinstance(angles[0], tuple):
+        fuse_layers(layers, angles[0], batch.buckets, backbone.hidden_size)
     scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))
     if not torch.allclose(seen[0][0], vectors_TH * scale, rtol=1e-3, atol=1e-6):
         raise InputError(

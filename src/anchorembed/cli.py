@@ -118,6 +118,28 @@ def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to
     _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")
 
 
+@app.command()
+def profile(
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    stage: Annotated[str, typer.Option(help="reconstruct, contrast or both.")] = "both",
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps a stage, after 2 to warm up.")] = 5,
+) -> None:
+    """Run a few steps of a recipe: tokens a second, memory, share of the machine's peak, where the time goes."""
+    if stage not in ("reconstruct", "contrast", "both"):
+        raise InputError(f"--stage: {stage!r} is neither reconstruct, contrast nor both.")
+    resolved = _resolve(recipe, set_, show=False, skip_bad=False)
+    if resolved is None:
+        return
+    from anchorembed.profiling import profile as run
+    from anchorembed.profiling import report
+
+    if stage != "contrast" and (resolved.reconstruct is not None or stage == "reconstruct"):
+        _print(report(run(resolved, "reconstruct", steps)))
+    if stage != "reconstruct" and (resolved.contrast is not None or stage == "contrast"):
+        _print(report(run(resolved, "contrast", steps)))
+
+
 def main() -> None:
     """Run the command line; the exit code is 2 for faults a user can mend, 130 or 143 when stopped."""
     try:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from anchorembed.backbone import Backbone, load_backbone, weights_sha256
 from anchorembed.errors import InputError
+from anchorembed.kernels import weights_unchanged
 from anchorembed.models import quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
@@ -169,12 +170,13 @@ class Embedder(nn.Module):
         sequences = self.pairs.templated(texts, limit)
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         vectors = torch.empty(len(texts), self.dimension)
-        for run in micro_batches([len(sequences[i]) for i in order], max(_TOKENS, limit)):
-            chosen = [order[i] for i in run]
-            batch = pack([sequences[i] for i in chosen]).to(self.backbone.device)
-            vectors[chosen] = self(batch).cpu()
-            if progress:
-                progress(len(chosen))
+        with weights_unchanged():
+            for run in micro_batches([len(sequences[i]) for i in order], max(_TOKENS, limit)):
+                chosen = [order[i] for i in run]
+                batch = pack([sequences[i] for i in chosen]).to(self.backbone.device)
+                vectors[chosen] = self(batch).cpu()
+                if progress:
+                    progress(len(chosen))
         self.train(training)
         return vectors
 

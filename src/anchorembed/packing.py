@@ -1,7 +1,7 @@
 """Pack token sequences end to end. Nothing is padded; ``offsets`` marks where each text begins.
 
-Attention alone needs sequences side by side. ``AttentionPlan`` lays sequences of like length into buckets padded on
-the right, where causal attention never looks at the padding, and says how to get back.
+Attention alone needs sequences side by side. A ``Bucket`` lays those of like length so, padded on the right, where
+causal attention never looks at the padding, and says how to get back.
 
 Axes: T packed tokens, N sequences, B sequences in a bucket, L longest in the bucket.
 """
@@ -49,9 +49,9 @@ class PackedBatch:
         return torch.arange(len(self.tokens), device=self.tokens.device) - self.starts.repeat_interleave(self.lengths)
 
     @cached_property
-    def plan(self) -> "AttentionPlan":
-        """How to lay these sequences side by side for attention, computed once a batch."""
-        return plan_attention(self.offsets)
+    def buckets(self) -> "tuple[Bucket, ...]":
+        """These sequences side by side for attention, computed once a batch."""
+        return lay_out(self.offsets)
 
     def to(self, device: torch.device) -> "PackedBatch":
         """Return the same batch on ``device``."""
@@ -59,17 +59,17 @@ class PackedBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """Buckets of like-long sequences.
+class Bucket:
+    """Sequences of like length side by side, padded on the right.
 
-    ``shapes`` holds each bucket's (B, L). ``into`` [sum of B * L] names the packed token in each slot of the buckets
-    laid end to end, ``real`` says which slots are not padding, and ``back`` [T] names the slot of each packed token.
+    ``index`` [B, L] names the packed token in each slot and ``real`` [B, L] says which slots are not padding;
+    ``tokens`` and ``slots`` name, for each real slot, its packed token and its place among the B * L slots.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    into: Tensor
+    index: Tensor
     real: Tensor
-    back: Tensor
+    tokens: Tensor
+    slots: Tensor
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
@@ -87,7 +87,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
     return PackedBatch(tokens, offsets)
 
 
-def plan_attention(offsets: Tensor) -> AttentionPlan:
+def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
     """Group sequences into buckets whose longest is at most 1.25 times the shortest."""
     lengths = offsets.diff().tolist()
     buckets: list[list[int]] = []
@@ -96,19 +96,14 @@ def plan_attention(offsets: Tensor) -> AttentionPlan:
             buckets[-1].append(sequence)
         else:
             buckets.append([sequence])
-    into, real, shapes = [], [], []
+    laid = []
     for bucket in buckets:
-        members = torch.tensor(bucket, device=offsets.device)
-        length = lengths[bucket[-1]]
+        members, length = torch.tensor(bucket, device=offsets.device), lengths[bucket[-1]]
         slots_BL = torch.arange(length, device=offsets.device).expand(len(bucket), length)
         real_BL = slots_BL < offsets.diff()[members][:, None]
-        into.append((offsets[members][:, None] + slots_BL * real_BL).flatten())
-        real.append(real_BL.flatten())
-        shapes.append((len(bucket), length))
-    into_S, real_S = torch.cat(into), torch.cat(real)
-    back = torch.empty(int(offsets[-1]), dtype=torch.long, device=offsets.device)
-    back[into_S[real_S]] = real_S.nonzero().flatten()
-    return AttentionPlan(tuple(shapes), into_S, real_S, back)
+        index_BL = offsets[members][:, None] + slots_BL * real_BL
+        laid.append(Bucket(index_BL, real_BL, index_BL[real_BL], real_BL.flatten().nonzero().flatten()))
+    return tuple(laid)
 
 
 def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:

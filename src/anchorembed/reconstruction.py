@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from anchorembed.kernels import fused, gradient_to_add_to, low
 from anchorembed.packing import PackedBatch, pack
 
 Context = Any  # torch gives autograd contexts no type that has what they have
-_CHUNK_LOGITS = 2**24  # logits that exist at once: 64 MB in float32, whatever the vocabulary
+_CHUNK_LOGITS = 2**25  # logits that exist at once: 64 MB in bfloat16, and their gradient's, whatever the vocabulary
+
+_SLICE = 8192  # words whose gradient is made at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def linear_cross_entropy(
     """
     device = states_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
-    options = _Options(scale, softcap, dtype, torch.is_grad_enabled())
+    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), gradient_to_add_to(weight_VH))
     return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
 
 
@@ -74,6 +76,7 @@ class _Options:
     softcap: float | None
     dtype: torch.dtype
     with_gradients: bool
+    total: Tensor | None  # where to add the weight's gradient at once, rather than hand it on
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -89,34 +92,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         need_states, need_weight, need_bias = (options.with_gradients and need for need in ctx.needs_input_grad[:3])
         grad_states = torch.empty_like(states_TH) if need_states else None
-        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
+        grad_weight = options.total
+        if need_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
         losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
         step = max(16, _CHUNK_LOGITS // weight_VH.shape[0])
         with torch.autocast(states_TH.device.type, enabled=False):
-            weight = weight_VH.to(options.dtype)
+            weight = low(weight_VH, options.dtype)
+            buffer = states_TH.new_empty(min(step, len(targets_T)), len(weight), dtype=options.dtype)
             for start in range(0, len(targets_T), step):
                 rows = slice(start, start + step)
-                states = states_TH[rows].to(options.dtype)
-                logits = _logits(states, weight, bias_V, options)
-                losses_T[rows] = F.cross_entropy(logits, targets_T[rows], reduction="none")
-                if not (need_states or need_weight or need_bias):
-                    continue
-                slope = _slope(logits, targets_T[rows], weights_T[rows], options)
-                low = slope.to(options.dtype)
+                states, targets = states_TH[rows].to(options.dtype), targets_T[rows]
+                logits = torch.mm(states, weight.T, out=buffer[: len(states)])
+                losses_T[rows], slope = _loss_and_slope(
+                    logits, targets, weights_T[rows], bias_V, options.scale, options.softcap
+                )
                 if grad_states is not None:
-                    grad_states[rows] = low @ weight
+                    grad_states[rows] = slope @ weight
                 if grad_weight is not None:
-                    grad_weight += low.T @ states
+                    for low_row in range(0, len(weight), _SLICE):
+                        words = slice(low_row, low_row + _SLICE)
+                        grad_weight[words] += slope[:, words].T @ states
                 if grad_bias is not None:
-                    grad_bias += slope.sum(0)
-        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
+                    grad_bias += slope.sum(0, dtype=torch.float32)
+        ctx.in_place = options.total is not None
+        ctx.save_for_backward(grad_states, None if ctx.in_place else grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses_T)
         return (losses_T * weights_T).sum(), losses_T
 
     @staticmethod
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0]
+        if ctx.in_place and float(factor) != 1.0:
+            raise ValueError(f"linear_cross_entropy: its loss was scaled by {float(factor)}; scale weights_T instead")
         scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
         return (*scaled, None, None, None)
 
@@ -124,20 +133,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 _apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
 
 
-def _logits(states: Tensor, weight: Tensor, bias_V: Tensor | None, options: _Options) -> Tensor:
-    logits = (states @ weight.T).float()
+@fused
+def _loss_and_slope(
+    products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
+    logits = products.float()
     if bias_V is not None:
-        logits += bias_V.float()
-    if options.scale != 1.0:
-        logits *= options.scale
-    return logits if options.softcap is None else options.softcap * torch.tanh(logits / options.softcap)
-
-
-def _slope(logits: Tensor, targets: Tensor, weights: Tensor, options: _Options) -> Tensor:
-    """Gradient of the weighted loss with respect to ``states @ weight.T + bias``."""
-    slope = logits.softmax(-1)
-    slope[torch.arange(len(targets), device=targets.device), targets] -= 1.0
-    slope *= weights[:, None] * options.scale
-    if options.softcap is not None:
-        slope *= 1.0 - (logits / options.softcap) ** 2
-    return slope
+        logits = logits + bias_V.float()
+    logits = logits * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    losses = normalizer[:, 0] - logits.gather(1, targets[:, None])[:, 0]
+    is_target = torch.arange(logits.shape[1], device=targets.device) == targets[:, None]
+    slope = ((logits - normalizer).exp() - is_target.float()) * (weights[:, None] * scale)
+    if softcap is not None:
+        slope = slope * (1.0 - (logits / softcap) ** 2)
+    return losses, slope.to(products.dtype)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import resource
 import sys
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -69,6 +70,19 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this process ever held: of the GPU's memory on one, else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux hands a parent's peak on to ru_maxrss of its children; VmHWM is the process's own.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cache_folder() -> Path:

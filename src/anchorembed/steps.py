@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anchorembed.contrastive import false_negatives, info_nce, similarities
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
+from anchorembed.kernels import gradients_in_place, weights_unchanged
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
 from anchorembed.runtime import autocast
@@ -79,12 +80,13 @@ class Reconstruction:
         totals = _target_tokens([row for pair in rows for row in pair])
         sums = dict.fromkeys(weights, 0.0)
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
-        for run in micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget):
-            micro = [row for pair in rows[run.start : run.stop] for row in pair]
-            loss, losses = self._run(micro, per_token)
-            loss.backward()
-            for row, value in zip(micro, losses, strict=True):
-                sums[row.direction] += value
+        with weights_unchanged(), gradients_in_place():
+            for run in micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget):
+                micro = [row for pair in rows[run.start : run.stop] for row in pair]
+                loss, losses = self._run(micro, per_token)
+                loss.backward()
+                for row, value in zip(micro, losses, strict=True):
+                    sums[row.direction] += value
         means = {direction: sums[direction] / totals[direction] for direction in weights}
         total = sum(weights[direction] * mean for direction, mean in means.items())
         return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
@@ -156,7 +158,8 @@ class Contrastive:
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
         sequences, loss, _ = self._problem(pairs)
-        value = cached_backward(self._embed, self._chunks(sequences), loss)
+        with weights_unchanged():
+            value = cached_backward(self._embed, self._chunks(sequences), loss)
         return {"loss": float(value)}
 
     @torch.no_grad()

@@ -58,6 +58,13 @@ class Loop:
     say: Callable[[str], None]
 
 
+def make_optimizer(parameters: Sequence[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW over float32 weights, in one pass."""
+    return torch.optim.AdamW(
+        list(parameters), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+    )
+
+
 def learning_rate(step: int, schedule: Schedule) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then the decay to zero after the last step."""
     if step < schedule.warmup_steps:
@@ -93,7 +100,7 @@ def fit(
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+    optimizer = make_optimizer(parameters, schedule)
     first = load_checkpoint(checkpoints, module, optimizer, loop.say)
     if first:
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
@@ -249,7 +256,7 @@ def _run_stage(
     _same_plan(folder, _read_plan(folder), plan)
     _check_trackers(recipe.trackers)
     say(f"{stage}: starting from {start}")
-    prepared = _prepare(recipe, start, say)
+    prepared = prepare(recipe, start, say)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "plan.json", json.dumps(plan, indent=2))
     start_sha256 = weights_sha256(prepared.embedder.backbone.model)
@@ -261,7 +268,7 @@ def _run_stage(
     if accelerator.num_processes > 1:
         raise InputError(f"{accelerator.num_processes} processes: this version trains in one. Start one process.")
     accelerator.init_trackers("anchorembed", config={"stage": stage})
-    module, run = _objective(prepared.embedder, settings)
+    module, run = objective(prepared.embedder, settings)
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
         Loop(stage, settings, folder, resume, say),
@@ -285,7 +292,8 @@ def _check_trackers(names: list[str]) -> None:
             raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
 
 
-def _objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
+def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
+    """Return the module whose trainable weights a stage trains, and what runs its steps."""
     device, budget = embedder.backbone.device, settings.tokens_per_micro_batch
     if isinstance(settings, Reconstruct):
         module = ReconstructionModule(embedder)
@@ -299,7 +307,8 @@ def _objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recon
     return embedder, Contrastive(embedder, device, settings.scale, settings.hard_negatives, budget)
 
 
-def _prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+    """Open the recipe's data and load the model ``start``."""
     data, model = recipe.data, recipe.model
     sources = [
         SourceFile(source.name, source.path, data.instruction if source.instruction is None else source.instruction)

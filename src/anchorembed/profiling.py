@@ -1,0 +1,174 @@
+"""What a recipe does on this machine: tokens a second, memory, share of the matrix-product peak, where the time goes.
+
+Model FLOPs are those of the products with weights that the method asks for: a forward and, where there are gradients,
+a backward of each. Attention's own products and whatever is computed twice to save memory are left out.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity
+
+from anchorembed.backbone import Backbone
+from anchorembed.config import Recipe, Schedule
+from anchorembed.errors import InputError
+from anchorembed.runtime import peak_memory
+from anchorembed.sampling import batches
+from anchorembed.steps import Contrastive, Reconstruction
+from anchorembed.tokens import TokenPair
+from anchorembed.training import StageName, make_optimizer, objective, prepare
+
+_KINDS = {  # of what torch's profiler calls a piece of work, first match
+    "matrix products": ("mm", "matmul", "linear", "convolution"),
+    "optimizer": ("adam", "optimizer", "_foreach", "clip_grad"),
+    "copies, gathers, sums of gradients": ("copy", "index", "cat", "zero", "fill", "add_", "AccumulateGrad", "empty"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Medians over the measured steps of a stage."""
+
+    stage: StageName
+    pairs_per_second: float
+    tokens_per_second: float  # own tokens of both texts
+    peak_gb: float
+    teraflops: float
+    share_of_peak: float
+    hours: float  # for all steps of the stage
+    times: dict[str, float]  # share of the step, by kind of work
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the largest rate of square products in ``dtype``, in FLOP/s: best of 5 for each of 3 sizes."""
+    return max(product_rate(size, size, size, dtype, device) for size in (1024, 2048, 4096))
+
+
+def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best of 5 rates of a product [rows, inner] @ [inner, columns], in FLOP/s."""
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(columns, inner, device=device).to(dtype).T
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inner * columns / best
+
+
+def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
+    """(out, in) of each weight of the decoder's layers that a token is multiplied with."""
+    return [
+        (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        for name, module in backbone.model.base_model.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    ]
+
+
+def weight_count(backbone: Backbone) -> int:
+    """Weights of the decoder's layers that each token is multiplied with; embedding and head are not among them."""
+    return sum(out * into for out, into in product_shapes(backbone))
+
+
+def step_flops(backbone: Backbone, stage: Reconstruction | Contrastive, pairs: Sequence[TokenPair]) -> float:
+    """Model FLOPs of one training step."""
+    encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
+    if isinstance(stage, Reconstruction):
+        written = sum(len(pair.query_text) + len(pair.document_text) + 2 for pair in pairs)
+        share = 1.0 if stage.directions == "both" else 0.5
+        return share * 6 * (weight_count(backbone) * (encoded + written) + backbone.head.weight.numel() * written)
+    encoded += sum(len(negative) for pair in pairs for negative in pair.negatives[: stage.hard_negatives])
+    frozen = not any(weight.requires_grad for name, weight in backbone.named_parameters() if "lora_" not in name)
+    return (4 if frozen else 6) * weight_count(backbone) * encoded
+
+
+def encode_flops(backbone: Backbone, tokens: int) -> float:
+    """Model FLOPs of embedding texts of so many tokens, template included."""
+    return 2.0 * weight_count(backbone) * tokens
+
+
+def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -> Profile:
+    """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
+
+    Raises:
+        InputError: if the recipe has no such stage, or too few pairs.
+    """
+    settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
+    if settings is None:
+        raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
+    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    module, run = objective(prepared.embedder, settings)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, settings)
+    backbone = prepared.embedder.backbone
+    module.train()
+    seconds, tokens, flops = [], [], []
+    times: dict[str, float] = {}
+    order = batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, 0)
+    for number, indices in zip(range(warmup + steps + 1), order, strict=False):
+        with _Watch(times if number == warmup + steps else None):
+            started = time.perf_counter()
+            pairs = prepared.tokens(indices)
+            run.step(number, pairs)
+            nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - started)
+        tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
+        flops.append(step_flops(backbone, run, pairs))
+    measured = range(warmup, warmup + steps)
+    rate = statistics.median(flops[i] / seconds[i] for i in measured)
+    step_seconds = statistics.median(seconds[i] for i in measured)
+    return Profile(
+        stage=stage,
+        pairs_per_second=settings.batch_size / step_seconds,
+        tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
+        peak_gb=peak_memory(backbone.device) / 1e9,
+        teraflops=rate / 1e12,
+        share_of_peak=rate / matmul_peak(prepared.embedder.dtype, backbone.device),
+        hours=settings.steps * step_seconds / 3600,
+        times=times,
+    )
+
+
+class _Watch:
+    """Fill ``times`` with the share of each kind of work within; does nothing if it is None."""
+
+    def __init__(self, times: dict[str, float] | None) -> None:
+        self._times = times
+        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        self._profiler = torch.profiler.profile(activities=kinds) if times is not None else None
+
+    def __enter__(self) -> None:
+        if self._profiler is not None:
+            self._profiler.__enter__()
+
+    def __exit__(self, *what: object) -> None:
+        if self._profiler is None or self._times is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        sums = dict.fromkeys([*_KINDS, "fused and other element-wise work"], 0.0)
+        for event in self._profiler.key_averages():
+            kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), None)
+            spent = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+            sums[kind or "fused and other element-wise work"] += float(spent)
+        total = sum(sums.values()) or 1.0
+        self._times.update({kind: value / total for kind, value in sums.items()})
+
+
+def report(found: Profile) -> str:
+    """Lines for the screen."""
+    lines = [
+        f"{found.stage}: {found.pairs_per_second:.2f} pairs/s, {found.tokens_per_second:.0f} pair tokens/s, "
+        f"peak memory {found.peak_gb:.2f} GB",
+        f"  {found.teraflops:.3f} TFLOP/s, {found.share_of_peak:.0%} of this machine's matrix-product peak; "
+        f"the whole stage takes about {found.hours:.2f} h",
+    ]
+    return "\n".join([*lines, *(f"  {share:5.1%}  {kind}" for kind, share in found.times.items())])
