@@ -370,6 +370,26 @@ def alternate(
     return results
 
 
+def halve_until_it_fits(
+    args: argparse.Namespace, side: str, measure: Callable[[], dict[str, list[StepResult]]]
+) -> tuple[dict[str, list[StepResult]], list[int]]:
+    """Measure; while ``side`` runs out of memory, halve ``args.batch`` for both sides and say so.
+
+    Returns:
+        The results, and the batches that did not fit.
+    """
+    did_not_fit: list[int] = []
+    while True:
+        try:
+            return measure(), did_not_fit
+        except SideDied as died:
+            if died.side != side or not died.out_of_memory or args.batch == 1:
+                raise
+            print(f"batch {args.batch} does not fit: {died}. Halved.", flush=True)
+            did_not_fit.append(args.batch)
+            args.batch //= 2
+
+
 def _write(out: Path | None, place: dict[str, Any], step: StepResult) -> None:
     if out is None:
         return

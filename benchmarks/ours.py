@@ -34,7 +34,7 @@ class Training:
         metrics = self.stage.step(0, pairs)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, pairs)}
 
 

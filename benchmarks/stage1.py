@@ -10,12 +10,12 @@ from common import (
     BY_TASK,
     Option,
     Side,
-    SideDied,
     StepResult,
     alternate,
     arguments,
     batches,
     facts,
+    halve_until_it_fits,
     peak,
     rate,
     result,
@@ -39,17 +39,7 @@ def main() -> None:
     )
     args.batch = args.batch or (8 if args.no_checkpointing else 32)
     facts(args)
-    did_not_fit: list[int] = []
-    while True:
-        try:
-            results = measure(args)
-            break
-        except SideDied as died:
-            if died.side != _RELEASED or not died.out_of_memory or args.batch == 1:
-                raise
-            print(f"batch {args.batch} does not fit: {died}. Halved.", flush=True)
-            did_not_fit.append(args.batch)
-            args.batch //= 2
+    results, did_not_fit = halve_until_it_fits(args, _RELEASED, lambda: measure(args))
     report(args, results, did_not_fit)
 
 

@@ -6,16 +6,19 @@ such a mini-batch has at most.
 """
 
 import argparse
+from pathlib import Path
 
 from common import (
     BY_TASK,
     Option,
     Side,
+    StepResult,
     alternate,
     arguments,
     batches,
     exported,
     facts,
+    halve_until_it_fits,
     peak,
     rate,
     result,
@@ -48,9 +51,7 @@ def main() -> None:
     )
     facts(args)
     folder = exported(args.model)
-    chosen = batches(args, args.warmup + args.steps)
-    with Side(_THEIRS, args, "theirs:Training", args, folder) as side, Side(_OURS, args, "ours:stage2", args) as our:
-        results = alternate([side, our], chosen, args.warmup, args.out)
+    results, did_not_fit = halve_until_it_fits(args, _THEIRS, lambda: measure(args, folder))
     theirs, ours = results[_THEIRS], results[_OURS]
     faster, memory = speedup(ours, theirs), peak(ours) / peak(theirs)
     loss = f"cached, mini-batches of {args.mini_batch}" if args.cached else "not cached"
@@ -65,6 +66,7 @@ def main() -> None:
     )
     result(
         benchmark="stage2",
+        did_not_fit=did_not_fit,
         cached=args.cached,
         batch=args.batch,
         cut=args.cut,
@@ -76,6 +78,13 @@ def main() -> None:
         ours_peak_gb=peak(ours),
         memory_ratio=memory,
     )
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[StepResult]]:
+    """Both sides in turns."""
+    chosen = batches(args, args.warmup + args.steps)
+    with Side(_THEIRS, args, "theirs:Training", args, folder) as side, Side(_OURS, args, "ours:stage2", args) as our:
+        return alternate([side, our], chosen, args.warmup, args.out)
 
 
 def settle(args: argparse.Namespace) -> argparse.Namespace:

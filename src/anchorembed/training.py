@@ -117,7 +117,7 @@ def fit(
             norm = float(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
             _check_finite(loop.name, number, metrics["loss"], norm)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
             metrics |= {"learning_rate": rate, "gradient_norm": norm}
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
