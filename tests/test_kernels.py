@@ -85,3 +85,16 @@ def test_a_copy_of_a_weight_is_never_stale() -> None:
                 assert kernels.low(weight, torch.bfloat16) is first
         assert torch.equal(first, torch.full((4, 4), factor, dtype=torch.bfloat16))
         weight.data.mul_(2.0)  # as peft merges and fused optimizers update: no version tells
+
+
+def test_without_a_compiler_it_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    kernels.compiler.cache_clear()
+    gate = random(kernels._WORTH_COMPILING // 64, 64)
+    try:
+        with pytest.warns(UserWarning, match=r"No C\+\+ compiler") as said:
+            results = [kernels.swiglu(gate, gate)[0] for _ in range(2)]
+    finally:
+        kernels.compiler.cache_clear()
+    assert len(said) == 1
+    torch.testing.assert_close(results[1], F.silu(gate) * gate)

@@ -45,14 +45,17 @@ def compiler() -> str | None:
 
 def fused(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Run a function of tensors compiled where that pays: large input, and a compiler at hand."""
-    compiled: Callable[_P, _R] = torch.compile(function, dynamic=True)
+
+    @functools.cache
+    def compiled() -> Callable[_P, _R]:  # not before it is needed: the compiler takes a second to import
+        return torch.compile(function, dynamic=True)
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         first = args[0]
         large = isinstance(first, Tensor) and first.numel() >= _WORTH_COMPILING
         if large and compiler() is not None:
-            return compiled(*args, **kwargs)
+            return compiled()(*args, **kwargs)
         return function(*args, **kwargs)
 
     return run
