@@ -36,7 +36,7 @@ class Released:
             self.model = AutoModelForCausalLM.from_pretrained(model_source(args.model), dtype=torch.bfloat16)
         self.model.train()
         if not args.no_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.activation_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def main() -> None:
     sizes = [size for size in (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536) if size <= args.most]
     times, peaks, optimizer = tokens(args, sizes)
     line = times[sizes.index(4096)] / 4096
+    several = next(number for number, size in enumerate(sizes) if size >= 2 * args.tokens_per_micro_batch)
     away = max((abs(seconds / (line * size) - 1) for size, seconds in zip(sizes, times, strict=True) if size >= 4096))
     table(
         f"Stage I forward and backward, {args.tokens_per_micro_batch} at once; optimizer {optimizer:.2f} s a step",
@@ -71,7 +72,7 @@ def main() -> None:
         seconds=times,
         away_from_line=away,
         peak_gb=peaks,
-        memory_growth=peaks[-1] / peaks[sizes.index(4096)],
+        memory_growth=peaks[-1] / peaks[several],
         optimizer_seconds=optimizer,
         vocabulary_extra_mb=[(beyond - extra[0][1]) * 1000 for _, beyond in extra],
         long_document_seconds={"short": short, "long": alone, "both": both},
@@ -139,7 +140,7 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
         stage.step(0, pairs)
         middle = time.perf_counter()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         parameters = sum(parameter.numel() for parameter in module.parameters())
         return {
             "seconds": middle - started,

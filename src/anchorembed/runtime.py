@@ -15,7 +15,8 @@ import torch
 from anchorembed.errors import InputError
 
 Precision = Literal["auto", "bfloat16", "float32"]
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST_KEPT = 32 * 2**20  # bytes: the most that glibc takes; larger arrays are few in a step
 
 
 def find_device(name: str) -> torch.device:
@@ -68,7 +69,7 @@ def keep_memory() -> None:
         return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
