@@ -11,7 +11,7 @@ from anchorembed.backbone import LoraSettings
 from anchorembed.config import Lora
 from anchorembed.contrastive import SCALE
 from anchorembed.embedder import Embedder
-from anchorembed.profiling import encode_flops, step_flops
+from anchorembed.flops import encode_flops, step_flops
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive, Reconstruction, ReconstructionModule
 from anchorembed.tokens import Lengths
@@ -35,7 +35,7 @@ class Training:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, pairs)}
+        return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, 0, pairs)}
 
 
 def stage1(args: argparse.Namespace) -> Training:

@@ -11,8 +11,9 @@ import torch
 from common import BY_TASK, Batch, Option, Side, arguments, batches, facts, result, run, table, texts
 
 from anchorembed.embedder import Embedder
+from anchorembed.flops import product_shapes
 from anchorembed.models import DEFAULT_MODEL
-from anchorembed.profiling import matmul_peak, product_rate, product_shapes
+from anchorembed.profiling import matmul_peak, product_rate
 
 _ROWS = 2048  # tokens in a product of the model's own shapes
 

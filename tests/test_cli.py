@@ -81,8 +81,16 @@ def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: P
     assert str(model) in err
     code, out, err = run("evaluate", model, collection, "--json")
     assert code == 0, err
-    assert set(json.loads(out)) == {"nDCG@10", "MRR@10", "Recall@100"}
-    assert json.loads(out)["Recall@100"] == 1.0
+    found = json.loads(out)
+    assert (found["type"], found["metric"]) == ("Retrieval", "nDCG@10")
+    assert 0 < found["value"] <= 1
+    (tmp_path / "told.yaml").write_text("default: find code\n", encoding="utf-8")
+    code, out, err = run(
+        "evaluate", model, collection, "--instructions", tmp_path / "told.yaml", "--quick", "-o", tmp_path / "results"
+    )
+    assert code == 0, err
+    assert out.split()[:3] == [f"{collection.name}-quick", "Retrieval", "nDCG@10"]
+    assert len(list((tmp_path / "results").rglob(f"{collection.name}-quick.json"))) == 1
     code, out, err = run("export", model, tmp_path / "export")
     assert code == 0, err
     assert SentenceTransformer(str(tmp_path / "export"), device="cpu").encode_query(["x"]).shape == (1, 32)
@@ -107,7 +115,8 @@ def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: P
 def test_the_verbs_as_functions_take_plain_strings(recipe: Path, collection: Path, tmp_path: Path) -> None:
     model = str(anchorembed.contrast(anchorembed.read_recipe(str(recipe))))
     corpus = str(collection / "corpus.jsonl")
-    assert anchorembed.evaluate(model, str(collection)).mean["Recall@100"] == 1.0
+    (score,) = anchorembed.evaluate(model, [str(collection)])
+    assert score.result.scores["test"][0]["recall_at_100"] == 1.0
     assert anchorembed.encode(model, corpus, str(tmp_path / "v.parquet")) == 12
     assert len(anchorembed.search(model, corpus, "list", index=str(tmp_path / "index"), top_k=4).hits) == 4
     assert anchorembed.export(model, str(tmp_path / "export")) > 0.9999

@@ -89,5 +89,6 @@ def test_show_config_names_every_key_and_reads_back() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_recipes_in_the_repository_are_valid(path: Path) -> None:
+def test_recipes_in_the_repository_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANCHOREMBED_DATA", "data")
     read_recipe(path)

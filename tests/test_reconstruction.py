@@ -157,6 +157,27 @@ def test_directions() -> None:
     assert both["loss"] == pytest.approx(0.8 * both["loss_d2q"] + 0.2 * both["loss_q2d"], abs=1e-5)
 
 
+def test_auto_encoding_is_q2d_with_the_document_as_query() -> None:
+    embedder, pairs = make("llama")
+    doubled = [replace(pair, query=pair.document) for pair in pairs]
+    expected = stage(embedder, directions="q2d").step(0, doubled)["loss"]
+    found = stage(embedder, directions="d2d")
+    assert found.step(0, pairs)["loss"] == pytest.approx(expected, abs=1e-5)
+    assert "gain_d2d" in found.report(pairs)
+
+
+def test_next_tokens_are_the_model_s_own_loss() -> None:
+    """Against transformers' forward pass on each text after EOS, without any vector of ours."""
+    embedder, pairs = make("llama")
+    end, model = embedder.pairs.end_id, embedder.backbone.model
+    total, count = 0.0, 0
+    for text in (text for pair in pairs for text in (pair.query_text, pair.document_text)):
+        logits = model(input_ids=torch.tensor([[end, *text]]), use_cache=False).logits[0]
+        total += float(F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum"))
+        count += len(text) + 1
+    assert stage(embedder, directions="next_token").step(0, pairs)["loss"] == pytest.approx(total / count, abs=1e-4)
+
+
 def test_anchor_gain_is_zero_for_vectors_that_say_nothing() -> None:
     """If every anchor is the same, another pair's vector is as good; if they differ, a gain can show."""
     embedder, pairs = make("llama")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from anchorembed import steps, training
+from anchorembed.benchmarking import measure_on
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
@@ -52,7 +53,8 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def log(model: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (model.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in (model.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in entry.items() if key not in ("seconds", "peak_gb")} for entry in entries]
 
 
 def test_both_stages_learn(recipe: Make) -> None:
@@ -212,3 +214,27 @@ def test_a_budget_too_small_for_one_pair(recipe: Make) -> None:
 def test_a_stage_that_the_recipe_leaves_out(recipe: Make, stage: str) -> None:
     with pytest.raises(InputError, match=f"{stage} is null"):
         getattr(training, stage)(recipe(**{stage: None}))
+
+
+def test_the_best_evaluation_is_kept(recipe: Make, tmp_path: Path) -> None:
+    """A learning rate that destroys the model: the best evaluation is not the last; resumed or not, it is the same."""
+    rows = [{"sentence1": f"sort {n}", "sentence2": f"list {n % 5}", "score": n % 4} for n in range(16)]
+    (tmp_path / "s_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changes = {
+        "contrast": {"learning_rate": 0.3, "evaluate_every": 2, "save_every": 2, "keep_best": True},
+        "reconstruct": None,
+    }
+    changes["contrast"] |= {"evaluate_on": [str(tmp_path / "s_test.jsonl")], "steps": 8}
+    said: list[str] = []
+    model = contrast(recipe("best", **changes), said.append)
+    entries = log(model)
+    qualities = {entry["step"]: entry["quality"] for entry in entries if "quality" in entry}
+    assert list(qualities) == [2, 4, 6, 8]
+    assert all(entry["s_test Spearman"] == entry["quality"] for entry in entries if "quality" in entry)
+    best = max(qualities, key=lambda step: qualities[step])
+    assert any(f"kept step {best}" in line for line in said)
+    assert not (model.parent / "best").exists()
+    measured = measure_on([str(tmp_path / "s_test.jsonl")])(Embedder.load(model, precision="float32"))
+    assert measured["s_test Spearman"] == pytest.approx(qualities[best], abs=1e-4)
+    with pytest.raises(InputError, match="nothing is evaluated"):
+        contrast(recipe("never", reconstruct=None, contrast={"keep_best": True, "evaluate_every": 0}))

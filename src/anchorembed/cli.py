@@ -1,6 +1,7 @@
 """The command line: verbs to functions. Faults a user can mend are printed alone, with exit code 2."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -59,15 +60,78 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
 @app.command()
 def evaluate(
     model: ModelName,
-    folder: Annotated[Path, typer.Argument(help="BEIR folder: corpus.jsonl, queries.jsonl, qrels/.")],
-    split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    tasks: Annotated[list[str], typer.Argument(help="BEIR folders, test files or folders of them, or mteb's names.")],
+    split: Annotated[str, typer.Option(help="Which qrels of a BEIR folder.")] = "test",
+    instructions: Annotated[
+        Path | None, typer.Option(help="YAML of `task, task type or default: instruction`.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A fixed part of each task only.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for mteb's result files.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
-    """Measure nDCG@10, MRR@10 and Recall@100 on a BEIR folder."""
+    """Measure a model on retrieval, reranking, similarity and classification tasks, by mteb."""
+    from anchorembed.benchmarking import read_instructions
     from anchorembed.verbs import evaluate as run
 
-    means = run(model, folder, split=split).mean
-    _print(json.dumps(means) if as_json else "\n".join(f"{name:<12}{value:.4f}" for name, value in means.items()))
+    told = read_instructions(instructions) if instructions else None
+    for score in run(model, tasks, split=split, instructions=told, quick=quick, out=out):
+        record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
+        line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{score.value:.4f}"
+        _print(json.dumps(record) if as_json else line)
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    show: Show = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the recipe calls $ANCHOREMBED_DATA.", show_default=False)
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Results folder; by default in the output.", show_default=False)
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Start no run after so many hours.", show_default=False)] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what is to be run, and stop.")] = False,
+    only_report: Annotated[bool, typer.Option("--report", help="Write the report of what is there, and stop.")] = False,
+) -> None:
+    """Train and evaluate with and without Stage I, side by side, with statistics and a report."""
+    if data is not None:
+        os.environ["ANCHOREMBED_DATA"] = str(data.resolve())
+    resolved = _resolve(recipe, set_, show, skip_bad=False)
+    if resolved is None:
+        return
+    from anchorembed import comparing
+
+    comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
+    _say(comparing.plan(comparison))
+    if only_plan:
+        return
+    try:
+        left = 0 if only_report else comparing.run(comparison, _say, hours)
+    except comparing.Stopped as stop:
+        _fail(f"{stop} To continue: {_command()}", stop.code)
+    pages = comparing.report(comparison, _command())
+    _print("\n".join(map(str, pages)))
+    if left:
+        _say(f"{left} runs are still to do. To continue: {_command()}")
+
+
+@app.command()
+def isotropy(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders, hub ids, .gguf files.")],
+    pairs: Annotated[Path, typer.Option(help="File of pairs to embed.")],
+    most: Annotated[int, typer.Option(min=2, help="Pairs to take from its beginning.")] = 1000,
+) -> None:
+    """How evenly vectors fill their space: mean cosine, effective rank, alignment, uniformity."""
+    from anchorembed.verbs import isotropy as run
+
+    for number, (model, found) in enumerate(run(models, pairs, most=most).items()):
+        if not number:
+            _print("".join(f"{name.replace('_', ' '):>16}" for name in found) + "  model")
+        _print("".join(f"{value:16.4f}" for value in found.values()) + f"  {model}")
 
 
 @app.command()

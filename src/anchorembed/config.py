@@ -1,12 +1,13 @@
 """Recipes: what a run is, read from YAML. Every fault is reported at once, with its key path and what to do."""
 
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from anchorembed.errors import InputError, nearest
 
@@ -27,6 +28,21 @@ class Source(Section):
     instruction: str | None = Field(
         None, description="Task put before this source's queries; default data.instruction."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return Path(_expanded(str(path)))
+
+
+def _expanded(path: str) -> str:
+    """A path with environment variables put in."""
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise ValueError(
+            f"the environment variable in {path!r} is not set. Set it, or pass --data for $ANCHOREMBED_DATA"
+        )
+    return expanded
 
 
 class Data(Section):
@@ -72,13 +88,24 @@ class Schedule(Section):
     save_every: Positive = Field(200, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
     evaluate_every: int = Field(100, ge=0, description="Steps between evaluations on held-out pairs; 0 for never.")
+    evaluate_on: list[str] = Field(
+        [], description="BEIR folders, test files or mteb's names to evaluate on then, too; quality is their mean."
+    )
+    keep_best: bool = Field(False, description="Keep the model of the evaluation with the best quality, not the last.")
+
+    @field_validator("evaluate_on")
+    @classmethod
+    def _expand(cls, names: list[str]) -> list[str]:
+        return [_expanded(name) for name in names]
 
 
 class Reconstruct(Schedule):
     """Stage I: reconstruct each side of a pair from the other's anchor."""
 
-    directions: Literal["both", "alternate", "q2d", "d2q"] = Field(
-        "both", description="Both losses a step, one a step in turn, or one only."
+    directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"] = Field(
+        "both",
+        description="Both losses a step, one a step in turn, or one only; or, to compare with, each document from its "
+        "own vector (d2d) or ordinary next-token training on both texts (next_token).",
     )
     d2q_weight: float = Field(0.8, ge=0, le=1, description="w in w * L_D2Q + (1 - w) * L_Q2D, when both.")
 
@@ -107,6 +134,64 @@ class Contrast(Schedule):
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
 
 
+class Grid(Section):
+    """Stage II settings each arm chooses from, by accuracy on held-out training pairs; empty for the recipe's own."""
+
+    learning_rate: list[float] = Field([], description="Highest learning rates.")
+    warmup_steps: list[int] = Field([], description="Steps of linear warm-up.")
+    scale: list[float] = Field([], description="Inverse temperatures.")
+
+
+class OwnArm(Section):
+    """An arm of one's own: a ready one with other settings."""
+
+    like: str = Field(description="The arm it is like.")
+    title: str = Field("", description="Title in the report.")
+    what: str = Field("", description="One sentence for the report.")
+    first: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
+    contrast: dict[str, Any] = Field({}, description="Keys of Stage II.")
+
+
+class Compare(Section):
+    """Arms x seeds x collections; what comes before Stage II costs each arm what it costs the primary one."""
+
+    arms: list[str] = Field(
+        [
+            "base",
+            "contrast",
+            "contrast_longer",
+            "q2d",
+            "d2q",
+            "both",
+            "auto",
+            "full_contrast",
+            "next_token",
+        ],
+        min_length=1,
+        description="Arms, ready or of own_arms.",
+    )
+    primary: str = Field("both", description="The arm whose worth is in question.")
+    declared: list[str] = Field(
+        ["contrast", "contrast_longer", "full_contrast", "next_token"],
+        description="Arms it is tested against; all else is called exploratory.",
+    )
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
+    seeds_of: dict[str, list[int]] = Field({}, description="Other seeds for some arms.")
+    grid: Grid = Field(Grid(), description="Each arm's own Stage II settings; the first seed chooses.")
+    own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
+    collections: dict[str, list[str]] = Field(
+        description="Tables of the report: title -> BEIR folders, test files or mteb's names."
+    )
+    instructions: dict[str, str] = Field({}, description="By task, task type or default, as in evaluate.")
+    quick: bool = Field(False, description="A fixed part of each collection only.")
+    notes: list[str] = Field([], description="Sentences for the top of the report.")
+
+    @field_validator("collections")
+    @classmethod
+    def _expand(cls, tables: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {title: [_expanded(name) for name in names] for title, names in tables.items()}
+
+
 class Recipe(Section):
     """A whole run: data, model, both stages, and where the results go."""
 
@@ -117,6 +202,7 @@ class Recipe(Section):
     output: Path = Field(description="Run folder: models, checkpoints, logs.")
     seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
+    compare: Compare | None = Field(None, description="What `anchorembed compare` runs.")
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

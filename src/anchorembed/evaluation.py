@@ -8,11 +8,12 @@ Axes: Q queries, D documents, H hidden size.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
+from ir_measures import Measure
 
 from anchorembed.errors import InputError
 from anchorembed.indexing import Encoder, Floats, cosines, rounding, unit_rows
@@ -24,7 +25,8 @@ Qrels = Mapping[str, Mapping[str, int]]
 METRICS = ("nDCG@10", "MRR@10", "Recall@100")
 _MEASURES = {ir_measures.nDCG @ 10: "nDCG@10", ir_measures.RR @ 10: "MRR@10", ir_measures.R @ 100: "Recall@100"}
 _SHALLOW, _DEEP = 10, 100  # the metrics' cut-offs
-_SCORES_PER_BLOCK = 1 << 24
+_SCORES_PER_BLOCK, _DOCUMENTS_PER_BLOCK = 1 << 24, 1 << 17
+_NOT_FINITE = "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +68,41 @@ def rank(
 ) -> Run:
     """Return each query's ``top_k`` documents by cosine, best first, as ``run[query id][document id]``.
 
-    The rows are scaled to length 1 here. A block of queries is compared with all documents by one float32 product; what
+    The rows are scaled to length 1 here. A block of queries is compared with one of documents by a float32 product, so
+    vectors may be memory-mapped; what
     that rounding could have misplaced around the cut is computed again exactly, so equal documents tie exactly.
     """
     if top_k < 1:
         raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
-    if not (np.isfinite(queries_QH).all() and np.isfinite(documents_DH).all()):
-        raise InputError(
-            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
-        )
+    if not np.isfinite(queries_QH).all():
+        raise InputError(_NOT_FINITE)
     if len(documents_DH) != len(document_ids):
         raise ValueError(f"{len(documents_DH)} document vectors for {len(document_ids)} ids")
-    queries_QH, documents_DH = unit_rows(queries_QH), unit_rows(documents_DH)
+    queries_QH = unit_rows(queries_QH)
+    run: Run = {query_id: {} for query_id in query_ids}
+    for first in range(0, len(document_ids), _DOCUMENTS_PER_BLOCK):
+        rows = slice(first, first + _DOCUMENTS_PER_BLOCK)
+        for query_id, found in _rank_block(queries_QH, documents_DH[rows], query_ids, document_ids[rows], top_k):
+            best = run[query_id] | found
+            run[query_id] = {document: best[document] for document in ordered(best)[:top_k]}
+    return run
+
+
+def _rank_block(
+    queries_QH: Floats, documents_DH: Floats, query_ids: Sequence[str], document_ids: Sequence[str], top_k: int
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each query with what may be among its ``top_k`` of a block of documents."""
+    if not np.isfinite(documents_DH).all():
+        raise InputError(_NOT_FINITE)
+    documents_DH = unit_rows(documents_DH)
     block = max(1, _SCORES_PER_BLOCK // max(1, len(document_ids)))
-    run: Run = {}
     for start in range(0, len(query_ids), block):
         rows = slice(start, start + block)
         scores_QD = queries_QH[rows] @ documents_DH.T
         for query_id, query_H, scores_D in zip(query_ids[rows], queries_QH[rows], scores_QD, strict=True):
             near = _near_top(scores_D, top_k, rounding(len(query_H)))
             exact = cosines(query_H, documents_DH[near]).tolist()
-            found = {document_ids[row]: score for row, score in zip(near.tolist(), exact, strict=True)}
-            run[query_id] = {document: found[document] for document in ordered(found)[:top_k]}
-    return run
+            yield query_id, {document_ids[row]: score for row, score in zip(near.tolist(), exact, strict=True)}
 
 
 def ordered(scores: Mapping[str, float]) -> list[str]:
@@ -101,19 +115,26 @@ def score_run(run: Mapping[str, Mapping[str, float]], qrels: Qrels) -> Scores:
 
     Every query of ``qrels`` counts: 0 where the run lacks it. Queries that only the run has are left out.
     """
+    by_metric = {name: per_query(run, qrels, measure) for measure, name in _MEASURES.items()}
+    every = {query: {name: scores[query] for name, scores in by_metric.items()} for query in qrels}
+    return Scores(_means(every), every)
+
+
+def per_query(run: Mapping[str, Mapping[str, float]], qrels: Qrels, measure: Measure) -> dict[str, float]:
+    """One measure of ir_measures for every query of ``qrels``, as `score_run` counts them."""
     if not qrels:
         raise InputError("qrels: there are no judged queries. Give at least one judgement.")
-    per_query = {query: dict.fromkeys(METRICS, 0.0) for query in qrels}
+    scores = dict.fromkeys(qrels, 0.0)
     # ir_measures' providers break ties in opposite ways; scores that only count down the order leave them no ties.
     untied = {
-        query: {document: float(-place) for place, document in enumerate(ordered(scores))}
-        for query, scores in run.items()
-        if query in per_query
+        query: {document: float(-place) for place, document in enumerate(ordered(found))}
+        for query, found in run.items()
+        if query in scores
     }
     judged = {query: dict(grades) for query, grades in qrels.items()}
-    for result in ir_measures.iter_calc(list(_MEASURES), judged, untied):
-        per_query[result.query_id][_MEASURES[result.measure]] = float(result.value)
-    return Scores(_means(per_query), per_query)
+    for result in ir_measures.iter_calc([measure], judged, untied):
+        scores[result.query_id] = float(result.value)
+    return scores
 
 
 def chance(collection: Collection) -> dict[str, float]:

@@ -1,25 +1,18 @@
-"""What a recipe does on this machine: tokens a second, memory, share of the matrix-product peak, where the time goes.
-
-Model FLOPs are those of the products with weights that the method asks for: a forward and, where there are gradients,
-a backward of each. Attention's own products and whatever is computed twice to save memory are left out.
-"""
+"""What a recipe does on this machine: tokens a second, memory, share of the peak, where the time goes."""
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity
 
-from anchorembed.backbone import Backbone
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
+from anchorembed.flops import step_flops
 from anchorembed.runtime import peak_memory
 from anchorembed.sampling import batches
-from anchorembed.steps import Contrastive, Reconstruction
-from anchorembed.tokens import TokenPair
 from anchorembed.training import StageName, make_optimizer, objective, prepare
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
@@ -63,37 +56,6 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
     return 2 * rows * inner * columns / best
 
 
-def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
-    """(out, in) of each weight of the decoder's layers that a token is multiplied with."""
-    return [
-        (int(module.weight.shape[0]), int(module.weight.shape[1]))
-        for name, module in backbone.model.base_model.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    ]
-
-
-def weight_count(backbone: Backbone) -> int:
-    """Weights of the decoder's layers that each token is multiplied with; embedding and head are not among them."""
-    return sum(out * into for out, into in product_shapes(backbone))
-
-
-def step_flops(backbone: Backbone, stage: Reconstruction | Contrastive, pairs: Sequence[TokenPair]) -> float:
-    """Model FLOPs of one training step."""
-    encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
-    if isinstance(stage, Reconstruction):
-        written = sum(len(pair.query_text) + len(pair.document_text) + 2 for pair in pairs)
-        share = 1.0 if stage.directions == "both" else 0.5
-        return share * 6 * (weight_count(backbone) * (encoded + written) + backbone.head.weight.numel() * written)
-    encoded += sum(len(negative) for pair in pairs for negative in pair.negatives[: stage.hard_negatives])
-    frozen = not any(weight.requires_grad for name, weight in backbone.named_parameters() if "lora_" not in name)
-    return (4 if frozen else 6) * weight_count(backbone) * encoded
-
-
-def encode_flops(backbone: Backbone, tokens: int) -> float:
-    """Model FLOPs of embedding texts of so many tokens, template included."""
-    return 2.0 * weight_count(backbone) * tokens
-
-
 def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
@@ -119,10 +81,10 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
             run.step(number, pairs)
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
             seconds.append(time.perf_counter() - started)
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
-        flops.append(step_flops(backbone, run, pairs))
+        flops.append(step_flops(backbone, run, number, pairs))
     measured = range(warmup, warmup + steps)
     rate = statistics.median(flops[i] / seconds[i] for i in measured)
     step_seconds = statistics.median(seconds[i] for i in measured)

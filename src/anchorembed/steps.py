@@ -20,7 +20,7 @@ from anchorembed.runtime import autocast
 from anchorembed.tokens import TokenPair
 
 Metrics = dict[str, float]
-Direction = Literal["q2d", "d2q"]
+Direction = Literal["q2d", "d2q", "d2d", "next_token"]
 _DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
 
 
@@ -31,16 +31,18 @@ class ReconstructionModule(nn.Module):
         super().__init__()
         self.embedder = embedder
 
-    def forward(self, sources: PackedBatch, targets: Decoding, weights_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Write text i of ``targets`` from the anchor of source i.
+    def forward(self, sources: PackedBatch | None, targets: Decoding, weights_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Write text i of ``targets`` from the anchor of source i; without sources, after EOS alone.
 
         Returns:
             The loss weighted by ``weights_T``, and each target token's loss [T] in nats.
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
-            anchors_NH = self.embedder(sources)
-            vectors_TH = insert_anchors(backbone.embed(targets.batch.tokens), anchors_NH, targets.batch)
+            anchors_NH = None if sources is None else self.embedder(sources)
+            vectors_TH = backbone.embed(targets.batch.tokens)
+            if anchors_NH is not None:
+                vectors_TH = insert_anchors(vectors_TH, anchors_NH, targets.batch)
             states_TH = backbone.states(vectors_TH, targets.batch)
             head = backbone.head
             return linear_cross_entropy(
@@ -50,7 +52,7 @@ class ReconstructionModule(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to write: from which templated ids, which own tokens, and which direction that is."""
+    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is."""
 
     source: list[int]
     text: list[int]
@@ -69,14 +71,18 @@ class Reconstruction:
     module: nn.Module
     device: torch.device
     end_id: int
-    directions: Literal["both", "alternate", "q2d", "d2q"]
+    directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"]
     d2q_weight: float
     budget: int
+
+    def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
+        """What a step writes, by pair."""
+        return [[row for direction in self._weights(number) for row in _rows(pair, direction)] for pair in pairs]
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_I over the pairs; the micro-batches change nothing but memory."""
         weights = self._weights(number)
-        rows = [[_row(pair, pair, direction) for direction in weights] for pair in pairs]
+        rows = self.rows(number, pairs)
         totals = _target_tokens([row for pair in rows for row in pair])
         sums = dict.fromkeys(weights, 0.0)
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
@@ -100,7 +106,8 @@ class Reconstruction:
         """
         metrics: Metrics = {}
         strangers = [*pairs[1:], pairs[0]]
-        for direction in _DIRECTIONS:
+        own_direction: tuple[Direction, ...] = ("d2d",) if self.directions == "d2d" else ()
+        for direction in _DIRECTIONS + own_direction:
             own = self._mean_loss([_row(pair, pair, direction) for pair in pairs])
             other = self._mean_loss(
                 [_row(stranger, pair, direction) for stranger, pair in zip(strangers, pairs, strict=True)]
@@ -111,7 +118,7 @@ class Reconstruction:
     def _mean_loss(self, rows: Sequence[Row]) -> float:
         """Mean loss over all target tokens of rows of one direction, in nats."""
         runs = micro_batches([row.cost for row in rows], self.budget)
-        per_token = dict.fromkeys(_DIRECTIONS, 1.0)
+        per_token = {row.direction: 1.0 for row in rows}
         total = sum(float(self._run(rows[run.start : run.stop], per_token)[0]) for run in runs)
         return total / sum(len(row.text) + 1 for row in rows)
 
@@ -124,7 +131,8 @@ class Reconstruction:
 
     def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[float]]:
         """Run the module: the weighted loss, and each row's summed loss in nats."""
-        sources = pack([row.source for row in rows]).to(self.device)
+        anchored = all(row.source for row in rows)
+        sources = pack([row.source for row in rows]).to(self.device) if anchored else None
         targets = decoding([row.text for row in rows], self.end_id).to(self.device)
         weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
         loss, losses_T = self.module(sources, targets, weights_N.repeat_interleave(targets.batch.lengths))
@@ -132,10 +140,16 @@ class Reconstruction:
         return loss, sums_N.tolist()
 
 
+def _rows(pair: TokenPair, direction: Direction) -> list[Row]:
+    if direction == "next_token":
+        return [Row([], pair.query_text, direction), Row([], pair.document_text, direction)]
+    return [_row(pair, pair, direction)]
+
+
 def _row(source: TokenPair, target: TokenPair, direction: Direction) -> Row:
-    if direction == "q2d":
-        return Row(source.query, target.document_text, direction)
-    return Row(source.document, target.query_text, direction)
+    if direction == "d2q":
+        return Row(source.document, target.query_text, direction)
+    return Row(source.query if direction == "q2d" else source.document, target.document_text, direction)
 
 
 def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:

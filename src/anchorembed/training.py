@@ -9,6 +9,7 @@ import math
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,15 +26,17 @@ from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_file,
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
+from anchorembed.flops import step_flops
 from anchorembed.progress import progress_bar
 from anchorembed.records import TextPair
-from anchorembed.runtime import cache_folder, seed_everything
+from anchorembed.runtime import cache_folder, peak_memory, seed_everything
 from anchorembed.sampling import Split, batches, split
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
 from anchorembed.store import PairStore, SourceFile, content_key, open_store
 from anchorembed.tokens import Lengths, Template, TokenPair, instruct
 
 StageName = Literal["reconstruct", "contrast"]
+BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
@@ -107,9 +110,11 @@ def fit(
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
     shown: Metrics = {}
+    best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
     with log.open("a", encoding="utf-8") as sink, _stop_signals() as stop, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
         for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
+            started = time.perf_counter()
             rate = learning_rate(number, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -124,7 +129,10 @@ def fit(
                 module.eval()
                 metrics |= evaluate()
                 module.train()
-            _record(sink, accelerator, loop.name, done, metrics)
+                if schedule.keep_best and metrics["quality"] > best:
+                    best = metrics["quality"]
+                    save_checkpoint(loop.folder / BEST, done, module, optimizer, keep=1)
+            _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=_note(shown))
             stopping = stop.is_set()  # read once: a signal during the save waits for the next step
@@ -132,6 +140,9 @@ def fit(
                 save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
+    if schedule.keep_best:
+        chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
+        loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
 
 
 class _Stop(threading.Event):
@@ -176,10 +187,15 @@ def _check_finite(stage: str, step: int, loss: float, norm: float) -> None:
 def _open_log(path: Path, first: int) -> Path:
     """Drop what the log says of steps after the checkpoint: they are run again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-    write_file(path, "".join(f"{line}\n" for line in kept))
+    kept = [entry for entry in _entries(path) if entry["step"] <= first]
+    write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
     return path
+
+
+def _entries(log: Path) -> list[Metrics]:
+    """A log's whole lines."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
@@ -274,15 +290,53 @@ def _run_stage(
         Loop(stage, settings, folder, resume, say),
         module,
         accelerator,
-        step=lambda number, indices: run.step(number, prepared.tokens(indices)),
+        step=lambda number, indices: _counted(prepared, run, number, indices),
         order=lambda first: batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, first),
-        evaluate=lambda: run.report(held_out) if len(held_out) > 1 else {},
+        evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
     accelerator.end_training()
     write_folder(target, lambda place: prepared.embedder.save(place, history))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", BEST):
+        shutil.rmtree(folder / name, ignore_errors=True)
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _evaluation(
+    embedder: Embedder, settings: Schedule, run: Reconstruction | Contrastive, held_out: Sequence[TokenPair]
+) -> Callable[[], Metrics]:
+    """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
+
+    Without tasks quality is the accuracy on held-out pairs in Stage II, the sum of both anchor gains in Stage I.
+    """
+    if settings.keep_best and not (settings.evaluate_every and (settings.evaluate_on or len(held_out) > 1)):
+        raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
+    measure: Callable[[Embedder], Metrics] | None = None
+    if settings.evaluate_on:
+        # mteb takes seconds to import: only runs that evaluate on tasks need it
+        from anchorembed.benchmarking import measure_on  # noqa: PLC0415
+
+        measure = measure_on(settings.evaluate_on)
+
+    def evaluate() -> Metrics:
+        metrics = run.report(held_out) if len(held_out) > 1 else {}
+        if measure is not None:
+            scores = measure(embedder)
+            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}
+        chosen = [metrics[name] for name in ("held_out_accuracy", "gain_q2d", "gain_d2q") if name in metrics]
+        return metrics | ({"quality": sum(chosen)} if chosen else {})
+
+    return evaluate
+
+
+def _counted(prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]) -> Metrics:
+    """Do a step and say what it cost: the texts' own tokens, model FLOPs, peak memory so far."""
+    pairs = prepared.tokens(indices)
+    metrics = run.step(number, pairs)
+    tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
+    backbone = prepared.embedder.backbone
+    cost = {"flops": step_flops(backbone, run, number, pairs), "peak_gb": peak_memory(backbone.device) / 1e9}
+    return metrics | {"tokens": tokens} | cost
 
 
 def _check_trackers(names: list[str]) -> None:
@@ -335,7 +389,9 @@ Plan = dict[str, Any]
 
 def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> Plan:
     """What decides a stage's result, flat, as JSON values; what only decides its cost is left out."""
-    cost_only = {"save_every", "keep_checkpoints", "evaluate_every", "tokens_per_micro_batch"}
+    cost_only = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
+    if not settings.keep_best:
+        cost_only |= {"evaluate_every", "evaluate_on"}
     parts = {
         "data": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json", exclude={"device"}),

@@ -1,22 +1,26 @@
 """The command line's verbs as functions: load a model, read files, show progress, return a value."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
 from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
 from anchorembed.progress import progress_bar
-from anchorembed.records import Collection, Document, read_collection, read_texts
+from anchorembed.records import Collection, Document, read_pairs, read_texts
 from anchorembed.runtime import cache_folder
+from anchorembed.significance import isotropy as measure
+from anchorembed.tasks import find_tasks
+from anchorembed.vectors import VectorCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,44 @@ class Search:
     reused: bool
 
 
-def evaluate(model: str | Path, folder: str | Path, *, split: str = "test") -> Scores:
-    """Score a model on a BEIR folder: nDCG@10, MRR@10 and Recall@100 by trec_eval's definitions."""
-    collection = read_collection(Path(folder), split)
-    return score(Embedder.load(model), collection)
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str | Path],
+    *,
+    split: str = "test",
+    instructions: Mapping[str, str] | None = None,
+    quick: bool = False,
+    out: str | Path | None = None,
+) -> list[TaskScore]:
+    """Score a model on local test folders and files and on mteb's tasks and benchmarks, in mteb's own terms.
+
+    Args:
+        model: model folder, hub id, ``.gguf`` file or ``smollm2-135m``.
+        tasks: as in `tasks.find_tasks`.
+        split: which qrels of a BEIR folder.
+        instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
+            before the texts of symmetric tasks, never before documents.
+        quick: a fixed part of each task only; its name then ends in ``-quick``.
+        out: folder for mteb's result files; tasks whose result is there are not run again.
+    """
+    found = find_tasks([str(task) for task in tasks], split, quick)
+    embedder = Embedder.load(model)
+    vectors = VectorCache(embedder, cache_folder() / "vectors")
+    name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
+    return run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None)
+
+
+def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, dict[str, float]]:
+    """How evenly each model's vectors of the first ``most`` pairs of a file fill their space; see `significance`."""
+    chosen = list(islice(read_pairs(Path(pairs)), most))
+    found: dict[str, dict[str, float]] = {}
+    for model in models:
+        embedder = Embedder.load(model)
+        with _bar(f"embedding for {model}", 2 * len(chosen)) as advance:
+            queries = embedder.encode([pair.query for pair in chosen], "query", progress=advance)
+            documents = embedder.encode([pair.positive for pair in chosen], progress=advance)
+        found[str(model)] = asdict(measure(queries, documents))
+    return found
 
 
 def score(embedder: Embedder, collection: Collection) -> Scores:

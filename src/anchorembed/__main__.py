@@ -1,0 +1,6 @@
+"""``python -m anchorembed``: the command line."""
+
+from anchorembed.cli import main
+
+if __name__ == "__main__":
+    main()

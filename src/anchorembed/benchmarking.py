@@ -1,0 +1,284 @@
+"""Evaluate an embedder on tasks through mteb's public API: its protocols, its scores, its JSON.
+
+The search is our own exact one (`evaluation.rank`), so ties at the cut fall as trec_eval breaks them. Beside mteb's
+scores stand those of each query or item, whose mean is the task's main score, for paired tests.
+"""
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import mteb
+import numpy as np
+import yaml
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from mteb.abstasks import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.cache import ResultCache
+from mteb.models import ModelMeta
+from mteb.results import TaskResult
+from mteb.types import PromptType
+from scipy.stats import rankdata
+
+from anchorembed.embedder import Embedder, Side
+from anchorembed.errors import InputError, nearest
+from anchorembed.evaluation import Run, per_query, rank
+from anchorembed.indexing import Floats, cosines, unit_rows
+from anchorembed.progress import progress_bar
+from anchorembed.tasks import find_tasks
+from anchorembed.vectors import VectorCache
+
+# mteb's name of a main score -> the field's name
+METRIC_NAMES = {
+    "ndcg_at_10": "nDCG@10",
+    "map_at_1000": "MAP",
+    "cosine_spearman": "Spearman",
+    "accuracy": "accuracy",
+    "max_ap": "AP",
+}
+_MEASURES = {"ndcg_at_10": ir_measures.nDCG @ 10, "map_at_1000": ir_measures.AP @ 1000}
+
+Items = dict[str, float]
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """A task's result: its main ``value``, and each item's score, whose mean it is.
+
+    ``items`` is empty where the main score is no mean over items (average precision of pairs), or was read from an
+    earlier result. Spearman's items are the products of the two standardised ranks of a pair.
+    """
+
+    task: str
+    kind: str
+    metric: str
+    value: float
+    items: Items
+    result: TaskResult
+
+
+class Adapter:
+    """An embedder as mteb sees it: an encoder for pairs and classes, a search engine for queries."""
+
+    def __init__(
+        self, embedder: Embedder, name: str, vectors: VectorCache, instructions: Mapping[str, str], top_k: int = 1000
+    ) -> None:
+        self.vectors, self.instructions, self.top_k = vectors, instructions, top_k
+        self.own_instruction = embedder.metadata.instruction
+        self.progress: Callable[[int], None] | None = None
+        self.corpus: list[tuple[str, str]] = []
+        self.meta = ModelMeta.create_empty(
+            {
+                "name": f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}",
+                "revision": embedder.fingerprint[:16],
+                "embed_dim": embedder.dimension,
+                "max_tokens": float(embedder.metadata.lengths.document),
+                "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
+                "framework": ["PyTorch"],
+                "use_instructions": bool(instructions or self.own_instruction),
+            }
+        )
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """What mteb writes beside the results."""
+        return self.meta
+
+    def encode(
+        self,
+        inputs: Any,  # noqa: ANN401 - a DataLoader of dictionaries with a list of texts
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,  # noqa: ANN401 - mteb's protocol
+    ) -> Floats:
+        """Vectors of texts; an instruction goes before all but documents."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self._embed(texts, "document" if prompt_type == PromptType.document else "query", task_metadata)
+
+    def index(self, corpus: Any, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
+        """Take a corpus to search: rows with id, text and maybe title, joined as mteb joins them."""
+        self.corpus = [(str(row["id"]), f"{row.get('title') or ''} {row['text']}".strip()) for row in corpus]
+
+    def search(
+        self,
+        queries: Any,  # noqa: ANN401 - rows with id and text
+        *,
+        task_metadata: TaskMetadata,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - mteb's protocol
+    ) -> Run:
+        """Rank the corpus for each query, or only the candidates ``top_ranked`` gives it."""
+        asked = [(str(row["id"]), _query_text(row)) for row in queries]
+        queries_QH = self._embed([text for _, text in asked], "query", task_metadata)
+        documents_DH = self._embed([text for _, text in self.corpus], "document", task_metadata)
+        ids = [name for name, _ in self.corpus]
+        if top_ranked is None:
+            return rank(queries_QH, documents_DH, [name for name, _ in asked], ids, top_k)
+        rows = {name: row for row, name in enumerate(ids)}
+        run: Run = {}
+        for (name, _), query_H in zip(asked, unit_rows(queries_QH), strict=True):
+            candidates = [str(candidate) for candidate in top_ranked[name]]
+            scores = cosines(query_H, unit_rows(documents_DH[[rows[candidate] for candidate in candidates]]))
+            run[name] = dict(zip(candidates, scores.tolist(), strict=True))
+        return run
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
+        """Cosines of all pairs."""
+        similar: Floats = unit_rows(np.atleast_2d(embeddings1)) @ unit_rows(np.atleast_2d(embeddings2)).T
+        return similar
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
+        """Cosine of each pair."""
+        similar: Floats = (unit_rows(np.asarray(embeddings1)) * unit_rows(np.asarray(embeddings2))).sum(-1)
+        return similar
+
+    def _embed(self, texts: list[str], side: Side, task: TaskMetadata) -> Floats:
+        instruction = "" if side == "document" else self._instruction(task)
+        return self.vectors.vectors(texts, side, instruction, self.progress)
+
+    def _instruction(self, task: TaskMetadata) -> str:
+        for name in (task.name, task.name.removesuffix("-quick"), task.type, "default"):
+            if name in self.instructions:
+                return self.instructions[name]
+        return self.own_instruction
+
+
+def _query_text(row: Mapping[str, Any]) -> str:
+    """A query as mteb's encoders read it: its own instruction, where a task has one each, follows the text."""
+    return " ".join(filter(None, (str(row["text"]), row.get("instruction"))))
+
+
+def run_tasks(adapter: Adapter, tasks: Sequence[AbsTask], out: Path | None = None) -> list[TaskScore]:
+    """Evaluate on each task.
+
+    Args:
+        adapter: the model.
+        tasks: from `tasks.find_tasks`.
+        out: folder for results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
+
+    Raises:
+        InputError: if an instruction is for a task that is not there.
+    """
+    known = {name for task in tasks for name in (task.metadata.name, task.metadata.type, "default")}
+    for name in adapter.instructions:
+        if name not in known and f"{name}-quick" not in known:
+            raise InputError(f"instructions: {name!r} is no task here.{nearest(name, sorted(known))} Check the name.")
+    return [_run_task(adapter, task, out) for task in tasks]
+
+
+def measure_on(names: Sequence[str]) -> Callable[[Embedder], Items]:
+    """A function of an embedder as it is now that gives each task's main score; for use while it trains."""
+    tasks = find_tasks(names)
+
+    def measure(embedder: Embedder) -> Items:
+        now = Embedder(
+            embedder.backbone, embedder.tokenizer, embedder.metadata
+        )  # whose fingerprint is of these weights
+        now.dtype = embedder.dtype
+        with tempfile.TemporaryDirectory() as folder:
+            scores = run_tasks(Adapter(now, "training", VectorCache(now, Path(folder)), {}), tasks)
+        return {f"{score.task} {score.metric}": score.value for score in scores}
+
+    return measure
+
+
+def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
+    name = task.metadata.name
+    with tempfile.TemporaryDirectory() as folder, _quiet(), progress_bar() as bar:
+        shown = bar.add_task(name, total=None, note="")
+        adapter.progress = lambda done: bar.advance(shown, done)
+        found = mteb.evaluate(
+            adapter,
+            task,
+            cache=ResultCache(out) if out else None,
+            co2_tracker=False,
+            prediction_folder=Path(folder),
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": 4096},
+        )
+        result = found.task_results[0]
+        predictions = Path(folder) / task.prediction_file_name
+        saved = json.loads(predictions.read_text(encoding="utf-8")) if predictions.exists() else {}
+    main = task.metadata.main_score
+    items = _items(task, main, saved)
+    value = math.fsum(items.values()) / len(items) if items else result.get_score()  # mteb's is rounded to 5 digits
+    return TaskScore(name, task.metadata.type, METRIC_NAMES.get(main, main), value, items, result)
+
+
+def read_instructions(path: Path) -> dict[str, str]:
+    """Read a YAML file of ``task name, task type or default: instruction``.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}). Write `TASK: instruction`."
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(x, str) for pair in values.items() for x in pair):
+        raise InputError(f"{path}: not names with instructions. Write lines such as `default: Given a question, ...`.")
+    return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars of datasets silent beside ours."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+# --- Scores of single items ------------------------------------------------------------------------------------------
+
+
+def _items(task: AbsTask, main: str, saved: Mapping[str, Any]) -> Items:
+    """Scores of queries, pairs or texts whose mean is the main score; of several subsets, named by subset and split."""
+    parts = {
+        (hf_subset, hf_split): predictions
+        for hf_subset, splits in saved.items()
+        if hf_subset != "mteb_model_meta"
+        for hf_split, predictions in splits.items()
+    }
+    if len(parts) != 1 or task.dataset is None:
+        return {}
+    ((hf_subset, hf_split), predictions) = next(iter(parts.items()))
+    data: Any = task.dataset
+    data = data.get(hf_subset, data)
+    if main in _MEASURES:
+        return per_query(predictions, data[hf_split]["relevant_docs"], _MEASURES[main])
+    if main == "cosine_spearman":
+        return _numbered(rank_products(data[hf_split]["score"], predictions["cosine_scores"]))
+    if main == "accuracy":
+        right = np.asarray(predictions) == np.asarray(data[hf_split]["label"])[None, :]
+        return _numbered(right.mean(0))
+    return {}
+
+
+def rank_products(first: Sequence[float], second: Sequence[float]) -> Array:
+    """Products of the standardised ranks of two lists, [N]: their mean is Spearman's correlation."""
+    ranks = [np.asarray(rankdata(values), np.float64) for values in (first, second)]
+    standard = [(values - values.mean()) / values.std() for values in ranks]
+    products: Array = standard[0] * standard[1]
+    return products
+
+
+def _numbered(values: Array) -> Items:
+    return {str(number): float(value) for number, value in enumerate(values)}

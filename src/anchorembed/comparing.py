@@ -1,0 +1,466 @@
+"""Run a comparison: arms x seeds x collections, each finished cell kept at once and never run twice.
+
+Every training is an ordinary recipe, written beside its run and trained by the command line in a process of its own,
+so it can be resumed, repeated by hand, and costs only its own memory. A results folder holds ``results.jsonl``, a line
+a cell, and ``results/``, each run's per-item scores and curves gzipped; copied to another machine, what it holds is
+skipped there.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mteb.abstasks import AbsTask
+
+from anchorembed import reporting
+from anchorembed.arms import (
+    Arm,
+    Values,
+    choices,
+    contrast_recipe,
+    find_arms,
+    first_recipe,
+    matched_steps,
+    seeds_of,
+)
+from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
+from anchorembed.checkpoint import write_file
+from anchorembed.config import Compare, Recipe
+from anchorembed.embedder import METADATA, Embedder
+from anchorembed.errors import InputError
+from anchorembed.significance import isotropy
+from anchorembed.store import content_key
+from anchorembed.tasks import find_tasks
+from anchorembed.training import Prepared, prepare
+from anchorembed.vectors import VectorCache
+
+OWN, COMMON = "own", "common"
+_ISOTROPY_PAIRS = 512
+
+
+class Stopped(Exception):
+    """A training was stopped by a signal; ``code`` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("Stopped. Run the same command again to go on.")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One trained model to evaluate: an arm, a seed, and whose Stage II settings."""
+
+    arm: Arm
+    seed: int
+    setting: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-{self.setting}-{self.seed}"
+
+
+class Results:
+    """The results folder; only lines of the same comparison (``key``) are read."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.path = folder / "results.jsonl"
+        self.lines: list[Values] = []
+        self.others = 0
+        if self.path.exists():
+            for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+                self._take(number, text)
+
+    def _take(self, number: int, text: str) -> None:
+        try:
+            line = json.loads(text)
+            mine = line["key"] == self.key
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
+        if mine:
+            self.lines.append(line)
+        else:
+            self.others += 1
+
+    def cells(self, run: Run) -> set[str]:
+        """Collections that a run has results for."""
+        wanted = {"kind": "cell", "arm": run.arm.name, "seed": run.seed, "setting": run.setting}
+        return {line["collection"] for line in self.lines if wanted.items() <= line.items()}
+
+    def tried(self, arm: str) -> dict[str, float]:
+        """Held-out accuracy of each grid choice of an arm, by its name."""
+        return {line["choice"]: line["value"] for line in self.lines if line["kind"] == "grid" and line["arm"] == arm}
+
+    def payload(self, name: str) -> Values:
+        """Items, curves and isotropy of a run."""
+        path = self._payload(name)
+        if not path.exists():
+            return {}
+        with gzip.open(path, "rt", encoding="utf-8") as source:
+            found: Values = json.load(source)
+        return found
+
+    def keep(self, lines: Sequence[Values], name: str = "", payload: Values | None = None) -> None:
+        """Append lines, after what belongs to them; what is written is written whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if payload is not None:
+            path = self._payload(name)
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
+            partial.replace(path)
+        kept = [{"key": self.key, **line} for line in lines]
+        with self.path.open("a", encoding="utf-8") as sink:
+            sink.write("".join(json.dumps(line) + "\n" for line in kept))
+            sink.flush()
+            os.fsync(sink.fileno())
+        self.lines += kept
+
+    def _payload(self, name: str) -> Path:
+        return self.folder / "results" / f"{self.key[:8]}-{name}.json.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a recipe compares: its arms, with the steps that match the primary one's compute."""
+
+    recipe: Recipe
+    settings: Compare
+    arms: list[Arm]
+    matched: dict[str, int]
+    results: Results
+    tasks: dict[str, list[AbsTask]]  # by the report's tables
+
+    def runs(self) -> Iterator[Run]:
+        """All runs: every arm's first seed before any second; own settings before common ones."""
+        most = max(len(seeds_of(self.settings, arm)) for arm in self.arms)
+        for place in range(most):
+            for arm in self.arms:
+                for seed in seeds_of(self.settings, arm)[place : place + 1]:
+                    for setting in (OWN, COMMON) if self._has_common(arm) else (OWN,):
+                        yield Run(arm, seed, setting)
+
+    def missing(self) -> list[Run]:
+        """Runs without results for every collection."""
+        wanted = {task.metadata.name for tasks in self.tasks.values() for task in tasks}
+        return [run for run in self.runs() if not wanted <= self.results.cells(run)]
+
+    def _has_common(self, arm: Arm) -> bool:
+        return arm.trained and arm.name != self.settings.primary and len(choices(self.recipe)) > 1
+
+
+def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
+    """Read what is there of a comparison; counts FLOPs to match compute, trains nothing."""
+    if recipe.compare is None:
+        raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    if len(choices(recipe)) > 1 and recipe.contrast is not None and not recipe.contrast.evaluate_every:
+        raise InputError("contrast.evaluate_every: 0 with a compare.grid, which chooses by it. Set it above 0.")
+    arms = find_arms(recipe.compare)
+    results = Results(folder, _key(recipe))
+    quick = recipe.compare.quick
+    tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
+    return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
+
+
+def _key(recipe: Recipe) -> str:
+    """Hash of what decides a cell's value, besides arm and seed: data by content, model, both stages, the grid."""
+    cost_only = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
+    values = recipe.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude={
+            "output": True,
+            "trackers": True,
+            "seed": True,
+            "data": {"sources": {"__all__": {"path"}}},
+            "model": {"device"},
+            "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "notes"},
+            "reconstruct": cost_only,
+            "contrast": cost_only,
+        },
+    )
+    contents = {source.name: content_key(source.path) for source in recipe.data.sources}
+    return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
+
+
+# --- Running ---------------------------------------------------------------------------------------------------------
+
+
+def run(comparison: Comparison, say: Callable[[str], None], hours: float | None = None) -> int:
+    """Run what is missing, until it is done or no run should start any more; returns how many runs are still missing.
+
+    Args:
+        comparison: from `open_comparison`.
+        say: for messages.
+        hours: start no run after so many hours.
+    """
+    started = time.monotonic()
+    missing = comparison.missing()
+    for number, one in enumerate(missing):
+        if hours is not None and time.monotonic() - started > hours * 3600:
+            return len(missing) - number
+        say(f"{one.arm.title}, seed {one.seed}, {one.setting} settings: run {number + 1} of {len(missing)}")
+        _one(comparison, one, say)
+    return 0
+
+
+def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
+    """Train what is not trained yet, evaluate, keep."""
+    choice = _choice(comparison, one, say) if one.arm.trained else {}
+    own = replace(one, setting=OWN)
+    if one.setting == COMMON and choice == _choice(comparison, own, say):
+        _keep_as_common(comparison.results, own, one)
+        return
+    first, folder = _first(comparison, one, say)
+    model = _second(comparison, one, first, choice, say) if one.arm.trained else None
+    recipe = comparison.recipe.model_copy(update={"seed": one.seed})
+    prepared = prepare(recipe, str(model or recipe.model.name), lambda _: None)
+    say("evaluating")
+    began = time.perf_counter()
+    scores = _evaluate(comparison, one, prepared.embedder)
+    seconds = time.perf_counter() - began
+    stages = {"first": folder, "contrast": model.parent if model else None}
+    logs = {stage: _log(place) for stage, place in stages.items() if place is not None}
+    models = {"base": recipe.model.name, "before Stage II": first, "after Stage II": model}
+    payload = {
+        "items": {score.task: score.items for score in scores},
+        "curves": {stage: _curve(log) for stage, log in logs.items()},
+        "isotropy": {name: _isotropy(prepared, place) for name, place in models.items() if place is not None},
+    }
+    shared = {"kind": "cell", "arm": one.arm.name, "setting": one.setting, "seed": one.seed, "choice": choice}
+    cost = {stage: _cost(log) for stage, log in logs.items()} | {"evaluate": {"seconds": seconds}}
+    lines = [
+        shared | {"collection": score.task, "metric": score.metric, "value": score.value, "cost": cost}
+        for score in scores
+    ]
+    comparison.results.keep(lines, one.name, payload)
+    if model:
+        shutil.rmtree(model)  # half a gigabyte and more each; its recipe makes it again
+
+
+def _keep_as_common(results: Results, own: Run, one: Run) -> None:
+    """Where the arm's own settings are the common ones, its results are both."""
+    wanted = {"kind": "cell", "arm": own.arm.name, "seed": own.seed, "setting": OWN}
+    lines = [line | {"setting": COMMON, "cost": {}} for line in results.lines if wanted.items() <= line.items()]
+    results.keep(lines, one.name, results.payload(own.name))
+
+
+def _evaluate(comparison: Comparison, one: Run, embedder: Embedder) -> list[TaskScore]:
+    with tempfile.TemporaryDirectory() as vectors:
+        cache = VectorCache(embedder, Path(vectors))
+        adapter = Adapter(embedder, one.name, cache, comparison.settings.instructions)
+        tasks = {task.metadata.name: task for tasks in comparison.tasks.values() for task in tasks}
+        return run_tasks(adapter, list(tasks.values()))
+
+
+def _first(comparison: Comparison, one: Run, say: Callable[[str], None]) -> tuple[Path | None, Path | None]:
+    """Train what an arm does before Stage II: its model and its stage folder, if it does anything."""
+    place = _place(comparison, one) / "first"
+    derived = first_recipe(comparison.recipe, one.arm, one.seed, comparison.matched[one.arm.name], place)
+    if derived is None:
+        return None, None
+    folder = place / ("reconstruct" if derived.reconstruct else "contrast")
+    if not (folder / "model" / METADATA).exists():
+        _train(derived, place, say)
+    return folder / "model", folder
+
+
+def _second(comparison: Comparison, one: Run, first: Path | None, choice: Values, say: Callable[[str], None]) -> Path:
+    """Train Stage II with a choice of settings; returns its model folder."""
+    place = _place(comparison, one) / _choice_name(choice)
+    extra = comparison.matched[one.arm.name]
+    start = str(first) if first else None
+    derived = contrast_recipe(comparison.recipe, one.arm, one.seed, choice, start, extra, place)
+    model = place / "contrast" / "model"
+    if not (model / METADATA).exists():
+        _train(derived, place, say)
+    return model
+
+
+def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Values:
+    """Stage II's settings of a run: the arm's best on held-out pairs, or the primary arm's."""
+    chooser = one.arm
+    if one.setting == COMMON:
+        chooser = next(arm for arm in comparison.arms if arm.name == comparison.settings.primary)
+    possible = choices(comparison.recipe)
+    if len(possible) == 1:
+        return possible[0]
+    seed = seeds_of(comparison.settings, chooser)[0]
+    first: Path | None = None
+    for choice in possible:
+        tried = comparison.results.tried(chooser.name)
+        if _choice_name(choice) in tried:
+            continue
+        trial = Run(chooser, seed, OWN)
+        first = first or _first(comparison, trial, say)[0]
+        say(f"{chooser.title}: trying {_choice_name(choice)}")
+        model = _second(comparison, trial, first, choice, say)
+        last = _log(model.parent)[-1]
+        line = {"kind": "grid", "arm": chooser.name, "seed": seed, "choice": _choice_name(choice)}
+        comparison.results.keep([line | {"value": last["held_out_accuracy"], "cost": _cost(_log(model.parent))}])
+    tried = comparison.results.tried(chooser.name)
+    best = max(possible, key=lambda choice: tried[_choice_name(choice)])
+    for choice in possible:
+        if choice != best:
+            folder = _place(comparison, Run(chooser, seed, OWN)) / _choice_name(choice)
+            shutil.rmtree(folder / "contrast" / "model", ignore_errors=True)
+    return best
+
+
+def _choice_name(choice: Values) -> str:
+    return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "contrast"
+
+
+def _place(comparison: Comparison, one: Run) -> Path:
+    return Path(comparison.recipe.output) / comparison.results.key[:8] / one.arm.name / f"seed-{one.seed}"
+
+
+def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
+    """Train a recipe in a process of its own; its messages and progress bar stay visible."""
+    path = place / "recipe.yaml"
+    place.mkdir(parents=True, exist_ok=True)
+    write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
+    verb = "reconstruct" if recipe.reconstruct else "contrast"
+    done = subprocess.run([sys.executable, "-m", "anchorembed", verb, str(path)], check=False)  # noqa: S603 - ourselves
+    if done.returncode in (130, 143):
+        raise Stopped(done.returncode)
+    if done.returncode:
+        raise InputError(f"{path}: training it ended with exit code {done.returncode}; its message stands above.")
+
+
+def _log(folder: Path) -> list[Values]:
+    return [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _cost(log: Sequence[Values]) -> dict[str, float]:
+    sums = {key: float(sum(line[key] for line in log)) for key in ("seconds", "tokens", "flops")}
+    return sums | {"peak_gb": max(line["peak_gb"] for line in log)}
+
+
+def _curve(log: Sequence[Values]) -> list[Values]:
+    """Losses of every step and held-out metrics, without what only counts cost."""
+    left_out = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gradient_norm"}
+    return [{key: value for key, value in line.items() if key not in left_out} for line in log]
+
+
+def _isotropy(prepared: Prepared, model: Path | str) -> dict[str, float]:
+    """Isotropy of a model's vectors of held-out pairs."""
+    embedder = Embedder.load(model, lengths=prepared.embedder.metadata.lengths)
+    pairs = [prepared.store[index] for index in prepared.split.held_out[:_ISOTROPY_PAIRS].tolist()]
+    queries = embedder.encode([pair.query for pair in pairs], "query")
+    documents = embedder.encode([pair.positive for pair in pairs])
+    return asdict(isotropy(queries, documents))
+
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+
+def plan(comparison: Comparison) -> str:
+    """What is to be run, in words, with hours where a finished run tells how long such a one takes."""
+    missing = comparison.missing()
+    runs = list(comparison.runs())
+    grid = len(choices(comparison.recipe))
+    lines = [f"{len(runs)} runs, {len(runs) - len(missing)} of them done; {grid} choices of settings for each arm"]
+    for arm in comparison.arms:
+        seeds = ", ".join(map(str, seeds_of(comparison.settings, arm)))
+        steps = comparison.matched[arm.name]
+        extra = f"{steps} steps {'more of' if arm.longer else 'before'} Stage II" if steps else "Stage II alone"
+        lines.append(f"  {arm.name:<18} seeds {seeds:<10}{extra if arm.trained else 'not trained':<28}{arm.what}")
+    done = [line for line in comparison.results.lines if line["kind"] == "cell"]
+    if done:
+        spent = {(line["arm"], line["setting"], line["seed"]): _seconds(line["cost"]) for line in done}
+        mean = sum(spent.values()) / len(spent)
+        lines.append(f"about {mean * len(missing) / 3600:.1f} hours to go at {mean / 60:.0f} minutes a run so far")
+    if comparison.results.others:
+        lines.append(f"{comparison.results.others} lines of results are of other settings or data and are left alone")
+    return "\n".join(lines)
+
+
+def _seconds(cost: dict[str, dict[str, Any]]) -> float:
+    return sum(float(stage["seconds"]) for stage in cost.values())
+
+
+# --- The report ------------------------------------------------------------------------------------------------------
+
+
+def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` of what there is; returns their paths."""
+    return reporting.write(_gather(comparison, command), comparison.results.folder)
+
+
+def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
+    results, compare = comparison.results, comparison.settings
+    lines = [line for line in results.lines if line["kind"] == "cell"]
+    runs = {(line["arm"], line["setting"], line["seed"]): line for line in lines}
+    payloads = {key: results.payload("-".join(map(str, key))) for key in runs}
+    cells = [
+        reporting.Cell(
+            line["arm"],
+            line["setting"],
+            line["seed"],
+            line["collection"],
+            line["metric"],
+            line["value"],
+            payloads[line["arm"], line["setting"], line["seed"]].get("items", {}).get(line["collection"], {}),
+        )
+        for line in lines
+    ]
+    return reporting.Comparison(
+        title=f"With and without Stage I: {comparison.recipe.model.name}",
+        arms=[_described(comparison, arm) for arm in comparison.arms],
+        cells=cells,
+        costs={key: {name: _stage_cost(cost) for name, cost in line["cost"].items()} for key, line in runs.items()},
+        curves=[curve for key, payload in payloads.items() for curve in _curves(key, payload)],
+        isotropy=[
+            (*key, checkpoint, measured)
+            for key, payload in payloads.items()
+            for checkpoint, measured in payload.get("isotropy", {}).items()
+        ],
+        primary=compare.primary,
+        declared=compare.declared,
+        notes=compare.notes,
+        recipe=yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False),
+        commands=[command],
+        tables={title: [task.metadata.name for task in tasks] for title, tasks in comparison.tasks.items()},
+    )
+
+
+def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
+    steps = comparison.matched[arm.name]
+    settings = {"seeds": ", ".join(map(str, seeds_of(comparison.settings, arm)))}
+    if steps:
+        settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(steps)
+    settings |= {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
+    settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
+    tried = comparison.results.tried(arm.name)
+    if tried:
+        settings["chosen for Stage II"] = max(tried, key=lambda name: tried[name])
+        settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
+    return reporting.Arm(arm.name, arm.title, arm.what, settings)
+
+
+def _stage_cost(cost: dict[str, float]) -> reporting.Cost:
+    return reporting.Cost(
+        seconds=cost["seconds"],
+        tokens=int(cost.get("tokens", 0)),
+        flops=cost.get("flops", 0.0),
+        peak_gb=cost.get("peak_gb", 0.0),
+    )
+
+
+def _curves(key: tuple[str, str, int], payload: Values) -> Iterator[reporting.Curve]:
+    for stage, entries in payload.get("curves", {}).items():
+        for name in dict.fromkeys(name for entry in entries for name in entry if name != "step"):
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            yield reporting.Curve(*key, stage, name, [step for step, _ in points], [value for _, value in points])

@@ -1,0 +1,257 @@
+"""Files to numbered rows, streamed: ``(line, mapping)`` or ``(line, fault)``, whatever the format.
+
+What a row must hold is checked in one place, `checked`, which either stops at the first bad row or drops it and says
+so. What columns a table must have is for the caller to say, by a ``Columns`` check of the names in its header.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow
+import pyarrow.parquet
+
+from anchorembed.errors import InputError, nearest
+
+_LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
+_KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+
+
+class BadRow(Exception):
+    """A row that cannot be used, and why; checks raise it, readers hand it on as a value and go on reading."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.hint = what, hint
+
+
+Row = Mapping[str, object]
+Rows = Iterator[tuple[int, Row | BadRow]]
+Columns = Callable[[list[str]], list[str]]  # names in a header -> those to read, or raises BadRow
+_T = TypeVar("_T")
+
+
+def checked(
+    place: Path, rows: Rows, make: Callable[[int, Row], _T], *, cure: str, on_bad: Callable[[str], None] | None = None
+) -> Iterator[_T]:
+    """Turn rows into records; a bad row goes to ``on_bad``, or without one ends the reading with its cure."""
+    for line, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            record = make(line, row)
+        except BadRow as bad:
+            if on_bad is None:
+                raise InputError(f"{place}:{line}: {bad.what}.{bad.hint} {cure}") from None
+            on_bad(f"{place}:{line}: {bad.what}.{bad.hint}")
+        else:
+            yield record
+
+
+def not_empty(records: Iterator[_T], message: str) -> Iterator[_T]:
+    """Pass records on; none at all is an InputError."""
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise InputError(message)
+
+
+# --- Cells -----------------------------------------------------------------------------------------------------------
+
+
+def required_text(row: Row, key: str) -> str:
+    """A cell that must hold text and not only space."""
+    value = row[key]
+    if not isinstance(value, str):
+        raise BadRow(f'"{key}" is {_kind(value)}, not text')
+    if not value.strip():
+        raise BadRow(f'"{key}" is empty')
+    return _encodable(value, key)
+
+
+def optional_text(row: Row, key: str) -> str:
+    """A cell that may be absent, null or empty; then the text is empty."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadRow(f'"{key}" is {_kind(value)}, not text')
+    return _encodable(value or "", key)
+
+
+def _encodable(value: str, key: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(f'"{key}" is not valid UTF-8 at character {error.start + 1} (a lone surrogate)') from None
+    return value
+
+
+def missing(names: tuple[str, ...], found: list[str]) -> BadRow:
+    """The fault of a row without any of ``names``."""
+    shown = ", ".join(repr(name[:40]) for name in found[:10]) or "nothing"
+    wanted = " or ".join(f'"{name}"' for name in names)
+    hint = next(filter(None, (nearest(name, names) for name in found)), "")
+    return BadRow(f"no {wanted} here, only {shown}", hint)
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def listed(what: str, names: list[str]) -> str:
+    """A sentence that lists names."""
+    return f"{what}: {', '.join(names) or 'none'}."
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def existing(path: Path) -> Path:
+    """Return the path if there is something; else InputError names the nearest thing there."""
+    if not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"{path}: no such file or folder.{nearest(path.name, siblings)} Check the path.")
+    return path
+
+
+def suffix_of(path: Path) -> str:
+    """Suffix in lower case, that of compression left out."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Stream the numbered lines of a text file, plain or gzipped; bytes that are not UTF-8 become lone surrogates."""
+    line = 0
+    try:
+        with (
+            gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
+            # binary is a GzipFile or a BufferedReader; both are readable buffers
+            TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
+        ):
+            for line, text in enumerate(stream, 1):
+                yield line, text
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        what = f"the gzip data is cut short or damaged ({error})"
+        raise InputError(f"{path}:{line + 1}: {what}. Copy the file again.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+
+
+def json_rows(path: Path) -> Rows:
+    """Read one JSON object a line; blank lines are passed over."""
+    return ((line, _parse_json(text)) for line, text in lines(path) if not text.isspace())
+
+
+def _parse_json(text: str) -> Row | BadRow:
+    try:
+        text.encode("utf-8")
+        value = json.loads(text.rstrip("\r\n"))
+    except UnicodeEncodeError:
+        return BadRow("the line is not valid UTF-8")
+    except json.JSONDecodeError as error:
+        return BadRow(f"the line is not valid JSON ({error.msg}, column {error.colno})")
+    except (RecursionError, ValueError) as error:
+        return BadRow(f"the line's JSON is beyond what can be read ({error})")
+    return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
+
+
+def csv_rows(path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = ()) -> Rows:
+    """Read rows under a header; a row's line is where it begins, for a quoted cell may hold line breaks.
+
+    CSV has no null: an empty cell of a ``nullable`` column is read as one.
+    """
+    csv.field_size_limit(_LARGEST_CELL)
+    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, BadRow(f"the row is not valid CSV ({error})")
+            continue
+        if header is None:
+            _checked_header(f"{path}:{line}", cells, columns)
+            header = cells
+        elif cells:
+            yield line, _cells(header, cells, nullable)
+
+
+def _cells(header: list[str], cells: list[str], nullable: Sequence[str]) -> Row | BadRow:
+    if len(cells) != len(header):
+        return BadRow(f"the row has {len(cells)} cells, the header {len(header)}")
+    if any("\0" in cell for cell in cells):
+        return BadRow("the row holds a NUL byte")
+    return {name: None if name in nullable and not cell else cell for name, cell in zip(header, cells, strict=True)}
+
+
+def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]:
+    """Return the columns to read; a file that lacks one fails whole, whatever its rows hold."""
+    try:
+        wanted = columns(names)
+    except BadRow as bad:
+        raise InputError(f"{place}: {bad.what}.{bad.hint} Rename the columns.") from None
+    if len(set(names)) < len(names):
+        raise InputError(f"{place}: a column name occurs twice among {names}. Rename or remove one of them.")
+    return wanted
+
+
+def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows | None:
+    """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other."""
+    suffix = suffix_of(existing(path))
+    if suffix == ".jsonl":
+        return json_rows(path)
+    if suffix in (".csv", ".tsv"):
+        return csv_rows(path, "," if suffix == ".csv" else "\t", columns, nullable)
+    return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
+
+
+def parquet_rows(path: Path, columns: Columns) -> Rows:
+    """Read the columns asked for, a row group at a time; a row's line is its number."""
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = _checked_header(str(path), file.schema_arrow.names, columns)
+            for row, value in _arrow_rows(file.iter_batches(batch_size=1024, columns=names, use_threads=False)):
+                yield row, value
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}:{row + 1}: not readable as Parquet ({error}). Write the file again.") from error
+
+
+def dataset_rows(folder: Path, columns: Columns) -> Rows:
+    """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
+    import datasets  # noqa: PLC0415 - takes over a second to load, which only folders of this kind are worth
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        splits = sorted(loaded)
+        if "train" not in splits and len(splits) != 1:
+            raise InputError(f"{folder}: no split 'train'. {listed('Give the folder of one of', splits)}")
+        loaded = loaded["train" if "train" in splits else splits[0]]
+    names = _checked_header(str(folder), loaded.column_names, columns)
+    yield from _arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
+
+
+def _arrow_rows(batches: Iterable[pyarrow.RecordBatch | pyarrow.Table]) -> Rows:
+    row = 0
+    for batch in batches:
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for index in range(batch.num_rows):
+            row += 1
+            try:
+                value: Row | BadRow = {name: column[index].as_py() for name, column in columns.items()}
+            except UnicodeDecodeError:
+                value = BadRow("the row is not valid UTF-8")
+            yield row, value

@@ -1,0 +1,282 @@
+"""What a model is evaluated on: mteb's tasks and benchmarks by name, and local folders and files made into such tasks.
+
+A local task never asks the network. Its dataset revision is a hash of its rows, so results of changed data never mix.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mteb
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from anchorembed.errors import InputError, nearest
+from anchorembed.evaluation import subset
+from anchorembed.records import Collection, Document, read_collection
+from anchorembed.testsets import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem
+
+_QUICK_DOCUMENTS, _QUICK_ITEMS = 1000, 500
+_MAIN_SCORE = {
+    "Retrieval": "ndcg_at_10",
+    "Reranking": "map_at_1000",
+    "STS": "cosine_spearman",
+    "PairClassification": "max_ap",
+    "Classification": "accuracy",
+}
+_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+
+
+def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -> list[AbsTask]:
+    """Return the tasks that ``names`` mean, in order.
+
+    Args:
+        names: BEIR folders, test files, folders of test files, or names of mteb's tasks and benchmarks. In a folder
+            of files those named ``*_test`` count if there are any; a classification's training texts are in the file
+            named ``*_train`` beside it.
+        split: which qrels of a BEIR folder.
+        quick: a fixed part of each: at most 1,000 documents, or 500 test items; the name says so.
+
+    Raises:
+        InputError: if a name means nothing, or two tasks share a name.
+    """
+    tasks = [task for name in names for task in _find(name, split, quick)]
+    seen: set[str] = set()
+    for task in tasks:
+        if task.metadata.name in seen:
+            raise InputError(f"{task.metadata.name}: two tasks have this name. Rename one, or evaluate it apart.")
+        seen.add(task.metadata.name)
+    return tasks
+
+
+def _find(name: str, split: str, quick: bool) -> list[AbsTask]:
+    path = Path(name).expanduser()
+    if path.exists():
+        return [_local(place, split, quick) for place in _places(path)]
+    try:
+        found = [mteb.get_task(name)]
+    except KeyError:
+        found = _benchmark(name)
+    return [_quick_task(task) for task in found] if quick else found
+
+
+def _benchmark(name: str) -> list[AbsTask]:
+    known = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name in known:
+        return list(known[name].tasks)
+    every = [*known, *(task.metadata.name for task in mteb.get_tasks())]
+    raise InputError(
+        f"{name}: neither a folder or file here nor a task or benchmark of mteb.{nearest(name, every)} Check the name."
+    )
+
+
+# --- Local folders and files -----------------------------------------------------------------------------------------
+
+
+def _places(path: Path) -> list[Path]:
+    """A BEIR folder or a file alone; of a folder of test files those to evaluate."""
+    if path.is_file() or (path / "qrels").is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(_SUFFIXES)]
+    tests = [file for file in files if stem(file).endswith("_test")]
+    if not files:
+        raise InputError(f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it.")
+    return tests or [file for file in files if not stem(file).endswith("_train")]
+
+
+def _local(path: Path, split: str, quick: bool) -> AbsTask:
+    if path.is_dir():
+        collection = read_collection(path, split)
+        name = collection.name if split == "test" else f"{collection.name}-{split}"
+        return retrieval_task(replace(collection, name=name), quick)
+    test = read_test_set(path)
+    if test.kind == "Reranking":
+        return _rerank_task(test, quick)
+    if test.kind == "Classification":
+        return _classification_task(test, _training_texts(path), quick)
+    return _sentence_task(test, quick)
+
+
+def _metadata(name: str, kind: str, rows: Iterable[object], quick: bool) -> TaskMetadata:
+    digest = hashlib.sha256("\n".join(map(repr, rows)).encode(errors="surrogatepass")).hexdigest()
+    return TaskMetadata(
+        name=f"{name}-quick" if quick else name,
+        description=f"local data{', a fixed part of it' if quick else ''}",
+        type=kind,
+        dataset={"path": f"local/{name}", "revision": digest},
+        eval_splits=["test"],
+        eval_langs=["und-Zyyy"],
+        main_score=_MAIN_SCORE[kind],
+    )
+
+
+class _Retrieval(AbsTaskRetrieval):
+    """A retrieval or reranking task whose data are there already."""
+
+    def __init__(self, metadata: TaskMetadata, data: RetrievalSplitData) -> None:
+        self.metadata = metadata
+        super().__init__()
+        self.dataset = {"default": {"test": data}}
+        self.data_loaded = True
+
+
+def retrieval_task(collection: Collection, quick: bool = False) -> AbsTask:
+    """A collection as a task, scored by nDCG@10."""
+    metadata = _metadata(
+        collection.name, "Retrieval", [collection.documents, collection.queries, collection.qrels], quick
+    )
+    chosen = subset(collection, _QUICK_DOCUMENTS) if quick else collection
+    return _Retrieval(metadata, _split_data(chosen))
+
+
+def _split_data(collection: Collection) -> RetrievalSplitData:
+    return RetrievalSplitData(
+        corpus=_documents(collection.documents),
+        queries=_documents(collection.queries),
+        relevant_docs={query: dict(grades) for query, grades in collection.qrels.items()},
+        top_ranked=None,
+    )
+
+
+def _documents(documents: Iterable[Document]) -> Dataset:
+    kept = list(documents)
+    return Dataset.from_dict({"id": [one.id for one in kept], "text": [one.text for one in kept]})
+
+
+def _rerank_task(test: TestSet, quick: bool) -> AbsTask:
+    """Each query's own candidates, scored by MAP; a document's id is a hash of its text, so ids favour no side."""
+    rows = [row for row in _part(test.rows, quick) if isinstance(row, Candidates)]
+    ids = {text: _text_id(text) for row in rows for text in (*row.positives, *row.negatives)}
+    data = RetrievalSplitData(
+        corpus=_documents(Document(name, text) for text, name in ids.items()),
+        queries=_documents(Document(row.id, row.query) for row in rows),
+        relevant_docs={
+            row.id: {ids[text]: 0 for text in row.negatives} | {ids[text]: 1 for text in row.positives} for row in rows
+        },
+        top_ranked={row.id: sorted({ids[text] for text in (*row.positives, *row.negatives)}) for row in rows},
+    )
+    return _Retrieval(_metadata(test.name, "Reranking", test.rows, quick), data)
+
+
+def _text_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Sts(AbsTaskSTS):
+    """Similarity of sentences whose data are there already."""
+
+    def __init__(self, metadata: TaskMetadata, test: Dataset) -> None:
+        self.metadata = metadata
+        super().__init__()
+        self.dataset = DatasetDict({"test": test})
+        self.data_loaded = True
+
+
+class _PairClassification(AbsTaskPairClassification):
+    """Pairs to classify whose data are there already."""
+
+    def __init__(self, metadata: TaskMetadata, test: Dataset) -> None:
+        self.metadata = metadata
+        super().__init__()
+        self.dataset = DatasetDict({"test": test})
+        self.data_loaded = True
+
+
+def _sentence_task(test: TestSet, quick: bool) -> AbsTask:
+    rows = [row for row in _part(test.rows, quick) if isinstance(row, SentencePair)]
+    metadata = _metadata(test.name, test.kind, test.rows, quick)
+    columns: dict[str, list[Any]] = {
+        "sentence1": [row.first for row in rows],
+        "sentence2": [row.second for row in rows],
+    }
+    if test.kind == "STS":
+        return _Sts(metadata, Dataset.from_dict(columns | {"score": [row.value for row in rows]}))
+    return _PairClassification(metadata, Dataset.from_dict(columns | {"labels": [int(row.value) for row in rows]}))
+
+
+class _Classification(AbsTaskClassification):
+    """Classification by mteb's protocol: a logistic regression on 8 texts a label, drawn 10 times."""
+
+    def __init__(self, metadata: TaskMetadata, train: Dataset, test: Dataset) -> None:
+        self.metadata = metadata
+        super().__init__()
+        self.dataset = DatasetDict({"train": train, "test": test})
+        self.data_loaded = True
+
+
+def _training_texts(path: Path) -> TestSet:
+    beside = path.with_name(path.name.replace("_test.", "_train."))
+    if beside == path or not beside.is_file():
+        raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
+    return read_test_set(beside)
+
+
+def _classification_task(test: TestSet, train: TestSet, quick: bool) -> AbsTask:
+    rows = [row for row in _part(test.rows, quick) if isinstance(row, LabelledText)]
+    learn = [row for row in train.rows if isinstance(row, LabelledText)]
+    labels = {label: number for number, label in enumerate(sorted({row.label for row in learn}))}
+    unknown = sorted({row.label for row in rows} - set(labels))
+    if unknown:
+        raise InputError(f"{test.name}: label {unknown[0]!r} is in no training text. Correct it, or add such texts.")
+    train_set, test_set = (
+        Dataset.from_dict({"text": [row.text for row in part], "label": [labels[row.label] for row in part]})
+        for part in (learn, rows)
+    )
+    metadata = _metadata(test.name, "Classification", [*train.rows, *test.rows], quick)
+    return _Classification(metadata, train_set, test_set)
+
+
+# --- A part of a task ------------------------------------------------------------------------------------------------
+
+
+def _part(rows: Sequence[Any], quick: bool) -> list[Any]:
+    """All rows, or a fixed choice of some."""
+    return [rows[index] for index in _chosen(len(rows))] if quick else list(rows)
+
+
+def _chosen(count: int) -> list[int]:
+    return sorted(random.Random(0).sample(range(count), min(count, _QUICK_ITEMS)))  # noqa: S311 - a fixed choice
+
+
+def _quick_task(task: AbsTask) -> AbsTask:
+    """Load one of mteb's tasks and keep a fixed part of each split that is evaluated."""
+    task.load_data()
+    if isinstance(task, AbsTaskRetrieval):
+        task.convert_v1_dataset_format_to_v2(None)
+        for splits in task.dataset.values():
+            for name, data in splits.items():
+                if data["top_ranked"] is None:
+                    splits[name] = _split_data(subset(_collection(task.metadata.name, data), _QUICK_DOCUMENTS))
+                else:
+                    data["queries"] = data["queries"].select(_chosen(len(data["queries"])))
+    else:
+        _shorten(task.dataset, set(task.eval_splits))
+    task.metadata = task.metadata.model_copy(update={"name": f"{task.metadata.name}-quick"})
+    return task
+
+
+def _collection(name: str, data: RetrievalSplitData) -> Collection:
+    documents, queries = (
+        tuple(
+            Document(str(row["id"]), f"{row.get('title') or ''} {row['text']}".strip())  # as mteb joins them
+            for row in rows
+        )
+        for rows in (data["corpus"], data["queries"])
+    )
+    return Collection(
+        name, documents, queries, {query: dict(grades) for query, grades in data["relevant_docs"].items()}
+    )
+
+
+def _shorten(data: Any, splits: set[str]) -> None:  # noqa: ANN401 - mteb nests data sets as each task likes
+    for name, value in data.items():
+        if isinstance(value, Dataset):
+            if name in splits:
+                data[name] = value.select(_chosen(len(value)))
+        else:
+            _shorten(value, splits)

@@ -1,0 +1,68 @@
+"""Texts embedded once: vectors kept on disk by what they were made from, and read back memory-mapped."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anchorembed.embedder import Embedder, Side
+from anchorembed.indexing import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class VectorCache:
+    """Unit vectors of lists of texts, by weights, template, lengths, number format, side, instruction and texts."""
+
+    embedder: Embedder
+    folder: Path
+
+    def vectors(
+        self,
+        texts: Sequence[str],
+        side: Side,
+        instruction: str,
+        progress: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """Vectors [N, H], float32, from disk if they were made before; ``progress`` gets the numbers of texts done."""
+        path = self.folder / f"{self._key(texts, side, instruction)}.npy"
+        with suppress(OSError, ValueError):  # not there, or damaged: made again
+            kept: Floats = np.load(path, mmap_mode="r")
+            if kept.shape == (len(texts), self.embedder.dimension) and kept.dtype == np.float32:
+                if progress:
+                    progress(len(texts))
+                return kept
+        self._make(path, texts, side, instruction, progress)
+        made: Floats = np.load(path, mmap_mode="r")
+        return made
+
+    def _make(
+        self, path: Path, texts: Sequence[str], side: Side, instruction: str, progress: Callable[[int], None] | None
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+        try:
+            shape = (len(texts), self.embedder.dimension)
+            if not texts:
+                np.save(temporary, np.zeros(shape, np.float32))
+            else:
+                kept = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+                done = 0
+                for window in self.embedder.stream(texts, side, instruction, progress=progress):
+                    kept[done : done + len(window)] = window
+                    done += len(window)
+                kept.flush()
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _key(self, texts: Sequence[str], side: Side, instruction: str) -> str:
+        digest = hashlib.sha256()
+        for part in (self.embedder.fingerprint, str(self.embedder.dtype), side, instruction, *texts):
+            encoded = part.encode()
+            digest.update(len(encoded).to_bytes(8, "little"))
+            digest.update(encoded)
+        return digest.hexdigest()[:32]

@@ -1,0 +1,241 @@
+"""mteb, ir-measures and sentence-transformers agree on our scores; items average to them; nothing is embedded twice."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # what mteb scores by, unrounded
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    InformationRetrievalEvaluator,
+    RerankingEvaluator,
+)
+
+from anchorembed.benchmarking import Adapter, TaskScore, rank_products, read_instructions, run_tasks
+from anchorembed.embedder import Embedder
+from anchorembed.errors import InputError
+from anchorembed.evaluation import evaluate_collection, rank
+from anchorembed.exporting import export
+from anchorembed.records import read_collection
+from anchorembed.tasks import find_tasks
+from anchorembed.vectors import VectorCache
+from conftest import WORDS
+
+CLOSE = 1e-6
+
+
+def words(rng: random.Random, count: int = 4) -> str:
+    return " ".join(rng.choices(WORDS, k=count))
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A graded BEIR folder whose query ids are document ids, too, and a test file of each other kind."""
+    rng, folder = random.Random(0), tmp_path / "data"
+    write(folder / "beir" / "corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": words(rng)} for n in range(40)])
+    write(folder / "beir" / "queries.jsonl", [{"_id": f"d{n}", "text": words(rng, 3)} for n in range(12)])
+    lines = ["query-id\tcorpus-id\tscore"]
+    lines += [f"d{n}\td{m}\t{1 if m == n else rng.choice([0, 1, 2])}" for n in range(12) for m in {n, n + 5, n + 20}]
+    (folder / "beir" / "qrels").mkdir()
+    (folder / "beir" / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(
+        folder / "rerank" / "r_test.jsonl",
+        [
+            {"query": words(rng), "positive": [words(rng), words(rng)], "negative": [words(rng, 5) for _ in range(4)]}
+            for _ in range(9)
+        ],
+    )
+    write(
+        folder / "sts" / "s_test.jsonl",
+        [{"sentence1": words(rng), "sentence2": words(rng), "score": rng.choice([0, 1.5, 3, 5])} for _ in range(30)],
+    )
+    write(
+        folder / "pairs.jsonl",
+        [{"sentence1": words(rng), "sentence2": words(rng), "label": n % 2} for n in range(20)],
+    )
+    for part, count in (("train", 60), ("test", 24)):
+        rows: list[dict[str, object]] = [{"text": words(rng), "label": rng.choice("ab")} for _ in range(count)]
+        write(folder / "classes" / f"c_{part}.jsonl", rows)
+    return folder
+
+
+def adapter(embedder: Embedder, folder: Path, instructions: dict[str, str] | None = None) -> Adapter:
+    return Adapter(embedder, "tiny", VectorCache(embedder, folder / "vectors"), instructions or {})
+
+
+def scores(embedder: Embedder, folder: Path, *names: Path, quick: bool = False) -> list[TaskScore]:
+    return run_tasks(adapter(embedder, folder), find_tasks([str(name) for name in names], quick=quick))
+
+
+def test_every_kind_and_its_items(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    found = scores(embedder, tmp_path, *(data / name for name in ("beir", "rerank", "sts", "pairs.jsonl", "classes")))
+    assert [score.kind for score in found] == ["Retrieval", "Reranking", "STS", "PairClassification", "Classification"]
+    assert [score.metric for score in found] == ["nDCG@10", "MAP", "Spearman", "AP", "accuracy"]
+    assert [len(score.items) for score in found] == [12, 9, 30, 0, 24]
+    for score in found:
+        if score.items:
+            assert score.result.get_score() == pytest.approx(score.value, abs=5.1e-6), score.task  # rounded by mteb
+    assert len({round(score.value, 6) for score in found}) == len(found)
+
+
+def test_our_own_scores_are_mteb_s(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    (score,) = scores(embedder, tmp_path, data / "beir")
+    collection = read_collection(data / "beir")
+    ours = evaluate_collection(embedder, collection)
+    theirs = score.result.scores["test"][0]
+    assert ours.mean["Recall@100"] == pytest.approx(theirs["recall_at_100"], abs=5.1e-6)  # it rounds to five digits
+    queries, documents = (
+        embedder.encode([one.text for one in part], side)
+        for part, side in ((collection.queries, "query"), (collection.documents, "document"))
+    )
+    run = rank(queries, documents, [one.id for one in collection.queries], [one.id for one in collection.documents])
+    unrounded = calculate_retrieval_scores(run, collection.qrels, [10]).all_scores
+    for query, value in score.items.items():
+        assert ours.per_query[query]["nDCG@10"] == pytest.approx(value, abs=CLOSE)
+        assert unrounded[query]["ndcg_cut_10"] == pytest.approx(value, abs=CLOSE)
+
+
+def test_sentence_transformers_agrees(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    """Binary judgements, similarity and reranking, by its own evaluators on the exported model."""
+    qrels = data / "beir" / "qrels" / "test.tsv"
+    kept = [line for line in qrels.read_text(encoding="utf-8").splitlines() if not line.endswith("\t2")]
+    qrels.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    embedder.save(tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "exported")
+    judge = SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    native = Embedder.load(tmp_path / "model", precision="float32")
+    retrieval, rerank, sts = scores(native, tmp_path, data / "beir", data / "rerank", data / "sts")
+
+    beir = read_collection(data / "beir")
+    information = InformationRetrievalEvaluator(
+        {query.id: query.text for query in beir.queries},
+        {document.id: document.text for document in beir.documents},
+        {query: {d for d, grade in grades.items() if grade > 0} for query, grades in beir.qrels.items()},
+        write_csv=False,
+    )
+    assert information(judge)["cosine_ndcg@10"] == pytest.approx(retrieval.value, abs=1e-5)
+    rows = [json.loads(line) for line in (data / "rerank" / "r_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    ranking = RerankingEvaluator(rows, write_csv=False)
+    assert ranking(judge)["map"] == pytest.approx(rerank.value, abs=1e-5)
+    rows = [json.loads(line) for line in (data / "sts" / "s_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    first, second, gold = ([row[key] for row in rows] for key in ("sentence1", "sentence2", "score"))
+    similar = EmbeddingSimilarityEvaluator(first, second, gold, write_csv=False)
+    assert similar(judge)["spearman_cosine"] == pytest.approx(sts.value, abs=1e-5)
+
+
+def test_quick_is_a_fixed_part_and_says_so(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorembed.tasks._QUICK_ITEMS", 10)
+    monkeypatch.setattr("anchorembed.tasks._QUICK_DOCUMENTS", 20)
+    names = [data / "beir", data / "rerank", data / "sts", data / "classes"]
+    first, second = (scores(embedder, tmp_path, *names, quick=True) for _ in range(2))
+    assert [score.task for score in first] == ["beir-quick", "r_test-quick", "s_test-quick", "c_test-quick"]
+    assert [score.items for score in first] == [score.items for score in second]
+    assert [len(score.items) for score in first][1:] == [9, 10, 10]
+    assert 0 < len(first[0].items) < 12
+
+
+def test_instructions_go_where_they_should(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    tasks = find_tasks([str(data / "beir"), str(data / "sts")])
+    plain = run_tasks(adapter(embedder, tmp_path), tasks)
+    told = run_tasks(adapter(embedder, tmp_path, {"STS": "compare these"}), tasks)
+    assert told[0].value == plain[0].value
+    assert told[1].value != plain[1].value
+    own = Embedder(embedder.backbone, embedder.tokenizer, embedder.metadata)
+    (retrieval, _) = run_tasks(adapter(own, tmp_path, {"beir": "find"}), tasks)
+    collection = read_collection(data / "beir")
+    queries = own.encode([query.text for query in collection.queries], "query", "find")
+    documents = own.encode([document.text for document in collection.documents])
+    best = {
+        query.id: collection.documents[int(row.argmax())].id
+        for query, row in zip(collection.queries, queries @ documents.T, strict=True)
+    }
+    run = adapter(own, tmp_path, {"beir": "find"})
+    run.index([{"id": document.id, "text": document.text} for document in collection.documents])
+    rows = [{"id": query.id, "text": query.text} for query in collection.queries]
+    found = run.search(rows, task_metadata=tasks[0].metadata, top_k=3)
+    assert {query: next(iter(ranked)) for query, ranked in found.items()} == best
+    with pytest.raises(InputError, match="'STSS' is no task here"):
+        run_tasks(adapter(embedder, tmp_path, {"STSS": "x"}), tasks)
+    assert retrieval.task == "beir"
+
+
+def test_nothing_is_embedded_twice_and_results_are_kept(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    tasks = find_tasks([str(data / "beir")])
+    (first,) = run_tasks(adapter(embedder, tmp_path), tasks, out)
+    (written,) = out.glob("results/anchorembed__tiny/*/beir.json")
+    assert json.loads(written.read_text(encoding="utf-8"))["task_name"] == "beir"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(Embedder, "stream", refuse)
+    (again,) = run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]))
+    assert again.items == first.items
+    (read,) = run_tasks(adapter(embedder, tmp_path / "elsewhere"), find_tasks([str(data / "beir")]), out)
+    assert (read.value, read.items) == (pytest.approx(first.value, abs=CLOSE), {})
+    corpus = data / "beir" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace("sort", "read"), encoding="utf-8")
+    with pytest.raises(AssertionError, match="embedded again"):
+        run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]), out)
+
+
+def test_a_damaged_vector_file_is_made_again(embedder: Embedder, tmp_path: Path) -> None:
+    cache = VectorCache(embedder, tmp_path)
+    first = np.array(cache.vectors(["a", "b"], "query", ""))
+    (path,) = tmp_path.glob("*.npy")
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(cache.vectors(["a", "b"], "query", ""), first)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert cache.vectors([], "query", "").shape == (0, embedder.dimension)
+    for other in (["b", "a"], ["a", "b", ""]):
+        assert not np.array_equal(cache.vectors(other, "query", "")[0], first[1]) or other == ["b", "a"]
+
+
+def test_rank_products_average_to_spearman() -> None:
+    """By hand: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4."""
+    products = rank_products([0, 1, 1, 5], [0.1, 0.2, 0.3, 0.4])
+    assert products.mean() == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+
+
+def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"SciFakt: neither a folder or file here.*Did you mean 'SciFact'"):
+        find_tasks(["SciFakt"])
+    with pytest.raises(InputError, match="two tasks have this name"):
+        find_tasks([str(data / "beir"), str(data / "beir")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither a BEIR folder"):
+        find_tasks([str(tmp_path / "empty")])
+    with pytest.raises(InputError, match="training texts beside it"):
+        find_tasks([str(data / "classes" / "c_train.jsonl")])
+    write(data / "classes" / "c_test.jsonl", [{"text": "x", "label": "unseen"}])
+    with pytest.raises(InputError, match="'unseen' is in no training text"):
+        find_tasks([str(data / "classes")])
+
+
+def test_names_of_mteb_are_known() -> None:
+    (task,) = find_tasks(["SciFact"])
+    assert task.metadata.main_score == "ndcg_at_10"
+    assert len(find_tasks(["NanoBEIR"])) > 5
+
+
+def test_instruction_files_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "instructions.yaml"
+    path.write_text("default: Given a question\nSTS: Compare\n", encoding="utf-8")
+    assert read_instructions(path) == {"default": "Given a question", "STS": "Compare"}
+    for text in ("- a\n", "a: 1\n", "a: [\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"instructions\.yaml"):
+            read_instructions(path)
