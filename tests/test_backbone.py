@@ -1,10 +1,12 @@
 """Packed = padded for every kind of decoder, and what is not reproduced is refused by name."""
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from anchorembed import attention
 from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
@@ -157,3 +159,34 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         load_backbone(str(folder), CPU)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2"])
+def test_kernels_for_packed_sequences_get_what_they_need(name: str) -> None:
+    """A stand-in for flash attention that reads only what transformers hands to it gives our states."""
+    backbone = Backbone(tiny_model(name).eval())
+    reproduce(backbone, name)
+    batch = pack([[5, 6, 7, 8, 9, 10], [11, 12, 13], [14]])
+    expected = states(backbone, batch)
+
+    def varlen(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        assert kwargs["max_length_q"] == kwargs["max_length_k"] == 6
+        parts = []
+        for first, last in itertools.pairwise(kwargs["cu_seq_lens_q"].tolist()):
+            q, k, v = (side[:, :, first:last] for side in (query, key, value))
+            k, v = (side.repeat_interleave(q.shape[1] // k.shape[1], 1) for side in (k, v))
+            scores = q @ k.transpose(2, 3) * scaling
+            if kwargs.get("softcap"):
+                scores = kwargs["softcap"] * torch.tanh(scores / kwargs["softcap"])
+            allowed = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+            if kwargs.get("sliding_window"):
+                allowed = allowed.triu(1 - kwargs["sliding_window"])
+            parts.append(scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ v)
+        return torch.cat(parts, 2).transpose(1, 2), None
+
+    AttentionInterface.register("stand_in", varlen)
+    backbone.model.set_attn_implementation("stand_in")
+    backbone.varlen = True
+    torch.testing.assert_close(states(backbone, batch), expected, rtol=1e-4, atol=1e-5)

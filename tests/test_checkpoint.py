@@ -21,13 +21,11 @@ def trained(steps: int) -> tuple[nn.Linear, torch.optim.AdamW]:
     return layer, optimizer
 
 
-def test_restores_weights_moments_and_random_state(tmp_path: Path) -> None:
+def test_restores_weights_and_moments(tmp_path: Path) -> None:
     layer, optimizer = trained(3)
     save_checkpoint(tmp_path, 3, layer, optimizer, keep=2)
-    expected = torch.rand(4)
     other, fresh = trained(0)
     assert load_checkpoint(tmp_path, other, fresh, warn=print) == 3
-    assert torch.equal(torch.rand(4), expected)
     assert torch.equal(other.weight, layer.weight)
     for key, value in optimizer.state[layer.weight].items():
         assert torch.equal(fresh.state[other.weight][key], value)

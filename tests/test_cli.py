@@ -84,7 +84,7 @@ def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: P
     found = json.loads(out)
     assert (found["type"], found["metric"]) == ("Retrieval", "nDCG@10")
     assert 0 < found["value"] <= 1
-    (tmp_path / "told.yaml").write_text("default: find code\n", encoding="utf-8")
+    (tmp_path / "told.yaml").write_text("default: go\n", encoding="utf-8")
     code, out, err = run(
         "evaluate", model, collection, "--instructions", tmp_path / "told.yaml", "--quick", "-o", tmp_path / "results"
     )

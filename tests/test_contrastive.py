@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from anchorembed.contrastive import false_negatives, info_nce, similarities
+from anchorembed.contrastive import (
+    false_negatives,
+    info_nce,
+    matryoshka,
+    similarities,
+    too_similar,
+)
 
 
 def test_hand_computed() -> None:
@@ -43,3 +49,28 @@ def test_cosines_stay_float32_under_autocast() -> None:
         assert (queries @ documents.T).dtype == torch.bfloat16  # what would happen without care
     assert found.dtype == torch.float32
     assert len(found.unique()) == 24
+
+
+def test_what_is_nearer_than_the_positive_is_masked() -> None:
+    """Cosines of query 0: 0.6, 1, 0.8 with the first its positive; of query 1: 0.8, 0, 0.6 with the last."""
+    queries, documents = torch.eye(2), torch.tensor([[3.0, 4.0], [1.0, 0.0], [8.0, 6.0]])
+    positives = torch.tensor([0, 2])
+    expected = [[False, True, True], [True, False, False]]
+    assert too_similar(queries, documents, positives, 0.1).tolist() == expected
+    assert too_similar(queries, documents, positives, 0.3).tolist() == [[False, True, False], [False, False, False]]
+    guide = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert not too_similar(guide, torch.ones(3, 2), positives, 0.0).any()
+
+
+def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(3, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    positives = torch.tensor([0, 1, 2])
+
+    def loss(queries_QH: torch.Tensor, documents_DH: torch.Tensor) -> torch.Tensor:
+        return info_nce(queries_QH, documents_DH, positives, 3.0)
+
+    expected = (loss(queries[:, :2], documents[:, :2]) + loss(queries, documents)) / 2
+    torch.testing.assert_close(matryoshka(loss, queries, documents, (2, 8)), expected)
+    with pytest.raises(ValueError, match="9 is not between 1 and 8"):
+        matryoshka(loss, queries, documents, (9,))

@@ -19,6 +19,7 @@ ORDER = [
     "tokens",
     "sampling",
     "packing",
+    "distributed",
     "models",
     "kernels",
     "attention",

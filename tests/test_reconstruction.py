@@ -169,11 +169,11 @@ def test_auto_encoding_is_q2d_with_the_document_as_query() -> None:
 def test_next_tokens_are_the_model_s_own_loss() -> None:
     """Against transformers' forward pass on each text after EOS, without any vector of ours."""
     embedder, pairs = make("llama")
-    end, model = embedder.pairs.end_id, embedder.backbone.model
+    end, model = embedder.pairs.end_id, tiny_model("llama").eval()
     total, count = 0.0, 0
     for text in (text for pair in pairs for text in (pair.query_text, pair.document_text)):
         logits = model(input_ids=torch.tensor([[end, *text]]), use_cache=False).logits[0]
-        total += float(F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum"))
+        total += F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum").item()
         count += len(text) + 1
     assert stage(embedder, directions="next_token").step(0, pairs)["loss"] == pytest.approx(total / count, abs=1e-4)
 

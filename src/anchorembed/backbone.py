@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils.import_utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from anchorembed.attention import ATTENTION
 from anchorembed.errors import InputError
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         self.input_scale = 1.0
         self.logit_scale = 1.0
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
+        self.varlen = False  # attention by a kernel of its own for packed sequences, rather than in buckets
         self.peft: list[PeftModel] = []  # in a list, so that its weights are registered once, under `model`
         model.set_attn_implementation(ATTENTION)
 
@@ -81,7 +84,7 @@ class Backbone(nn.Module):
             inputs_embeds=(vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale)[None],
             position_ids=batch.positions[None],
             use_cache=False,
-            packing=batch.buckets,
+            **(_varlen(batch) if self.varlen else {"packing": batch.buckets}),
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -135,6 +138,26 @@ def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrained
     backbone.to(device)
     reproduce(backbone, name)
     return backbone, tokenizer
+
+
+def use_gpu_kernels(backbone: Backbone) -> None:
+    """On a GPU, in bfloat16: transformers' own layers by flash attention's and Liger's kernels, where installed.
+
+    Untested: there was no GPU. What surrounds the kernels is tested on the CPU.
+    """
+    if not is_flash_attn_2_available():
+        return
+    backbone.model.set_attn_implementation("flash_attention_2")
+    backbone.varlen = True
+    if is_liger_kernel_available():
+        kernels = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False}
+        apply_liger_kernel(backbone.model, kernels | {"fused_linear_cross_entropy": False})
+
+
+def _varlen(batch: PackedBatch) -> dict[str, Tensor | int]:
+    """Where sequences begin, in the words of transformers' flash attention."""
+    offsets, longest = batch.offsets.int(), int(batch.lengths.max())
+    return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
 
 
 @torch.no_grad()

@@ -195,14 +195,15 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], Items]:
 
 
 def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
-    name = task.metadata.name
+    name, cache = task.metadata.name, ResultCache(out) if out else None
     with tempfile.TemporaryDirectory() as folder, _quiet(), progress_bar() as bar:
         shown = bar.add_task(name, total=None, note="")
         adapter.progress = lambda done: bar.advance(shown, done)
         found = mteb.evaluate(
             adapter,
             task,
-            cache=ResultCache(out) if out else None,
+            cache=cache,
+            overwrite_strategy=_strategy(adapter, task, cache),
             co2_tracker=False,
             prediction_folder=Path(folder),
             show_progress_bar=False,
@@ -215,6 +216,13 @@ def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
     items = _items(task, main, saved)
     value = math.fsum(items.values()) / len(items) if items else result.get_score()  # mteb's is rounded to 5 digits
     return TaskScore(name, task.metadata.type, METRIC_NAMES.get(main, main), value, items, result)
+
+
+def _strategy(adapter: Adapter, task: AbsTask, cache: ResultCache | None) -> str:
+    """Reuse a result, but not one of other data: mteb itself would where no split is missing."""
+    kept = cache.load_task_result(task.metadata.name, adapter.meta) if cache else None
+    other = kept is not None and kept.dataset_revision != task.metadata.dataset["revision"]
+    return "always" if other else "only-missing"
 
 
 def read_instructions(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from anchorembed.distributed import like, rank, wait, whole
 from anchorembed.errors import InputError
 
 
@@ -56,18 +57,27 @@ def write_file(target: Path, text: str) -> None:
 
 
 def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
-    """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``."""
+    """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``; all processes must call it.
+
+    Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state is not in
+    it: a step's follows from seed, step and process (`runtime.seed_step`).
+    """
     parameters = _trainable(module)
     moments = {
-        f"{name}/{key}": value
+        f"{name}/{key}": whole(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
     tensors = {
-        "weights": {name: parameter.detach() for name, parameter in parameters.items()},
+        "weights": {name: whole(parameter.detach()) for name, parameter in parameters.items()},
         "optimizer": moments,
-        "random": _random_states(),
     }
+    if rank() == 0:
+        _write(folder, step, tensors, keep)
+    wait()
+
+
+def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
 
     def fill(target: Path) -> None:
         for name, content in tensors.items():
@@ -92,12 +102,13 @@ def load_checkpoint(
     Returns:
         The step reached, 0 if there is no checkpoint.
     """
-    for unfinished in folder.glob(".step-*"):
-        shutil.rmtree(unfinished)
+    if rank() == 0:
+        for unfinished in folder.glob(".step-*"):
+            shutil.rmtree(unfinished)
     for path in checkpoints(folder):
         try:
             step = int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
-            tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "random")}
+            tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
             _restore(module, optimizer, tensors)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             warn(f"{path}: damaged ({error}); using the one before.")
@@ -116,20 +127,15 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[
         moments[name][moment] = value
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors["weights"][name])
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments[name].items()}
-    torch.set_rng_state(tensors["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in tensors["random"]:
-        torch.cuda.set_rng_state(tensors["random"]["cuda"])
+            parameter.copy_(like(tensors["weights"][name], parameter))
+            optimizer.state[parameter] = {
+                key: like(value, parameter) if value.ndim else value.to(parameter.device)
+                for key, value in moments[name].items()
+            }
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _sync(path: Path) -> None:

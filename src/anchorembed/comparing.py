@@ -67,6 +67,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Arm, setting and seed."""
         return f"{self.arm.name}-{self.setting}-{self.seed}"
 
 

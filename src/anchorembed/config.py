@@ -131,6 +131,10 @@ class Contrast(Schedule):
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     scale: float = Field(50.0, gt=0, description="Cosines are multiplied by this: the inverse temperature.")
     hard_negatives: int = Field(1, ge=0, description="Hard negatives used of each pair that has them.")
+    mask_above: float | None = Field(
+        None, description="Documents nearer to a query than its positive by more than this cosine are no negatives."
+    )
+    dimensions: list[Positive] = Field([], description="Train the first so many dimensions, too (Matryoshka).")
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
 
 

@@ -3,7 +3,7 @@
 Axes: Q queries, D documents (positives first, then hard negatives), H hidden size.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +58,30 @@ def false_negatives(
         excluded[rows] = excluded[rows].any(dim=0)
     excluded[torch.arange(len(positives)), positives_Q] = False
     return excluded
+
+
+def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, margin: float) -> Tensor:
+    """Mark, [Q, D], documents nearer to a query than its positive is by more than ``margin``: likely unjudged positives.
+
+    The vectors may be the model's own or another model's, a guide's (Solatorio, 2024). A positive is never marked.
+    """
+    scores_QD = similarities(queries_QH.detach(), documents_DH.detach())
+    rows = torch.arange(len(positives_Q), device=scores_QD.device)
+    marked = scores_QD > scores_QD[rows, positives_Q][:, None] + margin
+    marked[rows, positives_Q] = False
+    return marked
+
+
+def matryoshka(
+    loss: Callable[[Tensor, Tensor], Tensor], queries_QH: Tensor, documents_DH: Tensor, dimensions: Sequence[int]
+) -> Tensor:
+    """Mean of a loss over the first ``dimensions`` of the vectors, so that cut vectors still compare (Kusupati, 2022).
+
+    Raises:
+        ValueError: if a dimension is below 1 or above H.
+    """
+    for dimension in dimensions:
+        if not 1 <= dimension <= queries_QH.shape[-1]:
+            raise ValueError(f"dimensions: {dimension} is not between 1 and {queries_QH.shape[-1]}")
+    losses = [loss(queries_QH[:, :dimension], documents_DH[:, :dimension]) for dimension in dimensions]
+    return torch.stack(losses).mean()

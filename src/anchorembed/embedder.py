@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from anchorembed.backbone import Backbone, load_backbone, weights_sha256
+from anchorembed.backbone import Backbone, load_backbone, use_gpu_kernels, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.kernels import weights_unchanged
 from anchorembed.models import quiet
@@ -92,6 +92,8 @@ class Embedder(nn.Module):
         )
         embedder = cls(backbone, bake(tokenizer, template), metadata)
         embedder.dtype = compute_dtype(precision, place)
+        if place.type == "cuda" and embedder.dtype == torch.bfloat16:
+            use_gpu_kernels(backbone)
         return embedder
 
     @property

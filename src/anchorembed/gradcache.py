@@ -5,6 +5,7 @@ with a graph and push its gradient through. Random state is replayed, so dropout
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,11 @@ Chunk = TypeVar("Chunk")
 
 
 def cached_backward(
-    embed: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], loss: Callable[[Tensor], Tensor]
+    embed: Callable[[Chunk], Tensor],
+    chunks: Sequence[Chunk],
+    loss: Callable[[Tensor], Tensor],
+    factor: float = 1.0,
+    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
     """Accumulate the gradient of ``loss(concatenated embeddings)`` into the weights behind ``embed``.
 
@@ -22,13 +27,15 @@ def cached_backward(
         embed: embeds one chunk, [n, H]. Called once a chunk if there is one chunk, else twice.
         chunks: the batch, in order.
         loss: a scalar from the embeddings [N, H] of all chunks.
+        factor: what gradients are multiplied by.
+        unsynced: opens a context in which gradients stay in this process: all chunks but the last.
 
     Returns:
         The loss, without gradient.
     """
     if len(chunks) == 1:
         value = loss(embed(chunks[0]))
-        value.backward()
+        (factor * value).backward()
         return value.detach()
     states, parts = [], []
     for chunk in chunks:
@@ -37,12 +44,13 @@ def cached_backward(
             parts.append(embed(chunk))
     embeddings = torch.cat(parts).detach().requires_grad_()
     value = loss(embeddings)
-    (gradient,) = torch.autograd.grad(value, embeddings)
+    (gradient,) = torch.autograd.grad(factor * value, embeddings)
     after = _random_state()
     sizes = [len(part) for part in parts]
-    for chunk, state, part in zip(chunks, states, gradient.split(sizes), strict=True):
+    for number, (chunk, state, part) in enumerate(zip(chunks, states, gradient.split(sizes), strict=True), 1):
         _set_random_state(state)
-        torch.autograd.backward(embed(chunk), part)
+        with nullcontext() if number == len(chunks) else unsynced():
+            torch.autograd.backward(embed(chunk), part)
     _set_random_state(after)
     return value.detach()
 

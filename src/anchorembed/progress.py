@@ -4,6 +4,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from anchorembed.runtime import first_process
+
 
 class _Rate(ProgressColumn):
     """Items a second, or seconds an item where that reads better."""
@@ -27,4 +29,5 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
         speed_estimate_period=120,
+        disable=not first_process(),
     )

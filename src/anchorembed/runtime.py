@@ -1,6 +1,7 @@
 """What machine this is: device, number format, threads, memory. The only file that asks it."""
 
 import ctypes
+import hashlib
 import os
 import random
 import resource
@@ -26,7 +27,8 @@ def find_device(name: str) -> torch.device:
         InputError: if the machine has no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = int(os.environ.get("LOCAL_RANK", "0"))  # set by whatever starts several processes
+        return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -53,11 +55,22 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def first_process() -> bool:
+    """Whether this process is the first of several, or alone: the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed torch for one step of one process, so that a resumed step draws what it would have drawn."""
+    digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def keep_memory() -> None:

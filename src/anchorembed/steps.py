@@ -4,13 +4,15 @@ The embedder embeds, the objectives compare; a step brings them together, a toke
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from anchorembed.contrastive import false_negatives, info_nce, similarities
+from anchorembed.contrastive import false_negatives, info_nce, matryoshka, similarities, too_similar
+from anchorembed.distributed import gathered, processes, rank, shares, summed
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.kernels import gradients_in_place, weights_unchanged
@@ -66,7 +68,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once."""
+    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once.
+
+    ``unsynced`` opens a context in which gradients stay in this process: all micro-batches but the last.
+    """
 
     module: nn.Module
     device: torch.device
@@ -74,28 +79,42 @@ class Reconstruction:
     directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"]
     d2q_weight: float
     budget: int
+    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
         """What a step writes, by pair."""
         return [[row for direction in self._weights(number) for row in _rows(pair, direction)] for pair in pairs]
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
-        """Accumulate the gradient of L_I over the pairs; the micro-batches change nothing but memory."""
+        """Accumulate the gradient of L_I over the pairs; micro-batches and processes change nothing but memory."""
         weights = self._weights(number)
-        rows = self.rows(number, pairs)
-        totals = _target_tokens([row for pair in rows for row in pair])
-        sums = dict.fromkeys(weights, 0.0)
+        every = self.rows(number, pairs)
+        totals = _target_tokens([row for pair in every for row in pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
-        with weights_unchanged(), gradients_in_place():
-            for run in micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget):
-                micro = [row for pair in rows[run.start : run.stop] for row in pair]
-                loss, losses = self._run(micro, per_token)
-                loss.backward()
-                for row, value in zip(micro, losses, strict=True):
-                    sums[row.direction] += value
+        rows = shares(every)[rank()]
+        if not rows:  # too few pairs for all: this process takes part, for nothing
+            rows, per_token = every[:1], dict.fromkeys(weights, 0.0)
+        sums = self._accumulate(rows, per_token)
+        losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device))
+        sums = dict(zip(weights, losses.tolist(), strict=True))
         means = {direction: sums[direction] / totals[direction] for direction in weights}
         total = sum(weights[direction] * mean for direction, mean in means.items())
         return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
+
+    def _accumulate(self, rows: Sequence[Sequence[Row]], per_token: dict[Direction, float]) -> dict[Direction, float]:
+        """Backpropagate this process's rows; returns the sums of their losses, of those that count."""
+        sums = dict.fromkeys(per_token, 0.0)
+        runs = list(micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget))
+        alone = processes() == 1  # what wraps the module must see every gradient
+        with weights_unchanged(), gradients_in_place() if alone else nullcontext():
+            for number, run in enumerate(runs, 1):
+                micro = [row for pair in rows[run.start : run.stop] for row in pair]
+                with nullcontext() if number == len(runs) else self.unsynced():
+                    loss, losses = self._run(micro, per_token)
+                    (loss if alone else loss * processes()).backward()
+                for row, value in zip(micro, losses, strict=True):
+                    sums[row.direction] += value if per_token[row.direction] else 0.0
+        return sums
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -161,44 +180,68 @@ def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
 
 @dataclass(frozen=True, slots=True)
 class Contrastive:
-    """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget."""
+    """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget and the processes."""
 
     module: nn.Module
     device: torch.device
     scale: float
     hard_negatives: int
     budget: int
+    mask_above: float | None = None
+    dimensions: tuple[int, ...] = ()
+    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
-        sequences, loss, _ = self._problem(pairs)
+        parts = [_texts(part, self.hard_negatives) for part in shares(pairs)]
+        counts = [sum(map(len, part)) for part in parts]
+        whole, _ = self._problem(pairs)
+        kinds = [kind for part in parts for kind, texts in enumerate(part) for _ in texts]
+        order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]), device=self.device)
+
+        def loss(embeddings: Tensor) -> Tensor:
+            own = embeddings[: counts[rank()]]
+            nothing = 0.0 * embeddings[len(own) :].sum()
+            return whole(gathered(own, counts)[order]) + nothing
+
+        own = [text for texts in parts[rank()] for text in texts]
+        sequences = own or [pairs[0].query]  # too few pairs for all: this process takes part, for nothing
         with weights_unchanged():
-            value = cached_backward(self._embed, self._chunks(sequences), loss)
+            value = cached_backward(self._embed, self._chunks(sequences), loss, processes(), self.unsynced)
         return {"loss": float(value)}
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
-        sequences, loss, excluded_QD = self._problem(pairs)
+        loss, excluded_QD = self._problem(pairs)
+        sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
         right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
         return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
 
-    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[list[list[int]], Callable[[Tensor], Tensor], Tensor]:
-        queries = [pair.query for pair in pairs]
-        negatives = [negative for pair in pairs for negative in pair.negatives[: self.hard_negatives]]
-        documents = [pair.document for pair in pairs] + negatives
-        positives = list(range(len(pairs)))
-        excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives).to(self.device)
-        positives_Q = torch.tensor(positives, device=self.device)
+    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The loss of all embeddings (queries, positives, negatives); and what is no negative of what, [Q, D]."""
+        queries, positives, negatives = _texts(pairs, self.hard_negatives)
+        documents = positives + negatives
+        rows = list(range(len(pairs)))
+        excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows).to(self.device)
+        positives_Q = torch.tensor(rows, device=self.device)
 
         def loss(embeddings: Tensor) -> Tensor:
             queries_QH, documents_DH = embeddings[: len(queries)], embeddings[len(queries) :]
-            return info_nce(queries_QH, documents_DH, positives_Q, self.scale, excluded)
+            left_out = excluded
+            if self.mask_above is not None:
+                left_out = excluded | too_similar(queries_QH, documents_DH, positives_Q, self.mask_above)
 
-        return queries + documents, loss, excluded
+            def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
+                return info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out)
+
+            every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
+            return matryoshka(compared, queries_QH, documents_DH, tuple(every))
+
+        return loss, excluded
 
     def _chunks(self, sequences: Sequence[list[int]]) -> list[PackedBatch]:
         runs = micro_batches([len(sequence) for sequence in sequences], self.budget)
@@ -207,3 +250,9 @@ class Contrastive:
     def _embed(self, batch: PackedBatch) -> Tensor:
         embeddings: Tensor = self.module(batch)
         return embeddings
+
+
+def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Templated queries, positives and hard negatives of pairs."""
+    negatives = [negative for pair in pairs for negative in pair.negatives[:hard_negatives]]
+    return [pair.query for pair in pairs], [pair.document for pair in pairs], negatives

@@ -6,30 +6,33 @@ schedule, clipping, checkpoints, log, evaluation by callback, resuming.
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
 from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
+from anchorembed.distributed import anywhere, rank, unshard, wait, whole
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
 from anchorembed.progress import progress_bar
 from anchorembed.records import TextPair
-from anchorembed.runtime import cache_folder, peak_memory, seed_everything
+from anchorembed.runtime import cache_folder, find_device, peak_memory, seed_everything, seed_step
 from anchorembed.sampling import Split, batches, split
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
 from anchorembed.store import PairStore, SourceFile, content_key, open_store
@@ -56,6 +59,7 @@ class Loop:
 
     name: str
     schedule: Schedule
+    seed: int
     folder: Path
     resume: str  # what to type to continue
     say: Callable[[str], None]
@@ -107,7 +111,7 @@ def fit(
     first = load_checkpoint(checkpoints, module, optimizer, loop.say)
     if first:
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
-    log = _open_log(loop.folder / "log.jsonl", first)
+    log = _open_log(loop.folder / "log.jsonl", first) if rank() == 0 else Path(os.devnull)
     module.train()
     shown: Metrics = {}
     best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
@@ -115,11 +119,12 @@ def fit(
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
         for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
             started = time.perf_counter()
+            seed_step(loop.seed, number, rank())
             rate = learning_rate(number, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             metrics = step(number, indices)
-            norm = float(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+            norm = float(whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)))
             _check_finite(loop.name, number, metrics["loss"], norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
@@ -135,7 +140,8 @@ def fit(
             _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=_note(shown))
-            stopping = stop.is_set()  # read once: a signal during the save waits for the next step
+            # read once: a signal during the save waits for the next step
+            stopping = anywhere(stop.is_set(), parameters[0].device)
             if done % schedule.save_every == 0 or stopping:
                 save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints)
             if stopping:
@@ -271,23 +277,29 @@ def _run_stage(
         return target
     _same_plan(folder, _read_plan(folder), plan)
     _check_trackers(recipe.trackers)
+    accelerator = Accelerator(
+        cpu=find_device(recipe.model.device).type == "cpu",
+        log_with=recipe.trackers or None,
+        project_dir=str(folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # passes differ in number
+    )
+    say = say if accelerator.is_main_process else _say_nothing
     say(f"{stage}: starting from {start}")
-    prepared = prepare(recipe, start, say)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "plan.json", json.dumps(plan, indent=2))
+    with accelerator.local_main_process_first():  # the others find the pairs converted
+        prepared = prepare(recipe, start, say)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "plan.json", json.dumps(plan, indent=2))
     start_sha256 = weights_sha256(prepared.embedder.backbone.model)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     seed_everything(recipe.seed)
-    accelerator = Accelerator(
-        cpu=prepared.embedder.backbone.device.type == "cpu", log_with=recipe.trackers or None, project_dir=str(folder)
-    )
-    if accelerator.num_processes > 1:
-        raise InputError(f"{accelerator.num_processes} processes: this version trains in one. Start one process.")
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     module, run = objective(prepared.embedder, settings)
+    wrapped = accelerator.prepare(module) if accelerator.num_processes > 1 else module
+    run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
-        Loop(stage, settings, folder, resume, say),
+        Loop(stage, settings, recipe.seed, folder, resume, say),
         module,
         accelerator,
         step=lambda number, indices: _counted(prepared, run, number, indices),
@@ -295,9 +307,12 @@ def _run_stage(
         evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
     accelerator.end_training()
-    write_folder(target, lambda place: prepared.embedder.save(place, history))
-    for name in ("checkpoints", BEST):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    unshard(wrapped)
+    if accelerator.is_main_process:
+        write_folder(target, lambda place: prepared.embedder.save(place, history))
+        for name in ("checkpoints", BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    wait()
     say(f"{stage}: complete: {target}")
     return target
 
@@ -339,6 +354,10 @@ def _counted(prepared: Prepared, run: Reconstruction | Contrastive, number: int,
     return metrics | {"tokens": tokens} | cost
 
 
+def _say_nothing(_: str) -> None:
+    """What all processes but the first have to say."""
+
+
 def _check_trackers(names: list[str]) -> None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in names:
@@ -358,7 +377,12 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
     if settings.lora is not None:
         lora = settings.lora
         embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
-    return embedder, Contrastive(embedder, device, settings.scale, settings.hard_negatives, budget)
+    if max(settings.dimensions, default=0) > embedder.dimension:
+        raise InputError(
+            f"contrast.dimensions: {max(settings.dimensions)} is above {embedder.dimension}, the model's. Lower it."
+        )
+    options = (settings.mask_above, tuple(settings.dimensions))
+    return embedder, Contrastive(embedder, device, settings.scale, settings.hard_negatives, budget, *options)
 
 
 def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:

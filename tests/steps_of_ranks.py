@@ -1,0 +1,89 @@
+"""Run by torchrun in test_distributed.py, and alone: steps of both stages; writes losses, gradients and weights."""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from anchorembed.config import Contrast, Reconstruct, Schedule
+from anchorembed.distributed import rank, unshard, whole
+from anchorembed.embedder import Embedder
+from anchorembed.records import TextPair
+from anchorembed.tokens import Lengths
+from anchorembed.training import objective
+
+SETTINGS: dict[str, Schedule] = {
+    "stage1": Reconstruct(tokens_per_micro_batch=4000),
+    "stage1-micro": Reconstruct(tokens_per_micro_batch=110),
+    "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
+    "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
+}
+BATCHES = (6, 5, 1)  # pairs: even, uneven, and fewer than processes
+
+
+def pairs(count: int) -> list[TextPair]:
+    return [
+        TextPair(f"sort {n} rows", f"the rows {n} are sorted {'again ' * (n % 3)}", ("other",) * (n % 2))
+        for n in range(count)
+    ]
+
+
+def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[str, torch.Tensor]:
+    """Three steps; everything that must not depend on the number of processes."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    torch.manual_seed(0)
+    embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
+    module, stage = objective(embedder, settings)
+    unsynced = nullcontext
+    wrapped: nn.Module = module
+    if accelerator.num_processes > 1 and shard:
+        mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+        for layer in embedder.backbone.model.base_model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    elif accelerator.num_processes > 1:
+        assert accelerator.distributed_type == DistributedType.MULTI_CPU
+        wrapped = accelerator.prepare(module)
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+        unsynced = lambda: accelerator.no_sync(wrapped)  # noqa: E731
+    stage = replace(stage, module=wrapped, unsynced=unsynced)
+    parameters = list(module.parameters())
+    kinds = {"sgd": torch.optim.SGD(parameters, lr=0.1), "adamw": torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)}
+    found: dict[str, torch.Tensor] = {}
+    module.train()
+    for number, count in enumerate(BATCHES):
+        batch = pairs(count)
+        metrics = stage.step(number, embedder.pairs.pairs(batch, [""] * count))
+        found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
+        for name, parameter in module.named_parameters():
+            found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
+        kinds[optimizer].step()
+        kinds[optimizer].zero_grad(set_to_none=False)
+    unshard(module)
+    return found | {f"weights/{name}": parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def main() -> None:
+    """Run every setting, and write what the first process found."""
+    folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
+    for name, settings in SETTINGS.items():
+        for optimizer in ("sgd", "adamw"):
+            found = run(folder, settings, optimizer, shard)
+            if rank() == 0:
+                save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}-{optimizer}")
+    (out / f"finished-{os.environ.get('RANK', '0')}").touch()
+
+
+if __name__ == "__main__":
+    main()
