@@ -195,8 +195,27 @@ def test_learning_rate_by_hand() -> None:
 
 def test_a_loss_that_is_not_finite_stops(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "info_nce", lambda queries, *rest: queries.sum() * float("nan"))
-    with pytest.raises(InputError, match="step 1 has loss nan"):
+    with pytest.raises(InputError, match=r"step 1 has loss nan .* its pairs: p:\d+, p:\d+"):
         contrast(recipe())
+
+
+def test_some_steps_may_be_left_out(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 2 and 5 give no finite loss: with two allowed the run goes on, also after a stop; with one it ends."""
+    real, calls = steps.info_nce, iter(range(1, 100))
+
+    def sometimes(queries: torch.Tensor, *rest: Any) -> torch.Tensor:
+        bad = torch.is_grad_enabled() and next(calls) in (2, 5)
+        return queries.sum() * float("nan") if bad else real(queries, *rest)
+
+    monkeypatch.setattr(steps, "info_nce", sometimes)
+    said: list[str] = []
+    model = contrast(recipe("two", reconstruct=None, contrast={"skip_steps": 2}), said.append)
+    assert [entry["step"] for entry in log(model) if "skipped" in entry] == [2, 5]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(model).values())
+    assert sum("Left out" in line for line in said) == 2
+    calls = iter(range(1, 100))
+    with pytest.raises(InputError, match="step 5 has loss nan"):
+        contrast(recipe("one", reconstruct=None, contrast={"skip_steps": 1}))
 
 
 def test_no_pair_held_out(recipe: Make) -> None:

@@ -4,6 +4,8 @@ What an arm does before Stage II gets the compute of the primary arm's Stage I, 
 is the same on every machine. Pairs, their order and Stage II's steps are the same for all.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,6 +37,12 @@ class Arm:
     contrast_keys: Values = field(default_factory=dict)
     longer: bool = False  # Stage II gets Stage I's compute as well
     trained: bool = True
+
+    @property
+    def digest(self) -> str:
+        """Of what decides its results: an arm whose settings change is another one."""
+        settings = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 READY = {

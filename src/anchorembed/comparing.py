@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,18 @@ class Results:
 
     def cells(self, run: Run) -> set[str]:
         """Collections that a run has results for."""
-        wanted = {"kind": "cell", "arm": run.arm.name, "seed": run.seed, "setting": run.setting}
-        return {line["collection"] for line in self.lines if wanted.items() <= line.items()}
+        return {line["collection"] for line in self.of(run)}
 
-    def tried(self, arm: str) -> dict[str, float]:
+    def of(self, run: Run) -> list[Values]:
+        """Lines of a run's cells."""
+        wanted = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
+        wanted |= {"seed": run.seed, "setting": run.setting}
+        return [line for line in self.lines if wanted.items() <= line.items()]
+
+    def tried(self, arm: Arm) -> dict[str, float]:
         """Held-out accuracy of each grid choice of an arm, by its name."""
-        return {line["choice"]: line["value"] for line in self.lines if line["kind"] == "grid" and line["arm"] == arm}
+        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest}
+        return {line["choice"]: line["value"] for line in self.lines if wanted.items() <= line.items()}
 
     def payload(self, name: str) -> Values:
         """Items, curves and isotropy of a run."""
@@ -239,7 +247,8 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
         "curves": {stage: _curve(log) for stage, log in logs.items()},
         "isotropy": {name: _isotropy(prepared, place) for name, place in models.items() if place is not None},
     }
-    shared = {"kind": "cell", "arm": one.arm.name, "setting": one.setting, "seed": one.seed, "choice": choice}
+    shared = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
+    shared |= {"seed": one.seed, "choice": choice}
     cost = {stage: _cost(log) for stage, log in logs.items()} | {"evaluate": {"seconds": seconds}}
     lines = [
         shared | {"collection": score.task, "metric": score.metric, "value": score.value, "cost": cost}
@@ -252,8 +261,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
 
 def _keep_as_common(results: Results, own: Run, one: Run) -> None:
     """Where the arm's own settings are the common ones, its results are both."""
-    wanted = {"kind": "cell", "arm": own.arm.name, "seed": own.seed, "setting": OWN}
-    lines = [line | {"setting": COMMON, "cost": {}} for line in results.lines if wanted.items() <= line.items()]
+    lines = [line | {"setting": COMMON, "cost": {}} for line in results.of(own)]
     results.keep(lines, one.name, results.payload(own.name))
 
 
@@ -300,7 +308,7 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
     seed = seeds_of(comparison.settings, chooser)[0]
     first: Path | None = None
     for choice in possible:
-        tried = comparison.results.tried(chooser.name)
+        tried = comparison.results.tried(chooser)
         if _choice_name(choice) in tried:
             continue
         trial = Run(chooser, seed, OWN)
@@ -308,9 +316,10 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
         say(f"{chooser.title}: trying {_choice_name(choice)}")
         model = _second(comparison, trial, first, choice, say)
         last = _log(model.parent)[-1]
-        line = {"kind": "grid", "arm": chooser.name, "seed": seed, "choice": _choice_name(choice)}
+        line = {"kind": "grid", "arm": chooser.name, "digest": chooser.digest, "seed": seed}
+        line |= {"choice": _choice_name(choice)}
         comparison.results.keep([line | {"value": last["held_out_accuracy"], "cost": _cost(_log(model.parent))}])
-    tried = comparison.results.tried(chooser.name)
+    tried = comparison.results.tried(chooser)
     best = max(possible, key=lambda choice: tried[_choice_name(choice)])
     for choice in possible:
         if choice != best:
@@ -324,7 +333,12 @@ def _choice_name(choice: Values) -> str:
 
 
 def _place(comparison: Comparison, one: Run) -> Path:
-    return Path(comparison.recipe.output) / comparison.results.key[:8] / one.arm.name / f"seed-{one.seed}"
+    return (
+        Path(comparison.recipe.output)
+        / comparison.results.key[:8]
+        / f"{one.arm.name}-{one.arm.digest}"
+        / f"seed-{one.seed}"
+    )
 
 
 def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
@@ -333,11 +347,23 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     verb = "reconstruct" if recipe.reconstruct else "contrast"
-    done = subprocess.run([sys.executable, "-m", "anchorembed", verb, str(path)], check=False)  # noqa: S603 - ourselves
-    if done.returncode in (130, 143):
-        raise Stopped(done.returncode)
-    if done.returncode:
-        raise InputError(f"{path}: training it ended with exit code {done.returncode}; its message stands above.")
+    with subprocess.Popen([sys.executable, "-m", "anchorembed", verb, str(path)]) as process:  # noqa: S603 - ourselves
+        code = _wait(process)
+    if code in (130, 143):
+        raise Stopped(code)
+    if code:
+        raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Until a training has ended; a signal is left to it, which writes a checkpoint first."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            with suppress(KeyboardInterrupt):  # the terminal sent it to the training, too
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _log(folder: Path) -> list[Values]:
@@ -402,7 +428,7 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
 
 def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
     results, compare = comparison.results, comparison.settings
-    lines = [line for line in results.lines if line["kind"] == "cell"]
+    lines = [line for run in comparison.runs() for line in results.of(run)]
     runs = {(line["arm"], line["setting"], line["seed"]): line for line in lines}
     payloads = {key: results.payload("-".join(map(str, key))) for key in runs}
     cells = [
@@ -444,7 +470,7 @@ def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
         settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(steps)
     settings |= {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
-    tried = comparison.results.tried(arm.name)
+    tried = comparison.results.tried(arm)
     if tried:
         settings["chosen for Stage II"] = max(tried, key=lambda name: tried[name])
         settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))

@@ -83,6 +83,9 @@ class Schedule(Section):
     warmup_steps: int = Field(300, ge=0, description="Steps of linear warm-up.")
     decay: Literal["linear", "cosine", "none"] = Field("linear", description="From the highest learning rate on.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    skip_steps: int = Field(
+        0, ge=0, description="Steps whose loss or gradient is not finite that are left out before training stops."
+    )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     tokens_per_micro_batch: Positive = Field(8192, description="Tokens computed at once: memory, not result.")
     save_every: Positive = Field(200, description="Steps between checkpoints.")

@@ -61,6 +61,7 @@ class Loop:
     schedule: Schedule
     seed: int
     folder: Path
+    places: Callable[[Sequence[int]], str]  # where pairs come from
     resume: str  # what to type to continue
     say: Callable[[str], None]
 
@@ -114,6 +115,7 @@ def fit(
     log = _open_log(loop.folder / "log.jsonl", first) if rank() == 0 else Path(os.devnull)
     module.train()
     shown: Metrics = {}
+    skipped = sum("skipped" in entry for entry in _entries(log))
     best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
     with log.open("a", encoding="utf-8") as sink, _stop_signals() as stop, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
@@ -123,13 +125,17 @@ def fit(
             rate = learning_rate(number, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            metrics = step(number, indices)
+            metrics = step(number, indices) | {"learning_rate": rate}
             norm = float(whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)))
-            _check_finite(loop.name, number, metrics["loss"], norm)
-            optimizer.step()
+            metrics["gradient_norm"] = norm
+            if math.isfinite(metrics["loss"]) and math.isfinite(norm):
+                optimizer.step()
+            else:
+                skipped += 1
+                _skip(loop, number, indices, metrics["loss"], norm, skipped)
+                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
-            metrics |= {"learning_rate": rate, "gradient_norm": norm}
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
                 module.eval()
                 metrics |= evaluate()
@@ -182,12 +188,16 @@ def _note(metrics: Metrics) -> str:
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
 
 
-def _check_finite(stage: str, step: int, loss: float, norm: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise InputError(
-            f"{stage}: step {step + 1} has loss {loss} and gradient norm {norm}, which must be finite. "
-            "Lower the learning rate, or set model.precision=float32."
-        )
+def _skip(loop: Loop, number: int, indices: Sequence[int], loss: float, norm: float, skipped: int) -> None:
+    """Say that a step is left out, or that it is one too many."""
+    what = (
+        f"{loop.name}: step {number + 1} has loss {loss} and gradient norm {norm}, which must be finite; its pairs: "
+        f"{loop.places(indices)}."
+    )
+    if skipped > loop.schedule.skip_steps:
+        cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
+        raise InputError(f"{what} {cure}")
+    loop.say(f"{what} Left out, {skipped} of at most {loop.schedule.skip_steps}.")
 
 
 def _open_log(path: Path, first: int) -> Path:
@@ -226,6 +236,11 @@ class Prepared:
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         return self.embedder.pairs.pairs(pairs, [instruct(source.instruction) for source in sources])
+
+    def places(self, indices: Sequence[int]) -> str:
+        """Source and line of pairs, the first ten."""
+        named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
+        return ", ".join(named) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
 
 
 def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
@@ -299,7 +314,7 @@ def _run_stage(
     run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
-        Loop(stage, settings, recipe.seed, folder, resume, say),
+        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, say),
         module,
         accelerator,
         step=lambda number, indices: _counted(prepared, run, number, indices),
