@@ -59,3 +59,22 @@ def test_too_few_pairs(tmp_path: Path) -> None:
     store = open_store([SourceFile("a", write_pairs(tmp_path / "a.jsonl", 1))], tmp_path / "cache")
     with pytest.raises(InputError, match="1 pairs are left"):
         split(store, 0, 0)
+
+
+def test_temperature_makes_sources_more_alike(tmp_path: Path) -> None:
+    """Sizes 240 and 30: shares of 8/9 and 1/9 at 1; at 2 their square roots', 2.83 to 1; resumed = uninterrupted."""
+    sources = []
+    for name, count in (("large", 240), ("small", 30)):
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"query": f"{name} q{i}", "positive": f"{name} p{i}"} for i in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        sources.append(SourceFile(name, path))
+    store = open_store(sources, tmp_path / "cache")
+    train = split(store, 0, 0).train
+    for temperature, expected in ((1.0, 8 / 9), (2.0, 8**0.5 / (8**0.5 + 1)), (1e6, 0.5)):
+        steps = list(islice(batches(store, train, 6, 0, 0, temperature), 900))
+        share = sum(store[batch[0]].source == "large" for batch in steps) / len(steps)
+        assert share == pytest.approx(expected, abs=0.04), temperature
+        assert list(islice(batches(store, train, 6, 0, 30, temperature), 20)) == steps[30:50]
+    used = [index for batch in steps[:200] if batch[0] < 240 for index in batch]
+    assert set(used) == set(range(240)) & set(train.tolist())

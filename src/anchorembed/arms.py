@@ -15,7 +15,6 @@ from typing import Any, Literal
 from anchorembed.config import Compare, Recipe, Schedule, parse_recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.flops import step_flops
-from anchorembed.sampling import batches
 from anchorembed.training import objective, prepare
 
 _COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
@@ -184,7 +183,7 @@ def stage_flops(recipe: Recipe) -> float:
         raise ValueError("the recipe has no stage")
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     _, run = objective(prepared.embedder, settings)
-    order = batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, 0)
+    order = prepared.order(settings.batch_size, recipe.seed)
     counted = [
         step_flops(prepared.embedder.backbone, run, number, prepared.tokens(indices))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))

@@ -233,7 +233,7 @@ def read_instructions(path: Path) -> dict[str, str]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: cannot be read ({' '.join(str(error).split())}). Write `TASK: instruction`."
         ) from error

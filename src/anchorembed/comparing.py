@@ -69,8 +69,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Arm, setting and seed."""
-        return f"{self.arm.name}-{self.setting}-{self.seed}"
+        """Arm, its digest, setting and seed."""
+        return f"{self.arm.name}-{self.arm.digest}-{self.setting}-{self.seed}"
 
 
 class Results:
@@ -428,9 +428,9 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
 
 def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
     results, compare = comparison.results, comparison.settings
-    lines = [line for run in comparison.runs() for line in results.of(run)]
+    lines = [line for one in comparison.runs() for line in results.of(one)]
     runs = {(line["arm"], line["setting"], line["seed"]): line for line in lines}
-    payloads = {key: results.payload("-".join(map(str, key))) for key in runs}
+    payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
     cells = [
         reporting.Cell(
             line["arm"],

@@ -52,6 +52,9 @@ class Data(Section):
     instruction: str = Field("", description="Task put before queries, kept in the model as its default.")
     query_tokens: Positive = Field(512, description="Longest query, template and instruction included.")
     document_tokens: Positive = Field(512, description="Longest document, template included.")
+    temperature: float = Field(
+        1.0, ge=1, description="Sources are drawn by size ** (1 / temperature): 1 is by size, more is more alike."
+    )
     held_out: int = Field(256, ge=0, description="Pairs set aside for evaluate_every, at most a tenth of all.")
     skip_bad: bool = Field(False, description="Drop and count unusable lines instead of stopping at the first.")
 

@@ -61,7 +61,7 @@ def false_negatives(
 
 
 def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, margin: float) -> Tensor:
-    """Mark, [Q, D], documents nearer to a query than its positive is by more than ``margin``: likely unjudged positives.
+    """Mark, [Q, D], documents nearer to a query than its positive by more than ``margin``: likely unjudged positives.
 
     The vectors may be the model's own or another model's, a guide's (Solatorio, 2024). A positive is never marked.
     """

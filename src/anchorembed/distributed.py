@@ -7,6 +7,7 @@ Axes: N rows of all processes, H hidden size.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -34,7 +35,7 @@ def shares(items: Sequence[T]) -> list[Sequence[T]]:
     bounds = [0]
     for number in range(processes()):
         bounds.append(bounds[-1] + size + (number < rest))
-    return [items[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [items[first:last] for first, last in pairwise(bounds)]
 
 
 def summed(values: Tensor) -> Tensor:

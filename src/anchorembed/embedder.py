@@ -222,5 +222,5 @@ def read_metadata(folder: Path) -> Metadata | None:
             instruction=record["instruction"],
             history=record["history"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}). Export or train the model again.") from error

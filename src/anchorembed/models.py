@@ -4,6 +4,7 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 """
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,10 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 
 def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    for index in Path(folder).glob("*.index.json"):
+        for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(name).name != name:
+                raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
     options: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     )

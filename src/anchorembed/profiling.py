@@ -12,7 +12,6 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
 from anchorembed.runtime import peak_memory
-from anchorembed.sampling import batches
 from anchorembed.training import StageName, make_optimizer, objective, prepare
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
@@ -73,7 +72,7 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
     module.train()
     seconds, tokens, flops = [], [], []
     times: dict[str, float] = {}
-    order = batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, 0)
+    order = prepared.order(settings.batch_size, recipe.seed)
     for number, indices in zip(range(warmup + steps + 1), order, strict=False):
         with _Watch(times if number == warmup + steps else None):
             started = time.perf_counter()

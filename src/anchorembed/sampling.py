@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,17 @@ def split(store: PairStore, held_out: int, seed: int) -> Split:
     return Split(train, chosen)
 
 
-def batches(store: PairStore, train: Indices, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
-    """Yield the pairs of step ``start``, ``start + 1``, ..., forever, as global indices."""
+def batches(
+    store: PairStore, train: Indices, size: int, seed: int, start: int = 0, temperature: float = 1.0
+) -> Iterator[list[int]]:
+    """Yield the pairs of step ``start``, ``start + 1``, ..., forever, as global indices.
+
+    At temperature 1 an epoch uses every pair once. Above, a step's source is drawn with a probability proportional to
+    its size to the power of 1 / temperature, and each source has epochs of its own.
+    """
+    if temperature != 1.0:
+        yield from islice(_drawn(store, train, size, seed, temperature), start, None)
+        return
     step = 0
     for epoch in count():
         planned = _epoch(store, train, size, seed, epoch)
@@ -50,16 +59,38 @@ def batches(store: PairStore, train: Indices, size: int, seed: int, start: int =
 
 
 def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -> list[list[int]]:
-    planned: list[list[int]] = []
-    for source in range(len(store.sources)):
-        members = train[(train >= store.bounds[source]) & (train < store.bounds[source + 1])]
-        order = np.random.default_rng([seed, epoch, source]).permutation(members)
-        formed = _without_duplicates(store, order.tolist(), size)
-        full = [batch for batch in formed if len(batch) == size]
-        # A source that fills no step, being small or repetitive, is still used, in shorter steps.
-        planned += full or formed
+    sources = range(len(store.sources))
+    planned = [batch for source in sources for batch in _source_epoch(store, train, size, [seed, epoch, source])]
     order = np.random.default_rng([seed, epoch]).permutation(len(planned))
     return [planned[i] for i in order]
+
+
+def _drawn(store: PairStore, train: Indices, size: int, seed: int, temperature: float) -> Iterator[list[int]]:
+    """Yield steps whose sources are drawn one by one."""
+
+    def stream(source: int) -> Iterator[list[int]]:
+        for epoch in count():
+            yield from _source_epoch(store, train, size, [seed, epoch, source])
+
+    sizes = np.array([len(_members(store, train, source)) for source in range(len(store.sources))], np.float64)
+    weights = np.where(sizes > 0, sizes ** (1 / temperature), 0.0)
+    streams = [stream(source) for source in range(len(sizes))]
+    rng = np.random.default_rng([seed, 11])
+    while True:
+        yield next(streams[rng.choice(len(sizes), p=weights / weights.sum())])
+
+
+def _members(store: PairStore, train: Indices, source: int) -> Indices:
+    return train[(train >= store.bounds[source]) & (train < store.bounds[source + 1])]
+
+
+def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> list[list[int]]:
+    """One source's pairs in an order drawn from ``key``, whose last number is the source, cut into steps."""
+    order = np.random.default_rng(key).permutation(_members(store, train, key[-1]))
+    formed = _without_duplicates(store, order.tolist(), size)
+    full = [batch for batch in formed if len(batch) == size]
+    # A source that fills no step, being small or repetitive, is still used, in shorter steps.
+    return full or formed
 
 
 def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> list[list[int]]:

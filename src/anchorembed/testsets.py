@@ -119,7 +119,7 @@ def _pair(row: Row, key: str) -> SentencePair:
     value = row[key]
     try:
         number = float(value) if isinstance(value, int | float | str) else float("nan")
-    except ValueError:
+    except (ValueError, OverflowError):
         number = float("nan")
     if not math.isfinite(number):
         raise BadRow(f'"{key}" is {value!r}, not a number')

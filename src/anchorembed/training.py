@@ -230,6 +230,11 @@ class Prepared:
     store: PairStore
     split: Split
     embedder: Embedder
+    temperature: float
+
+    def order(self, size: int, seed: int, first: int = 0) -> Iterator[list[int]]:
+        """Pairs of each step from ``first`` on."""
+        return batches(self.store, self.split.train, size, seed, first, self.temperature)
 
     def tokens(self, indices: Sequence[int]) -> list[TokenPair]:
         """Read and tokenise the pairs of a step."""
@@ -318,7 +323,7 @@ def _run_stage(
         module,
         accelerator,
         step=lambda number, indices: _counted(prepared, run, number, indices),
-        order=lambda first: batches(prepared.store, prepared.split.train, settings.batch_size, recipe.seed, first),
+        order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
     accelerator.end_training()
@@ -420,7 +425,7 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
     )
     for source in sources:
         embedder.pairs.check_room(instruct(source.instruction), data.query_tokens)
-    return Prepared(store, parts, embedder)
+    return Prepared(store, parts, embedder, data.temperature)
 
 
 Plan = dict[str, Any]
