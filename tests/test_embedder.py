@@ -1,6 +1,8 @@
 """A text's embedding is the state at its EOS and depends on nothing but the text."""
 
 import random
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,26 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
     (tmp_path / METADATA).write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         read_metadata(tmp_path)
+
+
+def test_many_short_texts_stream_without_growing(embedder: Embedder) -> None:
+    """Never more than a window ahead of what was yielded, and nothing kept of what was: memory stays as it is."""
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for number in range(12 * 4096):
+            read += 1
+            yield f"row {number % 97}"
+
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        for number, vectors in enumerate(embedder.stream(texts()), 1):
+            assert vectors.shape == (4096, embedder.dimension)
+            assert read == number * 4096
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 12
+    assert max(held[3:]) - held[2] < 200_000  # a window's texts alone are more

@@ -40,6 +40,7 @@ ORDER = [
     "training",
     "profiling",
     "significance",
+    "figures",
     "reporting",
     "arms",
     "comparing",

@@ -102,7 +102,7 @@ class Results:
 
     def of(self, run: Run) -> list[Values]:
         """Lines of a run's cells."""
-        wanted = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
+        wanted: Values = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
         wanted |= {"seed": run.seed, "setting": run.setting}
         return [line for line in self.lines if wanted.items() <= line.items()]
 
@@ -247,7 +247,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
         "curves": {stage: _curve(log) for stage, log in logs.items()},
         "isotropy": {name: _isotropy(prepared, place) for name, place in models.items() if place is not None},
     }
-    shared = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
+    shared: Values = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
     shared |= {"seed": one.seed, "choice": choice}
     cost = {stage: _cost(log) for stage, log in logs.items()} | {"evaluate": {"seconds": seconds}}
     lines = [

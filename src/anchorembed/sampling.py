@@ -81,7 +81,8 @@ def _drawn(store: PairStore, train: Indices, size: int, seed: int, temperature: 
 
 
 def _members(store: PairStore, train: Indices, source: int) -> Indices:
-    return train[(train >= store.bounds[source]) & (train < store.bounds[source + 1])]
+    members: Indices = train[(train >= store.bounds[source]) & (train < store.bounds[source + 1])]
+    return members
 
 
 def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Whether a difference between two arms is more than chance, and how vectors are spread; in plain numpy, without a model.
+"""Whether a difference between two arms is more than chance, and how vectors are spread; without a model.
 
 An arm is trained with several seeds, and each trained model scores the same items (queries). Both are samples: tests
 and intervals resample them with a fixed seed, so the same scores always give the same numbers.

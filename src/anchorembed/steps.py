@@ -91,30 +91,41 @@ class Reconstruction:
         every = self.rows(number, pairs)
         totals = _target_tokens([row for pair in every for row in pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
-        rows = shares(every)[rank()]
-        if not rows:  # too few pairs for all: this process takes part, for nothing
-            rows, per_token = every[:1], dict.fromkeys(weights, 0.0)
-        sums = self._accumulate(rows, per_token)
+        runs = [self._micro_batches(rows) for rows in shares(every)]
+        idle = max(map(len, runs)) - len(runs[rank()])
+        sums = self._accumulate(every[0], idle, runs[rank()], per_token)
         losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device))
         sums = dict(zip(weights, losses.tolist(), strict=True))
         means = {direction: sums[direction] / totals[direction] for direction in weights}
         total = sum(weights[direction] * mean for direction, mean in means.items())
         return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
 
-    def _accumulate(self, rows: Sequence[Sequence[Row]], per_token: dict[Direction, float]) -> dict[Direction, float]:
-        """Backpropagate this process's rows; returns the sums of their losses, of those that count."""
+    def _accumulate(
+        self, any_rows: list[Row], idle: int, runs: Sequence[list[Row]], per_token: dict[Direction, float]
+    ) -> dict[Direction, float]:
+        """Backpropagate this process's micro-batches; returns the sums of their losses.
+
+        Before them come ``idle`` ones that count for nothing: sharded weights are gathered in each forward, so all
+        processes must do equally many.
+        """
         sums = dict.fromkeys(per_token, 0.0)
-        runs = list(micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget))
         alone = processes() == 1  # what wraps the module must see every gradient
+        nothing = dict.fromkeys(per_token, 0.0)
         with weights_unchanged(), gradients_in_place() if alone else nullcontext():
-            for number, run in enumerate(runs, 1):
-                micro = [row for pair in rows[run.start : run.stop] for row in pair]
-                with nullcontext() if number == len(runs) else self.unsynced():
-                    loss, losses = self._run(micro, per_token)
+            for number in range(-idle, len(runs)):
+                micro, weights = (runs[number], per_token) if number >= 0 else (any_rows, nothing)
+                with nullcontext() if number == len(runs) - 1 else self.unsynced():
+                    loss, losses = self._run(micro, weights)
                     (loss if alone else loss * processes()).backward()
-                for row, value in zip(micro, losses, strict=True):
-                    sums[row.direction] += value if per_token[row.direction] else 0.0
+                if number >= 0:
+                    for row, value in zip(micro, losses, strict=True):
+                        sums[row.direction] += value
         return sums
+
+    def _micro_batches(self, rows: Sequence[list[Row]]) -> list[list[Row]]:
+        """Pairs' rows in runs within the budget."""
+        runs = micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget)
+        return [[row for pair in rows[run.start : run.stop] for row in pair] for run in runs]
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -204,10 +215,11 @@ class Contrastive:
             nothing = 0.0 * embeddings[len(own) :].sum()
             return whole(gathered(own, counts)[order]) + nothing
 
-        own = [text for texts in parts[rank()] for text in texts]
-        sequences = own or [pairs[0].query]  # too few pairs for all: this process takes part, for nothing
+        chunks = [self._chunks([text for texts in part for text in texts]) for part in parts]
+        # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
+        idle = self._chunks([pairs[0].query]) * (max(map(len, chunks)) - len(chunks[rank()]))
         with weights_unchanged():
-            value = cached_backward(self._embed, self._chunks(sequences), loss, processes(), self.unsynced)
+            value = cached_backward(self._embed, chunks[rank()] + idle, loss, processes(), self.unsynced)
         return {"loss": float(value)}
 
     @torch.no_grad()

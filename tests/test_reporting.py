@@ -1,0 +1,173 @@
+"""The report's numbers are those of its cells; everything is escaped, what is missing is said, a browser shows it."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anchorembed.reporting import Arm, Cell, Comparison, Cost, Curve, analyse, html, markdown, write
+from anchorembed.significance import holm, sign_flip_p
+
+EVIL = '<b>&"'
+VOID = {"meta", "br", "link", "img", "use", "path", "rect", "line", "hr"}
+
+
+def items(seed: int, shift: float) -> dict[str, float]:
+    return {f"q{number}": float(value) + shift for number, value in enumerate(np.random.default_rng(seed).random(40))}
+
+
+def cell(arm: str, seed: int, collection: str, shift: float, setting: str = "own") -> Cell:
+    scores = items(seed, shift)
+    return Cell(arm, setting, seed, collection, "nDCG@10", sum(scores.values()) / len(scores), scores)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran on one only."""
+    cells = [cell("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
+    cells += [cell("both", seed, "one", 0.2) for seed in (0, 1)] + [cell("both", seed, "two", 0.0) for seed in (0, 1)]
+    cells += [cell("evil", 0, "one", -0.1), cell("plain", 0, "one", 0.05, "common")]
+    cells += [Cell("plain", "own", 0, "pairs", "AP", 0.5, {}), Cell("both", "own", 0, "pairs", "AP", 0.75, {})]
+    return Comparison(
+        title=f"Made {EVIL}",
+        arms=[
+            Arm("plain", "Plain", "Nothing before.", {"steps": "3"}),
+            Arm("both", "Both", "Stage I before.", {}),
+            Arm("evil", EVIL, "Escaped.", {}),
+        ],
+        cells=cells,
+        costs={("both", "own", 0): {"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0, 0, 0.0, 0.0)}},
+        curves=[
+            Curve("both", "own", 0, "contrast", "held_out_accuracy", [5, 10], [0.25, 0.5]),
+            Curve("both", "own", 0, "first", "loss_q2d", [1, 2], [3.0, 2.0]),
+        ],
+        isotropy=[
+            ("both", "own", 0, "base", dict(mean_cosine=0.9, effective_rank=2.5, alignment=0.1, uniformity=-0.3))
+        ],
+        primary="both",
+        declared=["plain", "evil"],
+        notes=["A note."],
+        recipe=f"seed: 0  # {EVIL}",
+        commands=["anchorembed compare x.yaml"],
+        tables={"Zero-shot": ["one", "two"], "Other": ["pairs"]},
+    )
+
+
+def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
+    analysis = analyse(comparison)
+    both, plain = (analysis.scores[arm, "own", "one"] for arm in ("both", "plain"))
+    assert both.mean == pytest.approx(plain.mean + 0.2)
+    assert both.seeds == {c.seed: c.value for c in comparison.cells if c.arm == "both" and c.collection == "one"}
+    assert both.interval is not None
+    assert both.interval[0] < both.mean < both.interval[1]
+    assert analysis.scores["plain", "own", "pairs"].interval is None
+    found = {(test.against, test.collection): test for test in analysis.declared}
+    assert set(found) == {("plain", "one"), ("plain", "two"), ("evil", "one")}
+    averaged = {
+        arm: {q: [items(0, shift)[q], items(1, shift)[q]] for q in items(0, 0.0)}
+        for arm, shift in (("both", 0.2), ("plain", 0.0))
+    }
+    assert found["plain", "one"].p == sign_flip_p(averaged["both"], averaged["plain"])
+    assert found["plain", "two"].p == 1.0
+    assert found["plain", "one"].difference == pytest.approx(0.2)
+    adjusted = holm({key: test.p for key, test in found.items()})
+    assert {key: test.adjusted for key, test in found.items()} == adjusted
+    assert [(test.against, test.setting) for test in analysis.exploratory] == [("plain", "common")]
+    assert analysis.exploratory[0].adjusted is None
+
+
+def test_good_and_bad_news_are_said_alike(comparison: Comparison) -> None:
+    first, second = analyse(comparison).sentences
+    assert first == (
+        "Both against Plain: higher on 1 of 2 collections (1 of them beyond chance after Holm's correction), "
+        "lower on 0 (0 beyond chance)."
+    )
+    turned = replace(comparison, primary="plain", declared=["both", "missing"])
+    first, second = analyse(turned).sentences
+    assert "higher on 0 of 2 collections (0 of them" in first
+    assert "lower on 1 (1 beyond chance)" in first
+    assert second == "Plain against missing: not run."
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed where it must be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_alone(comparison: Comparison) -> None:
+    page = html(comparison, analyse(comparison))
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.tags.count("svg") == 4
+    assert parser.tags.count("table") >= 7
+    assert "script" not in parser.tags
+    assert not re.search(r'(src|href)\s*=\s*"(https?:)?//', page)
+    assert EVIL not in page
+    assert "not run" in page
+    assert page == html(comparison, analyse(comparison))
+    mean = analyse(comparison).scores["both", "own", "one"].mean
+    assert f"<strong>{mean:.3f} (best)" in page
+    for word in ("Declared tests", "Exploratory", "accuracy on held-out pairs", "effective rank", "PFLOPs", "A note."):
+        assert word in page, word
+    bare = replace(comparison, curves=[], isotropy=[])
+    assert "effective rank" not in html(bare, analyse(bare))
+
+
+def test_markdown_has_the_same_numbers(comparison: Comparison, tmp_path: Path) -> None:
+    text = markdown(comparison, analyse(comparison))
+    mean = analyse(comparison).scores["both", "own", "one"].mean
+    assert f"{mean:.3f} (best)" in text
+    assert "\\<b\\>&" in text
+    assert "| Plain | own | one | +0.200 |" in text
+    assert "1.5 GB" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) >= 3
+    page, pages = write(comparison, tmp_path / "new")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert pages.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")
+def test_a_browser_shows_tables_and_figures(comparison: Comparison, tmp_path: Path) -> None:
+    page, _ = write(comparison, tmp_path)
+    browser = [
+        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1200"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    probe = "<script>document.title = [...document.querySelectorAll('table, svg')].map(e => e.tagName + ' ' + "
+    probe += "Math.round(e.getBoundingClientRect().width) + 'x' + Math.round(e.getBoundingClientRect().height))"
+    shown = tmp_path / "probe.html"
+    text = page.read_text(encoding="utf-8").replace("</body>", f"{probe}.join(', ')</script></body>")
+    shown.write_text(text, encoding="utf-8")
+    found = subprocess.run(
+        [*browser, "--dump-dom", shown.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
+    title = re.search(r"<title>(.*?)</title>", found.stdout)
+    assert title is not None
+    sizes = re.findall(r"(table|svg) (\d+)x(\d+)", title[1], re.IGNORECASE)
+    assert [kind.lower() for kind, _, _ in sizes].count("svg") == 4
+    assert all(int(width) > 100 and int(height) > 40 for _, width, height in sizes)
+    picture = tmp_path / "page.png"
+    subprocess.run([*browser, f"--screenshot={picture}", page.as_uri()], capture_output=True, check=True, timeout=120)
+    assert picture.stat().st_size > 20_000
