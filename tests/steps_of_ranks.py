@@ -59,7 +59,7 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
         unsynced = lambda: accelerator.no_sync(wrapped)  # noqa: E731
     stage = replace(stage, module=wrapped, unsynced=unsynced)
     parameters = list(module.parameters())
-    kinds = {"sgd": torch.optim.SGD(parameters, lr=0.1), "adamw": torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)}
+    kinds = {"sgd": torch.optim.SGD(parameters, lr=1e-3), "adamw": torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)}
     found: dict[str, torch.Tensor] = {}
     module.train()
     for number, count in enumerate(BATCHES):

@@ -66,7 +66,7 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
         if own is None:
             continue
         of_step = stage_flops(own)
-        assert abs(of_step * steps[arm.name] - budget) <= of_step / 2 * 1.2, arm.name
+        assert abs(of_step * steps[arm.name] - budget) <= of_step, arm.name
         assert own.compare is None
         assert own.data == recipe.data
     assert steps["q2d"] + steps["d2q"] > 2 * steps["both"]
@@ -129,7 +129,7 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
     assert both["cost"]["first"]["flops"] > both["cost"]["contrast"]["flops"] > 0
     assert all(both["cost"][stage]["seconds"] > 0 for stage in ("first", "contrast", "evaluate"))
     page, text = ((tmp_path / "kept" / name).read_text("utf-8") for name in ("report.html", "report.md"))
-    for words in ("Both + contrastive", "Contrastive only", "s_test", "exploratory", "gain"):
+    for words in ("Both + contrastive", "Contrastive only", "s_test", "Exploratory", "gain"):
         assert words in page, words
     assert f"{both['value']:.3f}" in text
 

@@ -39,9 +39,7 @@ def _expanded(path: str) -> str:
     """A path with environment variables put in."""
     expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise ValueError(
-            f"the environment variable in {path!r} is not set. Set it, or pass --data for $ANCHOREMBED_DATA"
-        )
+        raise ValueError(f"{path!r} names an environment variable that is not set; --data sets $ANCHOREMBED_DATA")
     return expanded
 
 

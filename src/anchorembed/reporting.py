@@ -5,7 +5,7 @@ declared beforehand are corrected together and called tests; anything else is ca
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +129,11 @@ def analyse(comparison: Comparison) -> Analysis:
     tests = list(_tests(comparison, groups))
     declared = [test for test in tests if test.setting == OWN and test.against in comparison.declared]
     adjusted = holm({(test.against, test.collection): test.p for test in declared})
-    declared = [Test(**{**_fields(test), "adjusted": adjusted[test.against, test.collection]}) for test in declared]
+    declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
     others = [test for test in tests if not (test.setting == OWN and test.against in comparison.declared)]
     metrics = {cell.collection: cell.metric for cell in comparison.cells}
     sentences = [_sentence(comparison, name, declared) for name in comparison.declared]
     return Analysis(scores, metrics, declared, others, sentences)
-
-
-def _fields(test: Test) -> dict[str, object]:
-    return {name: getattr(test, name) for name in Test.__dataclass_fields__}
 
 
 def _score(cells: Sequence[Cell]) -> Score:
