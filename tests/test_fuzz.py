@@ -78,7 +78,7 @@ def mutated(seed: bytes, cuts: list[Cut]) -> bytes:
 
 def parquet() -> bytes:
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"query": ["a", "b"], "positive": ["c", None]}), sink)
+    pyarrow.parquet.write_table(pyarrow.table({"query": ["a", "b"], "positive": ["c", "d"]}), sink)
     return sink.getvalue()
 
 

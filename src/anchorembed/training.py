@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -315,7 +316,11 @@ def _run_stage(
     seed_everything(recipe.seed)
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     module, run = objective(prepared.embedder, settings)
-    wrapped = accelerator.prepare(module) if accelerator.num_processes > 1 else module
+    wrapped: nn.Module = module
+    if accelerator.num_processes > 1:
+        with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = accelerator.prepare(module)
     run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
@@ -326,7 +331,8 @@ def _run_stage(
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
+        tracker.finish()
     unshard(wrapped)
     if accelerator.is_main_process:
         write_folder(target, lambda place: prepared.embedder.save(place, history))
