@@ -74,6 +74,18 @@ def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -
     assert "'third' is neither" in err
 
 
+def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("isotropy", tiny_folder, tiny_folder, "--pairs", tmp_path / "pairs.jsonl", "--most", 20)
+    assert code == 0, err
+    head, first, second = out.splitlines()
+    assert head.split()[:4] == ["mean", "cosine", "effective", "rank"]
+    assert first == second
+    mean, rank, alignment, _ = map(float, first.split()[:4])
+    assert -1 < mean <= 1
+    assert 1 <= rank <= 20
+    assert 0 <= alignment <= 4
+
+
 def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: Path) -> None:
     code, _, err = run("train", recipe)
     assert code == 0, err

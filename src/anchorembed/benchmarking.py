@@ -68,10 +68,8 @@ class TaskScore:
 class Adapter:
     """An embedder as mteb sees it: an encoder for pairs and classes, a search engine for queries."""
 
-    def __init__(
-        self, embedder: Embedder, name: str, vectors: VectorCache, instructions: Mapping[str, str], top_k: int = 1000
-    ) -> None:
-        self.vectors, self.instructions, self.top_k = vectors, instructions, top_k
+    def __init__(self, embedder: Embedder, name: str, vectors: VectorCache, instructions: Mapping[str, str]) -> None:
+        self.vectors, self.instructions = vectors, instructions
         self.own_instruction = embedder.metadata.instruction
         self.progress: Callable[[int], None] | None = None
         self.corpus: list[tuple[str, str]] = []

@@ -152,12 +152,12 @@ class Comparison:
     tasks: dict[str, list[AbsTask]]  # by the report's tables
 
     def runs(self) -> Iterator[Run]:
-        """All runs: every arm's first seed before any second; own settings before common ones."""
+        """All runs: every arm's first seed before any second; common settings, after own ones, with the first only."""
         most = max(len(seeds_of(self.settings, arm)) for arm in self.arms)
         for place in range(most):
             for arm in self.arms:
                 for seed in seeds_of(self.settings, arm)[place : place + 1]:
-                    for setting in (OWN, COMMON) if self._has_common(arm) else (OWN,):
+                    for setting in (OWN, COMMON) if not place and self._has_common(arm) else (OWN,):
                         yield Run(arm, seed, setting)
 
     def missing(self) -> list[Run]:
