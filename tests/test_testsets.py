@@ -23,6 +23,8 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
     assert found.rows == (Candidates("q7", "sort", ("sorts",), ("opens", "reads")),)
     (tmp_path / "b.tsv").write_text("sentence1\tsentence2\tscore\nx\ty\t2.5\n", encoding="utf-8")
     assert read_test_set(tmp_path / "b.tsv").rows == (SentencePair("x", "y", 2.5),)
+    (tmp_path / "b.tsv").write_text('sentence1\tsentence2\tscore\n"x" y\t"z\t2.5\n', encoding="utf-8")
+    assert read_test_set(tmp_path / "b.tsv").rows == (SentencePair('"x" y', '"z', 2.5),)
     (tmp_path / "c.csv").write_text("sentence1,sentence2,label\nx,y,1\n", encoding="utf-8")
     found = read_test_set(tmp_path / "c.csv")
     assert (found.kind, found.rows) == ("PairClassification", (SentencePair("x", "y", 1.0),))

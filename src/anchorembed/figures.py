@@ -40,7 +40,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
             axis.plot(seeds, [place] * len(seeds), "o", color="0.2", fillstyle="none")
             axis.plot([mean], [place], "o", color="black")
         axis.set_yticks(range(len(arms)), [name for name, *_ in arms])
-        axis.invert_yaxis()
+        axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_title(title, fontsize="medium")
         axis.grid(axis="x", color="0.85")
     for axis in axes[len(panels) :]:

@@ -162,13 +162,15 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
 
 
-def csv_rows(path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = ()) -> Rows:
+def csv_rows(
+    path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = (), quoting: int = csv.QUOTE_MINIMAL
+) -> Rows:
     """Read rows under a header; a row's line is where it begins, for a quoted cell may hold line breaks.
 
     CSV has no null: an empty cell of a ``nullable`` column is read as one.
     """
     csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -205,13 +207,17 @@ def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]
     return wanted
 
 
-def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows | None:
+def table_rows(
+    path: Path, columns: Columns, nullable: Sequence[str] = (), tsv_quoting: int = csv.QUOTE_MINIMAL
+) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
-    if suffix in (".csv", ".tsv"):
-        return csv_rows(path, "," if suffix == ".csv" else "\t", columns, nullable)
+    if suffix == ".csv":
+        return csv_rows(path, ",", columns, nullable)
+    if suffix == ".tsv":
+        return csv_rows(path, "\t", columns, nullable, tsv_quoting)
     return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
 
 
