@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -162,14 +162,13 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
 
 
-def csv_rows(
-    path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = (), quoting: int = csv.QUOTE_MINIMAL
-) -> Rows:
+def csv_rows(path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = (), quoted: bool = True) -> Rows:
     """Read rows under a header; a row's line is where it begins, for a quoted cell may hold line breaks.
 
     CSV has no null: an empty cell of a ``nullable`` column is read as one.
     """
     csv.field_size_limit(_LARGEST_CELL)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
@@ -207,9 +206,7 @@ def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]
     return wanted
 
 
-def table_rows(
-    path: Path, columns: Columns, nullable: Sequence[str] = (), tsv_quoting: int = csv.QUOTE_MINIMAL
-) -> Rows | None:
+def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = (), tsv_quoted: bool = True) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
@@ -217,7 +214,7 @@ def table_rows(
     if suffix == ".csv":
         return csv_rows(path, ",", columns, nullable)
     if suffix == ".tsv":
-        return csv_rows(path, "\t", columns, nullable, tsv_quoting)
+        return csv_rows(path, "\t", columns, nullable, tsv_quoted)
     return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
 
 

@@ -5,7 +5,6 @@ What a file is follows from its columns: ``query, positive, negative`` lists to 
 Quotes in a TSV are text, as in the sets that are handed around in it.
 """
 
-import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def read_test_set(path: Path) -> TestSet:
         found[:] = [kind]
         return read(line, row)
 
-    rows = table_rows(path, _columns, tsv_quoting=csv.QUOTE_NONE)
+    rows = table_rows(path, _columns, tsv_quoted=False)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
     read = tuple(not_empty(checked(path, rows, make, cure=_CURE), f"{path}: no row. Give at least one line."))
