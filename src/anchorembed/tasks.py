@@ -19,7 +19,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import subset
 from anchorembed.records import Collection, Document, read_collection
-from anchorembed.testsets import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem
+from anchorembed.testsets import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem, test_files
 
 _QUICK_DOCUMENTS, _QUICK_ITEMS = 1000, 500
 _MAIN_SCORE = {
@@ -29,7 +29,6 @@ _MAIN_SCORE = {
     "PairClassification": "max_ap",
     "Classification": "accuracy",
 }
-_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -> list[AbsTask]:
@@ -80,12 +79,8 @@ def _benchmark(name: str) -> list[AbsTask]:
 
 def _places(path: Path) -> list[Path]:
     """A BEIR folder or a file alone; of a folder of test files those to evaluate."""
-    if path.is_file() or (path / "qrels").is_dir():
-        return [path]
-    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(_SUFFIXES)]
+    files = test_files(path)
     tests = [file for file in files if stem(file).endswith("_test")]
-    if not files:
-        raise InputError(f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it.")
     return tests or [file for file in files if not stem(file).endswith("_train")]
 
 

@@ -15,6 +15,7 @@ from anchorembed.rows import BadRow, Row, checked, missing, not_empty, required_
 
 _CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
+_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,22 @@ def read_test_set(path: Path) -> TestSet:
     if ids and len(ids) < len(read):
         raise InputError(f"{path}: {len(read)} queries share {len(ids)} ids. Give each its own query_id.")
     return TestSet(stem(path), found[0], read)
+
+
+def test_files(path: Path) -> list[Path]:
+    """A BEIR folder or a file alone, or the test files in a folder.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder. Name a BEIR folder, a test file or a folder of them.")
+    if path.is_file() or (path / "qrels").is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(_SUFFIXES)]
+    if not files:
+        raise InputError(f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it.")
+    return files
 
 
 def stem(path: Path) -> str:

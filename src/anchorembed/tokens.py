@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -161,6 +163,12 @@ class PairTokenizer:
             return []
         ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
         return ids
+
+    def count(self, texts: Sequence[str]) -> NDArray[np.int32]:
+        """Tokens of each text within its template, uncut."""
+        if not texts:
+            return np.zeros(0, np.int32)
+        return np.array([len(ids) for ids in self.tokenizer(list(texts))["input_ids"]], np.int32)
 
     def plain(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text alone, at most as many as a template of ``length`` tokens leaves room for."""

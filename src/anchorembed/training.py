@@ -243,6 +243,14 @@ class Prepared:
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         return self.embedder.pairs.pairs(pairs, [instruct(source.instruction) for source in sources])
 
+    def summary(self) -> dict[str, object]:
+        """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
+        dropped = {
+            source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
+        }
+        counts = {"pairs": len(self.store), "train": len(self.split.train), "held_out": len(self.split.held_out)}
+        return {**counts, "near_held_out": len(self.store) - counts["train"] - counts["held_out"], "dropped": dropped}
+
     def places(self, indices: Sequence[int]) -> str:
         """Source and line of pairs, the first ten."""
         named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
@@ -311,8 +319,10 @@ def _run_stage(
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "plan.json", json.dumps(plan, indent=2))
+        write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
     start_sha256 = weights_sha256(prepared.embedder.backbone.model)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
+    history["data"] = prepared.summary()
     seed_everything(recipe.seed)
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     module, run = objective(prepared.embedder, settings)
@@ -414,24 +424,39 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
 def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
     """Open the recipe's data and load the model ``start``."""
     data, model = recipe.data, recipe.model
-    sources = [
-        SourceFile(source.name, source.path, data.instruction if source.instruction is None else source.instruction)
-        for source in data.sources
-    ]
-    store = open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+    store = open_pairs(recipe, say)
     parts = split(store, data.held_out, recipe.seed)
-    say(f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}")
+    shared = len(store) - len(parts.train) - len(parts.held_out)
+    say(
+        f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
+        + (f"; {shared} are left out, which share a text with those held out" if shared else "")
+    )
     embedder = Embedder.load(
         start,
         precision=model.precision,
         device=model.device,
-        template=Template(**model.template.model_dump()) if model.template else None,
+        template=own_template(recipe),
         lengths=Lengths(data.query_tokens, data.document_tokens),
         instruction=data.instruction,
     )
-    for source in sources:
+    for source in store.sources:
         embedder.pairs.check_room(instruct(source.instruction), data.query_tokens)
     return Prepared(store, parts, embedder, data.temperature)
+
+
+def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
+    """Open the recipe's sources, converting what is not in the cache yet."""
+    data = recipe.data
+    sources = [
+        SourceFile(source.name, source.path, data.instruction if source.instruction is None else source.instruction)
+        for source in data.sources
+    ]
+    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+
+
+def own_template(recipe: Recipe) -> Template | None:
+    """The recipe's template, where it does not leave it to the model."""
+    return Template(**recipe.model.template.model_dump()) if recipe.model.template else None
 
 
 Plan = dict[str, Any]

@@ -10,16 +10,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anchorembed import checking, mining
 from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
+from anchorembed.checking import SourceReport
+from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
 from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
+from anchorembed.mining import Mined, Rules
+from anchorembed.models import load_tokenizer
 from anchorembed.progress import progress_bar
-from anchorembed.records import Collection, Document, read_pairs, read_texts
+from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, write_jsonl
 from anchorembed.runtime import cache_folder
 from anchorembed.significance import isotropy as measure
 from anchorembed.tasks import find_tasks
+from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
+from anchorembed.training import open_pairs, own_template
 from anchorembed.vectors import VectorCache
 
 
@@ -70,6 +77,65 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
             documents = embedder.encode([pair.positive for pair in chosen], progress=advance)
         found[str(model)] = asdict(measure(queries, documents))
     return found
+
+
+def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
+    """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
+
+    Args:
+        recipe: its model's tokenizer counts the tokens; its limits say what is cut.
+        tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
+    """
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
+    settings = recipe.compare
+    named = [name for names in settings.collections.values() for name in names] if settings else []
+    named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
+    places = dict.fromkeys([*tests, *(Path(name) for name in named if Path(name).exists())])
+    tokenizer = load_tokenizer(recipe.model.name)
+    baked = bake(tokenizer, own_template(recipe) or derive_template(tokenizer))
+    store = open_pairs(recipe, lambda _: None)
+    lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
+    with _bar("checking", len(store)) as advance:
+        yield from checking.check(store, PairTokenizer(baked, lengths), places, advance)
+
+
+def mine(
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    by: str | Path = "bm25",
+    corpus: str | Path | None = None,
+    rules: Rules | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = print,
+) -> Mined:
+    """Write pairs with hard negatives mined for them, as JSONL that trains as it is.
+
+    Args:
+        pairs: file or folder of pairs.
+        out: JSONL to write, gzipped if its name ends in .gz.
+        by: ``bm25``, or a model as in `evaluate`.
+        corpus: corpus file to mine from, besides the pairs' positives.
+        rules: which texts become negatives.
+        skip_bad: drop unusable lines, and say how many.
+        say: for messages.
+    """
+    dropped: list[str] = []
+    read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
+    if dropped:
+        say(f"{pairs}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
+    texts = mining.gather(read, (document.text for document in read_corpus(Path(corpus))) if corpus else ())
+    if str(by) == "bm25":
+        scorer = mining.by_bm25(texts)
+    else:
+        embedder = Embedder.load(by)
+        with _bar("embedding", len(texts)) as advance:
+            scorer = mining.by_embedder(_Shown(embedder, advance), texts)
+    with _bar("mining", len(read)) as advance:
+        mined = mining.mine(read, texts, scorer, rules or Rules(), advance)
+    rows = ({"query": pair.query, "positive": pair.positive, "negative": list(pair.negatives)} for pair in mined.pairs)
+    write_jsonl(Path(out), rows)
+    return mined
 
 
 def score(embedder: Embedder, collection: Collection) -> Scores:
