@@ -14,6 +14,7 @@ import torch
 from common import Option, Side, arguments, facts, peak, result, run, table
 
 from anchorembed.embedder import Embedder
+from anchorembed.records import TextPair
 from anchorembed.steps import Reconstruction, ReconstructionModule
 from anchorembed.tokens import Lengths, TokenPair
 
@@ -129,7 +130,7 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
     def pair(lengths: tuple[int, int]) -> TokenPair:
         query, document = (torch.randint(1000, 40_000, (n,), generator=generator).tolist() for n in lengths)
         end = [embedder.pairs.end_id]
-        return TokenPair(query + end, document + end, (), query, document)
+        return TokenPair(query + end, document + end, (), query, document, TextPair("made", "made"))
 
     def step(sizes: Sequence[int]) -> dict[str, Any]:
         pairs: list[TokenPair] = []

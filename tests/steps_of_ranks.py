@@ -4,19 +4,19 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from anchorembed.config import Contrast, Reconstruct, Schedule
-from anchorembed.distributed import rank, unshard, whole
+from anchorembed.distributed import gathered_weights, rank, whole
 from anchorembed.embedder import Embedder
 from anchorembed.records import TextPair
 from anchorembed.tokens import Lengths
@@ -38,28 +38,38 @@ def pairs(count: int) -> list[TextPair]:
     ]
 
 
+def shard_on_cpus(accelerator: Accelerator, layers: list[str] | None = None) -> None:
+    """Have accelerate prepare by FSDP2 as recipes/accelerate/8gpus-fsdp2.yaml says, which it does for GPUs only."""
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=layers,
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+
+
 def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[str, torch.Tensor]:
     """Three steps; everything that must not depend on the number of processes."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     torch.manual_seed(0)
     embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
     module, stage = objective(embedder, settings)
+    kinds = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, eps=1e-4)}
+    updates = kinds[optimizer](module.parameters(), lr=1e-3)
     unsynced = nullcontext
     wrapped: nn.Module = module
-    if accelerator.num_processes > 1 and shard:
-        mesh = init_device_mesh("cpu", (accelerator.num_processes,))
-        for layer in embedder.backbone.model.base_model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-        assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
-    elif accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
-        wrapped = accelerator.prepare(module)
-        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+        if shard:
+            shard_on_cpus(accelerator, ["LlamaDecoderLayer"])
+        wrapped, _ = accelerator.prepare(module, updates)
+        assert isinstance(wrapped, FSDPModule if shard else nn.parallel.DistributedDataParallel)
+        assert all(isinstance(parameter, DTensor) == shard for parameter in module.parameters())
+        assert not shard or all(isinstance(layer, FSDPModule) for layer in embedder.backbone.model.base_model.layers)
         unsynced = lambda: accelerator.no_sync(wrapped)  # noqa: E731
     stage = replace(stage, module=wrapped, unsynced=unsynced)
-    parameters = list(module.parameters())
-    kinds = {"sgd": torch.optim.SGD(parameters, lr=1e-3), "adamw": torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)}
     found: dict[str, torch.Tensor] = {}
     module.train()
     for number, count in enumerate(BATCHES):
@@ -68,10 +78,10 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
         found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
         for name, parameter in module.named_parameters():
             found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
-        kinds[optimizer].step()
-        kinds[optimizer].zero_grad(set_to_none=False)
-    unshard(module)
-    return found | {f"weights/{name}": parameter.detach().clone() for name, parameter in module.named_parameters()}
+        updates.step()
+        updates.zero_grad(set_to_none=False)
+    weights = gathered_weights(module)
+    return found | {f"weights/{name}": value.clone() for name, value in weights.items()}
 
 
 def main() -> None:

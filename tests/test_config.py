@@ -1,15 +1,23 @@
 """Every fault of a recipe is reported at once, with its key path and the nearest known key."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
 from anchorembed.config import parse_recipe, read_recipe, show_config
 from anchorembed.errors import InputError
+from anchorembed.training import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}
 ROOT = Path(__file__).parents[1]
+E5 = [
+    *("allnli", "dureader", "eli5_question_answer", "fever", "hotpot_qa", "miracl", "mrtydi", "msmarco_passage"),
+    *("msmarco_document", "nq", "quora_duplicates", "squad", "t2ranking", "trivia_qa"),
+]
 
 
 def write(path: Path, text: str) -> Path:
@@ -88,7 +96,86 @@ def test_show_config_names_every_key_and_reads_back() -> None:
         assert key in bare
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_recipe_adds_to_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    base = GOOD | {"contrast": {"steps": 5, "lora": {"rank": 2, "targets": ["q_proj", "k_proj"]}}, "reconstruct": {}}
+    write(tmp_path / "base.yaml", yaml.safe_dump(base))
+    middle = {"extends": "../base.yaml", "contrast": {"lora": {"targets": ["v_proj"]}}, "reconstruct": None}
+    write(tmp_path / "deep" / "middle.yaml", yaml.safe_dump(middle))
+    path = write(tmp_path / "deep" / "last.yaml", "extends: middle.yaml\nseed: 3\ncontrast: {steps: 7}\n")
+    recipe = read_recipe(path, ["contrast.scale=20"])
+    assert recipe.reconstruct is None
+    assert recipe.contrast is not None
+    assert recipe.contrast.lora is not None
+    assert (recipe.contrast.steps, recipe.contrast.scale, recipe.seed) == (7, 20, 3)
+    assert (recipe.contrast.lora.rank, recipe.contrast.lora.targets) == (2, ["v_proj"])
+    assert recipe.data == parse_recipe(GOOD).data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: r.yaml", "extends itself"),
+        ("extends: ./../{folder}/r.yaml", "extends itself"),
+        ("extends: none.yaml", r"none\.yaml: cannot be read"),
+        ("extends: [a]", "is no file's name"),
+        ("extends: other.yaml\na: &a {b: *a}", "by a YAML alias"),
+    ],
+)
+def test_what_cannot_be_extended(text: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "other.yaml", "a: &a {b: *a}")
+    path = write(tmp_path / "r.yaml", text.replace("{folder}", tmp_path.name))
+    with pytest.raises(InputError, match=message):
+        read_recipe(path)
+
+
+def test_a_guide_needs_a_margin() -> None:
+    with pytest.raises(InputError, match="guide has no effect without mask_above"):
+        parse_recipe(GOOD | {"contrast": {"guide": "other"}})
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes_in_the_repository_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANCHOREMBED_DATA", "data")
+    monkeypatch.setenv("E5_DATA", "data")
     read_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["e5.yaml", "paper.yaml", "paper-3b.yaml", "paper-8b.yaml"])
+def test_recipes_for_e5_s_data_read_that_folder(
+    name: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few made lines of each of the 14 files: instructions go before queries; before documents, where alike."""
+    monkeypatch.setenv("E5_DATA", str(tmp_path))
+    for number, file in enumerate(E5):
+        rows = [{"query": f"q{number} {row}", "positive": f"p{number} {row}", "negative": "n"} for row in range(3)]
+        write(tmp_path / f"{file}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    recipe = read_recipe(ROOT / "recipes" / name, [f"model.name={tiny_folder}", "data.held_out=0"])
+    assert [source.name for source in recipe.data.sources] == E5
+    assert recipe.reconstruct is not None
+    assert recipe.contrast is not None
+    assert (recipe.reconstruct.steps, recipe.reconstruct.batch_size, recipe.contrast.hard_negatives) == (2000, 512, 1)
+    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    tokenizer = prepared.embedder.tokenizer
+    for number, source in enumerate(recipe.data.sources):
+        (pair,) = prepared.tokens([3 * number + 1])
+        asked = f"Instruct: {source.instruction}\nQuery: "
+        before = asked if source.name in ("allnli", "quora_duplicates") else ""
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (pair.query, pair.document, *pair.negatives)]
+        assert texts == [f"{asked}q{number} 1", f"{before}p{number} 1", f"{before}n"]
+        assert tokenizer.decode(pair.document_text) == f"p{number} 1"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_its_recipes(path: Path) -> None:
+    settings = load_config_from_file(str(path))
+    assert settings.num_processes == 8
+    assert settings.mixed_precision == "no"
+    if settings.distributed_type == DistributedType.FSDP:
+        assert settings.fsdp_config["fsdp_version"] == 2
+        assert not settings.fsdp_config["fsdp_cpu_ram_efficient_loading"]
+    else:
+        assert settings.distributed_type == DistributedType.MULTI_GPU

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anchorembed.contrastive import (
+    distillation,
     false_negatives,
     info_nce,
     matryoshka,
@@ -74,3 +75,17 @@ def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
     torch.testing.assert_close(matryoshka(loss, queries, documents, (2, 8)), expected)
     with pytest.raises(ValueError, match="9 is not between 1 and 8"):
         matryoshka(loss, queries, documents, (9,))
+
+
+def test_distillation_is_the_divergence_from_the_given_scores() -> None:
+    """Query 0 has cosines 0.6 and 1 with its candidates; queries 1 (no scores) and 2 (one candidate) teach nothing."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    documents = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0], [5.0, 0.0]])
+    found = distillation(queries, documents, [[0, 3], [], [2]], [[4.0, 1.0], [], [7.0]], scale=2.0)
+    teacher = 1 / (1 + math.exp(-3.0))
+    student = 1 / (1 + math.exp(2.0 - 1.2))
+    expected = teacher * math.log(teacher / student) + (1 - teacher) * math.log((1 - teacher) / (1 - student))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+    shifted = distillation(queries, documents, [[0, 3], [], [2]], [[14.0, 11.0], [], [7.0]], scale=2.0)
+    assert float(shifted) == pytest.approx(expected, abs=1e-5)
+    assert float(distillation(queries, documents, [[], [], []], [[], [], []])) == 0.0

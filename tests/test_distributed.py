@@ -57,8 +57,9 @@ def test_two_processes_are_one(
             assert float((found[key] - value).abs().max()) <= 1e-5 * scale, (name, key)
 
 
-def recipe(tmp_path: Path, folder: Path, output: str, steps: int = 6) -> Path:
-    pairs = tmp_path / "pairs.jsonl"
+def recipe(folder: Path, output: str, steps: int = 6) -> Path:
+    """A recipe in the folder of its model and pairs."""
+    pairs = folder / "pairs.jsonl"
     if not pairs.exists():
         write_pairs(pairs, 80)
     stage = {"steps": steps, "batch_size": 8, "warmup_steps": 1, "save_every": 2, "evaluate_every": 3}
@@ -69,12 +70,12 @@ def recipe(tmp_path: Path, folder: Path, output: str, steps: int = 6) -> Path:
             "document_tokens": 48,
             "held_out": 8,
         },
-        "model": {"name": str(folder), "precision": "float32", "device": "cpu"},
+        "model": {"name": str(folder / "model"), "precision": "float32", "device": "cpu"},
         "reconstruct": stage,
         "contrast": stage | {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
-        "output": str(tmp_path / output),
+        "output": str(folder / output),
     }
-    path = tmp_path / f"{output}.yaml"
+    path = folder / f"{output}.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
@@ -84,28 +85,52 @@ def start(processes: int, *arguments: object) -> subprocess.CompletedProcess[str
     return finish([sys.executable, *map(str, arguments)] if processes == 1 else torchrun(*arguments))
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, tiny_folder: Path) -> None:
-    whole = start(1, "-m", "anchorembed", "train", recipe(tmp_path, tiny_folder, "whole"))
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    for output, first, second in (("two-one", 2, 1), ("one-two", 1, 2)):
-        path = recipe(tmp_path, tiny_folder, output)
-        stopped = start(first, HERE / "stopped_run.py", path)
-        assert "Stopped after step 3" in stopped.stderr, stopped.stderr[-2000:]
-        done = start(second, "-m", "anchorembed", "train", path)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert "resumed after step 3 of 6" in done.stderr
-        for stage in ("reconstruct", "contrast"):
-            expected, found = (
-                load_file(tmp_path / run / stage / "model" / "model.safetensors") for run in ("whole", output)
-            )
-            for name, value in expected.items():
-                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
-            log = (tmp_path / output / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            assert [json.loads(line)["step"] for line in log] == list(range(1, 7))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of one process, and the folder of its model and pairs."""
+    folder = tmp_path_factory.mktemp("whole")
+    save_tiny(folder / "model")
+    done = start(1, "-m", "anchorembed", "train", recipe(folder, "whole"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, folder / "whole"
 
 
-def test_a_dead_process_takes_the_run_down(tmp_path: Path, tiny_folder: Path) -> None:
-    path = recipe(tmp_path, tiny_folder, "killed", steps=100_000)
+def same_run(folder: Path, expected: Path, output: str) -> None:
+    """The weights and the steps of a run are those of another."""
+    for stage in ("reconstruct", "contrast"):
+        wanted, found = (load_file(run / stage / "model" / "model.safetensors") for run in (expected, folder / output))
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+        log = (folder / output / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in log] == list(range(1, 7))
+
+
+@pytest.mark.parametrize(("output", "first", "second"), [("two-one", 2, 1), ("one-two", 1, 2), ("shards-one", 2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    whole: tuple[Path, Path], output: str, first: int, second: int
+) -> None:
+    folder, expected = whole
+    path = recipe(folder, output)
+    how = ["stop", "shard"] if output.startswith("shards") else ["stop"]
+    stopped = start(first, HERE / "run_of_ranks.py", path, *how)
+    assert "Stopped after step 3" in stopped.stderr, stopped.stderr[-2000:]
+    done = start(second, "-m", "anchorembed", "train", path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed after step 3 of 6" in done.stderr
+    same_run(folder, expected, output)
+
+
+def test_a_sharded_run_is_the_run_of_one_process(whole: tuple[Path, Path]) -> None:
+    """Both stages as accelerate's FSDP2 prepares them: sharded weights and optimizer, gathered to be written."""
+    folder, expected = whole
+    done = start(2, HERE / "run_of_ranks.py", recipe(folder, "sharded"), "shard")
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_run(folder, expected, "sharded")
+
+
+def test_a_dead_process_takes_the_run_down(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    path = recipe(tmp_path, "killed", steps=100_000)
     command = torchrun("-m", "anchorembed", "reconstruct", path)
     settings = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings, start_new_session=True) as run:

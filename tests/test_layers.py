@@ -38,6 +38,7 @@ ORDER = [
     "mining",
     "tasks",
     "vectors",
+    "clusters",
     "benchmarking",
     "training",
     "profiling",

@@ -119,6 +119,16 @@ def test_a_pair_knows_its_source_and_where_it_begins(tmp_path: Path) -> None:
     assert [pair.line for pair in read_pairs(write_as(tmp_path / "p.parquet"))] == [1, 2]
 
 
+def test_given_scores_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a", "positive": "b", "negatives": ["c", "d"], "scores": [2, -1.5, 0]},
+        {"query": "e", "positive": "f", "negatives": None, "scores": None},
+    ]
+    assert [pair.scores for pair in read_pairs(lines(tmp_path / "p.jsonl", *rows))] == [(2.0, -1.5, 0.0), ()]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert [pair.scores for pair in read_pairs(tmp_path / "p.parquet")] == [(2.0, -1.5, 0.0), ()]
+
+
 def test_rows_are_numbered_on_across_parquet_batches(tmp_path: Path) -> None:
     table = pa.table({"query": [f"q{at}" for at in range(3000)], "positive": ["p"] * 2999 + [" "]})
     pa.parquet.write_table(table, tmp_path / "p.parquet")
@@ -146,6 +156,10 @@ def test_other_names_for_the_columns(tmp_path: Path) -> None:
 # Bad rows
 
 BAD_ROWS = [
+    ('{"query": "a", "positive": "b", "scores": [1, 2]}', '"scores" must be a list: a number for the positive and for each negative, 1 here.'),
+    ('{"query": "a", "positive": "b", "scores": 1}', '"scores" must be a list: a number for the positive and for each negative, 1 here.'),
+    ('{"query": "a", "positive": "b", "scores": [NaN]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
+    ('{"query": "a", "positive": "b", "scores": [true]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
     ('{"query": "why", "positive": ""}', '"positive" is empty.'),
     ('{"query": " \\t\\u00a0", "positive": "x"}', '"query" is empty.'),
     ('{"query": "why", "positive": 7}', '"positive" is a number, not text.'),

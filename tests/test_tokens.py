@@ -117,6 +117,16 @@ def test_targets_have_neither_header_nor_instruction() -> None:
     ]
 
 
+def test_both_sides_of_a_symmetric_task_get_its_instruction() -> None:
+    pairs = PairTokenizer(bake(tiny_tokenizer(), Template("", "", "", "</s>")), Lengths(60, 60))
+    pair = TextPair("sort a list", "order the rows", ("delete the file",))
+    (tokens,) = pairs.pairs([pair], ["Ask: "], ["Tell: "])
+    shown = [pairs.tokenizer.decode(ids) for ids in (tokens.query, tokens.document, *tokens.negatives)]
+    assert shown == ["Ask: sort a list</s>", "Tell: order the rows</s>", "Tell: delete the file</s>"]
+    assert pairs.tokenizer.decode(tokens.document_text) == "order the rows"
+    assert tokens.text == pair
+
+
 def test_saved_and_reloaded_it_is_the_same(tmp_path: Path) -> None:
     chat_template, special, template = CASES["qwen"]
     tokenizer = bake(tiny_tokenizer(chat_template, special), template)

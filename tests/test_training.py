@@ -127,6 +127,45 @@ def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
         torch.testing.assert_close(weights(small)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_given_scores_teach_and_a_guide_masks(tiny_folder: Path) -> None:
+    """Scores that are the model's own change nothing, others do; a model that is its own guide masks as without one."""
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
+    texts = [("sort", "x y", ("x z", "left out")), ("open", "y", ()), ("read a row", "rows", ("a table",))]
+
+    def loss(scores: list[tuple[float, ...]], **options: Any) -> float:
+        pairs = [TextPair(*text, "s", 1, given) for text, given in zip(texts, scores, strict=True)]
+        stage = Contrastive(embedder, torch.device("cpu"), 5.0, 1, 40, **options)
+        value = stage.step(0, embedder.pairs.pairs(pairs, [""] * len(pairs)))["loss"]
+        gradients.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))
+        embedder.zero_grad()
+        return value
+
+    gradients: list[torch.Tensor] = []
+    own: list[tuple[float, ...]] = []
+    for query, positive, negatives in texts:
+        q, *documents = embedder.encode([query, positive, *negatives])
+        own.append(tuple(5.0 * float(q @ document) for document in documents) if negatives else ())
+    plain = loss([(), (), ()])
+    assert loss(own, distill=2.0) == pytest.approx(plain, abs=1e-5)
+    assert loss([(9.0, -9.0, 0.0), (), own[2]], distill=2.0) > plain + 0.1
+    masked = loss([(), (), ()], mask_above=-0.01)
+    assert masked < plain - 1e-3
+    assert loss([(), (), ()], mask_above=-0.01, guide=embedder) == pytest.approx(masked, abs=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients[4], gradients[3], rtol=1e-3, atol=1e-6)
+
+
+def test_a_recipe_with_a_guide_and_given_scores(recipe: Make, tiny_folder: Path, tmp_path: Path) -> None:
+    changes = {"guide": str(tiny_folder), "mask_above": 0.0, "distill": 1.0}
+    with pytest.raises(InputError, match=r"contrast\.distill: no pair has given scores"):
+        contrast(recipe(contrast=changes))
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    rows[0] |= {"negative": ["far away"], "scores": [3, -1.5]}
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert len(log(contrast(recipe("scored", contrast=changes)))) == 8
+
+
 def test_a_duplicate_positive_never_counts_as_a_negative(tiny_folder: Path) -> None:
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
 

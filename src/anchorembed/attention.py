@@ -19,7 +19,7 @@ from anchorembed.kernels import into_buckets, out_of_buckets
 from anchorembed.packing import Bucket
 
 ATTENTION = "anchorembed_packed"
-_SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU
+SHORT = 512  # tokens up to which attention is faster spelt out on the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _causal(
     """Causal attention of [B, A, L, D], spelt out where no kernel does what is wanted, or does it slower."""
     length = q.shape[2]
     window = window if window is not None and window < length else None
-    spelt_out = softcap is not None or (q.device.type == "cpu" and length <= _SHORT)
+    spelt_out = softcap is not None or (q.device.type == "cpu" and length <= SHORT)
     if not spelt_out and window is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
     allowed_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anchorembed.distributed import like, rank, wait, whole
+from anchorembed.distributed import like, rank, reshard, wait, whole
 from anchorembed.errors import InputError
 
 
@@ -135,6 +135,8 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that train, as the optimizer knows them."""
+    reshard(module)
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

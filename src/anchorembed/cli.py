@@ -190,13 +190,21 @@ def encode(
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
     side: SideOption = "document",
     instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: many machines, a folder of parts.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Of ray; default one a GPU.", show_default=False)] = None,
 ) -> None:
-    """Embed texts into a Parquet file with columns id and vector."""
+    """Embed texts into Parquet with columns id and vector."""
+    from anchorembed.embedder import Side
+    from anchorembed.verbs import Engine
     from anchorembed.verbs import encode as run
 
     if side not in ("query", "document"):
         raise InputError(f"--side: {side!r} is neither query nor document.")
-    count = run(model, texts, out, side="query" if side == "query" else "document", instruction=instruction)
+    if engine not in ("local", "ray"):
+        raise InputError(f"--engine: {engine!r} is neither local nor ray.")
+    chosen: Side = "query" if side == "query" else "document"
+    place: Engine = "ray" if engine == "ray" else "local"
+    count = run(model, texts, out, side=chosen, instruction=instruction, engine=place, workers=workers)
     _print(f"{count} vectors: {out}")
 
 

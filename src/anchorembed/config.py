@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anchorembed.errors import InputError, nearest
 
@@ -28,6 +28,7 @@ class Source(Section):
     instruction: str | None = Field(
         None, description="Task put before this source's queries; default data.instruction."
     )
+    symmetric: bool = Field(False, description="Both sides are alike: the task is put before its documents, too.")
 
     @field_validator("path")
     @classmethod
@@ -39,7 +40,7 @@ def _expanded(path: str) -> str:
     """A path with environment variables put in."""
     expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise ValueError(f"{path!r} names an environment variable that is not set; --data sets $ANCHOREMBED_DATA")
+        raise ValueError(f"{path!r} names an environment variable that is not set; set it (compare: by --data)")
     return expanded
 
 
@@ -138,8 +139,20 @@ class Contrast(Schedule):
     mask_above: float | None = Field(
         None, description="Documents nearer to a query than its positive by more than this cosine are no negatives."
     )
+    guide: str | None = Field(
+        None, description="Model by whose vectors mask_above judges, rather than by the trained model's own."
+    )
+    distill: float = Field(
+        0.0, ge=0, description="Weight of the loss against the pairs' given scores, those of another model."
+    )
     dimensions: list[Positive] = Field([], description="Train the first so many dimensions, too (Matryoshka).")
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
+
+    @model_validator(mode="after")
+    def _guided(self) -> "Contrast":
+        if self.guide is not None and self.mask_above is None:
+            raise ValueError("guide has no effect without mask_above; set it, 0.0 for what the guide finds nearer")
+        return self
 
 
 class Grid(Section):
@@ -216,20 +229,47 @@ class Recipe(Section):
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
 
+    A recipe may begin with ``extends: OTHER``, a recipe beside it: what it says then adds to, or replaces, that one's.
+
     Raises:
         InputError: listing every fault, with its key path.
     """
+    values = _values(Path(path), ())
+    for override in overrides:
+        _set(values, override)
+    return parse_recipe(values, str(path))
+
+
+def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Keys and values of a recipe and of those it extends."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")
-    for override in overrides:
-        _set(values, override)
-    return parse_recipe(values, str(path))
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or path.resolve() in extending:
+        what = f"extends {base!r}, which is no file's name" if not isinstance(base, str) else "extends itself"
+        raise InputError(f"{path}: {what}. Name another recipe.")
+    inherited = _values(path.parent / base, (*extending, path.resolve()))
+    try:
+        return _merged(inherited, values)
+    except RecursionError as error:
+        raise InputError(f"{path}: holds itself by a YAML alias. Write its values out.") from error
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values over those of the one it extends, section by section; a list replaces a list."""
+    merged = base | values
+    for key in base.keys() & values.keys():
+        if isinstance(base[key], dict) and isinstance(values[key], dict):
+            merged[key] = _merged(base[key], values[key])
+    return merged
 
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:

@@ -72,6 +72,29 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, m
     return marked
 
 
+def distillation(
+    queries_QH: Tensor, documents_DH: Tensor, candidates: Sequence[Sequence[int]], given: Sequence[Sequence[float]],
+    scale: float = SCALE,
+) -> Tensor:
+    """Mean over queries of KL(softmax(given scores) || softmax(scale * cosines)), each over the query's own candidates.
+
+    Args:
+        queries_QH: query anchors, any length.
+        documents_DH: anchors of all documents of the step.
+        candidates: of each query, indices into the documents; a query with fewer than two teaches nothing and is left
+            out of the mean.
+        given: of each query, another model's scores of those candidates: logits, of which only differences matter.
+        scale: inverse temperature of the cosines.
+    """
+    scores_QD = scale * similarities(queries_QH, documents_DH)
+    losses = []
+    for row, (chosen, scores) in enumerate(zip(candidates, given, strict=True)):
+        if len(chosen) > 1:
+            target = torch.tensor(scores, dtype=torch.float32, device=scores_QD.device).log_softmax(0)
+            losses.append(F.kl_div(scores_QD[row, list(chosen)].log_softmax(0), target, reduction="sum", log_target=True))
+    return torch.stack(losses).mean() if losses else scores_QD.new_zeros(())
+
+
 def matryoshka(
     loss: Callable[[Tensor, Tensor], Tensor], queries_QH: Tensor, documents_DH: Tensor, dimensions: Sequence[int]
 ) -> Tensor:

@@ -81,8 +81,24 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
-def unshard(module: nn.Module) -> None:
-    """Make sharded weights whole where they are, to write them."""
+def sharded(module: nn.Module) -> bool:
+    """Whether weights are spread over the processes."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def reshard(module: nn.Module) -> None:
+    """Share weights out again: a forward pass without a backward leaves some whole."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.unshard()
+            part.reshard()
+
+
+def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Whole weights of a sharded module on the CPU of the first process; the others, which must ask too, get none."""
+    reshard(module)
+    weights: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        value = whole(parameter.detach())
+        if rank() == 0:
+            weights[name] = value.cpu()
+    return weights

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anchorembed.attention import AttentionOptions, options_of
+from anchorembed.attention import SHORT, AttentionOptions, options_of
 from anchorembed.kernels import (
     add_norm,
     into_buckets,
@@ -28,7 +28,6 @@ from anchorembed.kernels import (
 from anchorembed.packing import Bucket
 
 Module = Any  # torch types a module's attributes as Tensor | Module, which they are not
-_SHORT = 512  # tokens up to which attention's backward is faster spelt out on the CPU
 _TOLERANCE = 1e-4
 
 
@@ -106,8 +105,7 @@ class FusedLayer:
         length, window, scale = q.shape[2], self.options.window, self.options.scale
         scale = scale if scale is not None else self.head_size**-0.5
         window = window if window is not None and window < length else None
-        training = torch.is_grad_enabled() and q.requires_grad
-        if q.device.type == "cpu" and length <= _SHORT and (training or window is not None):
+        if q.device.type == "cpu" and length <= SHORT:
             return short_attention(q, k, v, scale, window)
         mask = None
         if window is not None:

@@ -124,7 +124,7 @@ def mine(
                     break
             found[len(chosen)] += 1
             kept = [text for text in pair.negatives if text not in chosen]
-            mined.append(replace(pair, negatives=(*chosen, *kept)))
+            mined.append(replace(pair, negatives=(*chosen, *kept), scores=()))
         advance(len(part))
     return Mined(mined, dict(dropped), dict(sorted(found.items())))
 

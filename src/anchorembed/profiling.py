@@ -67,7 +67,7 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     module, run = objective(prepared.embedder, settings)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, settings)
+    optimizer = make_optimizer(module, settings)
     backbone = prepared.embedder.backbone
     module.train()
     seconds, tokens, flops = [], [], []

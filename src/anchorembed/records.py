@@ -33,23 +33,29 @@ from anchorembed.rows import (
 QUERY_NAMES = ("query", "anchor")
 POSITIVE_NAMES = ("positive", "document")
 NEGATIVE_NAMES = ("negative", "negatives")
+SCORES_NAME = "scores"
 FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
     "or a folder written by datasets' save_to_disk"
 )
+_LARGEST_SCORE = 1e6
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
-_KNOWN_NAMES = frozenset(QUERY_NAMES + POSITIVE_NAMES + NEGATIVE_NAMES)
+_KNOWN_NAMES = frozenset((*QUERY_NAMES, *POSITIVE_NAMES, *NEGATIVE_NAMES, SCORES_NAME))
 
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A query and the text that answers it; ``line`` is its 1-based line or row in its file."""
+    """A query and the text that answers it; ``line`` is its 1-based line or row in its file.
+
+    ``scores``, where there are any, are another model's: of the positive, then of each negative.
+    """
 
     query: str
     positive: str
     negatives: tuple[str, ...] = ()
     source: str = ""
     line: int = 0
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,9 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 def _pair(row: Row, source: str, line: int) -> TextPair:
     query, positive, negative = _columns(list(row))
-    return TextPair(required_text(row, query), required_text(row, positive), _negatives(row, negative), source, line)
+    negatives = _negatives(row, negative)
+    scores = _scores(row.get(SCORES_NAME), 1 + len(negatives))
+    return TextPair(required_text(row, query), required_text(row, positive), negatives, source, line, scores)
 
 
 def _columns(found: list[str]) -> tuple[str, str, str | None]:
@@ -176,6 +184,17 @@ def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
     if isinstance(value, list):
         return tuple(required_text({key: item}, key) for item in value)
     return (required_text(row, key),)
+
+
+def _scores(value: object, texts: int) -> tuple[float, ...]:
+    """Read given scores, one of the positive and one of each negative; absent or null is none."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) != texts:
+        raise BadRow(f'"{SCORES_NAME}" must be a list: a number for the positive and for each negative, {texts} here')
+    if not all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in value):
+        raise BadRow(f'"{SCORES_NAME}" must hold numbers between -{_LARGEST_SCORE:g} and {_LARGEST_SCORE:g}')
+    return tuple(map(float, value))
 
 
 # Documents

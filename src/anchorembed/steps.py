@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from anchorembed.contrastive import false_negatives, info_nce, matryoshka, similarities, too_similar
-from anchorembed.distributed import gathered, processes, rank, shares, summed
+from anchorembed.contrastive import distillation, false_negatives, info_nce, matryoshka, similarities, too_similar
+from anchorembed.distributed import gathered, processes, rank, sharded, shares, summed
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.kernels import gradients_in_place, weights_unchanged
@@ -24,6 +24,20 @@ from anchorembed.tokens import TokenPair
 Metrics = dict[str, float]
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]
 _DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
+
+
+def _cast_once(module: nn.Module) -> AbstractContextManager[object]:
+    """Cast each weight once a step, unless weights are sharded: whole copies of all of them would undo that."""
+    return nullcontext() if sharded(module) else weights_unchanged()
+
+
+def _by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
+    """Items by cost, highest first, and runs of that order within the budget.
+
+    Like lengths together make few and large buckets of attention, and buffers of few sizes, which memory is kept for.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return order, list(micro_batches([costs[i] for i in order], budget))
 
 
 class ReconstructionModule(nn.Module):
@@ -111,7 +125,7 @@ class Reconstruction:
         sums = dict.fromkeys(per_token, 0.0)
         alone = processes() == 1  # what wraps the module must see every gradient
         nothing = dict.fromkeys(per_token, 0.0)
-        with weights_unchanged(), gradients_in_place() if alone else nullcontext():
+        with _cast_once(self.module), gradients_in_place() if alone else nullcontext():
             for number in range(-idle, len(runs)):
                 micro, weights = (runs[number], per_token) if number >= 0 else (any_rows, nothing)
                 with nullcontext() if number == len(runs) - 1 else self.unsynced():
@@ -123,9 +137,9 @@ class Reconstruction:
         return sums
 
     def _micro_batches(self, rows: Sequence[list[Row]]) -> list[list[Row]]:
-        """Pairs' rows in runs within the budget."""
-        runs = micro_batches([sum(row.cost for row in pair) for pair in rows], self.budget)
-        return [[row for pair in rows[run.start : run.stop] for row in pair] for run in runs]
+        """Pairs' rows in runs within the budget, pairs of like length together, longest first."""
+        order, runs = _by_length([sum(row.cost for row in pair) for pair in rows], self.budget)
+        return [[row for i in order[run.start : run.stop] for row in rows[i]] for run in runs]
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -199,65 +213,91 @@ class Contrastive:
     hard_negatives: int
     budget: int
     mask_above: float | None = None
+    guide: Embedder | None = None
+    distill: float = 0.0
     dimensions: tuple[int, ...] = ()
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
-        parts = [_texts(part, self.hard_negatives) for part in shares(pairs)]
+        shared = shares(pairs)
+        parts = [_texts(part, self.hard_negatives) for part in shared]
         counts = [sum(map(len, part)) for part in parts]
-        whole, _ = self._problem(pairs)
         kinds = [kind for part in parts for kind, texts in enumerate(part) for _ in texts]
         order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]), device=self.device)
+        guided = self._guided(shared[rank()])
+        whole, _ = self._problem(pairs, None if guided is None else gathered(guided, counts)[order])
+
+        chunks, rows = zip(*(self._chunks([text for texts in part for text in texts]) for part in parts), strict=True)
 
         def loss(embeddings: Tensor) -> Tensor:
-            own = embeddings[: counts[rank()]]
+            own = embeddings[rows[rank()]]
             nothing = 0.0 * embeddings[len(own) :].sum()
             return whole(gathered(own, counts)[order]) + nothing
 
-        chunks = [self._chunks([text for texts in part for text in texts]) for part in parts]
         # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
-        idle = self._chunks([pairs[0].query]) * (max(map(len, chunks)) - len(chunks[rank()]))
-        with weights_unchanged():
+        idle = [pack([pairs[0].query]).to(self.device)] * (max(map(len, chunks)) - len(chunks[rank()]))
+        with _cast_once(self.module):
             value = cached_backward(self._embed, chunks[rank()] + idle, loss, processes(), self.unsynced)
         return {"loss": float(value)}
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
-        loss, excluded_QD = self._problem(pairs)
+        loss, excluded_QD = self._problem(pairs, self._guided(pairs))
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
-        embeddings = torch.cat([self._embed(chunk) for chunk in self._chunks(sequences)])
+        chunks, rows = self._chunks(sequences)
+        embeddings = torch.cat([self._embed(chunk) for chunk in chunks])[rows]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
         right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
         return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
 
-    def _problem(self, pairs: Sequence[TokenPair]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _problem(
+        self, pairs: Sequence[TokenPair], guided: Tensor | None
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The loss of all embeddings (queries, positives, negatives); and what is no negative of what, [Q, D]."""
         queries, positives, negatives = _texts(pairs, self.hard_negatives)
         documents = positives + negatives
         rows = list(range(len(pairs)))
         excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows).to(self.device)
         positives_Q = torch.tensor(rows, device=self.device)
+        candidates, given = _scored(pairs, self.hard_negatives)
 
         def loss(embeddings: Tensor) -> Tensor:
-            queries_QH, documents_DH = embeddings[: len(queries)], embeddings[len(queries) :]
             left_out = excluded
             if self.mask_above is not None:
-                left_out = excluded | too_similar(queries_QH, documents_DH, positives_Q, self.mask_above)
+                judging = embeddings if guided is None else guided
+                by = (judging[: len(queries)], judging[len(queries) :])
+                left_out = excluded | too_similar(*by, positives_Q, self.mask_above)
 
             def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
-                return info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out)
+                value = info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out)
+                if self.distill:
+                    value = value + self.distill * distillation(
+                        queries_QH, documents_DH, candidates, given, self.scale
+                    )
+                return value
 
             every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
-            return matryoshka(compared, queries_QH, documents_DH, tuple(every))
+            return matryoshka(compared, embeddings[: len(queries)], embeddings[len(queries) :], tuple(every))
 
         return loss, excluded
 
-    def _chunks(self, sequences: Sequence[list[int]]) -> list[PackedBatch]:
-        runs = micro_batches([len(sequence) for sequence in sequences], self.budget)
-        return [pack(sequences[run.start : run.stop]).to(self.device) for run in runs]
+    def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
+        """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""
+        if self.guide is None:
+            return None
+        negatives = [text for pair in pairs for text in pair.text.negatives[: self.hard_negatives]]
+        queries = self.guide.encode([pair.text.query for pair in pairs], "query")
+        documents = self.guide.encode([*(pair.text.positive for pair in pairs), *negatives])
+        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
+
+    def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
+        """Sequences in chunks within the budget, and the row of each among the chunks' embeddings."""
+        order, runs = _by_length([len(sequence) for sequence in sequences], self.budget)
+        chunks = [pack([sequences[i] for i in order[run.start : run.stop]]).to(self.device) for run in runs]
+        return chunks, torch.tensor(order, dtype=torch.long, device=self.device).argsort()
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         embeddings: Tensor = self.module(batch)
@@ -268,3 +308,17 @@ def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[i
     """Templated queries, positives and hard negatives of pairs."""
     negatives = [negative for pair in pairs for negative in pair.negatives[:hard_negatives]]
     return [pair.query for pair in pairs], [pair.document for pair in pairs], negatives
+
+
+def _scored(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Of each pair, the documents that have given scores, as `_texts` orders them, and the scores."""
+    candidates: list[list[int]] = []
+    given: list[list[float]] = []
+    free = len(pairs)
+    for row, pair in enumerate(pairs):
+        count = len(pair.negatives[:hard_negatives])
+        has = bool(pair.text.scores)
+        candidates.append([row, *range(free, free + count)] if has else [])
+        given.append(list(pair.text.scores[: 1 + count]))
+        free += count
+    return candidates, given

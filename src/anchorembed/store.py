@@ -16,18 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anchorembed.errors import InputError
 from anchorembed.records import TextPair, read_pairs
 
-_VERSION = b"2"
+_VERSION = b"3"
 _SCHEMA = pa.schema(
     {
         "query": pa.large_string(),
         "positive": pa.large_string(),
         "negatives": pa.list_(pa.large_string()),
         "line": pa.int64(),
+        "scores": pa.list_(pa.float64()),
         "query_key": pa.uint64(),
         "positive_key": pa.uint64(),
     }
@@ -37,11 +39,12 @@ _ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A named source of pairs and the instruction of its queries."""
+    """A named source of pairs, and the instruction of its queries; if ``symmetric``, of its documents as well."""
 
     name: str
     path: Path
     instruction: str = ""
+    symmetric: bool = False
 
 
 class PairStore:
@@ -63,6 +66,12 @@ class PairStore:
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
+    @property
+    def scored(self) -> int:
+        """How many pairs have given scores."""
+        lengths = (pc.list_value_length(table.column("scores")) for table in self._tables)
+        return sum(int(pc.sum(pc.greater(length, 0)).as_py() or 0) for length in lengths)
+
     def source_of(self, index: int) -> int:
         """Number of the source that a pair is from."""
         return int(np.searchsorted(self.bounds, index, side="right")) - 1
@@ -78,9 +87,9 @@ class PairStore:
             yield list(self._pairs(source, batch))
 
     def _pairs(self, source: int, rows: pa.Table | pa.RecordBatch) -> Iterator[TextPair]:
-        columns = (rows.column(name).to_pylist() for name in _SCHEMA.names[:4])
-        for query, positive, negatives, line in zip(*columns, strict=True):
-            yield TextPair(query, positive, tuple(negatives), self.sources[source].name, line)
+        columns = (rows.column(name).to_pylist() for name in _SCHEMA.names[:5])
+        for query, positive, negatives, line, scores in zip(*columns, strict=True):
+            yield TextPair(query, positive, tuple(negatives), self.sources[source].name, line, tuple(scores))
 
     def _keys(self, column: str) -> NDArray[np.uint64]:
         return np.concatenate([table.column(column).to_numpy() for table in self._tables])
@@ -158,6 +167,7 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
                 [pair.positive for pair in batch],
                 [list(pair.negatives) for pair in batch],
                 [pair.line for pair in batch],
+                [list(pair.scores) for pair in batch],
                 [text_key(pair.query) for pair in batch],
                 [text_key(pair.positive) for pair in batch],
             ]

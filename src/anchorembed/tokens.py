@@ -36,7 +36,7 @@ class Template:
 class TokenPair:
     """One pair as token ids: the two templated sides, and each side's own tokens, which Stage I predicts.
 
-    ``query_text`` and ``document_text`` hold neither template nor instruction.
+    ``query_text`` and ``document_text`` hold neither template nor instruction; ``text`` is the pair they are made of.
     """
 
     query: list[int]
@@ -44,6 +44,7 @@ class TokenPair:
     negatives: tuple[list[int], ...]
     query_text: list[int]
     document_text: list[int]
+    text: TextPair
 
 
 def instruct(task: str) -> str:
@@ -180,17 +181,22 @@ class PairTokenizer:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def pairs(self, pairs: Sequence[TextPair], instructions: Sequence[str]) -> list[TokenPair]:
-        """Tokenise pairs; ``instructions[i]`` goes before query i and before nothing else."""
+    def pairs(
+        self, pairs: Sequence[TextPair], instructions: Sequence[str], of_documents: Sequence[str] | None = None
+    ) -> list[TokenPair]:
+        """Tokenise pairs; ``instructions[i]`` goes before query i, ``of_documents[i]`` before its documents."""
         queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]
-        negatives = self.templated([text for pair in pairs for text in pair.negatives], self.lengths.document)
-        rest = iter(negatives)
+        prefixes = of_documents or [""] * len(pairs)
+        positives = [prefix + pair.positive for pair, prefix in zip(pairs, prefixes, strict=True)]
+        every = [prefix + text for pair, prefix in zip(pairs, prefixes, strict=True) for text in pair.negatives]
+        rest = iter(self.templated(every, self.lengths.document))
         sides = zip(
             self.templated(queries, self.lengths.query),
-            self.templated([pair.positive for pair in pairs], self.lengths.document),
+            self.templated(positives, self.lengths.document),
             [tuple(next(rest) for _ in pair.negatives) for pair in pairs],
             self.plain([pair.query for pair in pairs], self.lengths.query),
             self.plain([pair.positive for pair in pairs], self.lengths.document),
+            pairs,
             strict=True,
         )
         return [TokenPair(*side) for side in sides]

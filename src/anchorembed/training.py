@@ -22,12 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
 from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
-from anchorembed.distributed import anywhere, rank, unshard, wait, whole
+from anchorembed.distributed import anywhere, gathered_weights, rank, sharded, wait, whole
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
@@ -67,11 +67,10 @@ class Loop:
     say: Callable[[str], None]
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW over float32 weights, in one pass."""
-    return torch.optim.AdamW(
-        list(parameters), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
-    )
+def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW over the float32 weights that train, in one pass."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 
 
 def learning_rate(step: int, schedule: Schedule) -> float:
@@ -88,6 +87,7 @@ def learning_rate(step: int, schedule: Schedule) -> float:
 def fit(
     loop: Loop,
     module: nn.Module,
+    optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     step: Callable[[int, list[int]], Metrics],
     order: Callable[[int], Iterator[list[int]]],
@@ -98,6 +98,7 @@ def fit(
     Args:
         loop: schedule and places.
         module: its trainable weights are trained.
+        optimizer: of those weights.
         accelerator: for its trackers.
         step: accumulates gradients for the pairs of one step.
         order: the pairs of all steps from a given one on.
@@ -109,7 +110,6 @@ def fit(
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, schedule)
     first = load_checkpoint(checkpoints, module, optimizer, loop.say)
     if first:
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
@@ -241,7 +241,9 @@ class Prepared:
         """Read and tokenise the pairs of a step."""
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
-        return self.embedder.pairs.pairs(pairs, [instruct(source.instruction) for source in sources])
+        tasks = [instruct(source.instruction) for source in sources]
+        of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
+        return self.embedder.pairs.pairs(pairs, tasks, of_documents)
 
     def summary(self) -> dict[str, object]:
         """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
@@ -316,6 +318,8 @@ def _run_stage(
     say(f"{stage}: starting from {start}")
     with accelerator.local_main_process_first():  # the others find the pairs converted
         prepared = prepare(recipe, start, say)
+    if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
+        raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "plan.json", json.dumps(plan, indent=2))
@@ -326,16 +330,20 @@ def _run_stage(
     seed_everything(recipe.seed)
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     module, run = objective(prepared.embedder, settings)
-    wrapped: nn.Module = module
+    wrapped, optimizer = module, make_optimizer(module, settings)
+    if accelerator.is_fsdp2:  # it asks the module itself, and ours is not transformers' own
+        plugin, layers = accelerator.state.fsdp_plugin, prepared.embedder.backbone.model._no_split_modules
+        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
     if accelerator.num_processes > 1:
         with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
             warnings.simplefilter("ignore", FutureWarning)
-            wrapped = accelerator.prepare(module)
+            wrapped, _ = accelerator.prepare(module, optimizer)  # sharding gives the optimizer its shards in place
     run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
         Loop(stage, settings, recipe.seed, folder, prepared.places, resume, say),
         module,
+        optimizer,
         accelerator,
         step=lambda number, indices: _counted(prepared, run, number, indices),
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
@@ -343,14 +351,26 @@ def _run_stage(
     )
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
-    unshard(wrapped)
+    trained = prepared.embedder
+    if sharded(module):
+        weights = gathered_weights(module)
+        trained = _filled(recipe, start, settings, weights) if accelerator.is_main_process else trained
     if accelerator.is_main_process:
-        write_folder(target, lambda place: prepared.embedder.save(place, history))
+        write_folder(target, lambda place: trained.save(place, history))
         for name in ("checkpoints", BEST):
             shutil.rmtree(folder / name, ignore_errors=True)
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _filled(recipe: Recipe, start: str, settings: Schedule, weights: dict[str, Tensor]) -> Embedder:
+    """The model that a stage starts from, on the CPU, with the weights it has trained."""
+    embedder = load_embedder(recipe, start, "cpu")
+    with torch.no_grad():
+        for name, parameter in trained_module(embedder, settings).named_parameters():
+            parameter.copy_(weights[name])
+    return embedder
 
 
 def _evaluation(
@@ -401,29 +421,40 @@ def _check_trackers(names: list[str]) -> None:
             raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
 
 
+def trained_module(embedder: Embedder, settings: Schedule) -> nn.Module:
+    """Return the module whose trainable weights a stage trains, its adapters added."""
+    if isinstance(settings, Reconstruct):
+        return ReconstructionModule(embedder)
+    if isinstance(settings, Contrast) and settings.lora is not None:
+        lora = settings.lora
+        embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+    return embedder
+
+
 def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
     """Return the module whose trainable weights a stage trains, and what runs its steps."""
     device, budget = embedder.backbone.device, settings.tokens_per_micro_batch
+    module = trained_module(embedder, settings)
     if isinstance(settings, Reconstruct):
-        module = ReconstructionModule(embedder)
         end_id = embedder.pairs.end_id
         return module, Reconstruction(module, device, end_id, settings.directions, settings.d2q_weight, budget)
     if not isinstance(settings, Contrast):
         raise TypeError(f"no stage has settings of type {type(settings).__name__}")
-    if settings.lora is not None:
-        lora = settings.lora
-        embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
     if max(settings.dimensions, default=0) > embedder.dimension:
         raise InputError(
             f"contrast.dimensions: {max(settings.dimensions)} is above {embedder.dimension}, the model's. Lower it."
         )
-    options = (settings.mask_above, tuple(settings.dimensions))
-    return embedder, Contrastive(embedder, device, settings.scale, settings.hard_negatives, budget, *options)
+    guide = None
+    if settings.guide is not None:
+        guide = Embedder.load(settings.guide, device=str(device))
+        guide.requires_grad_(False)
+    options = (settings.mask_above, guide, settings.distill, tuple(settings.dimensions))
+    return module, Contrastive(module, device, settings.scale, settings.hard_negatives, budget, *options)
 
 
 def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
     """Open the recipe's data and load the model ``start``."""
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     store = open_pairs(recipe, say)
     parts = split(store, data.held_out, recipe.seed)
     shared = len(store) - len(parts.train) - len(parts.held_out)
@@ -431,24 +462,35 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
         f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
         + (f"; {shared} are left out, which share a text with those held out" if shared else "")
     )
-    embedder = Embedder.load(
-        start,
-        precision=model.precision,
-        device=model.device,
-        template=own_template(recipe),
-        lengths=Lengths(data.query_tokens, data.document_tokens),
-        instruction=data.instruction,
-    )
+    embedder = load_embedder(recipe, start, recipe.model.device)
     for source in store.sources:
-        embedder.pairs.check_room(instruct(source.instruction), data.query_tokens)
+        for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
+            embedder.pairs.check_room(instruct(source.instruction), limit)
     return Prepared(store, parts, embedder, data.temperature)
+
+
+def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
+    """Load the model ``start`` as the recipe wants it."""
+    return Embedder.load(
+        start,
+        precision=recipe.model.precision,
+        device=device,
+        template=own_template(recipe),
+        lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
+        instruction=recipe.data.instruction,
+    )
 
 
 def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
     """Open the recipe's sources, converting what is not in the cache yet."""
     data = recipe.data
     sources = [
-        SourceFile(source.name, source.path, data.instruction if source.instruction is None else source.instruction)
+        SourceFile(
+            source.name,
+            source.path,
+            data.instruction if source.instruction is None else source.instruction,
+            source.symmetric,
+        )
         for source in data.sources
     ]
     return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from anchorembed.embedder import Embedder, Side
 from anchorembed.indexing import Floats
@@ -66,3 +67,9 @@ class VectorCache:
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
         return digest.hexdigest()[:32]
+
+
+def vector_table(ids: Sequence[str], vectors_NH: Floats) -> pa.Table:
+    """Texts' ids and vectors as a table with columns ``id`` and ``vector``, a list of H floats."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NH.ravel()), vectors_NH.shape[1])
+    return pa.table({"id": pa.array(ids, pa.string()), "vector": vectors})

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed import checking, mining
 from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
 from anchorembed.checking import SourceReport
+from anchorembed.clusters import encode_by_ray
 from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError
@@ -27,7 +28,9 @@ from anchorembed.significance import isotropy as measure
 from anchorembed.tasks import find_tasks
 from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
 from anchorembed.training import open_pairs, own_template
-from anchorembed.vectors import VectorCache
+from anchorembed.vectors import VectorCache, vector_table
+
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +149,54 @@ def score(embedder: Embedder, collection: Collection) -> Scores:
 
 
 def encode(
-    model: str | Path, texts: str | Path, out: str | Path, *, side: Side = "document", instruction: str | None = None
+    model: str | Path,
+    texts: str | Path,
+    out: str | Path,
+    *,
+    side: Side = "document",
+    instruction: str | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
 ) -> int:
-    """Embed a file of texts into a Parquet file with columns ``id`` and ``vector``; returns the number of texts."""
+    """Embed a file of texts into Parquet with columns ``id`` and ``vector``; returns the number of texts.
+
+    Args:
+        model: as in `evaluate`.
+        texts: JSONL or text file.
+        out: file to write; with Ray a folder of parts.
+        side: query or document.
+        instruction: as in `Embedder.encode`.
+        engine: ``ray`` for many machines or processes.
+        workers: of Ray, as in `clusters.encode_by_ray`.
+    """
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
     documents = read_texts(Path(texts))
-    first = next(documents)  # a fault in the first line shows before the model is loaded
-    embedder = Embedder.load(model)
-    ids: list[str] = []
-    schema = pa.schema({"id": pa.string(), "vector": pa.list_(pa.float32(), embedder.dimension)})
+    documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
+    with _bar("embedding", None) as advance:
+        if engine == "ray":
+            named = str(model)
+            return encode_by_ray(
+                documents, out, named, side=side, instruction=instruction, workers=workers, advance=advance
+            )
+        embedder = Embedder.load(model)
+        ids: list[str] = []
+        return _write_vectors(out, ids, embedder.stream(_texts(documents, ids), side, instruction, progress=advance))
+
+
+def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
+    """Write windows of vectors, whose ids are taken from the front of ``ids``; the file appears when it is whole."""
     temporary = out.with_name(f".{out.name}.part")
     rows = 0
     try:
-        with pq.ParquetWriter(temporary, schema) as writer, _bar("embedding", None) as advance:
-            for vectors in embedder.stream(_texts(chain([first], documents), ids), side, instruction, progress=advance):
+        first = next(windows)
+        windows = chain([first], windows)
+        schema = vector_table([], first[:0]).schema
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for vectors in windows:
                 done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), embedder.dimension)
-                writer.write_table(pa.table([pa.array(done, pa.string()), flat], schema=schema))
+                writer.write_table(vector_table(done, vectors))
                 rows += len(vectors)
         temporary.replace(out)
     finally:

@@ -1,0 +1,150 @@
+"""Embed a corpus over many machines: Ray Data hands parts of it to workers, each of which holds the model.
+
+A part is a Parquet file of texts that becomes one of vectors, of the same name, written aside and renamed. So a part
+whose worker died is simply done again. The folder of the output, and the model, must be where all machines see them.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anchorembed.embedder import Embedder, Side
+from anchorembed.errors import InputError
+from anchorembed.models import load_tokenizer
+from anchorembed.records import Document
+from anchorembed.vectors import vector_table
+
+PART = 4096  # texts a part
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker does to each part."""
+
+    model: str
+    side: Side
+    instruction: str | None
+    texts: Path
+    vectors: Path
+
+
+class Worker:
+    """Holds the model in a process of its own, and embeds the parts it is given."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.embedder = Embedder.load(job.model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Embed the parts named in a batch; returns their numbers of texts."""
+        return {"rows": [self._part(str(name)) for name in batch["part"]]}
+
+    def _part(self, name: str) -> int:
+        table = pq.read_table(self.job.texts / name)
+        vectors = self.embedder.encode(table["text"].to_pylist(), self.job.side, self.job.instruction)
+        partial = self.job.vectors / f".{name}.{os.getpid()}"
+        pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
+        partial.replace(self.job.vectors / name)
+        return table.num_rows
+
+
+def encode_by_ray(
+    documents: Iterable[Document],
+    out: Path,
+    model: str,
+    *,
+    side: Side = "document",
+    instruction: str | None = None,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    part: int = PART,
+) -> int:
+    """Embed documents into a folder of Parquet parts with columns ``id`` and ``vector``; returns their number.
+
+    A cluster named by ``RAY_ADDRESS`` is used, else one on this machine alone.
+
+    Args:
+        documents: streamed; each a text with an id.
+        out: folder to make; it appears when it is whole.
+        model: folder, hub id, ``.gguf`` file or ``smollm2-135m``, the same on all machines.
+        side: as in `Embedder.encode`.
+        instruction: as in `Embedder.encode`.
+        workers: processes with a model each; by default one a GPU, without any one a machine.
+        advance: called with the number of texts done.
+        part: texts a part.
+
+    Raises:
+        InputError: if Ray is not installed, the folder is there already, or Ray cannot finish.
+    """
+    if out.exists():
+        raise InputError(f"{out}: is there already. Name another folder, or delete it.")
+    try:
+        import ray  # noqa: PLC0415 - an extra that few need
+    except ImportError:
+        raise InputError("--engine ray: Ray is not installed. pip install 'anchorembed[ray]'") from None
+    load_tokenizer(model)  # a fault in the name shows before anything starts
+    work = out.absolute().with_name(f".{out.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    texts, vectors = work / "texts", work / "vectors"
+    for folder in (texts, vectors):
+        folder.mkdir(parents=True)
+    try:
+        sizes = dict(_write_parts(documents, texts, part))
+        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, advance)
+        _check(vectors, sizes)
+        vectors.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return sum(sizes.values())
+
+
+def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iterator[tuple[str, int]]:
+    """Write documents as parts; yields their names and sizes."""
+    remaining, number = iter(documents), 0
+    while group := list(islice(remaining, size)):
+        name = f"part-{number:06d}.parquet"
+        columns = {"id": [document.id for document in group], "text": [document.text for document in group]}
+        pq.write_table(pa.table(columns), folder / name)
+        yield name, len(group)
+        number += 1
+
+
+def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        have = ray.cluster_resources()
+        gpus = int(have.get("GPU", 0))
+        count = workers or gpus or len(ray.nodes())
+        share = {"num_gpus": min(1.0, gpus / count)} if gpus else {"num_cpus": max(1, int(have["CPU"]) // (count + 1))}
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map_batches(
+            Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            **share,
+        )
+        for row in done.iter_rows():
+            advance(int(row["rows"]))
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"--engine ray: {reason} Nothing is written.") from error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _check(folder: Path, sizes: dict[str, int]) -> None:
+    found = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
+    if found != sizes:
+        raise InputError(f"--engine ray: {len(found)} of {len(sizes)} parts came back whole. Run it again.")
