@@ -2,11 +2,12 @@
 
 Queries and positives only. Both sides tokenise within the measured step. From 512 pairs on, or with ``--cached``, both
 cache gradients: CachedMultipleNegativesRankingLoss in mini-batches of texts, we under a budget of as many tokens as
-such a mini-batch has at most. There the steps that warm up are of 64 pairs: the same mini-batches, and a peak of memory
+such a mini-batch has on average. There the steps that warm up are of 64 pairs: the same mini-batches, and a peak of memory
 to compare the large batch's with.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from common import (
@@ -20,6 +21,7 @@ from common import (
     exported,
     facts,
     halve_until_it_fits,
+    pair_tokenizer,
     peak,
     rate,
     result,
@@ -27,6 +29,8 @@ from common import (
     speedup,
     table,
 )
+
+from anchorembed.records import TextPair
 
 _THEIRS, _OURS = "sentence-transformers", "ours"
 _LARGE = 512
@@ -46,7 +50,7 @@ def main() -> None:
             cached=Option(False, f"cache gradients; implied from a batch of {_LARGE} on"),
             mini_batch=Option(64, "texts in a mini-batch when gradients are cached"),
             tokens_per_micro_batch=Option(
-                None, "our token budget (default: a mini-batch's, or the whole batch's)", int
+                None, "our token budget (default: a mini-batch's mean, or the whole batch's)", int
             ),
             precision=Option("auto", "of our matrix products: auto, bfloat16 or float32"),
         )
@@ -90,6 +94,8 @@ def main() -> None:
 def measure(args: argparse.Namespace, folder: Path, small: list[float]) -> dict[str, list[StepResult]]:
     """Both sides in turns; what our peak was at small batches goes into ``small``."""
     chosen = batches(args, args.warmup + args.steps)
+    if args.tokens_per_micro_batch is None:
+        args.tokens_per_micro_batch = budget(args, chosen)
     with Side(_THEIRS, args, "theirs:Training", args, folder) as side, Side(_OURS, args, "ours:stage2", args) as our:
         if not args.cached or not args.warmup:
             return alternate([side, our], chosen, args.warmup, args.out)
@@ -105,9 +111,16 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     args.cut = cut if args.cut is None else args.cut
     args.steps = steps if args.steps is None else args.steps
     args.warmup = warmup if args.warmup is None else args.warmup
-    if args.tokens_per_micro_batch is None:
-        args.tokens_per_micro_batch = (args.mini_batch if args.cached else 2 * args.batch) * args.cut
     return args
+
+
+def budget(args: argparse.Namespace, chosen: Sequence[Sequence[TextPair]]) -> int:
+    """Tokens that a whole batch has at most, or a mini-batch on average, template included."""
+    if not args.cached:
+        return 2 * args.batch * args.cut
+    texts = [text for batch in chosen for pair in batch for text in (pair.query, pair.positive)]
+    lengths = [len(ids) for ids in pair_tokenizer(args.model, args.cut).templated(texts, args.cut)]
+    return round(args.mini_batch * sum(lengths) / len(lengths))
 
 
 if __name__ == "__main__":

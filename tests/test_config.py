@@ -164,7 +164,9 @@ def test_recipes_for_e5_s_data_read_that_folder(
         (pair,) = prepared.tokens([3 * number + 1])
         asked = f"Instruct: {source.instruction}\nQuery: "
         before = asked if source.name in ("allnli", "quora_duplicates") else ""
-        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (pair.query, pair.document, *pair.negatives)]
+        texts = [
+            tokenizer.decode(ids, skip_special_tokens=True) for ids in (pair.query, pair.document, *pair.negatives)
+        ]
         assert texts == [f"{asked}q{number} 1", f"{before}p{number} 1", f"{before}n"]
         assert tokenizer.decode(pair.document_text) == f"p{number} 1"
 

@@ -1,5 +1,7 @@
 """Fused = plain, values and gradients, as it stands and compiled; copies of weights are never stale."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,18 @@ def test_what_is_recomputed_is_the_same(size: int) -> None:
     same_gradients(ours, F.rms_norm(h, (64,), scale, 1e-6) @ weight.T, [h, scale, weight])
 
 
+def test_what_is_recomputed_is_not_kept() -> None:
+    """Autograd holds on to its hooks, so they must not refer to what they are to replace."""
+    h, weight = random(8, 64), random(64)
+    normed, again = kernels.norm(h, weight, 0.0, 1e-6, torch.float32)
+    with again:
+        result = normed * random(8, 64)
+    kept = weakref.ref(normed)
+    del normed, again
+    assert kept() is None
+    result.sum().backward()
+
+
 @pytest.mark.parametrize("window", [None, 5])
 def test_short_attention(size: int, window: int | None) -> None:
     sequences = 2 if size == 16 else 40
@@ -60,6 +74,20 @@ def test_short_attention(size: int, window: int | None) -> None:
         allowed = allowed.triu(1 - window)
     plain = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=0.3, enable_gqa=True)
     same_gradients(kernels.short_attention(q, k, v, 0.3, window), plain, [q, k, v])
+
+
+def test_attention_in_blocks_is_attention_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 7 heads' scores or fewer: 24 key heads make 4 blocks of 6."""
+    q, k, v = random(12, 4, 10, 8), random(12, 2, 10, 8), random(12, 2, 10, 8)
+    whole = kernels.short_attention(q, k, v, 0.3, None)
+    expected = torch.autograd.grad(whole.square().sum(), [q, k, v])
+    monkeypatch.setattr(kernels, "_SCORES_AT_ONCE", 7 * 20 * 10)
+    assert [part.stop - part.start for part in kernels._blocks(24, 200)] == [6, 6, 6, 6]
+    blocks = kernels.short_attention(q, k, v, 0.3, None)
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), [q, k, v]), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(kernels.short_attention(q, k, v, 0.3, None), whole)
 
 
 def test_dropout_drops_its_share_and_the_same_in_backward(size: int) -> None:

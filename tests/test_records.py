@@ -156,8 +156,14 @@ def test_other_names_for_the_columns(tmp_path: Path) -> None:
 # Bad rows
 
 BAD_ROWS = [
-    ('{"query": "a", "positive": "b", "scores": [1, 2]}', '"scores" must be a list: a number for the positive and for each negative, 1 here.'),
-    ('{"query": "a", "positive": "b", "scores": 1}', '"scores" must be a list: a number for the positive and for each negative, 1 here.'),
+    (
+        '{"query": "a", "positive": "b", "scores": [1, 2]}',
+        '"scores" must be a list: a number for the positive and for each negative, 1 here.',
+    ),
+    (
+        '{"query": "a", "positive": "b", "scores": 1}',
+        '"scores" must be a list: a number for the positive and for each negative, 1 here.',
+    ),
     ('{"query": "a", "positive": "b", "scores": [NaN]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
     ('{"query": "a", "positive": "b", "scores": [true]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
     ('{"query": "why", "positive": ""}', '"positive" is empty.'),

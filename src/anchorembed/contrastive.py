@@ -73,7 +73,10 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, m
 
 
 def distillation(
-    queries_QH: Tensor, documents_DH: Tensor, candidates: Sequence[Sequence[int]], given: Sequence[Sequence[float]],
+    queries_QH: Tensor,
+    documents_DH: Tensor,
+    candidates: Sequence[Sequence[int]],
+    given: Sequence[Sequence[float]],
     scale: float = SCALE,
 ) -> Tensor:
     """Mean over queries of KL(softmax(given scores) || softmax(scale * cosines)), each over the query's own candidates.
@@ -91,7 +94,9 @@ def distillation(
     for row, (chosen, scores) in enumerate(zip(candidates, given, strict=True)):
         if len(chosen) > 1:
             target = torch.tensor(scores, dtype=torch.float32, device=scores_QD.device).log_softmax(0)
-            losses.append(F.kl_div(scores_QD[row, list(chosen)].log_softmax(0), target, reduction="sum", log_target=True))
+            losses.append(
+                F.kl_div(scores_QD[row, list(chosen)].log_softmax(0), target, reduction="sum", log_target=True)
+            )
     return torch.stack(losses).mean() if losses else scores_QD.new_zeros(())
 
 

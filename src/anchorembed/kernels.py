@@ -270,8 +270,9 @@ class Recomputed:
 
     def __init__(self, tensor: Tensor, again: Callable[..., Tensor], *inputs: Value) -> None:
         made_of = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
+        place = _place(tensor)  # not the tensor: autograd keeps both hooks, and with them what they refer to
         self._hooks = torch.autograd.graph.saved_tensors_hooks(
-            lambda saved: None if saved is tensor or _same(saved, tensor) else saved,
+            lambda saved: None if _place(saved) == place else saved,
             lambda packed: again(*made_of) if packed is None else packed,
         )
 
@@ -282,8 +283,9 @@ class Recomputed:
         self._hooks.__exit__(*what)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype
+def _place(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    """What tells tensors that are alive apart."""
+    return tensor.data_ptr(), tensor.shape, tensor.dtype
 
 
 def norm(

@@ -253,9 +253,7 @@ class Contrastive:
         right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
         return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
 
-    def _problem(
-        self, pairs: Sequence[TokenPair], guided: Tensor | None
-    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _problem(self, pairs: Sequence[TokenPair], guided: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The loss of all embeddings (queries, positives, negatives); and what is no negative of what, [Q, D]."""
         queries, positives, negatives = _texts(pairs, self.hard_negatives)
         documents = positives + negatives
@@ -274,9 +272,7 @@ class Contrastive:
             def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
                 value = info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out)
                 if self.distill:
-                    value = value + self.distill * distillation(
-                        queries_QH, documents_DH, candidates, given, self.scale
-                    )
+                    value = value + self.distill * distillation(queries_QH, documents_DH, candidates, given, self.scale)
                 return value
 
             every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
