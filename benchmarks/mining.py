@@ -1,4 +1,4 @@
-"""Do mined hard negatives help? Stage II on SciFact's training claims, with in-batch negatives alone and with mined ones.
+"""Do mined hard negatives help? Stage II on SciFact's training claims, in-batch negatives alone against mined ones.
 
 The claims of ``train/scifact_train.jsonl.gz`` are split by document: no document of a held-out claim is trained on.
 Claims are searched for among documents of ``test/scifact/corpus.jsonl.gz``, whose test queries are never read. Same

@@ -2,7 +2,7 @@
 
 Queries and positives only. Both sides tokenise within the measured step. From 512 pairs on, or with ``--cached``, both
 cache gradients: CachedMultipleNegativesRankingLoss in mini-batches of texts, we under a budget of as many tokens as
-such a mini-batch has on average. There the steps that warm up are of 64 pairs: the same mini-batches, and a peak of memory
+such a mini-batch has on average. There the steps that warm up are of 64 pairs: the same mini-batches, and a memory peak
 to compare the large batch's with.
 """
 

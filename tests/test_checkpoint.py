@@ -1,5 +1,6 @@
 """A checkpoint is complete or not there, and what it restores is what was saved."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ def test_only_the_last_are_kept_and_a_damaged_one_is_named(tmp_path: Path) -> No
     said: list[str] = []
     assert load_checkpoint(tmp_path, *trained(0), warn=said.append) == 2
     assert "step-000003: damaged" in said[0]
+
+
+def test_it_says_what_wrote_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, *trained(1), keep=2, plan={"seed": 5})
+    path = tmp_path / "step-000003" / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    assert state["plan"] == {"seed": 5}
+    assert state["versions"]["torch"] == torch.__version__
+    said: list[str] = []
+    assert load_checkpoint(tmp_path, *trained(0), warn=said.append) == 3
+    assert said == []
+    state["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(state), encoding="utf-8")
+    assert load_checkpoint(tmp_path, *trained(0), warn=said.append) == 3
+    assert f"written with torch 1.0, now {torch.__version__}" in said[0]
 
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:

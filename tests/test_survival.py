@@ -45,6 +45,18 @@ def test_a_quota_reached_while_writing_loses_nothing(tmp_path: Path) -> None:
     assert all(finished[name].equal(undisturbed[name]) for name in undisturbed)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    run = recipe(tmp_path, "unused", 2).model_copy(update={"output": Path("/proc/anchorembed")})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(run.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+    command = [sys.executable, "-m", "anchorembed", "reconstruct", str(path)]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "/proc/anchorembed" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
 def test_data_that_changed_under_a_started_run_is_named(tmp_path: Path) -> None:
     run = recipe(tmp_path, "changed", 4)
     reconstruct(run)

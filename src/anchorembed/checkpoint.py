@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, and enough to continue as if nothing had happened.
 
-A checkpoint is a folder ``step-000200`` with trainable weights, optimizer state and random state as safetensors and
-the rest as JSON. It is written beside its place, synced, and renamed.
+A checkpoint is a folder ``step-000200`` with trainable weights and optimizer state as safetensors and the rest as JSON:
+the step, the run's plan and the versions of what computed it. It is written beside its place, synced, and renamed.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from anchorembed.distributed import like, rank, reshard, wait, whole
 from anchorembed.errors import InputError
+from anchorembed.runtime import versions
+
+Plan = dict[str, Any]  # what decides a run's result, by key
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -56,11 +60,13 @@ def write_file(target: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
+def save_checkpoint(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int, plan: Plan | None = None
+) -> None:
     """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``; all processes must call it.
 
-    Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state is not in
-    it: a step's follows from seed, step and process (`runtime.seed_step`).
+    Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state, schedule
+    and the place in the data are not in it: they follow from the ``plan`` and the step (`runtime.seed_step`).
     """
     parameters = _trainable(module)
     moments = {
@@ -73,18 +79,18 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: torch
         "optimizer": moments,
     }
     if rank() == 0:
-        _write(folder, step, tensors, keep)
+        _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
     wait()
 
 
-def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
+def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
 
     def fill(target: Path) -> None:
         for name, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, target / f"{name}.safetensors")
-        (target / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        (target / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-    write_folder(folder / f"step-{step:06d}", fill)
+    write_folder(folder / f"step-{state['step']:06d}", fill)
     for old in checkpoints(folder)[keep:]:
         shutil.rmtree(old)
 
@@ -99,6 +105,8 @@ def load_checkpoint(
 ) -> int:
     """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
 
+    Where other versions of libraries wrote it, that is said: the rest of the run may then differ in its last bits.
+
     Returns:
         The step reached, 0 if there is no checkpoint.
     """
@@ -107,12 +115,16 @@ def load_checkpoint(
             shutil.rmtree(unfinished)
     for path in checkpoints(folder):
         try:
-            step = int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            step, before, now = int(state["step"]), dict(state["versions"]), versions()
             tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
             _restore(module, optimizer, tensors)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warn(f"{path}: damaged ({error}); using the one before.")
             continue
+        other = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+        if other:
+            warn(f"{path}: written with {'; '.join(other)}. Going on may differ in the last bits.")
         return step
     return 0
 

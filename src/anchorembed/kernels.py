@@ -427,7 +427,7 @@ def _scores_backward(slope_NRL: Tensor, probabilities_NRL: Tensor, scale: float)
 
 
 def _blocks(heads: int, scores: int) -> Iterator[slice]:
-    """Heads a few at a time, evenly, so that their scores stay in the processor's cache from one product to the next."""
+    """Heads a few at a time, evenly, so that their scores stay in the cache from one product to the next."""
     count = -(-heads * scores // _SCORES_AT_ONCE)
     for number in range(count):
         yield slice(heads * number // count, heads * (number + 1) // count)

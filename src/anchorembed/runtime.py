@@ -3,10 +3,12 @@
 import ctypes
 import hashlib
 import os
+import platform
 import random
 import resource
 import sys
 from contextlib import AbstractContextManager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,7 @@ import torch
 from anchorembed.errors import InputError
 
 Precision = Literal["auto", "bfloat16", "float32"]
+_COMPUTING = ("torch", "transformers", "peft", "accelerate")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_KEPT = 32 * 2**20  # bytes: the most that glibc takes; larger arrays are few in a step
 
@@ -97,6 +100,11 @@ def peak_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """What computes: Python and the libraries whose numbers training depends on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _COMPUTING}
 
 
 def cache_folder() -> Path:

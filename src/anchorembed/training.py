@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
-from anchorembed.checkpoint import load_checkpoint, save_checkpoint, write_file, write_folder
+from anchorembed.checkpoint import Plan, load_checkpoint, save_checkpoint, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.distributed import anywhere, gathered_weights, rank, sharded, wait, whole
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
@@ -64,6 +64,7 @@ class Loop:
     folder: Path
     places: Callable[[Sequence[int]], str]  # where pairs come from
     resume: str  # what to type to continue
+    plan: Plan  # what decides the result
     say: Callable[[str], None]
 
 
@@ -143,14 +144,14 @@ def fit(
                 module.train()
                 if schedule.keep_best and metrics["quality"] > best:
                     best = metrics["quality"]
-                    save_checkpoint(loop.folder / BEST, done, module, optimizer, keep=1)
+                    save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
             _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=_note(shown))
             # read once: a signal during the save waits for the next step
             stopping = anywhere(stop.is_set(), parameters[0].device)
             if done % schedule.save_every == 0 or stopping:
-                save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints)
+                save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints, loop.plan)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
     if schedule.keep_best:
@@ -341,7 +342,7 @@ def _run_stage(
     run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
-        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, say),
+        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
         module,
         optimizer,
         accelerator,
@@ -499,9 +500,6 @@ def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
 def own_template(recipe: Recipe) -> Template | None:
     """The recipe's template, where it does not leave it to the model."""
     return Template(**recipe.model.template.model_dump()) if recipe.model.template else None
-
-
-Plan = dict[str, Any]
 
 
 def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> Plan:
