@@ -1,8 +1,9 @@
 """Do mined hard negatives help? Stage II on SciFact's training claims, in-batch negatives alone against mined ones.
 
 The claims of ``train/scifact_train.jsonl.gz`` are split by document: no document of a held-out claim is trained on.
-Claims are searched for among documents of ``test/scifact/corpus.jsonl.gz``, whose test queries are never read. Same
-pairs, order, steps and settings for both; the mined arm computes one more document a pair. nDCG@10 on the held-out
+Claims are searched for among documents of ``test/scifact/corpus.jsonl.gz``, whose test queries are never read; what is
+mined from is without the answers to held-out claims. Same pairs, order, steps and settings for both; the mined arm
+computes one more document a pair. nDCG@10 on the held-out
 claims, each scored by every seed; the test flips signs over claims.
 """
 
@@ -71,7 +72,8 @@ def main() -> None:
 def one_seed(args: argparse.Namespace, task: Task, seed: int, folder: Path, arms: dict[str, Arm]) -> None:
     """Train and score both arms; each claim's score is added to its arm."""
     plain = train(args, task.train, seed, 0, folder / "in-batch")
-    texts = gather(task.train, (document.text for document in task.test.documents))
+    answers = set().union(*task.test.qrels.values())
+    texts = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
     scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain), texts)
     found = mine(task.train, texts, scorer, Rules(margin=args.margin))
     print(f"seed {seed}: pairs by negatives mined {found.found}, candidates left out {found.dropped}", flush=True)

@@ -27,13 +27,19 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-micro": Reconstruct(tokens_per_micro_batch=110),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
+    "stage2-taught": Contrast(tokens_per_micro_batch=60, lora=None, mask_above=0.0, guide="itself", distill=0.5),
 }
 BATCHES = (6, 5, 1)  # pairs: even, uneven, and fewer than processes
 
 
 def pairs(count: int) -> list[TextPair]:
     return [
-        TextPair(f"sort {n} rows", f"the rows {n} are sorted {'again ' * (n % 3)}", ("other",) * (n % 2))
+        TextPair(
+            f"sort {n} rows",
+            f"the rows {n} are sorted {'again ' * (n % 3)}",
+            (f"other {n}",) * (n % 2),
+            scores=(2.0, 1.0 - n) if n % 2 else (),
+        )
         for n in range(count)
     ]
 
@@ -55,6 +61,8 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     torch.manual_seed(0)
     embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
+    if isinstance(settings, Contrast) and settings.guide:
+        settings = settings.model_copy(update={"guide": str(folder)})
     module, stage = objective(embedder, settings)
     kinds = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, eps=1e-4)}
     updates = kinds[optimizer](module.parameters(), lr=1e-3)

@@ -129,9 +129,11 @@ def test_what_cannot_be_extended(text: str, message: str, tmp_path: Path) -> Non
         read_recipe(path)
 
 
-def test_a_guide_needs_a_margin() -> None:
+def test_options_without_effect_are_refused() -> None:
     with pytest.raises(InputError, match="guide has no effect without mask_above"):
         parse_recipe(GOOD | {"contrast": {"guide": "other"}})
+    with pytest.raises(InputError, match="distill has no effect without hard_negatives"):
+        parse_recipe(GOOD | {"contrast": {"distill": 1, "hard_negatives": 0}})
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

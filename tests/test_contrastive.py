@@ -43,6 +43,11 @@ def test_a_duplicate_positive_is_no_negative() -> None:
     ]
 
 
+def test_a_query_is_no_negative_of_itself() -> None:
+    """Where both sides are alike: b is asked for, and stands among the documents as a's answer."""
+    assert false_negatives(["a", "b"], ["b", "c"], [0, 1]).tolist() == [[False, False], [True, False]]
+
+
 def test_cosines_stay_float32_under_autocast() -> None:
     queries, documents = torch.randn(4, 64), torch.randn(6, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

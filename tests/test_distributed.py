@@ -53,8 +53,8 @@ def test_two_processes_are_one(
         found = load_file(tmp_path / name)
         assert set(found) == set(values)
         for key, value in values.items():
-            scale = max(1e-3, float(value.abs().max()))
-            assert float((found[key] - value).abs().max()) <= 1e-5 * scale, (name, key)
+            away = float((found[key] - value).norm()) / max(1e-3, float(value.norm()))
+            assert away <= 1e-5, (name, key)
 
 
 def recipe(folder: Path, output: str, steps: int = 6) -> Path:

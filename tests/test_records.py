@@ -127,6 +127,9 @@ def test_given_scores_are_read(tmp_path: Path) -> None:
     assert [pair.scores for pair in read_pairs(lines(tmp_path / "p.jsonl", *rows))] == [(2.0, -1.5, 0.0), ()]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     assert [pair.scores for pair in read_pairs(tmp_path / "p.parquet")] == [(2.0, -1.5, 0.0), ()]
+    path = tmp_path / "p.csv"
+    path.write_text('query,positive,negative,scores\na,b,c,"[1, 0.5]"\nd,e,,\n', encoding="utf-8")
+    assert [pair.scores for pair in read_pairs(path)] == [(1.0, 0.5), ()]
 
 
 def test_rows_are_numbered_on_across_parquet_batches(tmp_path: Path) -> None:

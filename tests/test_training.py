@@ -21,8 +21,8 @@ from anchorembed.errors import InputError
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
 from anchorembed.tokens import Lengths, instruct
-from anchorembed.training import Interrupted, contrast, learning_rate, reconstruct, train
-from conftest import write_pairs
+from anchorembed.training import Interrupted, contrast, learning_rate, objective, reconstruct, train
+from conftest import save_tiny, write_pairs
 
 Make = Callable[..., Recipe]
 
@@ -125,6 +125,16 @@ def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
     )
     for name, tensor in weights(big).items():
         torch.testing.assert_close(weights(small)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied"])
+def test_every_weight_that_trains_gets_a_gradient(name: str, tmp_path: Path) -> None:
+    """What waits for the gradients of all weights, as DDP does, would wait forever for a head that is not used."""
+    embedder = Embedder.load(save_tiny(tmp_path / name, name), precision="float32", lengths=Lengths(24, 48))
+    module, stage = objective(embedder, Contrast(lora=None))
+    stage.step(0, embedder.pairs.pairs([TextPair("sort", "x y"), TextPair("open", "z")], ["", ""]))
+    assert all(weight.grad is not None for weight in module.parameters() if weight.requires_grad)
+    assert embedder.backbone.head.weight.requires_grad == (name == "llama")
 
 
 def test_given_scores_teach_and_a_guide_masks(tiny_folder: Path) -> None:

@@ -95,6 +95,12 @@ class Backbone(nn.Module):
         linear = self.model.get_output_embeddings()
         return Head(linear.weight, getattr(linear, "bias", None), self.logit_scale, self.softcap)
 
+    def freeze_own_head(self) -> None:
+        """Freeze an output head with weights of its own: embedding does not use it."""
+        head = self.model.get_output_embeddings()
+        if head.weight is not self.model.get_input_embeddings().weight:
+            head.requires_grad_(False)
+
     def add_lora(self, settings: LoraSettings) -> None:
         """Freeze all weights and add adapters on the linear modules named in ``settings.targets``.
 

@@ -93,13 +93,14 @@ def _check_source(
     store: PairStore, number: int, tokenizer: PairTokenizer, forbidden: Keys, advance: Callable[[int], None]
 ) -> SourceReport:
     prefix = instruct(store.sources[number].instruction)
+    of_documents = prefix if store.sources[number].symmetric else ""
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], Keys, Keys, Mask, Mask]] = []
     negatives = 0
     for pairs in store.chunks(number):
         parts.append(
             (
                 tokenizer.count([prefix + pair.query for pair in pairs]),
-                tokenizer.count([pair.positive for pair in pairs]),
+                tokenizer.count([of_documents + pair.positive for pair in pairs]),
                 _keys((pair.query for pair in pairs), _plain),
                 _keys((pair.positive for pair in pairs), _plain),
                 _tested(pairs, forbidden),

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Ten
         shutil.rmtree(old)
 
 
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in the newest checkpoint that can be read; None without one."""
+    for path in checkpoints(folder):
+        with suppress(OSError, ValueError, AttributeError):
+            plan: Plan | None = json.loads((path / "state.json").read_text(encoding="utf-8")).get("plan")
+            return plan
+    return None
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
@@ -116,7 +126,7 @@ def load_checkpoint(
     for path in checkpoints(folder):
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            step, before, now = int(state["step"]), dict(state["versions"]), versions()
+            step, before, now = int(state["step"]), dict(state.get("versions", {})), versions()
             tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
             _restore(module, optimizer, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

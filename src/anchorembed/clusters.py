@@ -4,6 +4,7 @@ A part is a Parquet file of texts that becomes one of vectors, of the same name,
 whose worker died is simply done again. The folder of the output, and the model, must be where all machines see them.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,8 @@ from anchorembed.models import load_tokenizer
 from anchorembed.records import Document
 from anchorembed.vectors import vector_table
 
-PART = 4096  # texts a part
+PART = 1024  # texts a part
+_TRIES = 4  # of a part whose worker dies
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Job:
     side: Side
     instruction: str | None
     texts: Path
+    partial: Path
     vectors: Path
 
 
@@ -49,10 +52,10 @@ class Worker:
     def _part(self, name: str) -> int:
         table = pq.read_table(self.job.texts / name)
         vectors = self.embedder.encode(table["text"].to_pylist(), self.job.side, self.job.instruction)
-        partial = self.job.vectors / f".{name}.{os.getpid()}"
+        partial = self.job.partial / f"{name}.{os.getpid()}"
         pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
         partial.replace(self.job.vectors / name)
-        return table.num_rows
+        return int(table.num_rows)
 
 
 def encode_by_ray(
@@ -92,12 +95,13 @@ def encode_by_ray(
     load_tokenizer(model)  # a fault in the name shows before anything starts
     work = out.absolute().with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
-    texts, vectors = work / "texts", work / "vectors"
-    for folder in (texts, vectors):
+    texts, partial, vectors = work / "texts", work / "partial", work / "vectors"
+    for folder in (texts, partial, vectors):
         folder.mkdir(parents=True)
+    place = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in another folder
     try:
         sizes = dict(_write_parts(documents, texts, part))
-        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, advance)
+        _run(ray, list(sizes), Job(place, side, instruction, texts, partial, vectors), workers, advance)
         _check(vectors, sizes)
         vectors.rename(out)
     finally:
@@ -118,30 +122,49 @@ def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iter
 
 def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
     ours = not ray.is_initialized()
-    if ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        have = ray.cluster_resources()
-        gpus = int(have.get("GPU", 0))
-        count = workers or gpus or len(ray.nodes())
-        share = {"num_gpus": min(1.0, gpus / count)} if gpus else {"num_cpus": max(1, int(have["CPU"]) // (count + 1))}
+        if ours:
+            address = os.environ.get("RAY_ADDRESS") or "local"
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a part may take long
+        count, share = _share(ray, workers)
         done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map_batches(
             Worker,
             fn_constructor_args=(job,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
+            max_task_retries=_TRIES - 1,
             **share,
         )
         for row in done.iter_rows():
             advance(int(row["rows"]))
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"--engine ray: {reason} Nothing is written.") from error
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise InputError(f"--engine ray: {_reason(str(error))} Nothing is written.") from error
     finally:
         if ours:
             ray.shutdown()
+
+
+def _reason(message: str) -> str:
+    """What of Ray's message is for the user: our own fault in it, if there is one, else its last line."""
+    lines = message.strip().splitlines() or ["no message"]
+    ours = (line.partition(f"{InputError.__name__}: ")[2] for line in lines)
+    return next(filter(None, ours), lines[-1])
+
+
+def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # noqa: ANN401 - as above
+    """How many workers there are to be, and what each gets: by default one a GPU, without any one a machine."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(machine.get("GPU", 0) for machine in machines)
+    if gpus:
+        count = workers or int(gpus)
+        return count, {"num_gpus": min(1.0, gpus / count)}
+    count = workers or len(machines)
+    of_machine = -(-count // len(machines))
+    return count, {"num_cpus": max(1, min(machine.get("CPU", 1) for machine in machines) // of_machine)}
 
 
 def _check(folder: Path, sizes: dict[str, int]) -> None:

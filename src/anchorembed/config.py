@@ -149,9 +149,11 @@ class Contrast(Schedule):
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
 
     @model_validator(mode="after")
-    def _guided(self) -> "Contrast":
+    def _without_effect(self) -> "Contrast":
         if self.guide is not None and self.mask_above is None:
             raise ValueError("guide has no effect without mask_above; set it, 0.0 for what the guide finds nearer")
+        if self.distill and not self.hard_negatives:
+            raise ValueError("distill has no effect without hard_negatives; set them to 1 or more")
         return self
 
 

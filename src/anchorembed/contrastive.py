@@ -43,9 +43,9 @@ def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
 def false_negatives(
     query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
 ) -> Tensor:
-    """Mark, [Q, D], documents that are a positive of the query under another index, so are no negatives of it.
+    """Mark, [Q, D], documents that must not be negatives of a query, as they would be right.
 
-    A document is one when its text equals the query's positive, or the positive of another query with the same text.
+    Their text equals the query's positive, the positive of another query with the same text, or the query itself.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(document_keys))}
     documents_D = torch.tensor([numbers[key] for key in document_keys])
@@ -54,8 +54,8 @@ def false_negatives(
     groups: dict[Hashable, list[int]] = {}
     for row, query in enumerate(query_keys):
         groups.setdefault(query, []).append(row)
-    for rows in groups.values():
-        excluded[rows] = excluded[rows].any(dim=0)
+    for query, rows in groups.items():
+        excluded[rows] = excluded[rows].any(dim=0) | (documents_D == numbers.get(query, -1))
     excluded[torch.arange(len(positives)), positives_Q] = False
     return excluded
 

@@ -82,8 +82,8 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 
 def sharded(module: nn.Module) -> bool:
-    """Whether weights are spread over the processes."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    """Whether weights are spread over the processes, be they whole for the moment."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def reshard(module: nn.Module) -> None:

@@ -155,22 +155,20 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x_TH: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        copies = [low(weight, x_TH.dtype) for weight in weights]
-        ctx.copies = copies
-        ctx.dtypes = [weight.dtype for weight in weights]
-        ctx.save_for_backward(x_TH if any(ctx.needs_input_grad[1:]) else None)
-        return tuple(x_TH @ copy.T for copy in copies)
+        ctx.save_for_backward(x_TH if any(ctx.needs_input_grad[1:]) else None, *weights)
+        return tuple(x_TH @ low(weight, x_TH.dtype).T for weight in weights)
 
     @staticmethod
     def backward(ctx: Context, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (x_TH,) = ctx.saved_tensors
+        x_TH, *weights = ctx.saved_tensors  # weights themselves: sharded ones are gathered anew, and cast anew
         need_x, *need_weights = ctx.needs_input_grad
         total: Tensor | None = None
         gradients: list[Tensor | None] = []
-        for slope, copy, needed, dtype in zip(slopes, ctx.copies, need_weights, ctx.dtypes, strict=True):
+        for slope, weight, needed in zip(slopes, weights, need_weights, strict=True):
             if need_x:
+                copy = low(weight, slope.dtype)
                 total = slope @ copy if total is None else total.addmm_(slope, copy)
-            gradients.append((slope.T @ x_TH).to(dtype) if needed else None)
+            gradients.append((slope.T @ x_TH).to(weight.dtype) if needed else None)
         return (total, *gradients)
 
 
@@ -283,9 +281,9 @@ class Recomputed:
         self._hooks.__exit__(*what)
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
     """What tells tensors that are alive apart."""
-    return tensor.data_ptr(), tensor.shape, tensor.dtype
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def norm(
@@ -428,7 +426,7 @@ def _scores_backward(slope_NRL: Tensor, probabilities_NRL: Tensor, scale: float)
 
 def _blocks(heads: int, scores: int) -> Iterator[slice]:
     """Heads a few at a time, evenly, so that their scores stay in the cache from one product to the next."""
-    count = -(-heads * scores // _SCORES_AT_ONCE)
+    count = min(heads, -(-heads * scores // _SCORES_AT_ONCE))
     for number in range(count):
         yield slice(heads * number // count, heads * (number + 1) // count)
 

@@ -187,7 +187,12 @@ def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
 
 
 def _scores(value: object, texts: int) -> tuple[float, ...]:
-    """Read given scores, one of the positive and one of each negative; absent or null is none."""
+    """Read given scores, one of the positive and one of each negative; absent, null or empty is none.
+
+    In CSV the list stands in a cell as JSON.
+    """
+    if isinstance(value, str):
+        value = _json_list(value)
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) != texts:
@@ -195,6 +200,13 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
     if not all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in value):
         raise BadRow(f'"{SCORES_NAME}" must hold numbers between -{_LARGEST_SCORE:g} and {_LARGEST_SCORE:g}')
     return tuple(map(float, value))
+
+
+def _json_list(cell: str) -> object:
+    try:
+        return json.loads(cell) if cell.strip() else None
+    except (ValueError, RecursionError):
+        return cell
 
 
 # Documents

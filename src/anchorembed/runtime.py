@@ -18,7 +18,7 @@ import torch
 from anchorembed.errors import InputError
 
 Precision = Literal["auto", "bfloat16", "float32"]
-_COMPUTING = ("torch", "transformers", "peft", "accelerate")
+_COMPUTING = ("torch", "transformers", "tokenizers", "peft", "accelerate")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_KEPT = 32 * 2**20  # bytes: the most that glibc takes; larger arrays are few in a step
 

@@ -68,9 +68,9 @@ class PairStore:
 
     @property
     def scored(self) -> int:
-        """How many pairs have given scores."""
+        """How many pairs have given scores of a negative, too."""
         lengths = (pc.list_value_length(table.column("scores")) for table in self._tables)
-        return sum(int(pc.sum(pc.greater(length, 0)).as_py() or 0) for length in lengths)
+        return sum(int(pc.sum(pc.greater(length, 1)).as_py() or 0) for length in lengths)
 
     def source_of(self, index: int) -> int:
         """Number of the source that a pair is from."""

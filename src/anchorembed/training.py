@@ -21,11 +21,11 @@ from typing import Literal, TextIO
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
-from anchorembed.checkpoint import Plan, load_checkpoint, save_checkpoint, write_file, write_folder
+from anchorembed.checkpoint import Plan, load_checkpoint, read_plan, save_checkpoint, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.distributed import anywhere, gathered_weights, rank, sharded, wait, whole
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
@@ -114,12 +114,16 @@ def fit(
     first = load_checkpoint(checkpoints, module, optimizer, loop.say)
     if first:
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
-    log = _open_log(loop.folder / "log.jsonl", first) if rank() == 0 else Path(os.devnull)
+    log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
     shown: Metrics = {}
     skipped = sum("skipped" in entry for entry in _entries(log))
     best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
-    with log.open("a", encoding="utf-8") as sink, _stop_signals() as stop, progress_bar() as bar:
+    with (
+        (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
+        _stop_signals() as stop,
+        progress_bar() as bar,
+    ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
         for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
             started = time.perf_counter()
@@ -139,10 +143,9 @@ def fit(
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
-                module.eval()
-                metrics |= evaluate()
-                module.train()
-                if schedule.keep_best and metrics["quality"] > best:
+                metrics |= _evaluated(module, evaluate)
+                # what the first process finds decides for all
+                if schedule.keep_best and anywhere(rank() == 0 and metrics["quality"] > best, parameters[0].device):
                     best = metrics["quality"]
                     save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
             _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
@@ -157,6 +160,14 @@ def fit(
     if schedule.keep_best:
         chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
         loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+
+
+def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
+    """What evaluating finds, without dropout."""
+    module.eval()
+    metrics = evaluate()
+    module.train()
+    return metrics
 
 
 class _Stop(threading.Event):
@@ -203,10 +214,12 @@ def _skip(loop: Loop, number: int, indices: Sequence[int], loss: float, norm: fl
 
 
 def _open_log(path: Path, first: int) -> Path:
-    """Drop what the log says of steps after the checkpoint: they are run again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [entry for entry in _entries(path) if entry["step"] <= first]
-    write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+    """Drop what the log says of steps after the checkpoint: they are run again. Every process reads what is left."""
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [entry for entry in _entries(path) if entry["step"] <= first]
+        write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+    wait()
     return path
 
 
@@ -307,7 +320,7 @@ def _run_stage(
         _same_plan(folder, finished.history.get("plan"), plan)
         say(f"{stage}: finished before, kept: {target}")
         return target
-    _same_plan(folder, _read_plan(folder), plan)
+    _same_plan(folder, read_plan(folder / "checkpoints"), plan)
     _check_trackers(recipe.trackers)
     accelerator = Accelerator(
         cpu=find_device(recipe.model.device).type == "cpu",
@@ -316,30 +329,25 @@ def _run_stage(
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # passes differ in number
     )
     say = say if accelerator.is_main_process else _say_nothing
+    _supported(accelerator, settings)
     say(f"{stage}: starting from {start}")
-    with accelerator.local_main_process_first():  # the others find the pairs converted
+    with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         prepared = prepare(recipe, start, say)
+        start_sha256 = weights_sha256(prepared.embedder.backbone.model)
+        seed_everything(recipe.seed)
+        module, run = objective(prepared.embedder, settings)
     if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
         raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "plan.json", json.dumps(plan, indent=2))
         write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
-    start_sha256 = weights_sha256(prepared.embedder.backbone.model)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     history["data"] = prepared.summary()
-    seed_everything(recipe.seed)
     accelerator.init_trackers("anchorembed", config={"stage": stage})
-    module, run = objective(prepared.embedder, settings)
-    wrapped, optimizer = module, make_optimizer(module, settings)
-    if accelerator.is_fsdp2:  # it asks the module itself, and ours is not transformers' own
-        plugin, layers = accelerator.state.fsdp_plugin, prepared.embedder.backbone.model._no_split_modules
-        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
+    optimizer = make_optimizer(module, settings)
     if accelerator.num_processes > 1:
-        with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped, _ = accelerator.prepare(module, optimizer)  # sharding gives the optimizer its shards in place
-    run = replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
+        layers = prepared.embedder.backbone.model._no_split_modules or []
+        run = _together(accelerator, run, optimizer, [*layers])
     held_out = prepared.tokens(prepared.split.held_out.tolist())
     fit(
         Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
@@ -363,6 +371,34 @@ def _run_stage(
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _together(
+    accelerator: Accelerator, run: Reconstruction | Contrastive, optimizer: torch.optim.Optimizer, layers: list[str]
+) -> Reconstruction | Contrastive:
+    """Have accelerate wrap or shard the module that a run uses; ``layers`` names the classes of its layers."""
+    if accelerator.is_fsdp2:  # it asks the module itself, and ours is not transformers' own
+        plugin = accelerator.state.fsdp_plugin
+        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
+    with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped, _ = accelerator.prepare(run.module, optimizer)  # sharding gives the optimizer its shards in place
+    if accelerator.is_fsdp2:  # without synchronising it would keep whole gradients until the last micro-batch
+        return replace(run, module=wrapped)
+    return replace(run, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
+
+
+def _supported(accelerator: Accelerator, settings: Schedule) -> None:
+    """Refuse ways of working together that this loop does not know."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise InputError(
+            f"accelerate: {kind.value} is not supported. Use DDP or FSDP2, as recipes/accelerate has them."
+        )
+    if accelerator.is_fsdp2 and settings.evaluate_on:
+        raise InputError("evaluate_on: not with sharded weights (FSDP2). Evaluate the finished model, or use DDP.")
 
 
 def _filled(recipe: Recipe, start: str, settings: Schedule, weights: dict[str, Tensor]) -> Embedder:
@@ -426,6 +462,7 @@ def trained_module(embedder: Embedder, settings: Schedule) -> nn.Module:
     """Return the module whose trainable weights a stage trains, its adapters added."""
     if isinstance(settings, Reconstruct):
         return ReconstructionModule(embedder)
+    embedder.backbone.freeze_own_head()
     if isinstance(settings, Contrast) and settings.lora is not None:
         lora = settings.lora
         embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
@@ -513,6 +550,8 @@ def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> P
         stage: settings.model_dump(mode="json", by_alias=True, exclude=cost_only),
     }
     contents = {f"data.content.{source.name}": content_key(source.path) for source in recipe.data.sources}
+    if isinstance(settings, Contrast) and settings.guide is not None:
+        contents["guide_sha256"] = saved_sha256(Path(settings.guide))
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": start, "start_sha256": saved_sha256(Path(start))}
 
 
@@ -521,17 +560,6 @@ def _flatten(values: object, prefix: str = "") -> Plan:
         items = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
         return {key: value for item in items for key, value in item.items()}
     return {prefix: values}
-
-
-def _read_plan(folder: Path) -> Plan | None:
-    path = folder / "plan.json"
-    if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
-        return None
-    try:
-        plan: Plan = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}). Delete {folder} and train again.") from error
-    return plan
 
 
 def _same_plan(folder: Path, before: object, now: Plan) -> None:

@@ -170,6 +170,8 @@ def encode(
         workers: of Ray, as in `clusters.encode_by_ray`.
     """
     out = Path(out)
+    if workers is not None and engine != "ray":
+        raise InputError(f"--workers: {workers} has no effect without --engine ray. Add that, or leave workers out.")
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
     documents = read_texts(Path(texts))
