@@ -4,13 +4,14 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from anchorembed.clusters import encode_by_ray
+from anchorembed.clusters import _share, encode_by_ray
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
 from anchorembed.records import read_texts
@@ -77,3 +78,22 @@ def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, t
     with pytest.raises(InputError, match="leaves no room"):
         encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "expected"),
+    [
+        ([{"CPU": 4.0}] * 8, 1, (1, {"num_cpus": 4})),
+        ([{"CPU": 4.0}] * 8, None, (8, {"num_cpus": 4})),
+        ([{"CPU": 2.0}], 2, (2, {"num_cpus": 1})),
+        ([{"CPU": 4.0}, {"CPU": 16.0}], 3, (3, {"num_cpus": 2})),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}], None, (4, {"num_gpus": 1.0})),
+        ([{"CPU": 8.0, "GPU": 1.0}], 2, (2, {"num_gpus": 0.5})),
+    ],
+)
+def test_what_a_worker_asks_for_fits_on_a_machine(
+    machines: list[dict[str, float]], workers: int | None, expected: tuple[int, dict[str, float]]
+) -> None:
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    cluster = SimpleNamespace(nodes=lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 1.0}}])
+    assert _share(cluster, workers) == expected
