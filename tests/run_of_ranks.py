@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from anchorembed import training
 from anchorembed.config import read_recipe
+from anchorembed.distributed import leave
 from steps_of_ranks import shard_on_cpus
 
 real = training.save_checkpoint
@@ -38,3 +39,4 @@ if __name__ == "__main__":
         training.train(read_recipe(recipe))
     except training.Interrupted as stopped:
         sys.stderr.write(str(stopped))
+    leave()

@@ -2,8 +2,6 @@
 
 import os
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +14,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from anchorembed.config import Contrast, Reconstruct, Schedule
-from anchorembed.distributed import gathered_weights, rank, whole
+from anchorembed.distributed import gathered_weights, leave, rank, whole
 from anchorembed.embedder import Embedder
 from anchorembed.records import TextPair
 from anchorembed.tokens import Lengths
-from anchorembed.training import objective
+from anchorembed.training import _together, objective
 
 SETTINGS: dict[str, Schedule] = {
     "stage1": Reconstruct(tokens_per_micro_batch=4000),
@@ -44,13 +42,12 @@ def pairs(count: int) -> list[TextPair]:
     ]
 
 
-def shard_on_cpus(accelerator: Accelerator, layers: list[str] | None = None) -> None:
+def shard_on_cpus(accelerator: Accelerator) -> None:
     """Have accelerate prepare by FSDP2 as recipes/accelerate/8gpus-fsdp2.yaml says, which it does for GPUs only."""
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=layers,
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )
@@ -66,18 +63,14 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
     module, stage = objective(embedder, settings)
     kinds = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, eps=1e-4)}
     updates = kinds[optimizer](module.parameters(), lr=1e-3)
-    unsynced = nullcontext
-    wrapped: nn.Module = module
     if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
         if shard:
-            shard_on_cpus(accelerator, ["LlamaDecoderLayer"])
-        wrapped, _ = accelerator.prepare(module, updates)
-        assert isinstance(wrapped, FSDPModule if shard else nn.parallel.DistributedDataParallel)
+            shard_on_cpus(accelerator)
+        stage = _together(accelerator, stage, updates, ["LlamaDecoderLayer"])
+        assert isinstance(stage.module, FSDPModule if shard else nn.parallel.DistributedDataParallel)
         assert all(isinstance(parameter, DTensor) == shard for parameter in module.parameters())
         assert not shard or all(isinstance(layer, FSDPModule) for layer in embedder.backbone.model.base_model.layers)
-        unsynced = lambda: accelerator.no_sync(wrapped)  # noqa: E731
-    stage = replace(stage, module=wrapped, unsynced=unsynced)
     found: dict[str, torch.Tensor] = {}
     module.train()
     for number, count in enumerate(BATCHES):
@@ -101,6 +94,7 @@ def main() -> None:
             if rank() == 0:
                 save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}-{optimizer}")
     (out / f"finished-{os.environ.get('RANK', '0')}").touch()
+    leave()
 
 
 if __name__ == "__main__":

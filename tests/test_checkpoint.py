@@ -43,6 +43,16 @@ def test_only_the_last_are_kept_and_a_damaged_one_is_named(tmp_path: Path) -> No
     assert "step-000003: damaged" in said[0]
 
 
+def test_unusable_newer_ones_do_not_push_out_what_is_written(tmp_path: Path) -> None:
+    layer, optimizer = trained(1)
+    for step in (7, 8):
+        save_checkpoint(tmp_path, step, layer, optimizer, keep=2)
+        (tmp_path / f"step-{step:06d}" / "weights.safetensors").write_bytes(b"")
+    assert load_checkpoint(tmp_path, *trained(0), warn=lambda _: None) == 0
+    save_checkpoint(tmp_path, 1, layer, optimizer, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000001"]
+
+
 def test_it_says_what_wrote_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, *trained(1), keep=2, plan={"seed": 5})
     path = tmp_path / "step-000003" / "state.json"

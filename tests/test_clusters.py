@@ -89,6 +89,8 @@ def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, t
         ([{"CPU": 4.0}, {"CPU": 16.0}], 3, (3, {"num_cpus": 2})),
         ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}], None, (4, {"num_gpus": 1.0})),
         ([{"CPU": 8.0, "GPU": 1.0}], 2, (2, {"num_gpus": 0.5})),
+        ([{"CPU": 8.0, "GPU": 2.0}], 3, (3, {"num_gpus": 0.5})),
+        ([{"memory": 1.0}, {"CPU": 16.0}, {"CPU": 16.0}], None, (2, {"num_cpus": 16})),
     ],
 )
 def test_what_a_worker_asks_for_fits_on_a_machine(

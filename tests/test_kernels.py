@@ -115,6 +115,21 @@ def test_a_copy_of_a_weight_is_never_stale() -> None:
         weight.data.mul_(2.0)  # as peft merges and fused optimizers update: no version tells
 
 
+def test_a_trained_weight_is_cast_once_whatever_the_passes() -> None:
+    """In backward autograd may hand back another object for the weight: that must not make another copy."""
+    h, scale, weight = random(8, 64), random(64), random(16, 64)
+    with kernels.weights_unchanged():
+        for _ in range(3):
+            normed, again = kernels.norm(h, scale, 0.0, 1e-6, torch.bfloat16)
+            with again:
+                (result,) = kernels.products(normed, [weight])
+            result.float().sum().backward()
+        copies = kernels._copies.get()
+        assert copies is not None
+        assert len(copies) == 1
+    assert weight.grad is not None
+
+
 def test_without_a_compiler_it_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     kernels.compiler.cache_clear()

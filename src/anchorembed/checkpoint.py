@@ -92,7 +92,9 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Ten
         (target / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     write_folder(folder / f"step-{state['step']:06d}", fill)
-    for old in checkpoints(folder)[keep:]:
+    have = checkpoints(folder)
+    here = have.index(folder / f"step-{state['step']:06d}")
+    for old in have[:here] + have[here + keep :]:  # newer ones were not usable, or this one would not be written
         shutil.rmtree(old)
 
 

@@ -278,11 +278,14 @@ def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, 
     if resolved is None:
         return
     from anchorembed import training
+    from anchorembed.distributed import leave
 
     try:
         getattr(training, verb)(resolved, _say, _command())
     except training.Interrupted as stop:
+        leave()
         _fail(str(stop), 128 + stop.signal)
+    leave()
 
 
 def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_bad: bool) -> Recipe | None:

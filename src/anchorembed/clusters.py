@@ -158,13 +158,15 @@ def _reason(message: str) -> str:
 def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # noqa: ANN401 - as above
     """How many workers there are to be, and what each gets: by default one a GPU, without any one a machine."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(machine.get("GPU", 0) for machine in machines)
+    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus:
-        count = workers or int(gpus)
-        return count, {"num_gpus": min(1.0, gpus / count)}
-    count = workers or len(machines)
-    of_machine = -(-count // len(machines))
-    return count, {"num_cpus": max(1, min(machine.get("CPU", 1) for machine in machines) // of_machine)}
+        count = workers or gpus
+        return count, {"num_gpus": 1 / -(-count // gpus)}
+    cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]  # a head may offer none
+    if not cpus:
+        raise InputError("--engine ray: no machine of the cluster offers a CPU or a GPU. Start Ray with some.")
+    count = workers or len(cpus)
+    return count, {"num_cpus": max(1, min(cpus) // -(-count // len(cpus)))}
 
 
 def _check(folder: Path, sizes: dict[str, int]) -> None:

@@ -69,6 +69,12 @@ def wait() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """End the group of processes in order, once all work is done: its threads must not outlive the interpreter."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor as it is in one piece; all processes must ask. Any other tensor is itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,7 +10,7 @@ import functools
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
@@ -68,7 +68,8 @@ def _apply(function: type[torch.autograd.Function], *inputs: object) -> Any:  # 
 
 # --- Weights in the dtype of matrix products -------------------------------------------------------------------------
 
-_copies: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("_copies", default=None)
+_Copies = dict[Hashable, tuple[Tensor, Tensor]]  # a weight's place -> the weight and its copy
+_copies: ContextVar[_Copies | None] = ContextVar("_copies", default=None)
 
 
 @contextmanager
@@ -86,16 +87,25 @@ def weights_unchanged() -> Iterator[None]:
 
 def low(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``weight`` in ``dtype``, detached."""
+    return _low(weight, dtype, _copies.get())
+
+
+def _low(weight: Tensor, dtype: torch.dtype, copies: _Copies | None) -> Tensor:
     if weight.dtype == dtype:
         return weight.detach()
-    copies = _copies.get()
-    known = copies.get(id(weight)) if copies is not None else None
+    place = _place(weight)  # not its id: autograd may hand back another object for the same weight
+    known = copies.get(place) if copies is not None else None
     if known is not None and known[1].dtype == dtype:
         return known[1]
     copy = weight.detach().to(dtype)
     if copies is not None:
-        copies[id(weight)] = (weight, copy)  # the weight, too: no other can take its id while this lives
+        copies[place] = (weight.detach(), copy)  # the weight, too: nothing else can take its place while this lives
     return copy
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
+    """What tells tensors that are alive apart."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 # --- Gradients as large as a vocabulary ------------------------------------------------------------------------------
@@ -156,6 +166,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x_TH: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_TH if any(ctx.needs_input_grad[1:]) else None, *weights)
+        ctx.known = _copies.get()  # backward may run in another thread
         return tuple(x_TH @ low(weight, x_TH.dtype).T for weight in weights)
 
     @staticmethod
@@ -166,7 +177,7 @@ class _Products(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for slope, weight, needed in zip(slopes, weights, need_weights, strict=True):
             if need_x:
-                copy = low(weight, slope.dtype)
+                copy = _low(weight, slope.dtype, ctx.known)
                 total = slope @ copy if total is None else total.addmm_(slope, copy)
             gradients.append((slope.T @ x_TH).to(weight.dtype) if needed else None)
         return (total, *gradients)
@@ -279,11 +290,6 @@ class Recomputed:
 
     def __exit__(self, *what: object) -> None:
         self._hooks.__exit__(*what)
-
-
-def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
-    """What tells tensors that are alive apart."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def norm(
