@@ -80,6 +80,8 @@ def _benchmark(name: str) -> list[AbsTask]:
 def _places(path: Path) -> list[Path]:
     """A BEIR folder or a file alone; of a folder of test files those to evaluate."""
     files = test_files(path)
+    if files == [path]:
+        return files
     tests = [file for file in files if stem(file).endswith("_test")]
     return tests or [file for file in files if not stem(file).endswith("_train")]
 
