@@ -18,7 +18,7 @@ from anchorembed.tokens import Lengths
 
 
 class Training:
-    """A stage and its optimizer; called with a batch of pairs, it does one training step as ``training.fit`` does."""
+    """A stage and its optimizer; called with a batch of pairs, it does one training step as ``loop.fit`` does."""
 
     def __init__(
         self, embedder: Embedder, module: nn.Module, stage: Reconstruction | Contrastive, learning_rate: float

@@ -8,12 +8,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from anchorembed import training
+from anchorembed import loop, training
 from anchorembed.config import read_recipe
 from anchorembed.distributed import leave
 from steps_of_ranks import shard_on_cpus
 
-real = training.save_checkpoint
+real = loop.save_checkpoint
 
 
 def save_then_stop(folder: Path, *rest: Any, **named: Any) -> None:
@@ -32,11 +32,11 @@ def sharding(**named: Any) -> Accelerator:
 if __name__ == "__main__":
     recipe, stop, shard = sys.argv[1], "stop" in sys.argv, "shard" in sys.argv
     if stop:
-        training.save_checkpoint = save_then_stop
+        loop.save_checkpoint = save_then_stop
     if shard:
         training.Accelerator = sharding
     try:
         training.train(read_recipe(recipe))
-    except training.Interrupted as stopped:
+    except loop.Interrupted as stopped:
         sys.stderr.write(str(stopped))
     leave()

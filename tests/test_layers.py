@@ -40,6 +40,8 @@ ORDER = [
     "vectors",
     "clusters",
     "benchmarking",
+    "loop",
+    "preparing",
     "training",
     "profiling",
     "significance",

@@ -13,15 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anchorembed import steps, training
+from anchorembed import loop, steps, training
 from anchorembed.benchmarking import measure_on
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
+from anchorembed.loop import Interrupted, learning_rate
+from anchorembed.preparing import prepare
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
 from anchorembed.tokens import Lengths, instruct
-from anchorembed.training import Interrupted, contrast, learning_rate, objective, reconstruct, train
+from anchorembed.training import contrast, objective, reconstruct, train
 from conftest import save_tiny, write_pairs
 
 Make = Callable[..., Recipe]
@@ -90,7 +92,7 @@ def test_resumed_equals_uninterrupted(recipe: Make, stage: str, monkeypatch: pyt
     run = {"reconstruct": reconstruct, "contrast": contrast}[stage]
     alone: dict[str, Any] = {"reconstruct": None} if stage == "contrast" else {}
     expected = run(recipe("whole", **alone))
-    real, steps = training.save_checkpoint, []
+    real, steps = loop.save_checkpoint, []
 
     def save_then_interrupt(*args: Any) -> None:
         real(*args)
@@ -98,7 +100,7 @@ def test_resumed_equals_uninterrupted(recipe: Make, stage: str, monkeypatch: pyt
         if args[1] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training, "save_checkpoint", save_then_interrupt)
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_interrupt)
     with pytest.raises(Interrupted, match="Stopped after step 4") as caught:
         run(recipe("cut", **alone))
     assert caught.value.signal == signal.SIGTERM
@@ -203,7 +205,7 @@ def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: P
 def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) -> None:
     made = recipe()
     data = made.data.model_copy(update={"instruction": "find", "query_tokens": 48})
-    prepared = training.prepare(made.model_copy(update={"data": data}), made.model.name, print)
+    prepared = prepare(made.model_copy(update={"data": data}), made.model.name, print)
     (tokens,) = prepared.tokens([0])
     text = instruct("find") + prepared.store[0].query
     assert [tokens.query] == prepared.embedder.pairs.templated([text], 48)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from anchorembed.config import Compare, Recipe, Schedule, parse_recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.flops import step_flops
-from anchorembed.training import objective, prepare
+from anchorembed.preparing import prepare
+from anchorembed.training import objective
 
 _COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
 _CHOSEN = ("learning_rate", "warmup_steps", "scale")  # what the grid chooses

@@ -48,7 +48,7 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
     if resolved is None:
         return
     from anchorembed import demo as module
-    from anchorembed.training import Interrupted
+    from anchorembed.loop import Interrupted
 
     try:
         made = module.harvest(resolved.output, _say)
@@ -279,10 +279,11 @@ def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, 
         return
     from anchorembed import training
     from anchorembed.distributed import leave
+    from anchorembed.loop import Interrupted
 
     try:
         getattr(training, verb)(resolved, _say, _command())
-    except training.Interrupted as stop:
+    except Interrupted as stop:
         leave()
         _fail(str(stop), 128 + stop.signal)
     leave()

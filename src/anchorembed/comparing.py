@@ -41,10 +41,10 @@ from anchorembed.checkpoint import write_file
 from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
 from anchorembed.errors import InputError
+from anchorembed.preparing import Prepared, prepare
 from anchorembed.significance import isotropy
 from anchorembed.store import content_key
 from anchorembed.tasks import find_tasks
-from anchorembed.training import Prepared, prepare
 from anchorembed.vectors import VectorCache
 
 OWN, COMMON = "own", "common"

@@ -11,8 +11,10 @@ from torch.profiler import ProfilerActivity
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
+from anchorembed.loop import make_optimizer
+from anchorembed.preparing import prepare
 from anchorembed.runtime import peak_memory
-from anchorembed.training import StageName, make_optimizer, objective, prepare
+from anchorembed.training import StageName, objective
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),

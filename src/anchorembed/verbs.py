@@ -21,13 +21,13 @@ from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
 from anchorembed.mining import Mined, Rules
 from anchorembed.models import load_tokenizer
+from anchorembed.preparing import open_pairs, own_template
 from anchorembed.progress import progress_bar
 from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, write_jsonl
 from anchorembed.runtime import cache_folder
 from anchorembed.significance import isotropy as measure
 from anchorembed.tasks import find_tasks
 from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
-from anchorembed.training import open_pairs, own_template
 from anchorembed.vectors import VectorCache, vector_table
 
 Engine = Literal["local", "ray"]

@@ -1,0 +1,219 @@
+"""The loop over a stage's steps: ``fit`` gives a step its batches, and does everything else.
+
+Schedule, clipping, checkpoints, log, evaluation by callback, signals, resuming; what a step does it does not know.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from anchorembed.checkpoint import Plan, load_checkpoint, save_checkpoint, write_file
+from anchorembed.config import Schedule
+from anchorembed.distributed import anywhere, rank, wait, whole
+from anchorembed.errors import InputError
+from anchorembed.progress import progress_bar
+from anchorembed.runtime import seed_step
+from anchorembed.steps import Metrics
+
+BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has written a checkpoint; ``signal`` is the number of the signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What ``fit`` needs beside the step: the schedule and where things go."""
+
+    name: str
+    schedule: Schedule
+    seed: int
+    folder: Path
+    places: Callable[[Sequence[int]], str]  # where pairs come from
+    resume: str  # what to type to continue
+    plan: Plan  # what decides the result
+    say: Callable[[str], None]
+
+
+def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW over the float32 weights that train, in one pass."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+
+
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then the decay to zero after the last step."""
+    if step < schedule.warmup_steps:
+        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
+    if schedule.decay == "none":
+        return schedule.learning_rate
+    done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    factor = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.learning_rate * factor
+
+
+def fit(
+    loop: Loop,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    step: Callable[[int, list[int]], Metrics],
+    order: Callable[[int], Iterator[list[int]]],
+    evaluate: Callable[[], Metrics],
+) -> None:
+    """Run the steps of a stage, from the last checkpoint if there is one.
+
+    Args:
+        loop: schedule and places.
+        module: its trainable weights are trained.
+        optimizer: of those weights.
+        accelerator: for its trackers.
+        step: accumulates gradients for the pairs of one step.
+        order: the pairs of all steps from a given one on.
+        evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
+
+    Raises:
+        InputError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+        Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    first = load_checkpoint(checkpoints, module, optimizer, loop.say)
+    if first:
+        loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
+    log = _open_log(loop.folder / "log.jsonl", first)
+    module.train()
+    shown: Metrics = {}
+    skipped = sum("skipped" in entry for entry in _entries(log))
+    best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
+    with (
+        (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
+        _stop_signals() as stop,
+        progress_bar() as bar,
+    ):
+        task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
+        for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
+            started = time.perf_counter()
+            seed_step(loop.seed, number, rank())
+            rate = learning_rate(number, schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            metrics = step(number, indices) | {"learning_rate": rate}
+            norm = float(whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)))
+            metrics["gradient_norm"] = norm
+            if math.isfinite(metrics["loss"]) and math.isfinite(norm):
+                optimizer.step()
+            else:
+                skipped += 1
+                _skip(loop, number, indices, metrics["loss"], norm, skipped)
+                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
+            optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
+            done = number + 1
+            if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
+                metrics |= _evaluated(module, evaluate)
+                # what the first process finds decides for all
+                if schedule.keep_best and anywhere(rank() == 0 and metrics["quality"] > best, parameters[0].device):
+                    best = metrics["quality"]
+                    save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
+            _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
+            shown |= metrics  # so that the last evaluation stays in sight
+            bar.update(task, advance=1, note=_note(shown))
+            # read once: a signal during the save waits for the next step
+            stopping = anywhere(stop.is_set(), parameters[0].device)
+            if done % schedule.save_every == 0 or stopping:
+                save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints, loop.plan)
+            if stopping:
+                raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
+    if schedule.keep_best:
+        chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
+        loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+
+
+def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
+    """What evaluating finds, without dropout."""
+    module.eval()
+    metrics = evaluate()
+    module.train()
+    return metrics
+
+
+class _Stop(threading.Event):
+    number = signal.SIGINT
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second SIGINT stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.number = signal.Signals(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(metrics: Metrics) -> str:
+    shown = ("loss", "gain_q2d", "gain_d2q", "held_out_accuracy")
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+
+
+def _skip(loop: Loop, number: int, indices: Sequence[int], loss: float, norm: float, skipped: int) -> None:
+    """Say that a step is left out, or that it is one too many."""
+    what = (
+        f"{loop.name}: step {number + 1} has loss {loss} and gradient norm {norm}, which must be finite; its pairs: "
+        f"{loop.places(indices)}."
+    )
+    if skipped > loop.schedule.skip_steps:
+        cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
+        raise InputError(f"{what} {cure}")
+    loop.say(f"{what} Left out, {skipped} of at most {loop.schedule.skip_steps}.")
+
+
+def _open_log(path: Path, first: int) -> Path:
+    """Drop what the log says of steps after the checkpoint: they are run again. Every process reads what is left."""
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [entry for entry in _entries(path) if entry["step"] <= first]
+        write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+    wait()
+    return path
+
+
+def _entries(log: Path) -> list[Metrics]:
+    """A log's whole lines."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
+    sink.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in metrics.items()}}) + "\n")
+    sink.flush()
+    accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)

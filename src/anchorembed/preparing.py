@@ -1,0 +1,96 @@
+"""From a recipe to what a stage trains on: its pairs on disk, their split and order, and the model that embeds them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from anchorembed.config import Recipe
+from anchorembed.embedder import Embedder
+from anchorembed.records import TextPair
+from anchorembed.runtime import cache_folder
+from anchorembed.sampling import Split, batches, split
+from anchorembed.store import PairStore, SourceFile, open_store
+from anchorembed.tokens import Lengths, Template, TokenPair, instruct
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data of a run: pairs on disk, how they are split, and how they become tokens."""
+
+    store: PairStore
+    split: Split
+    embedder: Embedder
+    temperature: float
+
+    def order(self, size: int, seed: int, first: int = 0) -> Iterator[list[int]]:
+        """Pairs of each step from ``first`` on."""
+        return batches(self.store, self.split.train, size, seed, first, self.temperature)
+
+    def tokens(self, indices: Sequence[int]) -> list[TokenPair]:
+        """Read and tokenise the pairs of a step."""
+        pairs: list[TextPair] = [self.store[index] for index in indices]
+        sources = [self.store.sources[self.store.source_of(index)] for index in indices]
+        tasks = [instruct(source.instruction) for source in sources]
+        of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
+        return self.embedder.pairs.pairs(pairs, tasks, of_documents)
+
+    def summary(self) -> dict[str, object]:
+        """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
+        dropped = {
+            source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
+        }
+        counts = {"pairs": len(self.store), "train": len(self.split.train), "held_out": len(self.split.held_out)}
+        return {**counts, "near_held_out": len(self.store) - counts["train"] - counts["held_out"], "dropped": dropped}
+
+    def places(self, indices: Sequence[int]) -> str:
+        """Source and line of pairs, the first ten."""
+        named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
+        return ", ".join(named) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
+
+
+def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+    """Open the recipe's data and load the model ``start``."""
+    data = recipe.data
+    store = open_pairs(recipe, say)
+    parts = split(store, data.held_out, recipe.seed)
+    shared = len(store) - len(parts.train) - len(parts.held_out)
+    say(
+        f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
+        + (f"; {shared} are left out, which share a text with those held out" if shared else "")
+    )
+    embedder = load_embedder(recipe, start, recipe.model.device)
+    for source in store.sources:
+        for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
+            embedder.pairs.check_room(instruct(source.instruction), limit)
+    return Prepared(store, parts, embedder, data.temperature)
+
+
+def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
+    """Load the model ``start`` as the recipe wants it."""
+    return Embedder.load(
+        start,
+        precision=recipe.model.precision,
+        device=device,
+        template=own_template(recipe),
+        lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
+        instruction=recipe.data.instruction,
+    )
+
+
+def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
+    """Open the recipe's sources, converting what is not in the cache yet."""
+    data = recipe.data
+    sources = [
+        SourceFile(
+            source.name,
+            source.path,
+            data.instruction if source.instruction is None else source.instruction,
+            source.symmetric,
+        )
+        for source in data.sources
+    ]
+    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+
+
+def own_template(recipe: Recipe) -> Template | None:
+    """The recipe's template, where it does not leave it to the model."""
+    return Template(**recipe.model.template.model_dump()) if recipe.model.template else None
