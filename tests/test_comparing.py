@@ -102,15 +102,17 @@ def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message
         find_arms(make(**change).compare)
 
 
-def test_the_grid_is_every_combination(make: Make) -> None:
-    assert choices(make()) == [{"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}]
-    grid = choices(make(grid={"learning_rate": [1e-4, 1e-3], "scale": [20, 50]}))
-    assert len(grid) == 4
-    assert {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0} in grid
+def test_a_choice_takes_from_the_recipe_what_it_leaves_out(make: Make) -> None:
+    own = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
+    assert choices(make()) == [own]
+    assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == [
+        {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
+        own,
+    ]
 
 
 def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    recipe = make(grid={"learning_rate": [1e-3, 1e-2]})
+    recipe = make(grid=[{"learning_rate": 1e-3}, {"learning_rate": 1e-2}])
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)), encoding="utf-8")
     command = ["compare", str(path), "--results", str(tmp_path / "kept")]

@@ -12,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from anchorembed.config import Compare, Recipe, Schedule, parse_recipe
+from anchorembed.config import Choice, Compare, Recipe, Schedule, parse_recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.flops import step_flops
 from anchorembed.preparing import prepare
 from anchorembed.training import objective
 
 _COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
-_CHOSEN = ("learning_rate", "warmup_steps", "scale")  # what the grid chooses
 
 Values = dict[str, Any]
 First = Literal["nothing", "reconstruct", "contrast"]
@@ -166,15 +165,12 @@ def contrast_recipe(
 
 
 def choices(recipe: Recipe) -> list[Values]:
-    """Every combination of the grid; the recipe's own values where it is empty."""
+    """Stage II settings of the grid, each once; the recipe's own where it is empty."""
     if recipe.compare is None or recipe.contrast is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
-    own = recipe.contrast.model_dump()
-    found: list[Values] = [{}]
-    for key in _CHOSEN:
-        values = getattr(recipe.compare.grid, key) or [own[key]]
-        found = [choice | {key: value} for choice in found for value in values]
-    return found
+    own = recipe.contrast.model_dump(include=set(Choice.model_fields))
+    found = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid or [Choice()]]
+    return [choice for number, choice in enumerate(found) if choice not in found[:number]]
 
 
 def stage_flops(recipe: Recipe) -> float:

@@ -157,12 +157,12 @@ class Contrast(Schedule):
         return self
 
 
-class Grid(Section):
-    """Stage II settings each arm chooses from, by accuracy on held-out training pairs; empty for the recipe's own."""
+class Choice(Section):
+    """Stage II settings to choose from; what is left out is the recipe's own."""
 
-    learning_rate: list[float] = Field([], description="Highest learning rates.")
-    warmup_steps: list[int] = Field([], description="Steps of linear warm-up.")
-    scale: list[float] = Field([], description="Inverse temperatures.")
+    learning_rate: float | None = Field(None, gt=0, description="Highest learning rate.")
+    warmup_steps: int | None = Field(None, ge=0, description="Steps of linear warm-up.")
+    scale: float | None = Field(None, gt=0, description="Inverse temperature.")
 
 
 class OwnArm(Section):
@@ -200,7 +200,9 @@ class Compare(Section):
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
     seeds_of: dict[str, list[int]] = Field({}, description="Other seeds for some arms.")
-    grid: Grid = Field(Grid(), description="Each arm's own Stage II settings; the first seed chooses.")
+    grid: list[Choice] = Field(
+        [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
+    )
     own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
     collections: dict[str, list[str]] = Field(
         description="Tables of the report: title -> BEIR folders, test files or mteb's names."
