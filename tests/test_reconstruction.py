@@ -39,7 +39,7 @@ def stage(embedder: Embedder, **changes: object) -> Reconstruction:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
-def plain_loss(name: str, pairs: list[TokenPair]) -> tuple[Tensor, torch.nn.Module]:
+def plain_loss(name: str, pairs: list[TokenPair], sink: bool) -> tuple[Tensor, torch.nn.Module]:
     """0.8 D2Q + 0.2 Q2D: one pair at a time, all logits at once, by the model's own forward with its own attention."""
     model = tiny_model(name).eval()
     model.set_attn_implementation("eager")
@@ -55,19 +55,21 @@ def plain_loss(name: str, pairs: list[TokenPair]) -> tuple[Tensor, torch.nn.Modu
         for source, text in sides:
             states = model.base_model(input_ids=torch.tensor([source]), use_cache=False).last_hidden_state
             anchor = states[0, -1:] / scale
-            inputs = torch.cat([anchor, embedding(torch.tensor(text))]) if text else anchor
-            logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0]
+            before = embedding(torch.tensor([end] * sink, dtype=torch.long))
+            inputs = torch.cat([before, anchor, embedding(torch.tensor(text, dtype=torch.long))])
+            logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0, int(sink) :]
             losses.append(F.cross_entropy(logits, torch.tensor([*text, end]), reduction="none"))
         total = total + weight * torch.cat(losses).mean()
     return total, model
 
 
+@pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("name", ["llama", "llama-untied", "gemma2", "granite", "qwen3", "mistral"])
-def test_loss_and_gradients_equal_a_plain_computation(name: str) -> None:
+def test_loss_and_gradients_equal_a_plain_computation(name: str, sink: bool) -> None:
     embedder, pairs = make(name)
-    expected, model = plain_loss(name, pairs)
+    expected, model = plain_loss(name, pairs, sink)
     expected.backward()
-    metrics = stage(embedder).step(0, pairs)
+    metrics = stage(embedder, sink=sink).step(0, pairs)
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
     ours = dict(embedder.backbone.model.named_parameters())
     for key, parameter in model.named_parameters():
@@ -92,12 +94,17 @@ def test_a_mean_of_means_would_be_seen() -> None:
     assert abs(sum(means) / len(means) - stage(embedder).step(0, pairs)["loss"]) > 1e-3
 
 
-def test_the_anchor_is_adjacent_to_the_first_target_whatever_the_batch() -> None:
+@pytest.mark.parametrize("sink", [False, True])
+def test_the_anchor_is_adjacent_to_the_first_target_whatever_the_batch(sink: bool) -> None:
     texts = [[7, 8, 9], [4], [], [5] * 30]
-    laid = decoding(texts, end_id=2)
-    for text, start, anchor in zip(texts, laid.batch.starts.tolist(), laid.batch.anchors.tolist(), strict=True):
-        assert laid.targets[start : anchor + 1].tolist() == [*text, 2]
-        assert laid.batch.tokens[start + 1 : anchor + 1].tolist() == text
+    laid = decoding(texts, end_id=2, sink=sink)
+    targets = dict(zip(laid.predicting.tolist(), laid.targets.tolist(), strict=True))
+    assert laid.counts.tolist() == [len(text) + 1 for text in texts]
+    for text, slot, last in zip(texts, laid.slots.tolist(), laid.batch.anchors.tolist(), strict=True):
+        assert [targets.pop(position) for position in range(slot, last + 1)] == [*text, 2]
+        assert laid.batch.tokens[slot + 1 : last + 1].tolist() == text
+        assert laid.batch.positions[slot] == sink
+    assert not targets  # the sink predicts nothing
 
 
 def test_every_target_sends_gradient_into_the_encoder() -> None:
@@ -105,7 +112,7 @@ def test_every_target_sends_gradient_into_the_encoder() -> None:
     laid = decoding([pair.document_text for pair in pairs], embedder.pairs.end_id)
     anchors = torch.randn(len(pairs), 32, requires_grad=True)
     backbone = embedder.backbone
-    vectors = reconstruction.insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.batch)
+    vectors = reconstruction.insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.slots)
     states = backbone.states(vectors, laid.batch)
     owner = torch.arange(len(pairs)).repeat_interleave(laid.batch.lengths)
     for position in range(len(laid.targets)):

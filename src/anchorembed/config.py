@@ -113,6 +113,7 @@ class Reconstruct(Schedule):
         "own vector (d2d) or ordinary next-token training on both texts (next_token).",
     )
     d2q_weight: float = Field(0.8, ge=0, le=1, description="w in w * L_D2Q + (1 - w) * L_Q2D, when both.")
+    sink: bool = Field(True, description="EOS before the anchor when decoding, an attention sink; the paper has none.")
 
 
 class Lora(Section):

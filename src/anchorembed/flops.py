@@ -34,7 +34,8 @@ def step_flops(
         rows = [row for pair in stage.rows(number, pairs) for row in pair]
         encoded = sum(len(row.source) for row in rows)
         written = sum(len(row.text) + 1 for row in rows)
-        return 6.0 * (weight_count(backbone) * (encoded + written) + backbone.head.weight.numel() * written)
+        sinks = sum(stage.sink and bool(row.source) for row in rows)
+        return 6.0 * (weight_count(backbone) * (encoded + sinks + written) + backbone.head.weight.numel() * written)
     encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
     encoded += sum(len(negative) for pair in pairs for negative in pair.negatives[: stage.hard_negatives])
     frozen = not any(weight.requires_grad for name, weight in backbone.named_parameters() if "lora_" not in name)

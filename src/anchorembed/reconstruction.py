@@ -2,7 +2,11 @@
 
 Pure functions that never see a model. The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]``
 and its targets are ``x_1 .. x_n, EOS``: the anchor stands directly before the first target, whatever the batch, and
-every position is a target.
+every position from the anchor on has a target.
+
+A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
+Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453): where that is the
+anchor, the text loses its sink or the anchor its meaning (docs/results.md).
 
 Axes: T packed positions, H hidden size, V vocabulary, N texts.
 """
@@ -25,26 +29,37 @@ _SLICE = 8192  # words whose gradient is made at once
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Texts to be written: ``batch`` has a free slot at the start of each text for its anchor; ``targets`` is [T]."""
+    """Texts to be written: ``batch`` has a free slot in each text for its anchor, after a sink if there is one.
+
+    ``slots`` [N] are the anchors' positions, ``predicting`` [P] those with a target, and ``targets`` [P] are theirs;
+    each text has ``counts`` [N] of them.
+    """
 
     batch: PackedBatch
+    slots: Tensor
+    predicting: Tensor
     targets: Tensor
+    counts: Tensor
 
     def to(self, device: torch.device) -> "Decoding":
         """Return the same on ``device``."""
-        return Decoding(self.batch.to(device), self.targets.to(device))
+        rest = (self.slots, self.predicting, self.targets, self.counts)
+        return Decoding(self.batch.to(device), *(tensor.to(device) for tensor in rest))
 
 
-def decoding(texts: Sequence[Sequence[int]], end_id: int) -> Decoding:
+def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False) -> Decoding:
     """Lay out texts, as their own tokens without template, to be written from one anchor each."""
-    batch = pack([[end_id, *text] for text in texts])
-    # The free slots hold EOS, so what follows each text, the next one's slot, is its last target.
-    return Decoding(batch, batch.tokens.roll(-1))
+    before = [end_id] if sink else []
+    batch = pack([[*before, end_id, *text] for text in texts])
+    slots = batch.starts + len(before)
+    predicting = (batch.positions >= len(before)).nonzero().flatten()
+    # What comes before a text's own tokens is EOS, so what follows each text, the next one's start, is its last target.
+    return Decoding(batch, slots, predicting, batch.tokens.roll(-1)[predicting], batch.lengths - len(before))
 
 
-def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, batch: PackedBatch) -> Tensor:
-    """Put each text's anchor, unscaled, into the slot at its start; gradients flow to both."""
-    return vectors_TH.index_copy(0, batch.starts, anchors_NH.to(vectors_TH.dtype))
+def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:
+    """Put each text's anchor, unscaled, into its slot; gradients flow to both."""
+    return vectors_TH.index_copy(0, slots, anchors_NH.to(vectors_TH.dtype))
 
 
 def linear_cross_entropy(

@@ -47,22 +47,24 @@ class ReconstructionModule(nn.Module):
         super().__init__()
         self.embedder = embedder
 
-    def forward(self, sources: PackedBatch | None, targets: Decoding, weights_T: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, sources: PackedBatch | None, targets: Decoding, weights_P: Tensor) -> tuple[Tensor, Tensor]:
         """Write text i of ``targets`` from the anchor of source i; without sources, after EOS alone.
 
         Returns:
-            The loss weighted by ``weights_T``, and each target token's loss [T] in nats.
+            The loss weighted by ``weights_P``, and each target token's loss [P] in nats.
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
             anchors_NH = None if sources is None else self.embedder(sources)
             vectors_TH = backbone.embed(targets.batch.tokens)
             if anchors_NH is not None:
-                vectors_TH = insert_anchors(vectors_TH, anchors_NH, targets.batch)
-            states_TH = backbone.states(vectors_TH, targets.batch)
+                vectors_TH = insert_anchors(vectors_TH, anchors_NH, targets.slots)
+            states_PH = backbone.states(vectors_TH, targets.batch)
+            if len(targets.predicting) < len(states_PH):
+                states_PH = states_PH[targets.predicting]
             head = backbone.head
             return linear_cross_entropy(
-                states_TH, head.weight, targets.targets, weights_T, head.bias, head.scale, head.softcap
+                states_PH, head.weight, targets.targets, weights_P, head.bias, head.scale, head.softcap
             )
 
 
@@ -76,13 +78,13 @@ class Row:
 
     @property
     def cost(self) -> int:
-        """Tokens computed, in both passes."""
-        return len(self.source) + len(self.text) + 1
+        """Tokens computed, in both passes, with a sink."""
+        return len(self.source) + len(self.text) + 2
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once.
+    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once, with a sink or without.
 
     ``unsynced`` opens a context in which gradients stay in this process: all micro-batches but the last.
     """
@@ -93,6 +95,7 @@ class Reconstruction:
     directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"]
     d2q_weight: float
     budget: int
+    sink: bool = False
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
@@ -177,10 +180,10 @@ class Reconstruction:
         """Run the module: the weighted loss, and each row's summed loss in nats."""
         anchored = all(row.source for row in rows)
         sources = pack([row.source for row in rows]).to(self.device) if anchored else None
-        targets = decoding([row.text for row in rows], self.end_id).to(self.device)
+        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored).to(self.device)
         weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
-        loss, losses_T = self.module(sources, targets, weights_N.repeat_interleave(targets.batch.lengths))
-        sums_N = torch.segment_reduce(losses_T, "sum", lengths=targets.batch.lengths)
+        loss, losses_P = self.module(sources, targets, weights_N.repeat_interleave(targets.counts))
+        sums_N = torch.segment_reduce(losses_P, "sum", lengths=targets.counts)
         return loss, sums_N.tolist()
 
 
