@@ -46,8 +46,8 @@ def main() -> None:
     """Train both arms with each seed, and report."""
     args = arguments(
         "Mined hard negatives against in-batch ones alone.",
-        warmup=Option(4, "steps of warm-up of the learning rate"),
-        steps=Option(24, "steps of Stage II"),
+        warmup=Option(8, "steps of warm-up of the learning rate"),
+        steps=Option(72, "steps of Stage II"),
         batch=16,
         cut=64,
         by=Option("bm25", "what mines: bm25, or the model trained with in-batch negatives (model)"),

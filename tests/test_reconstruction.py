@@ -9,11 +9,14 @@ from torch import Tensor
 
 from anchorembed import reconstruction
 from anchorembed.backbone import Backbone, reproduce
+from anchorembed.config import Reconstruct
 from anchorembed.embedder import Embedder, Metadata
+from anchorembed.flops import step_flops, weight_count
 from anchorembed.reconstruction import decoding, linear_cross_entropy
 from anchorembed.records import TextPair
 from anchorembed.steps import Reconstruction, ReconstructionModule
 from anchorembed.tokens import Lengths, Template, TokenPair, bake
+from anchorembed.training import objective
 from conftest import tiny_model, tiny_tokenizer
 
 PAIRS = [
@@ -173,7 +176,17 @@ def test_auto_encoding_is_q2d_with_the_document_as_query() -> None:
     assert "gain_d2d" in found.report(pairs)
 
 
-def test_next_tokens_are_the_model_s_own_loss() -> None:
+def test_the_recipe_decides_on_the_sink_which_costs_one_token_a_text() -> None:
+    embedder, pairs = make("llama")
+    (_, without), (_, with_sink) = (objective(embedder, Reconstruct(sink=sink)) for sink in (False, True))
+    assert with_sink.step(0, pairs)["loss"] != pytest.approx(without.step(0, pairs)["loss"], abs=1e-4)
+    backbone = embedder.backbone
+    more = step_flops(backbone, with_sink, 0, pairs) - step_flops(backbone, without, 0, pairs)
+    assert more == 6 * weight_count(backbone) * 2 * len(pairs)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_next_tokens_are_the_model_s_own_loss(sink: bool) -> None:
     """Against transformers' forward pass on each text after EOS, without any vector of ours."""
     embedder, pairs = make("llama")
     end, model = embedder.pairs.end_id, tiny_model("llama").eval()
@@ -182,7 +195,8 @@ def test_next_tokens_are_the_model_s_own_loss() -> None:
         logits = model(input_ids=torch.tensor([[end, *text]]), use_cache=False).logits[0]
         total += F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum").item()
         count += len(text) + 1
-    assert stage(embedder, directions="next_token").step(0, pairs)["loss"] == pytest.approx(total / count, abs=1e-4)
+    found = stage(embedder, directions="next_token", sink=sink).step(0, pairs)["loss"]
+    assert found == pytest.approx(total / count, abs=1e-4)
 
 
 def test_anchor_gain_is_zero_for_vectors_that_say_nothing() -> None:
