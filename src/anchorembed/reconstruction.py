@@ -5,8 +5,8 @@ and its targets are ``x_1 .. x_n, EOS``: the anchor stands directly before the f
 every position from the anchor on has a target.
 
 A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
-Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453): where that is the
-anchor, the text loses its sink or the anchor its meaning (docs/results.md).
+Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
+anchor they write far worse (docs/results.md).
 
 Axes: T packed positions, H hidden size, V vocabulary, N texts.
 """
