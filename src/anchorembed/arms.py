@@ -69,7 +69,12 @@ READY = {
             "reconstruct",
             {"directions": "d2q"},
         ),
-        Arm("both", "Both + contrastive (the paper)", "Stage I in both directions, then Stage II.", "reconstruct"),
+        Arm(
+            "both",
+            "Both + contrastive",
+            "The paper's method: Stage I in both directions as the recipe has it, then Stage II.",
+            "reconstruct",
+        ),
         Arm(
             "auto",
             "Auto-encoding + contrastive",
