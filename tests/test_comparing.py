@@ -156,6 +156,16 @@ def test_damaged_results_are_named(make: Make, tmp_path: Path) -> None:
         comparing.open_comparison(make(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "same"), [("evaluate_every", True), ("tokens_per_micro_batch", True), ("steps", False)]
+)
+def test_what_only_costs_makes_no_other_comparison(make: Make, tmp_path: Path, key: str, same: bool) -> None:
+    recipe = make()
+    changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={key: 1})})
+    found = [comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed)]
+    assert (found[0] == found[1]) is same
+
+
 def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = make().model_dump(mode="json", by_alias=True)
     values["data"]["sources"][0]["path"] = "$ANCHOREMBED_DATA/pairs.jsonl"

@@ -184,7 +184,6 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
 
 def _key(recipe: Recipe) -> str:
     """Hash of what decides a cell's value, besides arm and seed: data by content, model, both stages, the grid."""
-    cost_only = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
     values = recipe.model_dump(
         mode="json",
         by_alias=True,
@@ -195,8 +194,8 @@ def _key(recipe: Recipe) -> str:
             "data": {"sources": {"__all__": {"path"}}},
             "model": {"device"},
             "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "notes"},
-            "reconstruct": cost_only,
-            "contrast": cost_only,
+            "reconstruct": recipe.reconstruct.cost_only if recipe.reconstruct else True,
+            "contrast": recipe.contrast.cost_only if recipe.contrast else True,
         },
     )
     contents = {source.name: content_key(source.path) for source in recipe.data.sources}

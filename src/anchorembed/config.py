@@ -103,6 +103,12 @@ class Schedule(Section):
     def _expand(cls, names: list[str]) -> list[str]:
         return [_expanded(name) for name in names]
 
+    @property
+    def cost_only(self) -> set[str]:
+        """Keys that decide what a stage costs, not what comes out."""
+        keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
+        return keys if self.keep_best else keys | {"evaluate_every", "evaluate_on"}
+
 
 class Reconstruct(Schedule):
     """Stage I: reconstruct each side of a pair from the other's anchor."""

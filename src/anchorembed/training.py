@@ -255,13 +255,10 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
 
 def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> Plan:
     """What decides a stage's result, flat, as JSON values; what only decides its cost is left out."""
-    cost_only = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
-    if not settings.keep_best:
-        cost_only |= {"evaluate_every", "evaluate_on"}
     parts = {
         "data": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json", exclude={"device"}),
-        stage: settings.model_dump(mode="json", by_alias=True, exclude=cost_only),
+        stage: settings.model_dump(mode="json", by_alias=True, exclude=settings.cost_only),
     }
     contents = {f"data.content.{source.name}": content_key(source.path) for source in recipe.data.sources}
     if isinstance(settings, Contrast) and settings.guide is not None:
