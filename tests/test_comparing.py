@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_r
 from anchorembed.cli import app
 from anchorembed.config import Recipe, parse_recipe, read_recipe
 from anchorembed.errors import InputError
+from anchorembed.loop import Interrupted
 from conftest import write_pairs
 
 Make = Callable[..., Recipe]
@@ -164,6 +166,23 @@ def test_what_only_costs_makes_no_other_comparison(make: Make, tmp_path: Path, k
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={key: 1})})
     found = [comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed)]
     assert (found[0] == found[1]) is same
+
+
+def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> None:
+    own = {"best": {"like": "both", "first": {"keep_best": True}}}
+    recipe = make(arms=["base", "contrast", "both", "best"], own_arms=own)
+    changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
+    first, second = (comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed))
+    assert first != second
+
+
+@pytest.mark.parametrize("code", [143, -signal.SIGTERM])
+def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Whether the training could still write a checkpoint or was not ready for signals yet."""
+    monkeypatch.setattr(comparing, "_wait", lambda process: (process.kill(), code)[1])
+    with pytest.raises(Interrupted) as caught:
+        comparing.run(comparing.open_comparison(make(arms=["both"], declared=["both"]), tmp_path), lambda _: None)
+    assert caught.value.signal == signal.SIGTERM
 
 
 def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

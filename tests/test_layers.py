@@ -48,6 +48,7 @@ ORDER = [
     "figures",
     "reporting",
     "arms",
+    "results",
     "comparing",
     "exporting",
     "verbs",

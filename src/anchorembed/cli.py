@@ -104,6 +104,7 @@ def compare(
     if resolved is None:
         return
     from anchorembed import comparing
+    from anchorembed.loop import Interrupted
 
     comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
     _say(comparing.plan(comparison))
@@ -111,8 +112,8 @@ def compare(
         return
     try:
         left = 0 if only_report else comparing.run(comparison, _say, hours)
-    except comparing.Stopped as stop:
-        _fail(f"{stop} To continue: {_command()}", stop.code)
+    except Interrupted as stop:
+        _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
     pages = comparing.report(comparison, _command())
     _print("\n".join(map(str, pages)))
     if left:

@@ -1,15 +1,12 @@
 """Run a comparison: arms x seeds x collections, each finished cell kept at once and never run twice.
 
 Every training is an ordinary recipe, written beside its run and trained by the command line in a process of its own,
-so it can be resumed, repeated by hand, and costs only its own memory. A results folder holds ``results.jsonl``, a line
-a cell, and ``results/``, each run's per-item scores and curves gzipped; copied to another machine, what it holds is
-skipped there.
+so it can be resumed, repeated by hand, and costs only its own memory. What is finished is in a results folder
+(`results.py`).
 """
 
-import gzip
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -41,103 +38,15 @@ from anchorembed.checkpoint import write_file
 from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
 from anchorembed.errors import InputError
+from anchorembed.loop import Interrupted
 from anchorembed.preparing import Prepared, prepare
+from anchorembed.results import COMMON, OWN, Results, Run
 from anchorembed.significance import isotropy
 from anchorembed.store import content_key
 from anchorembed.tasks import find_tasks
 from anchorembed.vectors import VectorCache
 
-OWN, COMMON = "own", "common"
 _ISOTROPY_PAIRS = 512
-
-
-class Stopped(Exception):
-    """A training was stopped by a signal; ``code`` is its exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__("Stopped. Run the same command again to go on.")
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One trained model to evaluate: an arm, a seed, and whose Stage II settings."""
-
-    arm: Arm
-    seed: int
-    setting: str
-
-    @property
-    def name(self) -> str:
-        """Arm, its digest, setting and seed."""
-        return f"{self.arm.name}-{self.arm.digest}-{self.setting}-{self.seed}"
-
-
-class Results:
-    """The results folder; only lines of the same comparison (``key``) are read."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        self.path = folder / "results.jsonl"
-        self.lines: list[Values] = []
-        self.others = 0
-        if self.path.exists():
-            for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-                self._take(number, text)
-
-    def _take(self, number: int, text: str) -> None:
-        try:
-            line = json.loads(text)
-            mine = line["key"] == self.key
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
-        if mine:
-            self.lines.append(line)
-        else:
-            self.others += 1
-
-    def cells(self, run: Run) -> set[str]:
-        """Collections that a run has results for."""
-        return {line["collection"] for line in self.of(run)}
-
-    def of(self, run: Run) -> list[Values]:
-        """Lines of a run's cells."""
-        wanted: Values = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
-        wanted |= {"seed": run.seed, "setting": run.setting}
-        return [line for line in self.lines if wanted.items() <= line.items()]
-
-    def tried(self, arm: Arm) -> dict[str, float]:
-        """Held-out accuracy of each grid choice of an arm, by its name."""
-        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest}
-        return {line["choice"]: line["value"] for line in self.lines if wanted.items() <= line.items()}
-
-    def payload(self, name: str) -> Values:
-        """Items, curves and isotropy of a run."""
-        path = self._payload(name)
-        if not path.exists():
-            return {}
-        with gzip.open(path, "rt", encoding="utf-8") as source:
-            found: Values = json.load(source)
-        return found
-
-    def keep(self, lines: Sequence[Values], name: str = "", payload: Values | None = None) -> None:
-        """Append lines, after what belongs to them; what is written is written whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if payload is not None:
-            path = self._payload(name)
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
-            partial.replace(path)
-        kept = [{"key": self.key, **line} for line in lines]
-        with self.path.open("a", encoding="utf-8") as sink:
-            sink.write("".join(json.dumps(line) + "\n" for line in kept))
-            sink.flush()
-            os.fsync(sink.fileno())
-        self.lines += kept
-
-    def _payload(self, name: str) -> Path:
-        return self.folder / "results" / f"{self.key[:8]}-{name}.json.gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +93,13 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
 
 def _key(recipe: Recipe) -> str:
     """Hash of what decides a cell's value, besides arm and seed: data by content, model, both stages, the grid."""
+    own_arms = recipe.compare.own_arms.values() if recipe.compare else ()
+    own = [keys for arm in own_arms for keys in (arm.first, arm.contrast)]
+    choosing = {"keep_best": True} if any(keys.get("keep_best") for keys in own) else {}
+    cost_only = {
+        name: stage.model_copy(update=choosing).cost_only if stage else True
+        for name, stage in (("reconstruct", recipe.reconstruct), ("contrast", recipe.contrast))
+    }
     values = recipe.model_dump(
         mode="json",
         by_alias=True,
@@ -194,8 +110,7 @@ def _key(recipe: Recipe) -> str:
             "data": {"sources": {"__all__": {"path"}}},
             "model": {"device"},
             "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "notes"},
-            "reconstruct": recipe.reconstruct.cost_only if recipe.reconstruct else True,
-            "contrast": recipe.contrast.cost_only if recipe.contrast else True,
+            **cost_only,
         },
     )
     contents = {source.name: content_key(source.path) for source in recipe.data.sources}
@@ -348,8 +263,9 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     verb = "reconstruct" if recipe.reconstruct else "contrast"
     with subprocess.Popen([sys.executable, "-m", "anchorembed", verb, str(path)]) as process:  # noqa: S603 - ourselves
         code = _wait(process)
-    if code in (130, 143):
-        raise Stopped(code)
+    number = code - 128 if code > 128 else -code  # of a signal, if the training was ready for one or not yet
+    if number in (signal.SIGINT, signal.SIGTERM):
+        raise Interrupted(number, "Stopped.")
     if code:
         raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
 

@@ -31,7 +31,7 @@ BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has written a checkpoint; ``signal`` is the number of the signal."""
+    """Training was asked to stop, and can go on from its last checkpoint; ``signal`` is the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

@@ -1,0 +1,98 @@
+"""The results folder of a comparison: what is finished is kept at once and whole, and never run again.
+
+``results.jsonl`` has a line a cell, ``results/`` each run's per-item scores and curves, gzipped. Copied to another
+machine, what it holds is skipped there.
+"""
+
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anchorembed.arms import Arm, Values
+from anchorembed.errors import InputError
+
+OWN, COMMON = "own", "common"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One trained model to evaluate: an arm, a seed, and whose Stage II settings."""
+
+    arm: Arm
+    seed: int
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """Arm, its digest, setting and seed."""
+        return f"{self.arm.name}-{self.arm.digest}-{self.setting}-{self.seed}"
+
+
+class Results:
+    """The results folder; only lines of the same comparison (``key``) are read."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.path = folder / "results.jsonl"
+        self.lines: list[Values] = []
+        self.others = 0
+        if self.path.exists():
+            for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+                self._take(number, text)
+
+    def _take(self, number: int, text: str) -> None:
+        try:
+            line = json.loads(text)
+            mine = line["key"] == self.key
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
+        if mine:
+            self.lines.append(line)
+        else:
+            self.others += 1
+
+    def cells(self, run: Run) -> set[str]:
+        """Collections that a run has results for."""
+        return {line["collection"] for line in self.of(run)}
+
+    def of(self, run: Run) -> list[Values]:
+        """Lines of a run's cells."""
+        wanted: Values = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
+        wanted |= {"seed": run.seed, "setting": run.setting}
+        return [line for line in self.lines if wanted.items() <= line.items()]
+
+    def tried(self, arm: Arm) -> dict[str, float]:
+        """Held-out accuracy of each grid choice of an arm, by its name."""
+        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest}
+        return {line["choice"]: line["value"] for line in self.lines if wanted.items() <= line.items()}
+
+    def payload(self, name: str) -> Values:
+        """Items, curves and isotropy of a run."""
+        path = self._payload(name)
+        if not path.exists():
+            return {}
+        with gzip.open(path, "rt", encoding="utf-8") as source:
+            found: Values = json.load(source)
+        return found
+
+    def keep(self, lines: Sequence[Values], name: str = "", payload: Values | None = None) -> None:
+        """Append lines, after what belongs to them; what is written is written whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if payload is not None:
+            path = self._payload(name)
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
+            partial.replace(path)
+        kept = [{"key": self.key, **line} for line in lines]
+        with self.path.open("a", encoding="utf-8") as sink:
+            sink.write("".join(json.dumps(line) + "\n" for line in kept))
+            sink.flush()
+            os.fsync(sink.fileno())
+        self.lines += kept
+
+    def _payload(self, name: str) -> Path:
+        return self.folder / "results" / f"{self.key[:8]}-{name}.json.gz"
