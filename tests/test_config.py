@@ -92,7 +92,13 @@ def test_show_config_names_every_key_and_reads_back() -> None:
     shown = show_config(recipe)
     assert parse_recipe(yaml.safe_load(shown)) == recipe
     bare = show_config()
-    for key in ("d2q_weight: 0.8", "scale: 50.0", "tokens_per_micro_batch: 8192", "# Rank of the adapters."):
+    for key in (
+        "d2q_weight: 0.8",
+        "scale: 50.0",
+        "tokens_per_micro_batch: 8192",
+        "# Rank of the adapters.",
+        "# Inverse temperature.",
+    ):
         assert key in bare
 
 

@@ -355,7 +355,8 @@ def _lines(section: type[BaseModel], values: dict[str, Any], depth: int) -> Iter
         value = values.get(key, None if field.is_required() else default)
         yield from textwrap.wrap(f"{indent}# {field.description}", 110, subsequent_indent=f"{indent}# ")
         inner = _section(field.annotation)
-        if inner and not isinstance(value, list) and (value or field.is_required() or not values):
+        listed = isinstance(value, list) and value
+        if inner and not listed and (value or field.is_required() or not values):
             yield f"{indent}{key}:" + ("  # null unless given" if default is None and not field.is_required() else "")
             yield from _lines(inner, value if isinstance(value, dict) else {}, depth + 1)
             continue
