@@ -83,15 +83,8 @@ def _run_stage(
         say(f"{stage}: finished before, kept: {target}")
         return target
     _same_plan(folder, read_plan(folder / "checkpoints"), plan)
-    _check_trackers(recipe.trackers)
-    accelerator = Accelerator(
-        cpu=find_device(recipe.model.device).type == "cpu",
-        log_with=recipe.trackers or None,
-        project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # passes differ in number
-    )
+    accelerator = _accelerator(recipe, settings, folder)
     say = say if accelerator.is_main_process else _say_nothing
-    _supported(accelerator, settings)
     say(f"{stage}: starting from {start}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         prepared = prepare(recipe, start, say)
@@ -122,17 +115,28 @@ def _run_stage(
     )
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
-    trained = prepared.embedder
-    if sharded(module):
-        weights = gathered_weights(module)
-        trained = _filled(recipe, start, settings, weights) if accelerator.is_main_process else trained
+    weights = gathered_weights(module) if sharded(module) else None
     if accelerator.is_main_process:
+        trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
         write_folder(target, lambda place: trained.save(place, history))
         for name in ("checkpoints", BEST):
             shutil.rmtree(folder / name, ignore_errors=True)
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
+    """What makes this process one of several, and keeps the run's trackers."""
+    _check_trackers(recipe.trackers)
+    accelerator = Accelerator(
+        cpu=find_device(recipe.model.device).type == "cpu",
+        log_with=recipe.trackers or None,
+        project_dir=str(folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # passes differ in number
+    )
+    _supported(accelerator, settings)
+    return accelerator
 
 
 def _together(
