@@ -78,7 +78,7 @@ class Row:
 
     @property
     def cost(self) -> int:
-        """Tokens computed, in both passes, with a sink."""
+        """Tokens computed in both passes, at most: with a sink."""
         return len(self.source) + len(self.text) + 2
 
 
