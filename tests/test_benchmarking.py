@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # what mteb scores by, unrounded
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import (
     EmbeddingSimilarityEvaluator,
@@ -14,7 +15,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
-from anchorembed.benchmarking import Adapter, TaskScore, rank_products, read_instructions, run_tasks
+from anchorembed.benchmarking import Adapter, TaskScore, pseudo_values, read_instructions, run_tasks
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
 from anchorembed.evaluation import evaluate_collection, rank
@@ -203,10 +204,24 @@ def test_a_damaged_vector_file_is_made_again(embedder: Embedder, tmp_path: Path)
         assert not np.array_equal(cache.vectors(other, "query", "")[0], first[1]) or other == ["b", "a"]
 
 
-def test_rank_products_average_to_spearman() -> None:
-    """By hand: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4."""
-    products = rank_products([0, 1, 1, 5], [0.1, 0.2, 0.3, 0.4])
-    assert products.mean() == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+def test_pseudo_values_average_to_spearman() -> None:
+    """By hand: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4; without the last pair 1, 2.5, 2.5 against 1, 2, 3."""
+    values = pseudo_values([0, 1, 1, 5], [0.1, 0.2, 0.3, 0.4])
+    assert values.mean() == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    without = [spearmanr(np.delete([0, 1, 1, 5], i), np.delete([0.1, 0.2, 0.3, 0.4], i)).statistic for i in range(4)]
+    np.testing.assert_allclose(values - values.mean(), 3 * (np.mean(without) - without))
+    assert np.isnan(pseudo_values([1, 1, 1], [0.1, 0.2, 0.3])).all()
+
+
+def test_pseudo_values_spread_as_the_correlation_does() -> None:
+    """400 samples of 100 pairs of normal numbers that correlate by 0.8: their own spread against the one seen in each."""
+    rng = np.random.default_rng(0)
+    first_RN, noise_RN = rng.normal(size=(2, 400, 100))
+    second_RN = 0.8 * first_RN + 0.6 * noise_RN
+    samples = [pseudo_values(first, second) for first, second in zip(first_RN, second_RN, strict=True)]
+    seen = np.std([values.mean() for values in samples])
+    said = np.mean([values.std() / np.sqrt(len(values)) for values in samples])
+    assert said == pytest.approx(seen, rel=0.1)
 
 
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
 from anchorembed.errors import InputError
 from anchorembed.loop import Interrupted
-from anchorembed.preparing import Prepared, prepare
+from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
 from anchorembed.significance import isotropy
 from anchorembed.store import content_key
@@ -71,8 +71,13 @@ class Comparison:
 
     def missing(self) -> list[Run]:
         """Runs without results for every collection."""
-        wanted = {task.metadata.name for tasks in self.tasks.values() for task in tasks}
-        return [run for run in self.runs() if not wanted <= self.results.cells(run)]
+        return [run for run in self.runs() if self.tasks_left(run)]
+
+    def tasks_left(self, run: Run) -> list[AbsTask]:
+        """Collections that a run has no results for."""
+        done = self.results.cells(run)
+        tasks = {task.metadata.name: task for tasks in self.tasks.values() for task in tasks}
+        return [task for name, task in tasks.items() if name not in done]
 
     def _has_common(self, arm: Arm) -> bool:
         return arm.trained and arm.name != self.settings.primary and len(choices(self.recipe)) > 1
@@ -85,9 +90,10 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     if len(choices(recipe)) > 1 and recipe.contrast is not None and not recipe.contrast.evaluate_every:
         raise InputError("contrast.evaluate_every: 0 with a compare.grid, which chooses by it. Set it above 0.")
     arms = find_arms(recipe.compare)
-    results = Results(folder, _key(recipe))
     quick = recipe.compare.quick
     tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
+    revisions = {task.metadata.name: task.metadata.dataset["revision"] for tasks in tables.values() for task in tasks}
+    results = Results(folder, _key(recipe), revisions)
     return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
 
 
@@ -157,9 +163,13 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     logs = {stage: _log(place) for stage, place in stages.items() if place is not None}
     models = {"base": recipe.model.name, "before Stage II": first, "after Stage II": model}
     payload = {
-        "items": {score.task: score.items for score in scores},
+        "items": comparison.results.payload(one.name).get("items", {}) | {score.task: score.items for score in scores},
         "curves": {stage: _curve(log) for stage, log in logs.items()},
-        "isotropy": {name: _isotropy(prepared, place) for name, place in models.items() if place is not None},
+        "isotropy": {
+            name: _isotropy(prepared, load_embedder(recipe, str(place), recipe.model.device))
+            for name, place in models.items()
+            if place is not None
+        },
     }
     shared: Values = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
     shared |= {"seed": one.seed, "choice": choice}
@@ -175,7 +185,8 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
 
 def _keep_as_common(results: Results, own: Run, one: Run) -> None:
     """Where the arm's own settings are the common ones, its results are both."""
-    lines = [line | {"setting": COMMON, "cost": {}} for line in results.of(own)]
+    done = results.cells(one)
+    lines = [line | {"setting": COMMON, "cost": {}} for line in results.of(own) if line["collection"] not in done]
     results.keep(lines, one.name, results.payload(own.name))
 
 
@@ -183,8 +194,7 @@ def _evaluate(comparison: Comparison, one: Run, embedder: Embedder) -> list[Task
     with tempfile.TemporaryDirectory() as vectors:
         cache = VectorCache(embedder, Path(vectors))
         adapter = Adapter(embedder, one.name, cache, comparison.settings.instructions)
-        tasks = {task.metadata.name: task for tasks in comparison.tasks.values() for task in tasks}
-        return run_tasks(adapter, list(tasks.values()))
+        return run_tasks(adapter, comparison.tasks_left(one))
 
 
 def _first(comparison: Comparison, one: Run, say: Callable[[str], None]) -> tuple[Path | None, Path | None]:
@@ -296,13 +306,12 @@ def _curve(log: Sequence[Values]) -> list[Values]:
     return [{key: value for key, value in line.items() if key not in left_out} for line in log]
 
 
-def _isotropy(prepared: Prepared, model: Path | str) -> dict[str, float]:
+def _isotropy(prepared: Prepared, embedder: Embedder) -> dict[str, float]:
     """Isotropy of a model's vectors of held-out pairs."""
-    embedder = Embedder.load(model, lengths=prepared.embedder.metadata.lengths)
-    pairs = [prepared.store[index] for index in prepared.split.held_out[:_ISOTROPY_PAIRS].tolist()]
-    queries = embedder.encode([pair.query for pair in pairs], "query")
-    documents = embedder.encode([pair.positive for pair in pairs])
-    return asdict(isotropy(queries, documents))
+    pairs = prepared.tokens(prepared.split.held_out[:_ISOTROPY_PAIRS].tolist())
+    queries = embedder.encode_tokens([pair.query for pair in pairs])
+    documents = embedder.encode_tokens([pair.document for pair in pairs])
+    return asdict(isotropy(queries.numpy(), documents.numpy()))
 
 
 # --- The plan --------------------------------------------------------------------------------------------------------
@@ -344,7 +353,9 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
 def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
     results, compare = comparison.results, comparison.settings
     lines = [line for one in comparison.runs() for line in results.of(one)]
-    runs = {(line["arm"], line["setting"], line["seed"]): line for line in lines}
+    runs = {
+        (line["arm"], line["setting"], line["seed"]): line for line in reversed(lines)
+    }  # its first line: whole cost
     payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
     cells = [
         reporting.Cell(

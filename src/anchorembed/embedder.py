@@ -6,7 +6,7 @@ is an ordinary transformers folder with one more file, ``anchorembed.json``.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -161,19 +161,19 @@ class Embedder(nn.Module):
         self.pairs.check_room(prefix, limit)
         remaining = iter(texts)
         while window := list(islice(remaining, _WINDOW)):
-            vectors = self._encode_window([prefix + text for text in window], limit, progress)
+            sequences = self.pairs.templated([prefix + text for text in window], limit)
+            vectors = self.encode_tokens(sequences, progress)
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if normalize else vectors.numpy()
 
     @torch.inference_mode()
-    def _encode_window(self, texts: list[str], limit: int, progress: Callable[[int], None] | None) -> Tensor:
-        """Embed texts, longest first, as many at once as the token budget holds: [N, H] on the CPU."""
+    def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
+        """Embed templated texts, longest first, as many at once as the token budget holds: [N, H] on the CPU."""
         training = self.training
         self.eval()
-        sequences = self.pairs.templated(texts, limit)
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        vectors = torch.empty(len(texts), self.dimension)
+        vectors = torch.empty(len(sequences), self.dimension)
         with weights_unchanged():
-            for run in micro_batches([len(sequences[i]) for i in order], max(_TOKENS, limit)):
+            for run in micro_batches([len(sequences[i]) for i in order], max([_TOKENS, *map(len, sequences)])):
                 chosen = [order[i] for i in run]
                 batch = pack([sequences[i] for i in chosen]).to(self.backbone.device)
                 vectors[chosen] = self(batch).cpu()

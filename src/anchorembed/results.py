@@ -7,9 +7,10 @@ machine, what it holds is skipped there.
 import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anchorembed.arms import Arm, Values
 from anchorembed.errors import InputError
@@ -32,10 +33,13 @@ class Run:
 
 
 class Results:
-    """The results folder; only lines of the same comparison (``key``) are read."""
+    """The results folder; only lines of the same comparison (``key``) on the same collections are read.
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    ``revisions`` are of the collections' data, by name: results on other data, or other collections, are left alone.
+    """
+
+    def __init__(self, folder: Path, key: str, revisions: Mapping[str, str]) -> None:
+        self.folder, self.key, self.revisions = folder, key, revisions
         self.path = folder / "results.jsonl"
         self.lines: list[Values] = []
         self.others = 0
@@ -47,8 +51,12 @@ class Results:
         try:
             line = json.loads(text)
             mine = line["key"] == self.key
+            if mine and line["kind"] == "cell":
+                mine = self.revisions.get(line["collection"]) == line["revision"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
+        if mine and _names(line) in map(_names, self.lines):
+            raise InputError(f"{self.path}:{number}: this was run before, too. Remove one of the two lines.")
         if mine:
             self.lines.append(line)
         else:
@@ -87,12 +95,21 @@ class Results:
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
             partial.replace(path)
-        kept = [{"key": self.key, **line} for line in lines]
+        kept = [{"key": self.key, **line, **self._revision(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write("".join(json.dumps(line) + "\n" for line in kept))
             sink.flush()
             os.fsync(sink.fileno())
         self.lines += kept
 
+    def _revision(self, line: Values) -> Values:
+        return {"revision": self.revisions[line["collection"]]} if line["kind"] == "cell" else {}
+
     def _payload(self, name: str) -> Path:
         return self.folder / "results" / f"{self.key[:8]}-{name}.json.gz"
+
+
+def _names(line: Values) -> list[Any]:
+    """What names a line: no two of a comparison agree in all of it."""
+    choice = line["choice"] if line["kind"] == "grid" else None
+    return [choice, *map(line.get, ("kind", "arm", "digest", "seed", "setting", "collection"))]
