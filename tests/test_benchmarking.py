@@ -214,7 +214,7 @@ def test_pseudo_values_average_to_spearman() -> None:
 
 
 def test_pseudo_values_spread_as_the_correlation_does() -> None:
-    """400 samples of 100 pairs of normal numbers that correlate by 0.8: their own spread against the one seen in each."""
+    """400 samples of 100 pairs of numbers that correlate by 0.8: their own spread is the one seen in each."""
     rng = np.random.default_rng(0)
     first_RN, noise_RN = rng.normal(size=(2, 400, 100))
     second_RN = 0.8 * first_RN + 0.6 * noise_RN

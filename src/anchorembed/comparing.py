@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from mteb.abstasks import AbsTask
 
@@ -41,6 +42,7 @@ from anchorembed.errors import InputError
 from anchorembed.loop import Interrupted
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
+from anchorembed.runtime import versions
 from anchorembed.significance import isotropy
 from anchorembed.store import content_key
 from anchorembed.tasks import find_tasks
@@ -170,6 +172,10 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
             for name, place in models.items()
             if place is not None
         },
+    }
+    payload["made_with"] = versions() | {
+        "threads": str(torch.get_num_threads()),
+        "matrix products": str(prepared.embedder.dtype).removeprefix("torch."),
     }
     shared: Values = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
     shared |= {"seed": one.seed, "choice": choice}
@@ -353,9 +359,9 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
 def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
     results, compare = comparison.results, comparison.settings
     lines = [line for one in comparison.runs() for line in results.of(one)]
-    runs = {
-        (line["arm"], line["setting"], line["seed"]): line for line in reversed(lines)
-    }  # its first line: whole cost
+    runs: dict[tuple[str, str, int], Values] = {}
+    for line in lines:
+        runs.setdefault((line["arm"], line["setting"], line["seed"]), line)
     payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
     cells = [
         reporting.Cell(
