@@ -37,7 +37,7 @@ from anchorembed.checkpoint import alone_in, write_file
 from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
 from anchorembed.errors import InputError
-from anchorembed.loop import Interrupted
+from anchorembed.loop import Interrupted, read_log
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
 from anchorembed.runtime import versions
@@ -174,7 +174,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     scores = _evaluate(comparison, one, prepared.embedder)
     seconds = time.perf_counter() - began
     stages = {"first": folder, "contrast": model.parent if model else None}
-    logs = {stage: _log(place) for stage, place in stages.items() if place is not None}
+    logs = {stage: read_log(place / "log.jsonl") for stage, place in stages.items() if place is not None}
     models = {"base": recipe.model.name, "before Stage II": first, "after Stage II": model}
     payload = {
         "items": comparison.results.payload(one.name).get("items", {}) | {score.task: score.items for score in scores},
@@ -257,12 +257,12 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
         first = first or _first(comparison, trial, say)[0]
         say(f"{chooser.title}: trying {_choice_name(choice)}")
         model = _second(comparison, trial, first, choice, say)
-        last = _log(model.parent)[-1]
-        if "held_out_accuracy" not in last:
+        log = read_log(model.parent / "log.jsonl")
+        if "held_out_accuracy" not in log[-1]:
             raise InputError("data: too few pairs to hold any out, by which compare.grid chooses. Leave it out.")
         line = {"kind": "grid", "arm": chooser.name, "digest": chooser.digest, "seed": seed}
-        line |= {"choice": _choice_name(choice)}
-        comparison.results.keep([line | {"value": last["held_out_accuracy"], "cost": _cost(_log(model.parent))}])
+        line |= {"choice": _choice_name(choice), "value": log[-1]["held_out_accuracy"], "cost": _cost(log)}
+        comparison.results.keep([line])
     tried = comparison.results.tried(chooser)
     best = max(possible, key=lambda choice: tried[_choice_name(choice)])
     needed = [best] if chooser.name == comparison.settings.primary else [best, _common(comparison, say)]
@@ -322,10 +322,6 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _log(folder: Path) -> list[Values]:
-    return [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _cost(log: Sequence[Values]) -> dict[str, float]:

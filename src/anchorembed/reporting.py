@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anchorembed import figures
 from anchorembed.checkpoint import write_file
+from anchorembed.results import OWN
 from anchorembed.significance import bootstrap_interval, holm, paired_interval, sign_flip_p
 
-OWN = "own"
 _LEVEL = 0.05
 Key = tuple[str, str, str]  # arm, setting, collection
 
