@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from anchorembed.checkpoint import checkpoints, load_checkpoint, save_checkpoint, write_folder
+from anchorembed.checkpoint import alone_in, checkpoints, load_checkpoint, save_checkpoint, write_folder
 from anchorembed.errors import InputError
 
 
@@ -70,6 +70,14 @@ def test_it_says_what_wrote_it(tmp_path: Path) -> None:
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "none", *trained(0), warn=print) == 0
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    folder, refused = tmp_path / "new", pytest.raises(InputError, match="another process is at work")
+    with alone_in(folder), refused, alone_in(folder):
+        pass
+    with alone_in(folder):
+        pass
 
 
 def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:

@@ -3,14 +3,21 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from mteb.abstasks import AbsTask
+from safetensors.torch import load_file, save_file
 
 from anchorembed import comparing
 from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_recipe, matched_steps, stage_flops
+from anchorembed.benchmarking import Adapter, TaskScore
+from anchorembed.checkpoint import alone_in
 from anchorembed.cli import app
 from anchorembed.config import Recipe, parse_recipe, read_recipe
 from anchorembed.errors import InputError
@@ -97,6 +104,16 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"arms": ["contrast"]}, "'both' is not among compare.arms"),
         ({"own_arms": {"both": {"like": "q2d"}}}, "'both' is a ready arm"),
         ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
+        (
+            {"own_arms": {"x": {"like": "contrast", "first": {"sink": False}}}},
+            "x.first.sink: has no effect, as contrast",
+        ),
+        ({"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}}, "x.first.steps: has no effect, as steps follow"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: has no effect"),
+        (
+            {"own_arms": {"x": {"like": "both", "contrast": {"scale": 9}}}, "grid": [{}, {"scale": 7}]},
+            "x.contrast.scale: has no effect, as every arm takes it from compare.grid",
+        ),
     ],
 )
 def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message: str) -> None:
@@ -104,9 +121,41 @@ def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message
         find_arms(make(**change).compare)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"own_arms": {"x": {"like": "both", "contrast": {"stepz": 9}}}, "arms": ["both", "x"]}, "arm x: .*stepz"),
+        ({"own_arms": {"x": {"like": "both", "first": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
+    ],
+)
+def test_an_arm_s_keys_are_read_before_anything_is_trained(
+    make: Make, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        comparing.open_comparison(make(declared=[], **change), tmp_path)
+
+
+def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path: Path) -> None:
+    for change in ({"seeds": [0, 0]}, {"arms": ["both", "both"]}, {"seeds_of": {"both": [1, 1]}}):
+        with pytest.raises(InputError, match="stands there twice"):
+            make(**change)
+    with pytest.raises(InputError, match="seeds_of"):
+        make(seeds_of={"both": []})
+    recipe = make(grid=[{}, {"scale": 7}])
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})
+    with pytest.raises(InputError, match=r"data.held_out: 0 with a compare.grid"):
+        comparing.open_comparison(recipe, tmp_path)
+
+
+def test_without_a_grid_an_arm_s_own_keys_count(make: Make, tmp_path: Path) -> None:
+    recipe = make(own_arms={"x": {"like": "both", "contrast": {"scale": 9}}}, arms=["both", "x"])
+    x = find_arms(recipe.compare)[1]
+    assert choices(recipe) == [{}]
+    assert contrast_recipe(recipe, x, 0, choices(recipe)[0], None, 0, tmp_path).contrast.scale == 9
+
+
 def test_a_choice_takes_from_the_recipe_what_it_leaves_out(make: Make) -> None:
     own = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
-    assert choices(make()) == [own]
     assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == [
         {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
         own,
@@ -152,6 +201,42 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
     assert "are of other settings" in comparing.plan(other)
 
 
+def test_a_new_collection_is_run_alone_and_a_changed_one_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    evaluate = comparing.run_tasks
+
+    def spy(adapter: Adapter, tasks: list[AbsTask]) -> list[TaskScore]:
+        asked.append([task.metadata.name for task in tasks])
+        return evaluate(adapter, tasks)
+
+    monkeypatch.setattr(comparing, "run_tasks", spy)
+    arms = {"arms": ["base", "both"], "declared": []}
+    names, kept = [str(tmp_path / f"{name}_test.jsonl") for name in "st"], tmp_path / "kept"
+    shutil.copy(names[0], names[1])
+    for tables in ({"Similar": names[:1]}, {"Similar": names}, {"Similar": names[1:]}, {"Similar": names}):
+        comparison = comparing.open_comparison(make(collections=tables, **arms), kept)
+        monkeypatch.setattr(type(comparison), "runs", lambda self: iter([comparing.Run(self.arms[0], 0, "own")]))
+        comparing.run(comparison, lambda _: None)
+    assert asked == [["s_test"], ["t_test"]]
+    assert set(comparison.results.payload("base-" + comparison.arms[0].digest + "-own-0")["items"]) == {
+        "s_test",
+        "t_test",
+    }
+    with Path(names[0]).open("a", encoding="utf-8") as more:
+        more.write('{"sentence1": "read", "sentence2": "write", "score": 2}\n')
+    comparison = comparing.open_comparison(make(collections={"Similar": names}, **arms), kept)
+    assert comparison.results.others == 1
+    comparing.run(comparison, lambda _: None)
+    assert asked[2:] == [["s_test"]]
+    lines = (kept / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3
+    (kept / "results.jsonl").write_text("\n".join([*lines, lines[-1]]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"results\.jsonl:4: this was run before"):
+        comparing.open_comparison(make(collections={"Similar": names}, **arms), kept)
+
+
 def test_damaged_results_are_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"key": "x"}\n{"cut sho', encoding="utf-8")
     with pytest.raises(InputError, match=r"results\.jsonl:2: damaged"):
@@ -174,6 +259,39 @@ def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> N
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
     first, second = (comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed))
     assert first != second
+
+
+def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp_path: Path) -> None:
+    recipe = make()
+    folder = shutil.copytree(recipe.model.name, tmp_path / "model")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
+    before = comparing.open_comparison(recipe, tmp_path).results.key
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert comparing.open_comparison(recipe, tmp_path).results.key != before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: Path, number: signal.Signals) -> None:
+    """The training writes a checkpoint and ends, and what is run again goes on from there."""
+    recipe = make(arms=["both"], declared=[])
+    slow = recipe.reconstruct.model_copy(update={"steps": 100_000, "evaluate_every": 0})
+    recipe = recipe.model_copy(update={"reconstruct": slow})
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+    command = [sys.executable, "-m", "anchorembed", "compare", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/*/*/*/first/reconstruct/log.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + (signal.SIGTERM if number == signal.SIGHUP else number), error
+    assert "Stopped. To continue: anchorembed compare" in error
+    (stage,) = tmp_path.glob("run/*/*/*/first/reconstruct")
+    assert list(stage.glob("checkpoints/step-*"))
+    with alone_in(stage):
+        pass  # nobody is at work there any more
 
 
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])

@@ -54,6 +54,7 @@ def comparison() -> Comparison:
         notes=["A note."],
         recipe=f"seed: 0  # {EVIL}",
         commands=["anchorembed compare x.yaml"],
+        made_with=["torch 1, threads 2"],
         tables={"Zero-shot": ["one", "two"], "Other": ["pairs"]},
     )
 
@@ -75,8 +76,9 @@ def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
     assert found["plain", "one"].p == sign_flip_p(averaged["both"], averaged["plain"])
     assert found["plain", "two"].p == 1.0
     assert found["plain", "one"].difference == pytest.approx(0.2)
-    adjusted = holm({key: test.p for key, test in found.items()})
-    assert {key: test.adjusted for key, test in found.items()} == adjusted
+    adjusted = holm({key: test.p for key, test in found.items()} | {("evil", "two"): 1.0})  # which was not run
+    assert {key: test.adjusted for key, test in found.items()} == {key: adjusted[key] for key in found}
+    assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
     assert [(test.against, test.setting) for test in analysis.exploratory] == [("plain", "common")]
     assert analysis.exploratory[0].adjusted is None
 
@@ -87,6 +89,7 @@ def test_good_and_bad_news_are_said_alike(comparison: Comparison) -> None:
         "Both against Plain: higher on 1 of 2 collections (1 of them beyond chance after Holm's correction), "
         "lower on 0 (0 beyond chance)."
     )
+    assert second.endswith("Not run: 1 collections.")
     turned = replace(comparison, primary="plain", declared=["both", "missing"])
     first, second = analyse(turned).sentences
     assert "higher on 0 of 2 collections (0 of them" in first
@@ -126,7 +129,15 @@ def test_the_page_is_whole_and_alone(comparison: Comparison) -> None:
     assert page == html(comparison, analyse(comparison))
     mean = analyse(comparison).scores["both", "own", "one"].mean
     assert f"<strong>{mean:.3f} (best)" in page
-    for word in ("Declared tests", "Exploratory", "accuracy on held-out pairs", "effective rank", "PFLOPs", "A note."):
+    for word in (
+        "Declared tests",
+        "Exploratory",
+        "accuracy on held-out pairs",
+        "effective rank",
+        "PFLOPs",
+        "A note.",
+        "threads 2",
+    ):
         assert word in page, word
     bare = replace(comparison, curves=[], isotropy=[])
     assert "effective rank" not in html(bare, analyse(bare))

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from anchorembed.config import Choice, Compare, Recipe, Schedule, parse_recipe
+from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule, parse_recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.flops import step_flops
 from anchorembed.preparing import prepare
@@ -111,6 +111,7 @@ def find_arms(compare: Compare) -> list[Arm]:
         if name in READY:
             raise InputError(f"compare.own_arms: {name!r} is a ready arm. Choose another name.")
         like = _named(own.like, known, "compare.own_arms")
+        _possible(compare, name, own, like)
         known[name] = replace(
             like,
             name=name,
@@ -126,6 +127,19 @@ def find_arms(compare: Compare) -> list[Arm]:
     if compare.primary not in compare.arms:
         raise InputError(f"compare.primary: {compare.primary!r} is not among compare.arms. Add it.")
     return chosen
+
+
+def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
+    """Refuse keys of an own arm that something else decides."""
+    chosen = sorted(own.contrast.keys() & set(Choice.model_fields)) if compare.grid else []
+    for stage, keys, why in (
+        ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
+        ("first", own.first.keys() & {"steps"}, "steps follow from the primary arm's compute"),
+        ("contrast", own.contrast.keys() & {"from"}, "Stage II starts from what comes before it"),
+        ("contrast", chosen, "every arm takes it from compare.grid"),
+    ):
+        for key in keys:
+            raise InputError(f"compare.own_arms.{name}.{stage}.{key}: has no effect, as {why}. Leave it out.")
 
 
 def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
@@ -146,11 +160,13 @@ def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) 
         return None
     stage_one = recipe.reconstruct.model_dump(mode="json")
     if arm.first == "reconstruct":
-        return _derive(recipe, seed, output, reconstruct=stage_one | {"steps": steps} | arm.first_keys, contrast=None)
+        keys = stage_one | {"steps": steps} | arm.first_keys
+        return _derive(recipe, arm, seed, output, reconstruct=keys, contrast=None)
     like_stage_one = {key: stage_one[key] for key in ("learning_rate", "warmup_steps", "weight_decay")}
     stage_two = recipe.contrast.model_dump(mode="json", by_alias=True)
     return _derive(
         recipe,
+        arm,
         seed,
         output,
         reconstruct=None,
@@ -166,15 +182,17 @@ def contrast_recipe(
         raise InputError("recipe: contrast is null. A comparison needs Stage II.")
     settings = recipe.contrast.model_dump(mode="json", by_alias=True) | arm.contrast_keys | choice
     settings |= {"from": start, "steps": settings["steps"] + (extra if arm.longer else 0)}
-    return _derive(recipe, seed, output, reconstruct=None, contrast=settings)
+    return _derive(recipe, arm, seed, output, reconstruct=None, contrast=settings)
 
 
 def choices(recipe: Recipe) -> list[Values]:
-    """Stage II settings of the grid, each once; the recipe's own where it is empty."""
+    """Stage II settings of the grid, each once; without one, none but what recipe and arm say."""
     if recipe.compare is None or recipe.contrast is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    if not recipe.compare.grid:
+        return [{}]
     own = recipe.contrast.model_dump(include=set(Choice.model_fields))
-    found = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid or [Choice()]]
+    found = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
     return [choice for number, choice in enumerate(found) if choice not in found[:number]]
 
 
@@ -208,8 +226,9 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     matched: dict[str, int] = {}
     for arm in arms:
         own = first_recipe(recipe, arm, seed, steps, nowhere)
+        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # so that no arm's keys are refused later
         if arm.longer:
-            own = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)
+            own = second
         if arm.name == primary.name or own is None:
             matched[arm.name] = steps if own else 0
         else:
@@ -217,6 +236,6 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     return matched
 
 
-def _derive(recipe: Recipe, seed: int, output: Path, **stages: Values | None) -> Recipe:
+def _derive(recipe: Recipe, arm: Arm, seed: int, output: Path, **stages: Values | None) -> Recipe:
     values = recipe.model_dump(mode="json", by_alias=True, exclude={"compare"})
-    return parse_recipe(values | stages | {"seed": seed, "output": str(output)}, "arm")
+    return parse_recipe(values | stages | {"seed": seed, "output": str(output)}, f"arm {arm.name}")

@@ -4,12 +4,13 @@ The search is our own exact one (`evaluation.rank`), so ties at the cut fall as 
 scores stand those of each query or item, whose mean is the task's main score, for paired tests.
 """
 
+import hashlib
 import json
 import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import mteb
 import numpy as np
 import yaml
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-from mteb.abstasks import AbsTask
+from mteb.abstasks import AbsTask, AbsTaskClassification
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.cache import ResultCache
 from mteb.models import ModelMeta
@@ -32,7 +33,7 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import Run, per_query, rank
 from anchorembed.indexing import Floats, cosines, unit_rows
 from anchorembed.progress import progress_bar
-from anchorembed.tasks import find_tasks
+from anchorembed.tasks import find_tasks, load
 from anchorembed.vectors import VectorCache
 
 # mteb's name of a main score -> the field's name
@@ -44,6 +45,8 @@ METRIC_NAMES = {
     "max_ap": "AP",
 }
 _MEASURES = {"ndcg_at_10": ir_measures.nDCG @ 10, "map_at_1000": ir_measures.AP @ 1000}
+
+_ROUNDED = 1e-5  # mteb's scores have five digits
 
 Items = dict[str, float]
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -71,12 +74,13 @@ class Adapter:
     def __init__(self, embedder: Embedder, name: str, vectors: VectorCache, instructions: Mapping[str, str]) -> None:
         self.vectors, self.instructions = vectors, instructions
         self.own_instruction = embedder.metadata.instruction
-        self.progress: Callable[[int], None] | None = None
+        self.expect: Callable[[int], None] = lambda _: None  # told how many texts are to be embedded
+        self.progress: Callable[[int], None] | None = None  # and how many have been
         self.corpus: list[tuple[str, str]] = []
         self.meta = ModelMeta.create_empty(
             {
                 "name": f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}",
-                "revision": embedder.fingerprint[:16],
+                "revision": _revision(embedder, instructions),
                 "embed_dim": embedder.dimension,
                 "max_tokens": float(embedder.metadata.lengths.document),
                 "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
@@ -144,6 +148,7 @@ class Adapter:
 
     def _embed(self, texts: list[str], side: Side, task: TaskMetadata) -> Floats:
         instruction = "" if side == "document" else self._instruction(task)
+        self.expect(len(texts))
         return self.vectors.vectors(texts, side, instruction, self.progress)
 
     def _instruction(self, task: TaskMetadata) -> str:
@@ -151,6 +156,15 @@ class Adapter:
             if name in self.instructions:
                 return self.instructions[name]
         return self.own_instruction
+
+
+def _revision(embedder: Embedder, instructions: Mapping[str, str]) -> str:
+    """Of all that decides a result: weights, template, lengths and instructions."""
+    if not instructions:
+        return embedder.fingerprint[:16]
+    return hashlib.sha256(json.dumps([embedder.fingerprint, dict(instructions)], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _query_text(row: Mapping[str, Any]) -> str:
@@ -194,33 +208,44 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], Items]:
 
 def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
     name, cache = task.metadata.name, ResultCache(out) if out else None
+    kept = cache.load_task_result(name, adapter.meta) if cache else None
+    same = kept is not None and kept.dataset_revision == task.metadata.dataset["revision"]
     with tempfile.TemporaryDirectory() as folder, _quiet(), progress_bar() as bar:
         shown = bar.add_task(name, total=None, note="")
+        adapter.expect = lambda count: bar.update(shown, total=(bar.tasks[0].total or 0) + count)
         adapter.progress = lambda done: bar.advance(shown, done)
-        found = mteb.evaluate(
-            adapter,
-            task,
-            cache=cache,
-            overwrite_strategy=_strategy(adapter, task, cache),
-            co2_tracker=False,
-            prediction_folder=Path(folder),
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": 4096},
-        )
-        result = found.task_results[0]
-        predictions = Path(folder) / task.prediction_file_name
-        saved = json.loads(predictions.read_text(encoding="utf-8")) if predictions.exists() else {}
-    main = task.metadata.main_score
-    items = _items(task, main, saved)
-    value = math.fsum(items.values()) / len(items) if items else result.get_score()  # mteb's is rounded to 5 digits
+        with nullcontext() if same else _loaded(task):
+            found = mteb.evaluate(
+                adapter,
+                task,
+                cache=cache,
+                overwrite_strategy="only-missing" if same else "always",  # mteb itself would reuse one of other data
+                co2_tracker=False,
+                prediction_folder=Path(folder),
+                show_progress_bar=False,
+                encode_kwargs={"batch_size": 4096},
+            )
+            predictions = Path(folder) / task.prediction_file_name
+            saved = json.loads(predictions.read_text(encoding="utf-8")) if predictions.exists() else {}
+            items = _items(task, saved)
+    result, main = found.task_results[0], task.metadata.main_score
+    value = math.fsum(items.values()) / len(items) if items else math.nan
+    if not abs(value - result.get_score()) <= _ROUNDED:  # a task with rules of its own, such as what it leaves out
+        items, value = {}, result.get_score()
     return TaskScore(name, task.metadata.type, METRIC_NAMES.get(main, main), value, items, result)
 
 
-def _strategy(adapter: Adapter, task: AbsTask, cache: ResultCache | None) -> str:
-    """Reuse a result, but not one of other data: mteb itself would where no split is missing."""
-    kept = cache.load_task_result(task.metadata.name, adapter.meta) if cache else None
-    other = kept is not None and kept.dataset_revision != task.metadata.dataset["revision"]
-    return "always" if other else "only-missing"
+@contextmanager
+def _loaded(task: AbsTask) -> Iterator[None]:
+    """Hold a task's data, by which items are scored, as long as it is needed: mteb drops what it loaded itself."""
+    before = task.data_loaded
+    if not before:
+        load(task)
+    try:
+        yield
+    finally:
+        if not before:
+            task.unload_data()
 
 
 def read_instructions(path: Path) -> dict[str, str]:
@@ -255,8 +280,8 @@ def _quiet() -> Iterator[None]:
 # --- Scores of single items ------------------------------------------------------------------------------------------
 
 
-def _items(task: AbsTask, main: str, saved: Mapping[str, Any]) -> Items:
-    """Scores of queries, pairs or texts whose mean is the main score; of several subsets, named by subset and split."""
+def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
+    """Scores of queries, pairs or texts whose mean is the main score; none of other kinds, or of several subsets."""
     parts = {
         (hf_subset, hf_split): predictions
         for hf_subset, splits in saved.items()
@@ -268,14 +293,15 @@ def _items(task: AbsTask, main: str, saved: Mapping[str, Any]) -> Items:
     ((hf_subset, hf_split), predictions) = next(iter(parts.items()))
     data: Any = task.dataset
     data = data.get(hf_subset, data)
+    main = task.metadata.main_score
     if main in _MEASURES:
         return per_query(predictions, data[hf_split]["relevant_docs"], _MEASURES[main])
-    if main == "cosine_spearman":
+    if task.metadata.type == "STS" and main == "cosine_spearman":
         values = pseudo_values(data[hf_split]["score"], predictions["cosine_scores"])
         return _numbered(values) if np.isfinite(values).all() else {}
-    if main == "accuracy":
-        right = np.asarray(predictions) == np.asarray(data[hf_split]["label"])[None, :]
-        return _numbered(right.mean(0))
+    if isinstance(task, AbsTaskClassification) and task.metadata.type == "Classification" and main == "accuracy":
+        labels = np.asarray(data[hf_split][task.label_column_name])
+        return _numbered((np.asarray(predictions) == labels).mean(0)) if not task.is_cross_validation else {}
     return {}
 
 

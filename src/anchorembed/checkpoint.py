@@ -4,11 +4,12 @@ A checkpoint is a folder ``step-000200`` with trainable weights and optimizer st
 the step, the run's plan and the versions of what computed it. It is written beside its place, synced, and renamed.
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,25 @@ def write_file(target: Path, text: str) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, so that no other process works there; however this one ends, it lets go.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another process is at work there. Wait for it, or stop it.") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_checkpoint(

@@ -114,6 +114,8 @@ def compare(
         left = 0 if only_report else comparing.run(comparison, _say, hours)
     except Interrupted as stop:
         _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
+    except KeyboardInterrupt:
+        _fail(f"Stopped. To continue: {_command()}", 130)
     pages = comparing.report(comparison, _command())
     _print("\n".join(map(str, pages)))
     if left:

@@ -14,10 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -35,11 +33,11 @@ from anchorembed.arms import (
     seeds_of,
 )
 from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
-from anchorembed.checkpoint import write_file
+from anchorembed.checkpoint import alone_in, write_file
 from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
 from anchorembed.errors import InputError
-from anchorembed.loop import Interrupted
+from anchorembed.loop import Interrupted, read_log
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
 from anchorembed.runtime import versions
@@ -89,8 +87,13 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     """Read what is there of a comparison; counts FLOPs to match compute, trains nothing."""
     if recipe.compare is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
-    if len(choices(recipe)) > 1 and recipe.contrast is not None and not recipe.contrast.evaluate_every:
-        raise InputError("contrast.evaluate_every: 0 with a compare.grid, which chooses by it. Set it above 0.")
+    if len(choices(recipe)) > 1 and recipe.contrast is not None:
+        for key, value in (
+            ("contrast.evaluate_every", recipe.contrast.evaluate_every),
+            ("data.held_out", recipe.data.held_out),
+        ):
+            if not value:
+                raise InputError(f"{key}: 0 with a compare.grid, which chooses by held-out pairs. Set it above 0.")
     arms = find_arms(recipe.compare)
     quick = recipe.compare.quick
     tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
@@ -122,6 +125,10 @@ def _key(recipe: Recipe) -> str:
         },
     )
     contents = {source.name: content_key(source.path) for source in recipe.data.sources}
+    model = Path(recipe.model.name)
+    if model.exists():
+        weights = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+        contents |= {f"model/{path.name}": content_key(path) for path in weights}
     return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
 
 
@@ -138,11 +145,16 @@ def run(comparison: Comparison, say: Callable[[str], None], hours: float | None 
     """
     started = time.monotonic()
     missing = comparison.missing()
-    for number, one in enumerate(missing):
-        if hours is not None and time.monotonic() - started > hours * 3600:
-            return len(missing) - number
-        say(f"{one.arm.title}, seed {one.seed}, {one.setting} settings: run {number + 1} of {len(missing)}")
-        _one(comparison, one, say)
+    with alone_in(comparison.results.folder):
+        for number, one in enumerate(missing):
+            if hours is not None and time.monotonic() - started > hours * 3600:
+                return len(missing) - number
+            left = _hours_left(comparison)
+            say(
+                f"{one.arm.title}, seed {one.seed}, {one.setting} settings: run {number + 1} of {len(missing)}"
+                + (f"; {left}" if left else "")
+            )
+            _one(comparison, one, say)
     return 0
 
 
@@ -162,7 +174,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     scores = _evaluate(comparison, one, prepared.embedder)
     seconds = time.perf_counter() - began
     stages = {"first": folder, "contrast": model.parent if model else None}
-    logs = {stage: _log(place) for stage, place in stages.items() if place is not None}
+    logs = {stage: read_log(place / "log.jsonl") for stage, place in stages.items() if place is not None}
     models = {"base": recipe.model.name, "before Stage II": first, "after Stage II": model}
     payload = {
         "items": comparison.results.payload(one.name).get("items", {}) | {score.task: score.items for score in scores},
@@ -170,7 +182,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
         "isotropy": {
             name: _isotropy(prepared, load_embedder(recipe, str(place), recipe.model.device))
             for name, place in models.items()
-            if place is not None
+            if place is not None and len(prepared.split.held_out) > 1
         },
     }
     payload["made_with"] = versions() | {
@@ -229,9 +241,9 @@ def _second(comparison: Comparison, one: Run, first: Path | None, choice: Values
 
 def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Values:
     """Stage II's settings of a run: the arm's best on held-out pairs, or the primary arm's."""
-    chooser = one.arm
     if one.setting == COMMON:
-        chooser = next(arm for arm in comparison.arms if arm.name == comparison.settings.primary)
+        return _common(comparison, say)
+    chooser = one.arm
     possible = choices(comparison.recipe)
     if len(possible) == 1:
         return possible[0]
@@ -245,17 +257,25 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
         first = first or _first(comparison, trial, say)[0]
         say(f"{chooser.title}: trying {_choice_name(choice)}")
         model = _second(comparison, trial, first, choice, say)
-        last = _log(model.parent)[-1]
+        log = read_log(model.parent / "log.jsonl")
+        if "held_out_accuracy" not in log[-1]:
+            raise InputError("data: too few pairs to hold any out, by which compare.grid chooses. Leave it out.")
         line = {"kind": "grid", "arm": chooser.name, "digest": chooser.digest, "seed": seed}
-        line |= {"choice": _choice_name(choice)}
-        comparison.results.keep([line | {"value": last["held_out_accuracy"], "cost": _cost(_log(model.parent))}])
+        line |= {"choice": _choice_name(choice), "value": log[-1]["held_out_accuracy"], "cost": _cost(log)}
+        comparison.results.keep([line])
     tried = comparison.results.tried(chooser)
     best = max(possible, key=lambda choice: tried[_choice_name(choice)])
+    needed = [best] if chooser.name == comparison.settings.primary else [best, _common(comparison, say)]
     for choice in possible:
-        if choice != best:
+        if choice not in needed:
             folder = _place(comparison, Run(chooser, seed, OWN)) / _choice_name(choice)
             shutil.rmtree(folder / "contrast" / "model", ignore_errors=True)
     return best
+
+
+def _common(comparison: Comparison, say: Callable[[str], None]) -> Values:
+    primary = next(arm for arm in comparison.arms if arm.name == comparison.settings.primary)
+    return _choice(comparison, Run(primary, seeds_of(comparison.settings, primary)[0], OWN), say)
 
 
 def _choice_name(choice: Values) -> str:
@@ -277,7 +297,8 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     verb = "reconstruct" if recipe.reconstruct else "contrast"
-    with subprocess.Popen([sys.executable, "-m", "anchorembed", verb, str(path)]) as process:  # noqa: S603 - ourselves
+    command = [sys.executable, "-m", "anchorembed", verb, str(path)]
+    with subprocess.Popen(command, start_new_session=True) as process:  # noqa: S603 - ourselves
         code = _wait(process)
     number = code - 128 if code > 128 else -code  # of a signal, if the training was ready for one or not yet
     if number in (signal.SIGINT, signal.SIGTERM):
@@ -287,18 +308,20 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Until a training has ended; a signal is left to it, which writes a checkpoint first."""
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    """Until a training has ended; a signal is passed on to it, which writes a checkpoint first.
+
+    It has a session of its own, so that what a terminal sends reaches it once.
+    """
+
+    def pass_on(number: int, _: object) -> None:
+        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        while True:
-            with suppress(KeyboardInterrupt):  # the terminal sent it to the training, too
-                return process.wait()
+        return process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _log(folder: Path) -> list[Values]:
-    return [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cost(log: Sequence[Values]) -> dict[str, float]:
@@ -334,18 +357,26 @@ def plan(comparison: Comparison) -> str:
         steps = comparison.matched[arm.name]
         extra = f"{steps} steps {'more of' if arm.longer else 'before'} Stage II" if steps else "Stage II alone"
         lines.append(f"  {arm.name:<18} seeds {seeds:<10}{extra if arm.trained else 'not trained':<28}{arm.what}")
-    done = [line for line in comparison.results.lines if line["kind"] == "cell"]
-    if done:
-        spent = {(line["arm"], line["setting"], line["seed"]): _seconds(line["cost"]) for line in done}
-        mean = sum(spent.values()) / len(spent)
-        lines.append(f"about {mean * len(missing) / 3600:.1f} hours to go at {mean / 60:.0f} minutes a run so far")
+    if left := _hours_left(comparison):
+        lines.append(left)
     if comparison.results.others:
         lines.append(f"{comparison.results.others} lines of results are of other settings or data and are left alone")
     return "\n".join(lines)
 
 
-def _seconds(cost: dict[str, dict[str, Any]]) -> float:
-    return sum(float(stage["seconds"]) for stage in cost.values())
+def _hours_left(comparison: Comparison) -> str:
+    """How long what is missing will take, grids included, by what finished runs took; nothing before the first."""
+    spent: dict[tuple[object, ...], float] = {}
+    for line in comparison.results.lines:
+        stages = line["cost"].values() if line["kind"] == "cell" else [line["cost"]]
+        name = (line["arm"], line.get("setting"), line["seed"], line["kind"] == "grid" and line["choice"])
+        spent.setdefault(name, sum(float(stage["seconds"]) for stage in stages))
+    runs = sum(name[-1] is False for name in spent)
+    if not runs:
+        return ""
+    mean = sum(spent.values()) / runs
+    hours = mean * len(comparison.missing()) / 3600
+    return f"about {hours:.1f} hours to go at {mean / 60:.0f} minutes a run so far"
 
 
 # --- The report ------------------------------------------------------------------------------------------------------
@@ -379,7 +410,8 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         title=f"With and without Stage I: {comparison.recipe.model.name}",
         arms=[_described(comparison, arm) for arm in comparison.arms],
         cells=cells,
-        costs={key: {name: _stage_cost(cost) for name, cost in line["cost"].items()} for key, line in runs.items()},
+        costs={key: {name: _stage_cost(cost) for name, cost in line["cost"].items()} for key, line in runs.items()}
+        | _grid_costs(comparison),
         curves=[curve for key, payload in payloads.items() for curve in _curves(key, payload)],
         isotropy=[
             (*key, checkpoint, measured)
@@ -391,6 +423,13 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         notes=compare.notes,
         recipe=yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False),
         commands=[command],
+        made_with=list(
+            dict.fromkeys(
+                ", ".join(f"{name} {value}" for name, value in payload["made_with"].items())
+                for payload in payloads.values()
+                if "made_with" in payload
+            )
+        ),
         tables={title: [task.metadata.name for task in tasks] for title, tasks in comparison.tasks.items()},
     )
 
@@ -407,6 +446,15 @@ def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
         settings["chosen for Stage II"] = max(tried, key=lambda name: tried[name])
         settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
     return reporting.Arm(arm.name, arm.title, arm.what, settings)
+
+
+def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, reporting.Cost]]:
+    """What choosing Stage II's settings cost each arm."""
+    costs: dict[tuple[str, str, int], dict[str, reporting.Cost]] = {}
+    for line in comparison.results.lines:
+        if line["kind"] == "grid":
+            costs.setdefault((line["arm"], "grid", line["seed"]), {})[line["choice"]] = _stage_cost(line["cost"])
+    return costs
 
 
 def _stage_cost(cost: dict[str, float]) -> reporting.Cost:

@@ -206,7 +206,7 @@ class Compare(Section):
         description="Arms it is tested against; all else is called exploratory.",
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
-    seeds_of: dict[str, list[int]] = Field({}, description="Other seeds for some arms.")
+    seeds_of: dict[str, Annotated[list[int], Field(min_length=1)]] = Field({}, description="Other seeds for some arms.")
     grid: list[Choice] = Field(
         [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
     )
@@ -217,6 +217,15 @@ class Compare(Section):
     instructions: dict[str, str] = Field({}, description="By task, task type or default, as in evaluate.")
     quick: bool = Field(False, description="A fixed part of each collection only.")
     notes: list[str] = Field([], description="Sentences for the top of the report.")
+
+    @field_validator("arms", "declared", "seeds", "seeds_of")
+    @classmethod
+    def _once(cls, chosen: Any) -> Any:  # noqa: ANN401 - lists of names, of numbers, and by name
+        for values in chosen.values() if isinstance(chosen, dict) else [chosen]:
+            for place, value in enumerate(values):
+                if value in values[:place]:
+                    raise ValueError(f"{value} stands there twice; leave one out")
+        return chosen
 
     @field_validator("collections")
     @classmethod

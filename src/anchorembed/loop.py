@@ -101,8 +101,8 @@ def fit(
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
     shown: Metrics = {}
-    skipped = sum("skipped" in entry for entry in _entries(log))
-    best = max((entry.get("quality", -math.inf) for entry in _entries(log)), default=-math.inf)
+    skipped = sum("skipped" in entry for entry in read_log(log))
+    best = max((entry.get("quality", -math.inf) for entry in read_log(log)), default=-math.inf)
     with (
         (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
         _stop_signals() as stop,
@@ -201,14 +201,14 @@ def _open_log(path: Path, first: int) -> Path:
     """Drop what the log says of steps after the checkpoint: they are run again. Every process reads what is left."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [entry for entry in _entries(path) if entry["step"] <= first]
+        kept = [entry for entry in read_log(path) if entry["step"] <= first]
         write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
     wait()
     return path
 
 
-def _entries(log: Path) -> list[Metrics]:
-    """A log's whole lines."""
+def read_log(log: Path) -> list[Metrics]:
+    """Metrics of a stage's steps, from its ``log.jsonl``; a line cut off by a crash is left out."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 

@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anchorembed import figures
 from anchorembed.checkpoint import write_file
+from anchorembed.results import OWN
 from anchorembed.significance import bootstrap_interval, holm, paired_interval, sign_flip_p
 
-OWN = "own"
 _LEVEL = 0.05
 Key = tuple[str, str, str]  # arm, setting, collection
 
@@ -81,6 +81,7 @@ class Comparison:
     notes: list[str]
     recipe: str
     commands: list[str]
+    made_with: list[str]  # what computed it: versions, threads, number format; several if machines differed
     tables: dict[str, list[str]]
 
 
@@ -128,12 +129,22 @@ def analyse(comparison: Comparison) -> Analysis:
     scores = {key: _score(cells) for key, cells in groups.items()}
     tests = list(_tests(comparison, groups))
     declared = [test for test in tests if test.setting == OWN and test.against in comparison.declared]
-    adjusted = holm({(test.against, test.collection): test.p for test in declared})
+    family = dict.fromkeys(_family(comparison, scores), 1.0)  # a test that was not run yet counts as one, too
+    adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
     others = [test for test in tests if not (test.setting == OWN and test.against in comparison.declared)]
     metrics = {cell.collection: cell.metric for cell in comparison.cells}
-    sentences = [_sentence(comparison, name, declared) for name in comparison.declared]
+    sentences = [
+        _sentence(comparison, name, declared, sum(arm == name for arm, _ in family)) for name in comparison.declared
+    ]
     return Analysis(scores, metrics, declared, others, sentences)
+
+
+def _family(comparison: Comparison, scores: dict[Key, Score]) -> list[tuple[str, str]]:
+    """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
+    untested = {collection for (_, _, collection), score in scores.items() if score.interval is None}
+    names = [name for names in comparison.tables.values() for name in names if name not in untested]
+    return [(arm, name) for arm in comparison.declared for name in names]
 
 
 def _score(cells: Sequence[Cell]) -> Score:
@@ -173,8 +184,8 @@ def _by_item(scores_SQ: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> 
     return {str(number): column for number, column in enumerate(scores_SQ.T.tolist())}
 
 
-def _sentence(comparison: Comparison, against: str, declared: Sequence[Test]) -> str:
-    """What the declared tests against one arm say, in words."""
+def _sentence(comparison: Comparison, against: str, declared: Sequence[Test], wanted: int) -> str:
+    """What the declared tests against one arm, of which ``wanted`` were declared, say in words."""
     titles = {arm.name: arm.title for arm in comparison.arms}
     tests = [test for test in declared if test.against == against]
     first, second = titles.get(comparison.primary, comparison.primary), titles.get(against, against)
@@ -186,6 +197,7 @@ def _sentence(comparison: Comparison, against: str, declared: Sequence[Test]) ->
     return (
         f"{first} against {second}: higher on {better} of {len(tests)} collections ({surely_better} of them beyond "
         f"chance after Holm's correction), lower on {worse} ({surely_worse} beyond chance)."
+        + (f" Not run: {wanted - len(tests)} collections." if len(tests) < wanted else "")
     )
 
 
@@ -238,7 +250,8 @@ def markdown(comparison: Comparison, analysis: Analysis) -> str:
     lines += ["", "## Cost", "", *_table(_COSTS, _costs(comparison, titles))]
     lines += ["", "## How vectors fill their space", "", *_table(_ISOTROPY, _isotropy(comparison, titles))]
     lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in comparison.arms])]
-    lines += ["", "## To repeat it", "", "```", *comparison.commands, "```", "", "```yaml", comparison.recipe, "```"]
+    lines += ["", "## To repeat it", "", "```", *comparison.commands, "```", "", *comparison.made_with, ""]
+    lines += ["```yaml", comparison.recipe, "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -333,6 +346,8 @@ _PLOTTED = {
     "held_out_accuracy": "accuracy on held-out pairs",
     "loss_q2d": "loss of writing documents from queries, nats a token",
     "loss_d2q": "loss of writing queries from documents, nats a token",
+    "loss_d2d": "loss of writing documents from themselves, nats a token",
+    "loss_next_token": "loss of next tokens without a vector, nats a token",
     "gain_q2d": "anchor gain of writing documents, nats a token",
     "gain_d2q": "anchor gain of writing queries, nats a token",
 }

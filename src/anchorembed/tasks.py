@@ -53,6 +53,21 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
     return tasks
 
 
+def load(task: AbsTask) -> None:
+    """Fetch one of mteb's tasks from the hub or its cache.
+
+    Raises:
+        InputError: if its data cannot be had.
+    """
+    try:
+        task.load_data()
+    except OSError as error:
+        raise InputError(
+            f"{task.metadata.name}: its data cannot be had from the hub ({' '.join(str(error).split())}). Check the "
+            "network and your access to it, or name a local folder."
+        ) from error
+
+
 def _find(name: str, split: str, quick: bool) -> list[AbsTask]:
     path = Path(name).expanduser()
     if path.exists():
@@ -199,6 +214,9 @@ def _sentence_task(test: TestSet, quick: bool) -> AbsTask:
 class _Classification(AbsTaskClassification):
     """Classification by mteb's protocol: a logistic regression on 8 texts a label, drawn 10 times."""
 
+    samples_per_label = 8
+    n_experiments = 10
+
     def __init__(self, metadata: TaskMetadata, train: Dataset, test: Dataset) -> None:
         self.metadata = metadata
         super().__init__()
@@ -242,7 +260,7 @@ def _chosen(count: int) -> list[int]:
 
 def _quick_task(task: AbsTask) -> AbsTask:
     """Load one of mteb's tasks and keep a fixed part of each split that is evaluated."""
-    task.load_data()
+    load(task)
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(None)
         for splits in task.dataset.values():

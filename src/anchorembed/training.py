@@ -8,6 +8,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
-from anchorembed.checkpoint import Plan, read_plan, write_file, write_folder
+from anchorembed.checkpoint import Plan, alone_in, read_plan, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
 from anchorembed.distributed import gathered_weights, sharded, wait
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
@@ -93,34 +94,34 @@ def _run_stage(
         module, run = objective(prepared.embedder, settings)
     if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
         raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
-    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-    history["data"] = prepared.summary()
-    accelerator.init_trackers("anchorembed", config={"stage": stage})
-    optimizer = make_optimizer(module, settings)
-    if accelerator.num_processes > 1:
-        layers = prepared.embedder.backbone.model._no_split_modules or []
-        run = _together(accelerator, run, optimizer, [*layers])
-    held_out = prepared.tokens(prepared.split.held_out.tolist())
-    fit(
-        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
-        module,
-        optimizer,
-        accelerator,
-        step=lambda number, indices: _counted(prepared, run, number, indices),
-        order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
-        evaluate=_evaluation(prepared.embedder, settings, run, held_out),
-    )
-    for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
-        tracker.finish()
-    weights = gathered_weights(module) if sharded(module) else None
-    if accelerator.is_main_process:
-        trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
-        write_folder(target, lambda place: trained.save(place, history))
-        for name in ("checkpoints", BEST):
-            shutil.rmtree(folder / name, ignore_errors=True)
+    with alone_in(folder) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
+        history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
+        history["data"] = prepared.summary()
+        accelerator.init_trackers("anchorembed", config={"stage": stage})
+        optimizer = make_optimizer(module, settings)
+        if accelerator.num_processes > 1:
+            layers = prepared.embedder.backbone.model._no_split_modules or []
+            run = _together(accelerator, run, optimizer, [*layers])
+        held_out = prepared.tokens(prepared.split.held_out.tolist())
+        fit(
+            Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
+            module,
+            optimizer,
+            accelerator,
+            step=lambda number, indices: _counted(prepared, run, number, indices),
+            order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
+            evaluate=_evaluation(prepared.embedder, settings, run, held_out),
+        )
+        for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
+            tracker.finish()
+        weights = gathered_weights(module) if sharded(module) else None
+        if accelerator.is_main_process:
+            trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
+            write_folder(target, lambda place: trained.save(place, history))
+            for name in ("checkpoints", BEST):
+                shutil.rmtree(folder / name, ignore_errors=True)
     wait()
     say(f"{stage}: complete: {target}")
     return target
