@@ -14,7 +14,7 @@ import yaml
 from mteb.abstasks import AbsTask
 from safetensors.torch import load_file, save_file
 
-from anchorembed import comparing
+from anchorembed import comparing, training
 from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_recipe, matched_steps, stage_flops
 from anchorembed.benchmarking import Adapter, TaskScore
 from anchorembed.checkpoint import alone_in
@@ -199,6 +199,32 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
     other = comparing.open_comparison(changed, tmp_path / "kept")
     assert len(other.missing()) == 4
     assert "are of other settings" in comparing.plan(other)
+
+
+def test_every_arm_runs_and_spends_what_the_primary_one_does(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the model FLOPs that trainings log; they run in this process, which saves starting 13 others."""
+
+    def train_here(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
+        training.train(recipe, say)
+
+    monkeypatch.setattr(comparing, "_train", train_here)
+    recipe = make(arms=list(READY), declared=["contrast"])
+    longer = recipe.reconstruct.model_copy(update={"steps": 24})
+    comparison = comparing.open_comparison(recipe.model_copy(update={"reconstruct": longer}), tmp_path / "kept")
+    assert comparing.run(comparison, lambda _: None) == 0
+    costs = {line["arm"]: line["cost"] for line in comparison.results.lines}
+    assert set(costs) == set(READY)
+    budget, stage_two = costs["both"]["first"]["flops"], costs["contrast"]["contrast"]["flops"]
+    for name, cost in costs.items():
+        if name in ("base", "contrast"):
+            assert "first" not in cost
+            continue
+        extra = cost["first"]["flops"] if "first" in cost else cost["contrast"]["flops"] - stage_two
+        assert extra == pytest.approx(budget, rel=0.1), name
+        if not READY[name].longer:
+            assert cost["contrast"]["flops"] == stage_two, name  # the same pairs
 
 
 def test_a_new_collection_is_run_alone_and_a_changed_one_again(
