@@ -335,6 +335,8 @@ def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     monkeypatch.setenv("ANCHOREMBED_DATA", str(tmp_path))
     assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == tmp_path / "pairs.jsonl"
+    comparing.report(comparing.open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept"), "command")
+    assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in (tmp_path / "kept" / "report.md").read_text(encoding="utf-8")
     monkeypatch.delenv("ANCHOREMBED_DATA")
     with pytest.raises(InputError, match="environment variable that is not set"):
         read_recipe(tmp_path / "r.yaml")

@@ -7,6 +7,7 @@ so it can be resumed, repeated by hand, and costs only its own memory. What is f
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -421,7 +422,7 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         primary=compare.primary,
         declared=compare.declared,
         notes=compare.notes,
-        recipe=yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False),
+        recipe=_portable(yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
         commands=[command],
         made_with=list(
             dict.fromkeys(
@@ -432,6 +433,12 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         ),
         tables={title: [task.metadata.name for task in tasks] for title, tasks in comparison.tasks.items()},
     )
+
+
+def _portable(text: str) -> str:
+    """Text with the folder of ``$ANCHOREMBED_DATA`` named by that, so that it is true on other machines, too."""
+    folder = os.environ.get("ANCHOREMBED_DATA")
+    return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
 
 
 def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
