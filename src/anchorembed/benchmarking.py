@@ -214,7 +214,7 @@ def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
         shown = bar.add_task(name, total=None, note="")
         adapter.expect = lambda count: bar.update(shown, total=(bar.tasks[0].total or 0) + count)
         adapter.progress = lambda done: bar.advance(shown, done)
-        with nullcontext() if same else _loaded(task):
+        with nullcontext() if same or task.is_aggregate else _loaded(task):
             found = mteb.evaluate(
                 adapter,
                 task,

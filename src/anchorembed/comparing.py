@@ -317,7 +317,9 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     def pass_on(number: int, _: object) -> None:
         process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    heard = [number for number in heard if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         return process.wait()
     finally:

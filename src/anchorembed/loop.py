@@ -167,7 +167,7 @@ def _stop_signals() -> Iterator[_Stop]:
         return
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.number = signal.Signals(number)
         stop.set()

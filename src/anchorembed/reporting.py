@@ -144,7 +144,8 @@ def _family(comparison: Comparison, scores: dict[Key, Score]) -> list[tuple[str,
     """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
     untested = {collection for (_, _, collection), score in scores.items() if score.interval is None}
     names = [name for names in comparison.tables.values() for name in names if name not in untested]
-    return [(arm, name) for arm in comparison.declared for name in names]
+    arms = {arm.name for arm in comparison.arms}
+    return [(arm, name) for arm in comparison.declared if arm in arms for name in names]
 
 
 def _score(cells: Sequence[Cell]) -> Score:
