@@ -1,6 +1,7 @@
 """Arms get equal compute and the same pairs; what is finished is kept and never run again; the report has it all."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,8 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"arms": ["both", "contrats"]}, "no arm is called 'contrats'. Did you mean 'contrast'"),
         ({"arms": ["contrast"]}, "'both' is not among compare.arms"),
         ({"own_arms": {"both": {"like": "q2d"}}}, "'both' is a ready arm"),
+        ({"declared": ["both"]}, "'both' is compare.primary"),
+        ({"own_arms": {"x": {"like": "base", "contrast": {"scale": 9}}}}, "x.contrast.scale: has no effect, as base"),
         ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
         (
             {"own_arms": {"x": {"like": "contrast", "first": {"sink": False}}}},
@@ -263,6 +266,28 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
         comparing.open_comparison(make(collections={"Similar": names}, **arms), kept)
 
 
+def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Path) -> None:
+    comparison = comparing.open_comparison(make(), tmp_path / "kept")
+    with alone_in(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
+        comparing.run(comparison, lambda _: None)
+    recipe = make().model_copy(update={"compare": None})
+    with alone_in(tmp_path / "run" / "reconstruct"), pytest.raises(InputError, match="another process is at work"):
+        training.train(recipe)
+
+
+def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path) -> None:
+    comparison = comparing.open_comparison(make(), tmp_path)
+    run, (task,) = comparing.Run(comparison.arms[0], 0, "own"), comparison.tasks["Similar"]
+    name, revision = task.metadata.name, task.metadata.dataset["revision"]
+    line = {"kind": "cell", "arm": "base", "digest": run.arm.digest, "setting": "own", "seed": 0, "cost": {}}
+    line |= {"collection": name, "metric": "Spearman", "value": 0.5}
+    for number, known in enumerate((revision, "other")):
+        payload = {"items": {name: {"0": 0.4, "1": 0.6}}, "revisions": {name: known}}
+        comparison.results.keep([line] if number == 0 else [], run.name, payload)
+        comparing.report(comparison, "command")
+        assert ("0.500 (best) \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (known == revision)
+
+
 def test_damaged_results_are_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"key": "x"}\n{"cut sho', encoding="utf-8")
     with pytest.raises(InputError, match=r"results\.jsonl:2: damaged"):
@@ -308,11 +333,16 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
     command = [sys.executable, "-m", "anchorembed", "compare", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("run/*/*/*/first/reconstruct/log.jsonl")) and time.monotonic() < deadline:
+        logs = "run/*/*/*/first/reconstruct/log.jsonl"
+        while not any(log.stat().st_size for log in tmp_path.glob(logs)) and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(number)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + (signal.SIGTERM if number == signal.SIGHUP else number), error
+        try:
+            error = process.communicate(timeout=60)[1]
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its training, too
+    assert process.returncode == 128 + number, error
     assert "Stopped. To continue: anchorembed compare" in error
     (stage,) = tmp_path.glob("run/*/*/*/first/reconstruct")
     assert list(stage.glob("checkpoints/step-*"))
@@ -323,9 +353,9 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])
 def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """Whether the training could still write a checkpoint or was not ready for signals yet."""
-    monkeypatch.setattr(comparing, "_wait", lambda process: (process.kill(), code)[1])
+    monkeypatch.setattr(comparing, "_wait", lambda process, _: (process.kill(), code)[1])
     with pytest.raises(Interrupted) as caught:
-        comparing.run(comparing.open_comparison(make(arms=["both"], declared=["both"]), tmp_path), lambda _: None)
+        comparing.run(comparing.open_comparison(make(arms=["both"], declared=[]), tmp_path), lambda _: None)
     assert caught.value.signal == signal.SIGTERM
 
 

@@ -126,6 +126,8 @@ def find_arms(compare: Compare) -> list[Arm]:
     chosen = [known[name] for name in compare.arms]
     if compare.primary not in compare.arms:
         raise InputError(f"compare.primary: {compare.primary!r} is not among compare.arms. Add it.")
+    if compare.primary in compare.declared:
+        raise InputError(f"compare.declared: {compare.primary!r} is compare.primary, tested against the others.")
     return chosen
 
 
@@ -134,6 +136,7 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
     chosen = sorted(own.contrast.keys() & set(Choice.model_fields)) if compare.grid else []
     for stage, keys, why in (
         ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
+        ("contrast", () if like.trained else own.contrast, f"{like.name} is not trained"),
         ("first", own.first.keys() & {"steps"}, "steps follow from the primary arm's compute"),
         ("contrast", own.contrast.keys() & {"from"}, "Stage II starts from what comes before it"),
         ("contrast", chosen, "every arm takes it from compare.grid"),
@@ -226,7 +229,7 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     matched: dict[str, int] = {}
     for arm in arms:
         own = first_recipe(recipe, arm, seed, steps, nowhere)
-        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # so that no arm's keys are refused later
+        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # for all: no key is refused later
         if arm.longer:
             own = second
         if arm.name == primary.name or own is None:

@@ -159,12 +159,11 @@ class Adapter:
 
 
 def _revision(embedder: Embedder, instructions: Mapping[str, str]) -> str:
-    """Of all that decides a result: weights, template, lengths and instructions."""
+    """Of what a model is to a task: weights, template, lengths and instructions."""
     if not instructions:
         return embedder.fingerprint[:16]
-    return hashlib.sha256(json.dumps([embedder.fingerprint, dict(instructions)], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    told = json.dumps(dict(instructions), sort_keys=True)
+    return hashlib.sha256(f"{embedder.fingerprint} {told}".encode()).hexdigest()[:16]
 
 
 def _query_text(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,9 @@ def write_file(target: Path, text: str) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, so that no other process works there; however this one ends, it lets go.
+    """Hold a folder, made if need be, so that no other process of this machine works there; its end lets go of it.
+
+    The folder goes again if nothing was written. Where the file system has no locks, nothing is held.
 
     Raises:
         InputError: if another process holds it.
@@ -76,9 +79,15 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{folder}: another process is at work there. Wait for it, or stop it.") from error
+        except OSError:
+            warnings.warn(
+                f"{folder}: its file system has no locks; see that no other process works there", stacklevel=3
+            )
         yield
     finally:
         os.close(handle)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def save_checkpoint(

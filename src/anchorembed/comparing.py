@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from anchorembed.tasks import find_tasks
 from anchorembed.vectors import VectorCache
 
 _ISOTROPY_PAIRS = 512
+_GLANCE = 0.5  # seconds between looks for a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     arms = find_arms(recipe.compare)
     quick = recipe.compare.quick
     tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
+    every = [task.metadata.name for tasks in tables.values() for task in tasks]
+    for place, name in enumerate(every):
+        if name in every[:place]:
+            raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
     revisions = {task.metadata.name: task.metadata.dataset["revision"] for tasks in tables.values() for task in tasks}
     results = Results(folder, _key(recipe), revisions)
     return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
@@ -145,8 +151,9 @@ def run(comparison: Comparison, say: Callable[[str], None], hours: float | None 
         hours: start no run after so many hours.
     """
     started = time.monotonic()
-    missing = comparison.missing()
     with alone_in(comparison.results.folder):
+        comparison.results.read()  # what another process may have added
+        missing = comparison.missing()
         for number, one in enumerate(missing):
             if hours is not None and time.monotonic() - started > hours * 3600:
                 return len(missing) - number
@@ -176,9 +183,12 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     seconds = time.perf_counter() - began
     stages = {"first": folder, "contrast": model.parent if model else None}
     logs = {stage: read_log(place / "log.jsonl") for stage, place in stages.items() if place is not None}
-    models = {"base": recipe.model.name, "before Stage II": first, "after Stage II": model}
+    models = {"before Stage II": first, "after Stage II": model} if one.arm.trained else {"base": recipe.model.name}
+    before = comparison.results.payload(one.name)
     payload = {
-        "items": comparison.results.payload(one.name).get("items", {}) | {score.task: score.items for score in scores},
+        "items": before.get("items", {}) | {score.task: score.items for score in scores},
+        "revisions": before.get("revisions", {})
+        | {task.metadata.name: task.metadata.dataset["revision"] for task in comparison.tasks_left(one)},
         "curves": {stage: _curve(log) for stage, log in logs.items()},
         "isotropy": {
             name: _isotropy(prepared, load_embedder(recipe, str(place), recipe.model.device))
@@ -299,32 +309,45 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     verb = "reconstruct" if recipe.reconstruct else "contrast"
     command = [sys.executable, "-m", "anchorembed", verb, str(path)]
-    with subprocess.Popen(command, start_new_session=True) as process:  # noqa: S603 - ourselves
-        code = _wait(process)
+    with _signals() as heard, subprocess.Popen(command) as process:  # noqa: S603 - ourselves
+        code = _wait(process, heard)
     number = code - 128 if code > 128 else -code  # of a signal, if the training was ready for one or not yet
-    if number in (signal.SIGINT, signal.SIGTERM):
-        raise Interrupted(number, "Stopped.")
+    stopped = heard or [number]
+    if stopped[0] in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        raise Interrupted(stopped[0], "Stopped.")
     if code:
         raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Until a training has ended; a signal is passed on to it, which writes a checkpoint first.
-
-    It has a session of its own, so that what a terminal sends reaches it once.
-    """
-
-    def pass_on(number: int, _: object) -> None:
-        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    heard = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    heard = [number for number in heard if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
-    before = {number: signal.signal(number, pass_on) for number in heard}
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Keep the numbers of signals that ask to stop, but for those that are ignored, as nohup has it."""
+    heard: list[int] = []
+    asking = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in asking
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
-        return process.wait()
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes], heard: Sequence[int]) -> int:
+    """Until a training has ended; told to stop, it is told so, too, and writes a checkpoint first.
+
+    It is sent SIGTERM, as a terminal sends it SIGINT itself, and a second of those would stop it at once.
+    """
+    told = False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_GLANCE)
+        if heard and not told:
+            process.terminate()
+            told = True
 
 
 def _cost(log: Sequence[Values]) -> dict[str, float]:
@@ -405,7 +428,7 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
             line["collection"],
             line["metric"],
             line["value"],
-            payloads[line["arm"], line["setting"], line["seed"]].get("items", {}).get(line["collection"], {}),
+            _items(payloads[line["arm"], line["setting"], line["seed"]], line),
         )
         for line in lines
     ]
@@ -435,6 +458,14 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         ),
         tables={title: [task.metadata.name for task in tasks] for title, tasks in comparison.tasks.items()},
     )
+
+
+def _items(payload: Values, line: Values) -> dict[str, float]:
+    """Scores of a cell's items; none if those kept are of other data than its line."""
+    name = line["collection"]
+    same = payload.get("revisions", {}).get(name, line["revision"]) == line["revision"]
+    found: dict[str, float] = payload.get("items", {}).get(name, {}) if same else {}
+    return found
 
 
 def _portable(text: str) -> str:

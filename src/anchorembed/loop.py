@@ -167,7 +167,7 @@ def _stop_signals() -> Iterator[_Stop]:
         return
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if stop.is_set() and number == signal.SIGINT == stop.number:
             raise KeyboardInterrupt
         stop.number = signal.Signals(number)
         stop.set()

@@ -142,7 +142,8 @@ def analyse(comparison: Comparison) -> Analysis:
 
 def _family(comparison: Comparison, scores: dict[Key, Score]) -> list[tuple[str, str]]:
     """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
-    untested = {collection for (_, _, collection), score in scores.items() if score.interval is None}
+    testable = {collection for (_, _, collection), score in scores.items() if score.interval is not None}
+    untested = {collection for _, _, collection in scores} - testable
     names = [name for names in comparison.tables.values() for name in names if name not in untested]
     arms = {arm.name for arm in comparison.arms}
     return [(arm, name) for arm in comparison.declared if arm in arms for name in names]

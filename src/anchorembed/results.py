@@ -41,6 +41,10 @@ class Results:
     def __init__(self, folder: Path, key: str, revisions: Mapping[str, str]) -> None:
         self.folder, self.key, self.revisions = folder, key, revisions
         self.path = folder / "results.jsonl"
+        self.read()
+
+    def read(self) -> None:
+        """Take what the folder has now."""
         self.lines: list[Values] = []
         self.others = 0
         if self.path.exists():

@@ -28,7 +28,7 @@ from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
 from anchorembed.loop import BEST, Loop, fit, make_optimizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
-from anchorembed.runtime import find_device, peak_memory, seed_everything
+from anchorembed.runtime import find_device, first_process, peak_memory, seed_everything
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
 from anchorembed.store import content_key
 from anchorembed.tokens import TokenPair
@@ -76,6 +76,19 @@ def _run_stage(
     recipe: Recipe, stage: StageName, settings: Schedule, start: str, say: Callable[[str], None], resume: str
 ) -> Path:
     folder = stage_folder(recipe, stage)
+    with alone_in(folder) if first_process() else nullcontext():
+        return _run_alone(recipe, stage, settings, start, folder, say, resume)
+
+
+def _run_alone(
+    recipe: Recipe,
+    stage: StageName,
+    settings: Schedule,
+    start: str,
+    folder: Path,
+    say: Callable[[str], None],
+    resume: str,
+) -> Path:
     target = folder / "model"
     plan = _plan(recipe, stage, settings, start)
     finished = read_metadata(target)
@@ -94,34 +107,33 @@ def _run_stage(
         module, run = objective(prepared.embedder, settings)
     if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
         raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
-    with alone_in(folder) if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:
-            write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
-        history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-        history["data"] = prepared.summary()
-        accelerator.init_trackers("anchorembed", config={"stage": stage})
-        optimizer = make_optimizer(module, settings)
-        if accelerator.num_processes > 1:
-            layers = prepared.embedder.backbone.model._no_split_modules or []
-            run = _together(accelerator, run, optimizer, [*layers])
-        held_out = prepared.tokens(prepared.split.held_out.tolist())
-        fit(
-            Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
-            module,
-            optimizer,
-            accelerator,
-            step=lambda number, indices: _counted(prepared, run, number, indices),
-            order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
-            evaluate=_evaluation(prepared.embedder, settings, run, held_out),
-        )
-        for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
-            tracker.finish()
-        weights = gathered_weights(module) if sharded(module) else None
-        if accelerator.is_main_process:
-            trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
-            write_folder(target, lambda place: trained.save(place, history))
-            for name in ("checkpoints", BEST):
-                shutil.rmtree(folder / name, ignore_errors=True)
+    if accelerator.is_main_process:
+        write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
+    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
+    history["data"] = prepared.summary()
+    accelerator.init_trackers("anchorembed", config={"stage": stage})
+    optimizer = make_optimizer(module, settings)
+    if accelerator.num_processes > 1:
+        layers = prepared.embedder.backbone.model._no_split_modules or []
+        run = _together(accelerator, run, optimizer, [*layers])
+    held_out = prepared.tokens(prepared.split.held_out.tolist())
+    fit(
+        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
+        module,
+        optimizer,
+        accelerator,
+        step=lambda number, indices: _counted(prepared, run, number, indices),
+        order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
+        evaluate=_evaluation(prepared.embedder, settings, run, held_out),
+    )
+    for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
+        tracker.finish()
+    weights = gathered_weights(module) if sharded(module) else None
+    if accelerator.is_main_process:
+        trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
+        write_folder(target, lambda place: trained.save(place, history))
+        for name in ("checkpoints", BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
     wait()
     say(f"{stage}: complete: {target}")
     return target
