@@ -15,7 +15,7 @@ import yaml
 from mteb.abstasks import AbsTask
 from safetensors.torch import load_file, save_file
 
-from anchorembed import comparing, training
+from anchorembed import comparing, gathering, training
 from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_recipe, matched_steps, stage_flops
 from anchorembed.benchmarking import Adapter, TaskScore
 from anchorembed.checkpoint import alone_in
@@ -284,7 +284,7 @@ def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path)
     for number, known in enumerate((revision, "other")):
         payload = {"items": {name: {"0": 0.4, "1": 0.6}}, "revisions": {name: known}}
         comparison.results.keep([line] if number == 0 else [], run.name, payload)
-        comparing.report(comparison, "command")
+        gathering.report(comparison, "command")
         assert ("0.500 (best) \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (known == revision)
 
 
@@ -365,7 +365,7 @@ def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     monkeypatch.setenv("ANCHOREMBED_DATA", str(tmp_path))
     assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == tmp_path / "pairs.jsonl"
-    comparing.report(comparing.open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept"), "command")
+    gathering.report(comparing.open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept"), "command")
     assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in (tmp_path / "kept" / "report.md").read_text(encoding="utf-8")
     monkeypatch.delenv("ANCHOREMBED_DATA")
     with pytest.raises(InputError, match="environment variable that is not set"):

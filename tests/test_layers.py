@@ -50,6 +50,7 @@ ORDER = [
     "figures",
     "reporting",
     "comparing",
+    "gathering",
     "exporting",
     "verbs",
     "demo",

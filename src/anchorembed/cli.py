@@ -103,7 +103,7 @@ def compare(
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    from anchorembed import comparing
+    from anchorembed import comparing, gathering
     from anchorembed.loop import Interrupted
 
     comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
@@ -116,7 +116,7 @@ def compare(
         _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
     except KeyboardInterrupt:
         _fail(f"Stopped. To continue: {_command()}", 130)
-    pages = comparing.report(comparison, _command())
+    pages = gathering.report(comparison, _command())
     _print("\n".join(map(str, pages)))
     if left:
         _say(f"{left} runs are still to do. To continue: {_command()}")
