@@ -73,11 +73,12 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:
-    folder, refused = tmp_path / "new", pytest.raises(InputError, match="another process is at work")
+    folder, refused = tmp_path / "new" / "inner", pytest.raises(InputError, match="another process is at work")
     with alone_in(folder), refused, alone_in(folder):
         pass
     with alone_in(folder):
         pass
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:

@@ -67,11 +67,12 @@ def write_file(target: Path, text: str) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder, made if need be, so that no other process of this machine works there; its end lets go of it.
 
-    The folder goes again if nothing was written. Where the file system has no locks, nothing is held.
+    What was made goes again if nothing was written into it. Where the file system has no locks, nothing is held.
 
     Raises:
         InputError: if another process holds it.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -87,7 +88,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     finally:
         os.close(handle)
         with suppress(OSError):
-            folder.rmdir()
+            for place in made:
+                place.rmdir()
 
 
 def save_checkpoint(
