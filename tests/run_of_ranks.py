@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from anchorembed import loop, training
 from anchorembed.config import read_recipe
 from anchorembed.distributed import leave
-from steps_of_ranks import shard_on_cpus
+from steps_of_ranks import leave_shards, shard_on_cpus
 
 real = loop.save_checkpoint
 
@@ -39,4 +39,6 @@ if __name__ == "__main__":
         training.train(read_recipe(recipe))
     except loop.Interrupted as stopped:
         sys.stderr.write(str(stopped))
+    if shard:
+        leave_shards()
     leave()

@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -86,6 +87,18 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
     return found | {f"weights/{name}": value.clone() for name, value in weights.items()}
 
 
+def leave_shards() -> NoReturn:
+    """Leave, and end without the interpreter's teardown.
+
+    DTensor's caches hold the mesh, and that gloo's threads, whatever `leave` destroys. One that has yet to let go of
+    the last collective's tensors asks for the GIL, and is killed with its process if teardown has begun (pytorch
+    issue 190489). Only tests shard on CPUs: without a mesh `leave` ends these threads.
+    """
+    leave()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main() -> None:
     """Run every setting, and write what the first process found."""
     folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
@@ -95,6 +108,8 @@ def main() -> None:
             if rank() == 0:
                 save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}-{optimizer}")
     (out / f"finished-{os.environ.get('RANK', '0')}").touch()
+    if shard:
+        leave_shards()
     leave()
 
 
