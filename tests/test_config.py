@@ -118,6 +118,16 @@ def test_a_recipe_adds_to_the_one_it_extends(tmp_path: Path) -> None:
     assert recipe.data == parse_recipe(GOOD).data
 
 
+def test_a_table_of_the_one_it_extends_can_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", yaml.safe_dump(GOOD | {"compare": {"collections": {"One": ["a"], "Two": ["b"]}}}))
+    path = write(tmp_path / "r.yaml", "extends: base.yaml\ncompare: {collections: {One: null, Three: [a]}}\n")
+    recipe = read_recipe(path)
+    assert recipe.compare is not None
+    assert recipe.compare.collections == {"Two": ["b"], "Three": ["a"]}
+    with pytest.raises(InputError, match="collections"):
+        read_recipe(path, ["compare.collections=null"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

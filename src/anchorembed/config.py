@@ -212,7 +212,7 @@ class Compare(Section):
     )
     own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
     collections: dict[str, list[str]] = Field(
-        description="Tables of the report: title -> BEIR folders, test files or mteb's names."
+        description="Tables of the report: title -> BEIR folders, test files or mteb's names; null leaves one out."
     )
     instructions: dict[str, str] = Field({}, description="By task, task type or default, as in evaluate.")
     quick: bool = Field(False, description="A fixed part of each collection only.")
@@ -226,6 +226,14 @@ class Compare(Section):
                 if value in values[:place]:
                     raise ValueError(f"{value} stands there twice; leave one out")
         return chosen
+
+    @field_validator("collections", mode="before")
+    @classmethod
+    def _left_out(cls, tables: Any) -> Any:  # noqa: ANN401 - checked next
+        """Drop tables that are null: a recipe can so leave out those of the one it extends."""
+        if not isinstance(tables, dict):
+            return tables
+        return {title: names for title, names in tables.items() if names is not None}
 
     @field_validator("collections")
     @classmethod
