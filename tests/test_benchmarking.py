@@ -1,11 +1,15 @@
 """mteb, ir-measures and sentence-transformers agree on our scores; items average to them; nothing is embedded twice."""
 
+import hashlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # what mteb scores by, unrounded
 from mteb.abstasks import AbsTaskSTS
 from scipy.stats import spearmanr
@@ -22,7 +26,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluation import evaluate_collection, rank
 from anchorembed.exporting import export
 from anchorembed.records import read_collection
-from anchorembed.tasks import find_tasks
+from anchorembed.tasks import Rows, find_tasks
 from anchorembed.tokens import Lengths
 from anchorembed.vectors import VectorCache
 from conftest import WORDS
@@ -87,6 +91,41 @@ def test_every_kind_and_its_items(embedder: Embedder, data: Path, tmp_path: Path
         if score.items:
             assert score.result.get_score() == pytest.approx(score.value, abs=5.1e-6), score.task  # rounded by mteb
     assert len({round(score.value, 6) for score in found}) == len(found)
+
+
+def test_a_corpus_is_never_held_in_memory(tmp_path: Path) -> None:
+    write(tmp_path / "big" / "corpus.jsonl", [{"_id": str(n), "text": f"{n} " * 2000} for n in range(3000)])
+    write(tmp_path / "big" / "queries.jsonl", [{"_id": "q", "text": "which"}])
+    (tmp_path / "big" / "qrels").mkdir()
+    (tmp_path / "big" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t7\t1\n", encoding="utf-8")
+    size = (tmp_path / "big" / "corpus.jsonl").stat().st_size
+    find_tasks([str(tmp_path / "big")])  # converts it; the rest must hold for a corpus that is there already as well
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    (task,) = find_tasks([str(tmp_path / "big")])
+    corpus = Rows(task.dataset["default"]["test"]["corpus"])
+    lengths = [len(document.text) for _ in range(2) for document in corpus]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(lengths) > 1.9 * size
+    assert most + pa.total_allocated_bytes() - before < size / 3
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+def test_a_revision_is_of_all_that_is_read(documents: int, tmp_path: Path) -> None:
+    write(
+        tmp_path / "c" / "corpus.jsonl",
+        [{"_id": f"d{n}", "title": "T", "text": f" it's {n}"} for n in range(documents)],
+    )
+    write(tmp_path / "c" / "queries.jsonl", [{"_id": "q", "text": "which"}])
+    (tmp_path / "c" / "qrels").mkdir()
+    (tmp_path / "c" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n", encoding="utf-8")
+    read = read_collection(tmp_path / "c")
+    whole = "\n".join(map(repr, (read.documents, read.queries, read.qrels)))
+    for quick in (False, True):
+        (task,) = find_tasks([str(tmp_path / "c")], quick=quick)
+        assert task.metadata.dataset["revision"] == hashlib.sha256(whole.encode()).hexdigest()
+    assert [*Rows(task.dataset["default"]["test"]["corpus"])] == [*read.documents]
 
 
 def test_our_own_scores_are_mteb_s(embedder: Embedder, data: Path, tmp_path: Path) -> None:
@@ -162,7 +201,7 @@ def test_instructions_go_where_they_should(tiny_folder: Path, data: Path, tmp_pa
         for query, row in zip(collection.queries, queries @ documents.T, strict=True)
     }
     run = adapter(embedder, tmp_path, {"beir": "find"})
-    run.index([{"id": document.id, "text": document.text} for document in collection.documents])
+    run.index(Dataset.from_list([{"id": document.id, "text": document.text} for document in collection.documents]))
     rows = [{"id": query.id, "text": query.text} for query in collection.queries]
     found = run.search(rows, task_metadata=tasks[0].metadata, top_k=3)
     assert {query: next(iter(ranked)) for query, ranked in found.items()} == best

@@ -19,6 +19,7 @@ import ir_measures
 import mteb
 import numpy as np
 import yaml
+from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from mteb.abstasks import AbsTask, AbsTaskClassification
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -33,8 +34,8 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import Run, per_query, rank
 from anchorembed.indexing import Floats, cosines, unit_rows
 from anchorembed.progress import progress_bar
-from anchorembed.tasks import find_tasks, load
-from anchorembed.vectors import VectorCache
+from anchorembed.tasks import Rows, find_tasks, load
+from anchorembed.vectors import Texts, VectorCache
 
 # mteb's name of a main score -> the field's name
 METRIC_NAMES = {
@@ -68,6 +69,19 @@ class TaskScore:
     result: TaskResult
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The texts of documents, read as they are gone through."""
+
+    documents: Rows
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __iter__(self) -> Iterator[str]:
+        return (document.text.strip() for document in self.documents)
+
+
 class Adapter:
     """An embedder as mteb sees it: an encoder for pairs and classes, a search engine for queries."""
 
@@ -76,7 +90,7 @@ class Adapter:
         self.own_instruction = embedder.metadata.instruction
         self.expect: Callable[[int], None] = lambda _: None  # told how many texts are to be embedded
         self.progress: Callable[[int], None] | None = None  # and how many have been
-        self.corpus: list[tuple[str, str]] = []
+        self.corpus = Rows(Dataset.from_dict({}))
         self.meta = ModelMeta.create_empty(
             {
                 "name": f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}",
@@ -109,8 +123,8 @@ class Adapter:
         return self._embed(texts, "document" if prompt_type == PromptType.document else "query", task_metadata)
 
     def index(self, corpus: Any, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
-        """Take a corpus to search: rows with id, text and maybe title, joined as mteb joins them."""
-        self.corpus = [(str(row["id"]), f"{row.get('title') or ''} {row['text']}".strip()) for row in corpus]
+        """Take a corpus to search: a dataset of ids, texts and maybe titles."""
+        self.corpus = Rows(corpus)
 
     def search(
         self,
@@ -124,8 +138,8 @@ class Adapter:
         """Rank the corpus for each query, or only the candidates ``top_ranked`` gives it."""
         asked = [(str(row["id"]), _query_text(row)) for row in queries]
         queries_QH = self._embed([text for _, text in asked], "query", task_metadata)
-        documents_DH = self._embed([text for _, text in self.corpus], "document", task_metadata)
-        ids = [name for name, _ in self.corpus]
+        documents_DH = self._embed(_Texts(self.corpus), "document", task_metadata)
+        ids = [document.id for document in self.corpus]
         if top_ranked is None:
             return rank(queries_QH, documents_DH, [name for name, _ in asked], ids, top_k)
         rows = {name: row for row, name in enumerate(ids)}
@@ -146,7 +160,7 @@ class Adapter:
         similar: Floats = (unit_rows(np.asarray(embeddings1)) * unit_rows(np.asarray(embeddings2))).sum(-1)
         return similar
 
-    def _embed(self, texts: list[str], side: Side, task: TaskMetadata) -> Floats:
+    def _embed(self, texts: Texts, side: Side, task: TaskMetadata) -> Floats:
         instruction = "" if side == "document" else self._instruction(task)
         self.expect(len(texts))
         return self.vectors.vectors(texts, side, instruction, self.progress)

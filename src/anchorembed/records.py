@@ -7,9 +7,11 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Protocol
 
 from anchorembed.errors import InputError
 from anchorembed.rows import (
@@ -66,12 +68,19 @@ class Document:
     text: str
 
 
+class Documents(Protocol):
+    """Documents in order, in memory or on disk, to be gone through as often as needed."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Document]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Collection:
     """A retrieval test: what is searched, what is asked, and ``qrels[query id][document id]`` = graded relevance."""
 
     name: str
-    documents: tuple[Document, ...]
+    documents: Documents
     queries: tuple[Document, ...]
     qrels: dict[str, dict[str, int]]
 
@@ -115,15 +124,18 @@ def read_texts(path: Path) -> Iterator[Document]:
     return not_empty(texts, f"{path}: no text. Give at least one line.")
 
 
-def read_collection(folder: Path, split: str = "test") -> Collection:
-    """Read a BEIR folder whole: ``corpus.jsonl``, ``queries.jsonl`` (each also .gz) and ``qrels/<split>.tsv``.
+def read_collection(
+    folder: Path, split: str = "test", hold: Callable[[Path], Documents] = lambda corpus: tuple(read_corpus(corpus))
+) -> Collection:
+    """Read a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` (each also .gz) and ``qrels/<split>.tsv``.
 
-    Only queries with a judgement above 0 are kept. A judgement that names an unknown id raises InputError.
+    Only queries with a judgement above 0 are kept. A judgement that names an unknown id raises InputError. ``hold``
+    reads the corpus, by default into memory.
     """
     qrels_path = existing(folder) / "qrels" / f"{split}.tsv"
     if not qrels_path.is_file():
         raise InputError(f"{qrels_path}: no such file. {listed('Splits there', _splits(folder))}")
-    documents = tuple(read_corpus(_beir_file(folder, "corpus")))
+    documents = hold(_beir_file(folder, "corpus"))
     queries = tuple(read_corpus(_beir_file(folder, "queries")))
     qrels = _qrels(qrels_path, {query.id for query in queries}, {document.id for document in documents})
     kept = {query: scores for query, scores in qrels.items() if max(scores.values()) > 0}
@@ -135,20 +147,26 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Write one JSON object a line, gzipped if the name ends in .gz, whole or not at all; return the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
+    # A fixed time stamp and no file name in the gzip header: the same rows give the same bytes.
+    with whole_file(path) as partial, partial.open("wb") as raw:
+        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        with TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                count += 1
+    return count
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write, which takes its place when all went well, and is gone otherwise."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        # A fixed time stamp and no file name in the gzip header: the same rows give the same bytes.
-        with partial.open("wb") as raw:
-            binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
-                for row in rows:
-                    stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                    count += 1
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
 
 
 # Rows to records

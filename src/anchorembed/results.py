@@ -14,6 +14,7 @@ from typing import Any
 
 from anchorembed.arms import Arm, Values
 from anchorembed.errors import InputError
+from anchorembed.records import whole_file
 
 OWN, COMMON = "own", "common"
 
@@ -96,9 +97,8 @@ class Results:
         if payload is not None:
             path = self._payload(name)
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
-            partial.replace(path)
+            with whole_file(path) as partial:
+                partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
         kept = [{"key": self.key, **line, **self._revision(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write("".join(json.dumps(line) + "\n" for line in kept))

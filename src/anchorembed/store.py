@@ -1,4 +1,4 @@
-"""Pairs on disk: each source is read once into a memory-mapped Arrow file, reused while its content is the same.
+"""Text on disk: what is read becomes a memory-mapped Arrow file, once, reused while its content is the same.
 
 A pair's ``query_key`` and ``positive_key`` are 64-bit hashes of its texts, by which sampling sees duplicates without
 reading text.
@@ -6,7 +6,6 @@ reading text.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anchorembed.errors import InputError
-from anchorembed.records import TextPair, read_pairs
+from anchorembed.records import TextPair, read_corpus, read_pairs, whole_file
 
 _VERSION = b"3"
 _SCHEMA = pa.schema(
@@ -34,6 +33,7 @@ _SCHEMA = pa.schema(
         "positive_key": pa.uint64(),
     }
 )
+_CORPUS = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
 _ROWS = 8192
 
 
@@ -128,13 +128,9 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str
         cache.mkdir(parents=True, exist_ok=True)
         dropped = _Dropped()
         pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add)
-        temporary = cache / f".{key}.{os.getpid()}"
-        try:
-            rows = _write(pairs, temporary)
+        with whole_file(target) as partial:
+            rows = _write(pairs, partial)
             _dropped(target).write_text(json.dumps(dropped.counts()), encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         log(f"{source.name}: {rows} pairs read from {source.path}")
     return target
 
@@ -175,6 +171,26 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
             rows += len(batch)
     return rows
+
+
+def open_corpus(path: Path, cache: Path) -> Path:
+    """A BEIR corpus as an Arrow stream of ``id`` and ``text``, converted if its content is not in ``cache`` yet.
+
+    Raises InputError as `records.read_corpus` does.
+    """
+    target = cache / f"{content_key(path)}.arrow"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        documents = read_corpus(path)
+        with (
+            whole_file(target) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_stream(sink, _CORPUS) as writer,
+        ):
+            while batch := list(islice(documents, _ROWS)):
+                columns = {"id": [one.id for one in batch], "text": [one.text for one in batch]}
+                writer.write_batch(pa.record_batch(columns, schema=_CORPUS))
+    return target
 
 
 def text_key(text: str) -> int:

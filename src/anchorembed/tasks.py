@@ -5,8 +5,8 @@ A local task never asks the network. Its dataset revision is a hash of its rows,
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import subset
 from anchorembed.records import Collection, Document, read_collection
+from anchorembed.runtime import cache_folder
+from anchorembed.store import open_corpus
 from anchorembed.testsets import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem, test_files
 
 _QUICK_DOCUMENTS, _QUICK_ITEMS = 1000, 500
+_ROWS = 100  # read from disk at once
 _MAIN_SCORE = {
     "Retrieval": "ndcg_at_10",
     "Reranking": "map_at_1000",
@@ -29,6 +32,22 @@ _MAIN_SCORE = {
     "PairClassification": "max_ap",
     "Classification": "accuracy",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The documents of a dataset with columns ``id`` and ``text``, maybe ``title``; read as they are gone through."""
+
+    data: Dataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Document]:
+        for rows in self.data.iter(_ROWS):
+            titles = rows.get("title") or [""] * len(rows["id"])
+            for name, title, text in zip(rows["id"], titles, rows["text"], strict=True):
+                yield Document(str(name), f"{title} {text}" if title else text)  # as mteb joins them
 
 
 def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -> list[AbsTask]:
@@ -103,7 +122,7 @@ def _places(path: Path) -> list[Path]:
 
 def _local(path: Path, split: str, quick: bool) -> AbsTask:
     if path.is_dir():
-        collection = read_collection(path, split)
+        collection = read_collection(path, split, _on_disk)
         name = collection.name if split == "test" else f"{collection.name}-{split}"
         return retrieval_task(replace(collection, name=name), quick)
     test = read_test_set(path)
@@ -114,17 +133,37 @@ def _local(path: Path, split: str, quick: bool) -> AbsTask:
     return _sentence_task(test, quick)
 
 
-def _metadata(name: str, kind: str, rows: Iterable[object], quick: bool) -> TaskMetadata:
-    digest = hashlib.sha256("\n".join(map(repr, rows)).encode(errors="surrogatepass")).hexdigest()
+def _on_disk(corpus: Path) -> Rows:
+    return Rows(Dataset.from_file(str(open_corpus(corpus, cache_folder() / "corpora"))))
+
+
+def _metadata(name: str, kind: str, content: Iterable[str], quick: bool) -> TaskMetadata:
+    """Metadata with the hash of a task's content, given in parts, as its revision."""
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part.encode(errors="surrogatepass"))
     return TaskMetadata(
         name=f"{name}-quick" if quick else name,
         description=f"local data{', a fixed part of it' if quick else ''}",
         type=kind,
-        dataset={"path": f"local/{name}", "revision": digest},
+        dataset={"path": f"local/{name}", "revision": digest.hexdigest()},
         eval_splits=["test"],
         eval_langs=["und-Zyyy"],
         main_score=_MAIN_SCORE[kind],
     )
+
+
+def _lines(rows: Iterable[object]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        yield ("\n" if number else "") + repr(row)
+
+
+def _content(collection: Collection) -> Iterator[str]:
+    """A collection as its documents' tuple, queries and qrels would be shown, a line each, without making the tuple."""
+    yield "("
+    for number, document in enumerate(collection.documents):
+        yield f"{', ' if number else ''}{document!r}"
+    yield f"{',' if len(collection.documents) == 1 else ''})\n{collection.queries!r}\n{collection.qrels!r}"
 
 
 class _Retrieval(AbsTaskRetrieval):
@@ -139,23 +178,23 @@ class _Retrieval(AbsTaskRetrieval):
 
 def retrieval_task(collection: Collection, quick: bool = False) -> AbsTask:
     """A collection as a task, scored by nDCG@10."""
-    metadata = _metadata(
-        collection.name, "Retrieval", [collection.documents, collection.queries, collection.qrels], quick
-    )
+    metadata = _metadata(collection.name, "Retrieval", _content(collection), quick)
     chosen = subset(collection, _QUICK_DOCUMENTS) if quick else collection
     return _Retrieval(metadata, _split_data(chosen))
 
 
 def _split_data(collection: Collection) -> RetrievalSplitData:
     return RetrievalSplitData(
-        corpus=_documents(collection.documents),
-        queries=_documents(collection.queries),
+        corpus=_dataset(collection.documents),
+        queries=_dataset(collection.queries),
         relevant_docs={query: dict(grades) for query, grades in collection.qrels.items()},
         top_ranked=None,
     )
 
 
-def _documents(documents: Iterable[Document]) -> Dataset:
+def _dataset(documents: Iterable[Document]) -> Dataset:
+    if isinstance(documents, Rows):
+        return documents.data
     kept = list(documents)
     return Dataset.from_dict({"id": [one.id for one in kept], "text": [one.text for one in kept]})
 
@@ -165,14 +204,14 @@ def _rerank_task(test: TestSet, quick: bool) -> AbsTask:
     rows = [row for row in _part(test.rows, quick) if isinstance(row, Candidates)]
     ids = {text: _text_id(text) for row in rows for text in (*row.positives, *row.negatives)}
     data = RetrievalSplitData(
-        corpus=_documents(Document(name, text) for text, name in ids.items()),
-        queries=_documents(Document(row.id, row.query) for row in rows),
+        corpus=_dataset(Document(name, text) for text, name in ids.items()),
+        queries=_dataset(Document(row.id, row.query) for row in rows),
         relevant_docs={
             row.id: {ids[text]: 0 for text in row.negatives} | {ids[text]: 1 for text in row.positives} for row in rows
         },
         top_ranked={row.id: sorted({ids[text] for text in (*row.positives, *row.negatives)}) for row in rows},
     )
-    return _Retrieval(_metadata(test.name, "Reranking", test.rows, quick), data)
+    return _Retrieval(_metadata(test.name, "Reranking", _lines(test.rows), quick), data)
 
 
 def _text_id(text: str) -> str:
@@ -201,7 +240,7 @@ class _PairClassification(AbsTaskPairClassification):
 
 def _sentence_task(test: TestSet, quick: bool) -> AbsTask:
     rows = [row for row in _part(test.rows, quick) if isinstance(row, SentencePair)]
-    metadata = _metadata(test.name, test.kind, test.rows, quick)
+    metadata = _metadata(test.name, test.kind, _lines(test.rows), quick)
     columns: dict[str, list[Any]] = {
         "sentence1": [row.first for row in rows],
         "sentence2": [row.second for row in rows],
@@ -242,7 +281,7 @@ def _classification_task(test: TestSet, train: TestSet, quick: bool) -> AbsTask:
         Dataset.from_dict({"text": [row.text for row in part], "label": [labels[row.label] for row in part]})
         for part in (learn, rows)
     )
-    metadata = _metadata(test.name, "Classification", [*train.rows, *test.rows], quick)
+    metadata = _metadata(test.name, "Classification", _lines([*train.rows, *test.rows]), quick)
     return _Classification(metadata, train_set, test_set)
 
 
@@ -276,16 +315,8 @@ def _quick_task(task: AbsTask) -> AbsTask:
 
 
 def _collection(name: str, data: RetrievalSplitData) -> Collection:
-    documents, queries = (
-        tuple(
-            Document(str(row["id"]), f"{row.get('title') or ''} {row['text']}".strip())  # as mteb joins them
-            for row in rows
-        )
-        for rows in (data["corpus"], data["queries"])
-    )
-    return Collection(
-        name, documents, queries, {query: dict(grades) for query, grades in data["relevant_docs"].items()}
-    )
+    qrels = {query: dict(grades) for query, grades in data["relevant_docs"].items()}
+    return Collection(name, Rows(data["corpus"]), tuple(Rows(data["queries"])), qrels)
 
 
 def _shorten(data: Any, splits: set[str]) -> None:  # noqa: ANN401 - mteb nests data sets as each task likes

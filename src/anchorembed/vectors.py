@@ -1,17 +1,25 @@
 """Texts embedded once: vectors kept on disk by what they were made from, and read back memory-mapped."""
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from anchorembed.embedder import Embedder, Side
 from anchorembed.indexing import Floats
+from anchorembed.records import whole_file
+
+
+class Texts(Protocol):
+    """Texts in order, to be gone through more than once."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,7 @@ class VectorCache:
 
     def vectors(
         self,
-        texts: Sequence[str],
+        texts: Texts,
         side: Side,
         instruction: str,
         progress: Callable[[int], None] | None = None,
@@ -41,26 +49,22 @@ class VectorCache:
         return made
 
     def _make(
-        self, path: Path, texts: Sequence[str], side: Side, instruction: str, progress: Callable[[int], None] | None
+        self, path: Path, texts: Texts, side: Side, instruction: str, progress: Callable[[int], None] | None
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-        try:
-            shape = (len(texts), self.embedder.dimension)
-            if not texts:
-                np.save(temporary, np.zeros(shape, np.float32))
-            else:
-                kept = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-                done = 0
-                for window in self.embedder.stream(texts, side, instruction, progress=progress):
-                    kept[done : done + len(window)] = window
-                    done += len(window)
-                kept.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        shape = (len(texts), self.embedder.dimension)
+        with whole_file(path) as partial:
+            if not len(texts):
+                np.save(partial, np.zeros(shape, np.float32))
+                return
+            kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            done = 0
+            for window in self.embedder.stream(texts, side, instruction, progress=progress):
+                kept[done : done + len(window)] = window
+                done += len(window)
+            kept.flush()
 
-    def _key(self, texts: Sequence[str], side: Side, instruction: str) -> str:
+    def _key(self, texts: Texts, side: Side, instruction: str) -> str:
         digest = hashlib.sha256()
         for part in (self.embedder.fingerprint, str(self.embedder.dtype), side, instruction, *texts):
             encoded = part.encode()

@@ -23,7 +23,7 @@ from anchorembed.mining import Mined, Rules
 from anchorembed.models import load_tokenizer
 from anchorembed.preparing import open_pairs, own_template
 from anchorembed.progress import progress_bar
-from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, write_jsonl
+from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, whole_file, write_jsonl
 from anchorembed.runtime import cache_folder
 from anchorembed.significance import isotropy as measure
 from anchorembed.tasks import find_tasks
@@ -189,20 +189,15 @@ def encode(
 
 def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
     """Write windows of vectors, whose ids are taken from the front of ``ids``; the file appears when it is whole."""
-    temporary = out.with_name(f".{out.name}.part")
     rows = 0
-    try:
-        first = next(windows)
-        windows = chain([first], windows)
-        schema = vector_table([], first[:0]).schema
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for vectors in windows:
-                done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
-                writer.write_table(vector_table(done, vectors))
-                rows += len(vectors)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    first = next(windows)
+    windows = chain([first], windows)
+    schema = vector_table([], first[:0]).schema
+    with whole_file(out) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for vectors in windows:
+            done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
+            writer.write_table(vector_table(done, vectors))
+            rows += len(vectors)
     return rows
 
 
