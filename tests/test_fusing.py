@@ -105,9 +105,9 @@ def test_gradients_added_in_place_are_those_that_autograd_sums(name: str) -> Non
             weights = torch.full((len(targets.targets),), 0.1)
             if in_place:
                 with gradients_in_place():
-                    module(batch(), targets, weights)[0].backward()
+                    module(batch(), targets, weights, bag_weight=0.5)[0].backward()
             else:
-                module(batch(), targets, weights)[0].backward()
+                module(batch(), targets, weights, bag_weight=0.5)[0].backward()
         gradients.append({key: weight.grad for key, weight in model.named_parameters()})
     for key, plain in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], plain, rtol=1e-4, atol=1e-6, msg=key)

@@ -42,8 +42,13 @@ def stage(embedder: Embedder, **changes: object) -> Reconstruction:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
-def plain_loss(name: str, pairs: list[TokenPair], sink: bool) -> tuple[Tensor, torch.nn.Module]:
-    """0.8 D2Q + 0.2 Q2D: one pair at a time, all logits at once, by the model's own forward with its own attention."""
+def plain_loss(
+    name: str, pairs: list[TokenPair], sink: bool, bag_weight: float = 0.0, decode: bool = True
+) -> tuple[Tensor, torch.nn.Module]:
+    """0.8 D2Q + 0.2 Q2D: one pair at a time, all logits at once, by the model's own forward with its own attention.
+
+    The bag is the model's own logits after EOS, asked for every target.
+    """
     model = tiny_model(name).eval()
     model.set_attn_implementation("eager")
     embedding = model.get_input_embeddings()
@@ -54,37 +59,41 @@ def plain_loss(name: str, pairs: list[TokenPair], sink: bool) -> tuple[Tensor, t
         (0.2, [(p.query, p.document_text) for p in pairs]),
         (0.8, [(p.document, p.query_text) for p in pairs]),
     ):
-        losses = []
+        losses, bags = [], []
         for source, text in sides:
             states = model.base_model(input_ids=torch.tensor([source]), use_cache=False).last_hidden_state
+            said = model(input_ids=torch.tensor([source]), use_cache=False).logits[0, -1:].expand(len(text) + 1, -1)
+            bags.append(F.cross_entropy(said, torch.tensor([*text, end]), reduction="none"))
             anchor = states[0, -1:] / scale
             before = embedding(torch.tensor([end] * sink, dtype=torch.long))
             inputs = torch.cat([before, anchor, embedding(torch.tensor(text, dtype=torch.long))])
             logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0, int(sink) :]
             losses.append(F.cross_entropy(logits, torch.tensor([*text, end]), reduction="none"))
-        total = total + weight * torch.cat(losses).mean()
+        total = total + weight * (decode * torch.cat(losses).mean() + bag_weight * torch.cat(bags).mean())
     return total, model
 
 
-@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize(
+    ("sink", "bag_weight", "decode"), [(False, 0.0, True), (True, 0.0, True), (True, 0.7, True), (False, 0.7, False)]
+)
 @pytest.mark.parametrize("name", ["llama", "llama-untied", "gemma2", "granite", "qwen3", "mistral"])
-def test_loss_and_gradients_equal_a_plain_computation(name: str, sink: bool) -> None:
+def test_loss_and_gradients_equal_a_plain_computation(name: str, sink: bool, bag_weight: float, decode: bool) -> None:
     embedder, pairs = make(name)
-    expected, model = plain_loss(name, pairs, sink)
+    expected, model = plain_loss(name, pairs, sink, bag_weight, decode)
     expected.backward()
-    metrics = stage(embedder, sink=sink).step(0, pairs)
+    metrics = stage(embedder, sink=sink, bag_weight=bag_weight, decode=decode).step(0, pairs)
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
     ours = dict(embedder.backbone.model.named_parameters())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(ours[key].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("budget", [130, 170, 260])
-def test_accumulation_equals_one_big_batch(budget: int) -> None:
+@pytest.mark.parametrize(("budget", "bag_weight"), [(130, 0.0), (130, 0.7), (170, 0.0), (260, 0.0)])
+def test_accumulation_equals_one_big_batch(budget: int, bag_weight: float) -> None:
     whole, pairs = make("llama")
     parts, _ = make("llama")
-    one = stage(whole).step(0, pairs)
-    several = stage(parts, budget=budget).step(0, pairs)
+    one = stage(whole, bag_weight=bag_weight).step(0, pairs)
+    several = stage(parts, budget=budget, bag_weight=bag_weight).step(0, pairs)
     assert one == pytest.approx(several, abs=1e-5)
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
@@ -202,8 +211,12 @@ def test_next_tokens_are_the_model_s_own_loss(sink: bool) -> None:
 def test_anchor_gain_is_zero_for_vectors_that_say_nothing() -> None:
     """If every anchor is the same, another pair's vector is as good; if they differ, a gain can show."""
     embedder, pairs = make("llama")
-    ordinary = stage(embedder).report(pairs)
+    bagged = stage(embedder, bag_weight=0.5)
+    ordinary = bagged.report(pairs)
     assert abs(ordinary["gain_q2d"]) > 1e-4
+    assert abs(ordinary["gain_bag_q2d"]) > 1e-4
     same = [replace(pair, query=pairs[0].query, document=pairs[0].document) for pair in pairs]
-    assert stage(embedder).report(same)["gain_q2d"] == pytest.approx(0.0, abs=1e-6)
-    assert stage(embedder).report(same)["gain_d2q"] == pytest.approx(0.0, abs=1e-6)
+    gains = {name: value for name, value in bagged.report(same).items() if name.startswith("gain")}
+    assert gains == pytest.approx(
+        dict.fromkeys(("gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q"), 0.0), abs=1e-6
+    )

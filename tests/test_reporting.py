@@ -51,6 +51,7 @@ def comparison() -> Comparison:
         ],
         primary="both",
         declared=["plain", "evil"],
+        explore={"plain": ["evil"]},
         notes=["A note."],
         recipe=f"seed: 0  # {EVIL}",
         commands=["anchorembed compare x.yaml"],
@@ -79,8 +80,10 @@ def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
     adjusted = holm({key: test.p for key, test in found.items()} | {("evil", "two"): 1.0})  # which was not run
     assert {key: test.adjusted for key, test in found.items()} == {key: adjusted[key] for key in found}
     assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
-    assert [(test.against, test.setting) for test in analysis.exploratory] == [("plain", "common")]
-    assert analysis.exploratory[0].adjusted is None
+    explored = [(test.arm, test.against, test.setting, test.collection) for test in analysis.exploratory]
+    assert explored == [("both", "plain", "common", "one"), ("plain", "evil", "own", "one")]
+    assert analysis.exploratory[1].difference == pytest.approx(plain.mean - analysis.scores["evil", "own", "one"].mean)
+    assert {test.adjusted for test in analysis.exploratory} == {None}
 
 
 def test_good_and_bad_news_are_said_alike(comparison: Comparison) -> None:

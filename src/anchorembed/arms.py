@@ -120,7 +120,13 @@ def find_arms(compare: Compare) -> list[Arm]:
             first_keys=like.first_keys | own.first,
             contrast_keys=like.contrast_keys | own.contrast,
         )
-    for where, names in (("declared", compare.declared), ("seeds_of", compare.seeds_of), ("arms", compare.arms)):
+    explored = [name for first, others in compare.explore.items() for name in (first, *others)]
+    for where, names in (
+        ("declared", compare.declared),
+        ("explore", explored),
+        ("seeds_of", compare.seeds_of),
+        ("arms", compare.arms),
+    ):
         for name in names:
             _named(name, known, f"compare.{where}")
     chosen = [known[name] for name in compare.arms]

@@ -125,7 +125,7 @@ def _key(recipe: Recipe) -> str:
             "seed": True,
             "data": {"sources": {"__all__": {"path"}}},
             "model": {"device"},
-            "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "notes"},
+            "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "explore", "notes"},
             **cost_only,
         },
     )

@@ -4,7 +4,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -120,6 +120,25 @@ class Reconstruct(Schedule):
     )
     d2q_weight: float = Field(0.8, ge=0, le=1, description="w in w * L_D2Q + (1 - w) * L_Q2D, when both.")
     sink: bool = Field(True, description="EOS before the anchor when decoding, an attention sink; the paper has none.")
+    bag_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a loss beside the decoder's: each text's words, in any order, by its anchor alone "
+        "(Llama2Vec); the paper has none.",
+    )
+    decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone.")
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if not self.decode and not self.bag_weight:
+            raise ValueError("decode: false leaves no loss; set bag_weight above 0")
+        return self
+
+    @property
+    def cost_only(self) -> set[str]:
+        """Keys that decide no result; among them those that came later, where they change none of before."""
+        later = {"bag_weight": 0.0, "decode": True}
+        return super().cost_only | {key for key, value in later.items() if getattr(self, key) == value}
 
 
 class Lora(Section):
@@ -205,6 +224,9 @@ class Compare(Section):
         ["contrast", "contrast_longer", "full_contrast", "next_token"],
         description="Arms it is tested against; all else is called exploratory.",
     )
+    explore: dict[str, list[str]] = Field(
+        {}, description="Other arms to test, each against those named; reported as exploratory."
+    )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
     seeds_of: dict[str, Annotated[list[int], Field(min_length=1)]] = Field({}, description="Other seeds for some arms.")
     grid: list[Choice] = Field(
@@ -218,7 +240,7 @@ class Compare(Section):
     quick: bool = Field(False, description="A fixed part of each collection only.")
     notes: list[str] = Field([], description="Sentences for the top of the report.")
 
-    @field_validator("arms", "declared", "seeds", "seeds_of")
+    @field_validator("arms", "declared", "explore", "seeds", "seeds_of")
     @classmethod
     def _once(cls, chosen: Any) -> Any:  # noqa: ANN401 - lists of names, of numbers, and by name
         for values in chosen.values() if isinstance(chosen, dict) else [chosen]:

@@ -33,9 +33,12 @@ def step_flops(
     if isinstance(stage, Reconstruction):
         rows = [row for pair in stage.rows(number, pairs) for row in pair]
         encoded = sum(len(row.source) for row in rows)
-        written = sum(len(row.text) + 1 for row in rows)
-        sinks = sum(stage.sink and bool(row.source) for row in rows)
-        return 6.0 * (weight_count(backbone) * (encoded + sinks + written) + backbone.head.weight.numel() * written)
+        decoded = [row for row in rows if stage.decode or not row.source]
+        written = sum(len(row.text) + 1 for row in decoded)
+        sinks = sum(stage.sink and bool(row.source) for row in decoded)
+        bags = sum(stage.bag_weight > 0 and bool(row.source) for row in rows)
+        heads = backbone.head.weight.numel() * (written + bags)
+        return 6.0 * (weight_count(backbone) * (encoded + sinks + written) + heads)
     encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
     encoded += sum(len(negative) for pair in pairs for negative in pair.negatives[: stage.hard_negatives])
     frozen = not any(weight.requires_grad for name, weight in backbone.named_parameters() if "lora_" not in name)

@@ -49,6 +49,7 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         ],
         primary=compare.primary,
         declared=compare.declared,
+        explore=compare.explore,
         notes=compare.notes,
         recipe=_portable(yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
         commands=[command],

@@ -85,6 +85,23 @@ def linear_cross_entropy(
     return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
 
 
+def bag_cross_entropy(
+    logits_NV: Tensor, targets_P: Tensor, weights_P: Tensor, counts_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy of each text's targets, in any order, by the one distribution that its anchor gives.
+
+    A bag of words from a vector, as Li et al. (Llama2Vec, 2024, arXiv 2312.15503) train it. All [N, V] logits exist at
+    once, of as many texts as a micro-batch has.
+
+    Returns:
+        The sum over targets of ``weights_P`` times the loss, and the unweighted losses [P] in nats, without gradient.
+    """
+    logits_NV = logits_NV.float()
+    texts_P = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
+    losses_P = logits_NV.logsumexp(-1)[texts_P] - logits_NV[texts_P, targets_P]
+    return (losses_P * weights_P).sum(), losses_P.detach()
+
+
 @dataclass(frozen=True, slots=True)
 class _Options:
     scale: float

@@ -78,6 +78,7 @@ class Comparison:
     isotropy: list[tuple[str, str, int, str, dict[str, float]]]
     primary: str
     declared: list[str]
+    explore: dict[str, list[str]]  # arms -> those each is tested against, too
     notes: list[str]
     recipe: str
     commands: list[str]
@@ -96,8 +97,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """The primary arm against another on a collection: difference of means, its interval, p; adjusted if declared."""
+    """An arm, at its own settings, against another: difference of means, its interval, p; adjusted if declared."""
 
+    arm: str
     against: str
     setting: str
     collection: str
@@ -128,16 +130,20 @@ def analyse(comparison: Comparison) -> Analysis:
         groups.setdefault((cell.arm, cell.setting, cell.collection), []).append(cell)
     scores = {key: _score(cells) for key, cells in groups.items()}
     tests = list(_tests(comparison, groups))
-    declared = [test for test in tests if test.setting == OWN and test.against in comparison.declared]
+    declared = [test for test in tests if _declared(comparison, test)]
     family = dict.fromkeys(_family(comparison, scores), 1.0)  # a test that was not run yet counts as one, too
     adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
-    others = [test for test in tests if not (test.setting == OWN and test.against in comparison.declared)]
+    others = [test for test in tests if not _declared(comparison, test)]
     metrics = {cell.collection: cell.metric for cell in comparison.cells}
     sentences = [
         _sentence(comparison, name, declared, sum(arm == name for arm, _ in family)) for name in comparison.declared
     ]
     return Analysis(scores, metrics, declared, others, sentences)
+
+
+def _declared(comparison: Comparison, test: Test) -> bool:
+    return test.arm == comparison.primary and test.setting == OWN and test.against in comparison.declared
 
 
 def _family(comparison: Comparison, scores: dict[Key, Score]) -> list[tuple[str, str]]:
@@ -165,15 +171,27 @@ def _matrix(cells: Sequence[Cell]) -> "np.ndarray[tuple[int, int], np.dtype[np.f
 
 
 def _tests(comparison: Comparison, groups: dict[Key, list[Cell]]) -> Iterable[Test]:
-    for (arm, setting, collection), cells in groups.items():
-        primary = groups.get((comparison.primary, OWN, collection))
-        if arm == comparison.primary or primary is None:
-            continue
-        first, second = _matrix(primary), _matrix(cells)
-        if first is None or second is None or sorted(primary[0].per_item) != sorted(cells[0].per_item):
-            continue
+    """The primary arm against all others, then those that are explored against the ones named."""
+    for key, cells in groups.items():
+        if key[0] != comparison.primary:
+            yield from _test(comparison.primary, key, cells, groups)
+    for arm, others in comparison.explore.items():
+        for key, cells in groups.items():
+            if key[0] in others:
+                yield from _test(arm, key, cells, groups)
+
+
+def _test(arm: str, key: Key, second_cells: list[Cell], groups: dict[Key, list[Cell]]) -> Iterable[Test]:
+    """An arm at its own settings against the cells of ``key``; none where either is not there, or items differ."""
+    against, setting, collection = key
+    first_cells = groups.get((arm, OWN, collection))
+    if first_cells is None:
+        return
+    first, second = _matrix(first_cells), _matrix(second_cells)
+    if first is not None and second is not None and sorted(first_cells[0].per_item) == sorted(second_cells[0].per_item):
         yield Test(
-            against=arm,
+            arm=arm,
+            against=against,
             setting=setting,
             collection=collection,
             difference=float(first.mean() - second.mean()),
@@ -246,9 +264,8 @@ def markdown(comparison: Comparison, analysis: Analysis) -> str:
         lines += ["", f"## {_cell(title)}", ""]
         heads = [f"{name} {analysis.metrics.get(name, '')}".strip() for name in names]
         lines += _table(["arm", "settings", *heads], _rows(comparison, analysis, names))
-    heads = ["against", "settings", "collection", "difference", "95 % interval", "p", "p, Holm"]
-    lines += ["", "## Declared tests", "", *_table(heads, [_tested(test, titles) for test in analysis.declared])]
-    lines += ["", "## Exploratory", "", *_table(heads, [_tested(test, titles) for test in analysis.exploratory])]
+    lines += ["", "## Declared tests", "", *_table(_TESTED, [_tested(test, titles) for test in analysis.declared])]
+    lines += ["", "## Exploratory", "", *_table(_TESTED, [_tested(test, titles) for test in analysis.exploratory])]
     lines += ["", "## Cost", "", *_table(_COSTS, _costs(comparison, titles))]
     lines += ["", "## How vectors fill their space", "", *_table(_ISOTROPY, _isotropy(comparison, titles))]
     lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in comparison.arms])]
@@ -257,6 +274,7 @@ def markdown(comparison: Comparison, analysis: Analysis) -> str:
     return "\n".join(lines) + "\n"
 
 
+_TESTED = ["arm", "against", "settings", "collection", "difference", "95 % interval", "p", "p, Holm"]
 _COSTS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
 _ISOTROPY = ["arm", "settings", "seed", "model", "mean cosine", "effective rank", "alignment", "uniformity"]
 
@@ -294,9 +312,9 @@ def _shown(score: Score, best: float | None) -> str:
 def _tested(test: Test, titles: dict[str, str]) -> list[str]:
     low, high = test.interval
     adjusted = "" if test.adjusted is None else f"{test.adjusted:.4f}"
-    against = titles.get(test.against, test.against)
+    arm, against = (titles.get(name, name) for name in (test.arm, test.against))
     interval = f"[{low:+.3f}, {high:+.3f}]"
-    return [against, test.setting, test.collection, f"{test.difference:+.3f}", interval, f"{test.p:.4f}", adjusted]
+    return [arm, against, test.setting, test.collection, f"{test.difference:+.3f}", interval, f"{test.p:.4f}", adjusted]
 
 
 def _costs(comparison: Comparison, titles: dict[str, str]) -> Iterable[list[str]]:
@@ -352,6 +370,8 @@ _PLOTTED = {
     "loss_next_token": "loss of next tokens without a vector, nats a token",
     "gain_q2d": "anchor gain of writing documents, nats a token",
     "gain_d2q": "anchor gain of writing queries, nats a token",
+    "loss_bag_q2d": "loss of documents' words from queries' vectors, nats a token",
+    "loss_bag_d2q": "loss of queries' words from documents' vectors, nats a token",
 }
 
 

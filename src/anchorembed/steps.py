@@ -17,7 +17,7 @@ from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.kernels import gradients_in_place, weights_unchanged
 from anchorembed.packing import PackedBatch, micro_batches, pack
-from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
+from anchorembed.reconstruction import Decoding, bag_cross_entropy, decoding, insert_anchors, linear_cross_entropy
 from anchorembed.runtime import autocast
 from anchorembed.tokens import TokenPair
 
@@ -47,25 +47,46 @@ class ReconstructionModule(nn.Module):
         super().__init__()
         self.embedder = embedder
 
-    def forward(self, sources: PackedBatch | None, targets: Decoding, weights_P: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        sources: PackedBatch | None,
+        targets: Decoding,
+        weights_P: Tensor,
+        bag_weight: float = 0.0,
+        decode: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Write text i of ``targets`` from the anchor of source i; without sources, after EOS alone.
 
+        With ``bag_weight`` the anchor alone, without decoding, must tell the same targets in any order, too.
+
         Returns:
-            The loss weighted by ``weights_P``, and each target token's loss [P] in nats.
+            The loss weighted by ``weights_P``, and each target token's losses [P] in nats, by decoding and by the bag;
+            zeros where there is no such loss.
         """
         backbone = self.embedder.backbone
+        loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
         with autocast(backbone.device, self.embedder.dtype):
             anchors_NH = None if sources is None else self.embedder(sources)
-            vectors_TH = backbone.embed(targets.batch.tokens)
-            if anchors_NH is not None:
-                vectors_TH = insert_anchors(vectors_TH, anchors_NH, targets.slots)
-            states_PH = backbone.states(vectors_TH, targets.batch)
-            if len(targets.predicting) < len(states_PH):
-                states_PH = states_PH[targets.predicting]
-            head = backbone.head
-            return linear_cross_entropy(
-                states_PH, head.weight, targets.targets, weights_P, head.bias, head.scale, head.softcap
-            )
+            if decode:
+                loss, losses_P = self._written(anchors_NH, targets, weights_P)
+            if bag_weight and anchors_NH is not None:
+                logits_NV = backbone.head.logits(anchors_NH)
+                bag, bags_P = bag_cross_entropy(logits_NV, targets.targets, weights_P, targets.counts)
+                loss = loss + bag_weight * bag
+        return loss, losses_P, bags_P
+
+    def _written(self, anchors_NH: Tensor | None, targets: Decoding, weights_P: Tensor) -> tuple[Tensor, Tensor]:
+        backbone = self.embedder.backbone
+        vectors_TH = backbone.embed(targets.batch.tokens)
+        if anchors_NH is not None:
+            vectors_TH = insert_anchors(vectors_TH, anchors_NH, targets.slots)
+        states_PH = backbone.states(vectors_TH, targets.batch)
+        if len(targets.predicting) < len(states_PH):
+            states_PH = states_PH[targets.predicting]
+        head = backbone.head
+        return linear_cross_entropy(
+            states_PH, head.weight, targets.targets, weights_P, head.bias, head.scale, head.softcap
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,7 @@ class Row:
 class Reconstruction:
     """Stage I on a step's pairs: which directions, how weighted, how many tokens at once, with a sink or without.
 
+    L_I has ``bag_weight`` times the loss of the bags of words beside that of the decoder, or without it.
     ``unsynced`` opens a context in which gradients stay in this process: all micro-batches but the last.
     """
 
@@ -96,6 +118,8 @@ class Reconstruction:
     d2q_weight: float
     budget: int
     sink: bool = False
+    bag_weight: float = 0.0
+    decode: bool = True
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
@@ -111,21 +135,29 @@ class Reconstruction:
         runs = [self._micro_batches(rows) for rows in shares(every)]
         idle = max(map(len, runs)) - len(runs[rank()])
         sums = self._accumulate(every[0], idle, runs[rank()], per_token)
-        losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device))
-        sums = dict(zip(weights, losses.tolist(), strict=True))
-        means = {direction: sums[direction] / totals[direction] for direction in weights}
-        total = sum(weights[direction] * mean for direction, mean in means.items())
-        return {"loss": total} | {f"loss_{direction}": mean for direction, mean in means.items()}
+        losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device)).tolist()
+        metrics: Metrics = {"loss": 0.0}
+        for (direction, weight), (written, bag) in zip(weights.items(), losses, strict=True):
+            written, bag = written / totals[direction], bag / totals[direction]  # noqa: PLW2901 - sums to means
+            metrics["loss"] += weight * (written + self.bag_weight * bag)
+            metrics |= self._named(direction, written, bag)
+        return metrics
+
+    def _named(self, direction: Direction, written: float, bag: float) -> Metrics:
+        """A direction's two losses, of those that are trained."""
+        anchored = direction != "next_token"
+        found = {f"loss_{direction}": written} if self.decode or not anchored else {}
+        return found | ({f"loss_bag_{direction}": bag} if self.bag_weight and anchored else {})
 
     def _accumulate(
         self, any_rows: list[Row], idle: int, runs: Sequence[list[Row]], per_token: dict[Direction, float]
-    ) -> dict[Direction, float]:
-        """Backpropagate this process's micro-batches; returns the sums of their losses.
+    ) -> dict[Direction, tuple[float, float]]:
+        """Backpropagate this process's micro-batches; returns the sums of their losses, by decoding and by the bag.
 
         Before them come ``idle`` ones that count for nothing: sharded weights are gathered in each forward, so all
         processes must do equally many.
         """
-        sums = dict.fromkeys(per_token, 0.0)
+        sums = dict.fromkeys(per_token, (0.0, 0.0))
         alone = processes() == 1  # what wraps the module must see every gradient
         nothing = dict.fromkeys(per_token, 0.0)
         with _cast_once(self.module), gradients_in_place() if alone else nullcontext():
@@ -135,8 +167,9 @@ class Reconstruction:
                     loss, losses = self._run(micro, weights)
                     (loss if alone else loss * processes()).backward()
                 if number >= 0:
-                    for row, value in zip(micro, losses, strict=True):
-                        sums[row.direction] += value
+                    for row, (written, bag) in zip(micro, losses, strict=True):
+                        before = sums[row.direction]
+                        sums[row.direction] = before[0] + written, before[1] + bag
         return sums
 
     def _micro_batches(self, rows: Sequence[list[Row]]) -> list[list[Row]]:
@@ -149,25 +182,28 @@ class Reconstruction:
         """Loss and anchor gain of each direction on held-out pairs, in nats a token.
 
         The gain is the loss with another pair's vector minus the loss with its own: how much of the text the vector
-        carries, beyond what the decoder knows about the domain.
+        carries, beyond what the decoder knows about the domain. Of the bag, if that is trained, too.
         """
         metrics: Metrics = {}
         strangers = [*pairs[1:], pairs[0]]
         own_direction: tuple[Direction, ...] = ("d2d",) if self.directions == "d2d" else ()
         for direction in _DIRECTIONS + own_direction:
-            own = self._mean_loss([_row(pair, pair, direction) for pair in pairs])
-            other = self._mean_loss(
+            own = self._mean_losses([_row(pair, pair, direction) for pair in pairs])
+            other = self._mean_losses(
                 [_row(stranger, pair, direction) for stranger, pair in zip(strangers, pairs, strict=True)]
             )
-            metrics |= {f"held_out_{direction}": own, f"gain_{direction}": other - own}
+            metrics |= {f"held_out_{direction}": own[0], f"gain_{direction}": other[0] - own[0]}
+            if self.bag_weight:
+                metrics |= {f"held_out_bag_{direction}": own[1], f"gain_bag_{direction}": other[1] - own[1]}
         return metrics
 
-    def _mean_loss(self, rows: Sequence[Row]) -> float:
-        """Mean loss over all target tokens of rows of one direction, in nats."""
+    def _mean_losses(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Mean losses over all target tokens of rows of one direction, in nats: by decoding and by the bag."""
         runs = micro_batches([row.cost for row in rows], self.budget)
         per_token = {row.direction: 1.0 for row in rows}
-        total = sum(float(self._run(rows[run.start : run.stop], per_token)[0]) for run in runs)
-        return total / sum(len(row.text) + 1 for row in rows)
+        losses = [pair for run in runs for pair in self._run(rows[run.start : run.stop], per_token)[1]]
+        tokens = sum(len(row.text) + 1 for row in rows)
+        return sum(written for written, _ in losses) / tokens, sum(bag for _, bag in losses) / tokens
 
     def _weights(self, number: int) -> dict[Direction, float]:
         if self.directions == "both":
@@ -176,15 +212,17 @@ class Reconstruction:
             return {_DIRECTIONS[number % 2]: 1.0}
         return {self.directions: 1.0}
 
-    def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[float]]:
-        """Run the module: the weighted loss, and each row's summed loss in nats."""
+    def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[tuple[float, float]]]:
+        """Run the module: the weighted loss, and each row's summed losses in nats, by decoding and by the bag."""
         anchored = all(row.source for row in rows)
         sources = pack([row.source for row in rows]).to(self.device) if anchored else None
         targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored).to(self.device)
         weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
-        loss, losses_P = self.module(sources, targets, weights_N.repeat_interleave(targets.counts))
-        sums_N = torch.segment_reduce(losses_P, "sum", lengths=targets.counts)
-        return loss, sums_N.tolist()
+        weights_P = weights_N.repeat_interleave(targets.counts)
+        decode = self.decode or not anchored or not torch.is_grad_enabled()  # held-out pairs are written in any case
+        loss, *losses = self.module(sources, targets, weights_P, self.bag_weight, decode)
+        sums_2N = [torch.segment_reduce(losses_P, "sum", lengths=targets.counts).tolist() for losses_P in losses]
+        return loss, [*zip(*sums_2N, strict=True)]
 
 
 def _rows(pair: TokenPair, direction: Direction) -> list[Row]:

@@ -254,8 +254,8 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
     module = trained_module(embedder, settings)
     if isinstance(settings, Reconstruct):
         end_id = embedder.pairs.end_id
-        weight, sink = settings.d2q_weight, settings.sink
-        return module, Reconstruction(module, device, end_id, settings.directions, weight, budget, sink)
+        how = (settings.d2q_weight, budget, settings.sink, settings.bag_weight, settings.decode)
+        return module, Reconstruction(module, device, end_id, settings.directions, *how)
     if not isinstance(settings, Contrast):
         raise TypeError(f"no stage has settings of type {type(settings).__name__}")
     if max(settings.dimensions, default=0) > embedder.dimension:
