@@ -20,7 +20,7 @@ from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_r
 from anchorembed.benchmarking import Adapter, TaskScore
 from anchorembed.checkpoint import alone_in
 from anchorembed.cli import app
-from anchorembed.config import Recipe, parse_recipe, read_recipe
+from anchorembed.config import Recipe, Reconstruct, parse_recipe, read_recipe
 from anchorembed.errors import InputError
 from anchorembed.loop import Interrupted
 from conftest import write_pairs
@@ -105,6 +105,9 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"arms": ["contrast"]}, "'both' is not among compare.arms"),
         ({"own_arms": {"both": {"like": "q2d"}}}, "'both' is a ready arm"),
         ({"declared": ["both"]}, "'both' is compare.primary"),
+        ({"explore": {"contrast": ["basis"]}}, "compare.explore: no arm is called 'basis'. Did you mean 'base'"),
+        ({"explore": {"both": ["contrast"]}}, "compare.explore: 'both' is compare.primary, tested against all others"),
+        ({"explore": {"contrast": ["contrast"]}}, "compare.explore: 'contrast' is in its own list"),
         ({"own_arms": {"x": {"like": "base", "contrast": {"scale": 9}}}}, "x.contrast.scale: has no effect, as base"),
         ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
         (
@@ -295,13 +298,26 @@ def test_damaged_results_are_named(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "same"), [("evaluate_every", True), ("tokens_per_micro_batch", True), ("steps", False)]
+    ("key", "same"),
+    [("evaluate_every", True), ("tokens_per_micro_batch", True), ("steps", False), ("bag_weight", False)],
 )
 def test_what_only_costs_makes_no_other_comparison(make: Make, tmp_path: Path, key: str, same: bool) -> None:
     recipe = make()
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={key: 1})})
     found = [comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed)]
     assert (found[0] == found[1]) is same
+
+
+def test_keys_that_came_later_leave_older_results_theirs() -> None:
+    """At their defaults they are in no plan and no key, and what is only reported is in none."""
+    assert {"bag_weight", "decode"} <= Reconstruct().cost_only
+    assert not {"bag_weight", "decode"} & Reconstruct(bag_weight=1.0, decode=False).cost_only
+
+
+def test_what_is_only_reported_makes_no_other_comparison(make: Make, tmp_path: Path) -> None:
+    explored = make(explore={"contrast": ["base"]})
+    found = [comparing.open_comparison(one, tmp_path).results.key for one in (make(), explored)]
+    assert found[0] == found[1]
 
 
 def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> None:

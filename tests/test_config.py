@@ -146,6 +146,8 @@ def test_what_cannot_be_extended(text: str, message: str, tmp_path: Path) -> Non
 
 
 def test_options_without_effect_are_refused() -> None:
+    with pytest.raises(InputError, match="no table is left"):
+        parse_recipe(GOOD | {"compare": {"collections": {"One": None}}})
     with pytest.raises(InputError, match="decode: false leaves no loss; set bag_weight"):
         parse_recipe(GOOD | {"reconstruct": {"decode": False}})
     with pytest.raises(InputError, match="guide has no effect without mask_above"):

@@ -194,6 +194,46 @@ def test_the_recipe_decides_on_the_sink_which_costs_one_token_a_text() -> None:
     assert more == 6 * weight_count(backbone) * 2 * len(pairs)
 
 
+def test_a_bag_costs_a_head_a_text_and_decoding_can_be_left_out() -> None:
+    embedder, pairs = make("llama")
+    backbone, head = embedder.backbone, embedder.backbone.head.weight.numel()
+    _, plain = objective(embedder, Reconstruct())
+    _, bagged = objective(embedder, Reconstruct(bag_weight=0.5))
+    _, alone = objective(embedder, Reconstruct(bag_weight=0.5, decode=False))
+    texts = 2 * len(pairs)
+    assert step_flops(backbone, bagged, 0, pairs) - step_flops(backbone, plain, 0, pairs) == 6 * head * texts
+    encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
+    assert step_flops(backbone, alone, 0, pairs) == 6 * (weight_count(backbone) * encoded + head * texts)
+    assert set(alone.step(0, pairs)) == {"loss", "loss_bag_q2d", "loss_bag_d2q"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_bag_is_its_state_repeated(
+    softcap: float | None, biased: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 9, (40,), generator=generator)
+    states, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((40, 8), (50, 8), (50,)))
+    targets = torch.randint(50, (int(counts.sum()),), generator=generator)
+    weights = torch.rand(len(targets), generator=generator)
+    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", 50 * 16)
+    found = []
+    for bag in (True, False):
+        leaves = [leaf.clone().requires_grad_() for leaf in (states, weight, bias)]
+        rows = leaves[0] if bag else leaves[0].repeat_interleave(counts, 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss, losses = linear_cross_entropy(
+                rows, leaves[1], targets, weights, leaves[2] if biased else None, 1.5, softcap, counts if bag else None
+            )
+        loss.backward()
+        found.append([loss.detach(), losses, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.1}
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
+
+
 @pytest.mark.parametrize("sink", [False, True])
 def test_next_tokens_are_the_model_s_own_loss(sink: bool) -> None:
     """Against transformers' forward pass on each text after EOS, without any vector of ours."""

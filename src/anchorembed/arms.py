@@ -132,6 +132,10 @@ def find_arms(compare: Compare) -> list[Arm]:
     chosen = [known[name] for name in compare.arms]
     if compare.primary not in compare.arms:
         raise InputError(f"compare.primary: {compare.primary!r} is not among compare.arms. Add it.")
+    for first, others in compare.explore.items():
+        if first in (compare.primary, *others):
+            why = "is in its own list" if first in others else "is compare.primary, tested against all others anyway"
+            raise InputError(f"compare.explore: {first!r} {why}. Leave it out.")
     if compare.primary in compare.declared:
         raise InputError(f"compare.declared: {compare.primary!r} is compare.primary, tested against the others.")
     return chosen

@@ -37,11 +37,6 @@ class Head:
     scale: float
     softcap: float | None
 
-    def logits(self, states_NH: Tensor) -> Tensor:
-        """All logits [N, V] of some states."""
-        logits_NV = self.scale * F.linear(states_NH, self.weight, self.bias)
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
-
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:

@@ -34,7 +34,7 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import Run, per_query, rank
 from anchorembed.indexing import Floats, cosines, unit_rows
 from anchorembed.progress import progress_bar
-from anchorembed.tasks import Rows, find_tasks, load
+from anchorembed.tasks import StoredDocuments, find_tasks, load
 from anchorembed.vectors import Texts, VectorCache
 
 # mteb's name of a main score -> the field's name
@@ -73,7 +73,7 @@ class TaskScore:
 class _Texts:
     """The texts of documents, read as they are gone through."""
 
-    documents: Rows
+    documents: StoredDocuments
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -90,7 +90,7 @@ class Adapter:
         self.own_instruction = embedder.metadata.instruction
         self.expect: Callable[[int], None] = lambda _: None  # told how many texts are to be embedded
         self.progress: Callable[[int], None] | None = None  # and how many have been
-        self.corpus = Rows(Dataset.from_dict({}))
+        self.corpus = StoredDocuments(Dataset.from_dict({}))
         self.meta = ModelMeta.create_empty(
             {
                 "name": f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}",
@@ -124,7 +124,7 @@ class Adapter:
 
     def index(self, corpus: Any, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
         """Take a corpus to search: a dataset of ids, texts and maybe titles."""
-        self.corpus = Rows(corpus)
+        self.corpus = StoredDocuments(corpus)
 
     def search(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from anchorembed.distributed import like, rank, reshard, wait, whole
 from anchorembed.errors import InputError
+from anchorembed.records import whole_file
 from anchorembed.runtime import versions
 
 Plan = dict[str, Any]  # what decides a run's result, by key
@@ -54,13 +55,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 def write_file(target: Path, text: str) -> None:
     """Make a text file appear at ``target`` only once all of it is written; an older one is replaced."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
 
 
 @contextmanager

@@ -123,10 +123,10 @@ class Reconstruct(Schedule):
     bag_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of a loss beside the decoder's: each text's words, in any order, by its anchor alone "
-        "(Llama2Vec); the paper has none.",
+        description="Weight of a loss beside the decoder's: the text's tokens in any order, by the anchor alone "
+        "(Llama2Vec); the paper has none, nor has next_token.",
     )
-    decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone.")
+    decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone, but for next_token.")
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
@@ -136,7 +136,7 @@ class Reconstruct(Schedule):
 
     @property
     def cost_only(self) -> set[str]:
-        """Keys that decide no result; among them those that came later, where they change none of before."""
+        """As of a `Schedule`; and keys that came later, at their defaults, so that older results still match."""
         later = {"bag_weight": 0.0, "decode": True}
         return super().cost_only | {key for key, value in later.items() if getattr(self, key) == value}
 
@@ -225,7 +225,7 @@ class Compare(Section):
         description="Arms it is tested against; all else is called exploratory.",
     )
     explore: dict[str, list[str]] = Field(
-        {}, description="Other arms to test, each against those named; reported as exploratory."
+        {}, description="Other arms to test, each against those named, where both are run; reported as exploratory."
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
     seeds_of: dict[str, Annotated[list[int], Field(min_length=1)]] = Field({}, description="Other seeds for some arms.")
@@ -255,7 +255,10 @@ class Compare(Section):
         """Drop tables that are null: a recipe can so leave out those of the one it extends."""
         if not isinstance(tables, dict):
             return tables
-        return {title: names for title, names in tables.items() if names is not None}
+        kept = {title: names for title, names in tables.items() if names is not None}
+        if not kept:
+            raise ValueError("no table is left; name at least one collection")
+        return kept
 
     @field_validator("collections")
     @classmethod

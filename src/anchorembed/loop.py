@@ -181,7 +181,7 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _note(metrics: Metrics) -> str:
-    shown = ("loss", "gain_q2d", "gain_d2q", "held_out_accuracy")
+    shown = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
 
 

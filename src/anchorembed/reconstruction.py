@@ -8,11 +8,16 @@ A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, th
 Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
 anchor they write far worse (docs/results.md).
 
+A *bag* is asked of the anchor alone, without decoding: the same targets, EOS and repeats among them, in any order, each
+by the one distribution that the head makes of the anchor (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has
+none.
+
 Axes: T packed positions, H hidden size, V vocabulary, N texts.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,8 +75,11 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    counts_S: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
+
+    Each state has one target, or those of its bag: ``counts_S`` of them, in order.
 
     Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
     positions at a time.
@@ -81,25 +89,10 @@ def linear_cross_entropy(
     """
     device = states_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
-    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), gradient_to_add_to(weight_VH))
+    total = gradient_to_add_to(weight_VH)
+    counts = None if counts_S is None else counts_S.tolist()
+    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), total, counts)
     return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
-
-
-def bag_cross_entropy(
-    logits_NV: Tensor, targets_P: Tensor, weights_P: Tensor, counts_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy of each text's targets, in any order, by the one distribution that its anchor gives.
-
-    A bag of words from a vector, as Li et al. (Llama2Vec, 2024, arXiv 2312.15503) train it. All [N, V] logits exist at
-    once, of as many texts as a micro-batch has.
-
-    Returns:
-        The sum over targets of ``weights_P`` times the loss, and the unweighted losses [P] in nats, without gradient.
-    """
-    logits_NV = logits_NV.float()
-    texts_P = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
-    losses_P = logits_NV.logsumexp(-1)[texts_P] - logits_NV[texts_P, targets_P]
-    return (losses_P * weights_P).sum(), losses_P.detach()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +102,7 @@ class _Options:
     dtype: torch.dtype
     with_gradients: bool
     total: Tensor | None  # where to add the weight's gradient at once, rather than hand it on
+    counts: list[int] | None  # targets of each state, if not one
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -132,14 +126,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = max(16, _CHUNK_LOGITS // weight_VH.shape[0])
         with torch.autocast(states_TH.device.type, enabled=False):
             weight = low(weight_VH, options.dtype)
-            buffer = states_TH.new_empty(min(step, len(targets_T)), len(weight), dtype=options.dtype)
-            for start in range(0, len(targets_T), step):
-                rows = slice(start, start + step)
-                states, targets = states_TH[rows].to(options.dtype), targets_T[rows]
+            buffer = states_TH.new_empty(min(step, len(states_TH)), len(weight), dtype=options.dtype)
+            bounds = None if options.counts is None else [0, *accumulate(options.counts)]
+            for start in range(0, len(states_TH), step):
+                rows = slice(start, min(start + step, len(states_TH)))
+                asked = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # of the targets
+                states = states_TH[rows].to(options.dtype)
                 logits = torch.mm(states, weight.T, out=buffer[: len(states)])
-                losses_T[rows], slope = _loss_and_slope(
-                    logits, targets, weights_T[rows], bias_V, options.scale, options.softcap
-                )
+                problem = (logits, targets_T[asked], weights_T[asked], bias_V, options.scale, options.softcap)
+                if options.counts is None:
+                    losses_T[asked], slope = _loss_and_slope(*problem)
+                else:
+                    losses_T[asked], slope = _bag_and_slope(options.counts[rows], *problem)
                 if grad_states is not None:
                     grad_states[rows] = slope @ weight
                 if grad_weight is not None:
@@ -170,12 +168,7 @@ def _loss_and_slope(
     products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
-    logits = products.float()
-    if bias_V is not None:
-        logits = logits + bias_V.float()
-    logits = logits * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
     losses = normalizer[:, 0] - logits.gather(1, targets[:, None])[:, 0]
     is_target = torch.arange(logits.shape[1], device=targets.device) == targets[:, None]
@@ -183,3 +176,34 @@ def _loss_and_slope(
     if softcap is not None:
         slope = slope * (1.0 - (logits / softcap) ** 2)
     return losses, slope.to(products.dtype)
+
+
+def _bag_and_slope(
+    counts: list[int],
+    products: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    bias_V: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """As `_loss_and_slope`, with ``counts`` targets a row."""
+    logits = _capped(products, bias_V, scale, softcap)
+    device = products.device
+    rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    losses = normalizer[rows, 0] - logits[rows, targets]
+    asked = torch.zeros(len(counts), device=device).index_add_(0, rows, weights)
+    slope = (logits - normalizer).exp() * asked[:, None]
+    slope = slope.index_put_((rows, targets), -weights, accumulate=True) * scale
+    if softcap is not None:
+        slope = slope * (1.0 - (logits / softcap) ** 2)
+    return losses, slope.to(products.dtype)
+
+
+def _capped(products: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = products.float()
+    if bias_V is not None:
+        logits = logits + bias_V.float()
+    logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -177,7 +177,7 @@ def _tests(comparison: Comparison, groups: dict[Key, list[Cell]]) -> Iterable[Te
             yield from _test(comparison.primary, key, cells, groups)
     for arm, others in comparison.explore.items():
         for key, cells in groups.items():
-            if key[0] in others:
+            if key[0] in others and key[1] == OWN:
                 yield from _test(arm, key, cells, groups)
 
 
@@ -370,8 +370,11 @@ _PLOTTED = {
     "loss_next_token": "loss of next tokens without a vector, nats a token",
     "gain_q2d": "anchor gain of writing documents, nats a token",
     "gain_d2q": "anchor gain of writing queries, nats a token",
-    "loss_bag_q2d": "loss of documents' words from queries' vectors, nats a token",
-    "loss_bag_d2q": "loss of queries' words from documents' vectors, nats a token",
+    "loss_bag_q2d": "loss of documents' bags from queries' vectors, nats a token",
+    "loss_bag_d2q": "loss of queries' bags from documents' vectors, nats a token",
+    "loss_bag_d2d": "loss of documents' bags from their own vectors, nats a token",
+    "gain_bag_q2d": "anchor gain of documents' bags, nats a token",
+    "gain_bag_d2q": "anchor gain of queries' bags, nats a token",
 }
 
 

@@ -17,7 +17,7 @@ from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.kernels import gradients_in_place, weights_unchanged
 from anchorembed.packing import PackedBatch, micro_batches, pack
-from anchorembed.reconstruction import Decoding, bag_cross_entropy, decoding, insert_anchors, linear_cross_entropy
+from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
 from anchorembed.runtime import autocast
 from anchorembed.tokens import TokenPair
 
@@ -68,14 +68,16 @@ class ReconstructionModule(nn.Module):
         with autocast(backbone.device, self.embedder.dtype):
             anchors_NH = None if sources is None else self.embedder(sources)
             if decode:
-                loss, losses_P = self._written(anchors_NH, targets, weights_P)
+                states_PH = self._decoded(anchors_NH, targets)
+                loss, losses_P = self._cross_entropy(states_PH, targets.targets, weights_P)
             if bag_weight and anchors_NH is not None:
-                logits_NV = backbone.head.logits(anchors_NH)
-                bag, bags_P = bag_cross_entropy(logits_NV, targets.targets, weights_P, targets.counts)
-                loss = loss + bag_weight * bag
+                asked_P = bag_weight * weights_P
+                bag, bags_P = self._cross_entropy(anchors_NH, targets.targets, asked_P, targets.counts)
+                loss = loss + bag
         return loss, losses_P, bags_P
 
-    def _written(self, anchors_NH: Tensor | None, targets: Decoding, weights_P: Tensor) -> tuple[Tensor, Tensor]:
+    def _decoded(self, anchors_NH: Tensor | None, targets: Decoding) -> Tensor:
+        """States that have a target, [P, H]."""
         backbone = self.embedder.backbone
         vectors_TH = backbone.embed(targets.batch.tokens)
         if anchors_NH is not None:
@@ -83,9 +85,14 @@ class ReconstructionModule(nn.Module):
         states_PH = backbone.states(vectors_TH, targets.batch)
         if len(targets.predicting) < len(states_PH):
             states_PH = states_PH[targets.predicting]
-        head = backbone.head
+        return states_PH
+
+    def _cross_entropy(
+        self, states: Tensor, targets_P: Tensor, weights_P: Tensor, counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        head = self.embedder.backbone.head
         return linear_cross_entropy(
-            states_PH, head.weight, targets.targets, weights_P, head.bias, head.scale, head.softcap
+            states, head.weight, targets_P, weights_P, head.bias, head.scale, head.softcap, counts
         )
 
 
@@ -221,8 +228,8 @@ class Reconstruction:
         weights_P = weights_N.repeat_interleave(targets.counts)
         decode = self.decode or not anchored or not torch.is_grad_enabled()  # held-out pairs are written in any case
         loss, *losses = self.module(sources, targets, weights_P, self.bag_weight, decode)
-        sums_2N = [torch.segment_reduce(losses_P, "sum", lengths=targets.counts).tolist() for losses_P in losses]
-        return loss, [*zip(*sums_2N, strict=True)]
+        sums_N2 = torch.segment_reduce(torch.stack(losses, dim=1), "sum", lengths=targets.counts)
+        return loss, [(written, bag) for written, bag in sums_N2.tolist()]
 
 
 def _rows(pair: TokenPair, direction: Direction) -> list[Row]:

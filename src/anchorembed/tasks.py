@@ -24,7 +24,7 @@ from anchorembed.store import open_corpus
 from anchorembed.testsets import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem, test_files
 
 _QUICK_DOCUMENTS, _QUICK_ITEMS = 1000, 500
-_ROWS = 100  # read from disk at once
+_AT_ONCE = 100  # read from disk at once
 _MAIN_SCORE = {
     "Retrieval": "ndcg_at_10",
     "Reranking": "map_at_1000",
@@ -35,7 +35,7 @@ _MAIN_SCORE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class StoredDocuments:
     """The documents of a dataset with columns ``id`` and ``text``, maybe ``title``; read as they are gone through."""
 
     data: Dataset
@@ -44,7 +44,7 @@ class Rows:
         return len(self.data)
 
     def __iter__(self) -> Iterator[Document]:
-        for rows in self.data.iter(_ROWS):
+        for rows in self.data.iter(_AT_ONCE):
             titles = rows.get("title") or [""] * len(rows["id"])
             for name, title, text in zip(rows["id"], titles, rows["text"], strict=True):
                 yield Document(str(name), f"{title} {text}" if title else text)  # as mteb joins them
@@ -133,8 +133,8 @@ def _local(path: Path, split: str, quick: bool) -> AbsTask:
     return _sentence_task(test, quick)
 
 
-def _on_disk(corpus: Path) -> Rows:
-    return Rows(Dataset.from_file(str(open_corpus(corpus, cache_folder() / "corpora"))))
+def _on_disk(corpus: Path) -> StoredDocuments:
+    return StoredDocuments(Dataset.from_file(str(open_corpus(corpus, cache_folder() / "corpora"))))
 
 
 def _metadata(name: str, kind: str, content: Iterable[str], quick: bool) -> TaskMetadata:
@@ -193,7 +193,7 @@ def _split_data(collection: Collection) -> RetrievalSplitData:
 
 
 def _dataset(documents: Iterable[Document]) -> Dataset:
-    if isinstance(documents, Rows):
+    if isinstance(documents, StoredDocuments):
         return documents.data
     kept = list(documents)
     return Dataset.from_dict({"id": [one.id for one in kept], "text": [one.text for one in kept]})
@@ -316,7 +316,7 @@ def _quick_task(task: AbsTask) -> AbsTask:
 
 def _collection(name: str, data: RetrievalSplitData) -> Collection:
     qrels = {query: dict(grades) for query, grades in data["relevant_docs"].items()}
-    return Collection(name, Rows(data["corpus"]), tuple(Rows(data["queries"])), qrels)
+    return Collection(name, StoredDocuments(data["corpus"]), tuple(StoredDocuments(data["queries"])), qrels)
 
 
 def _shorten(data: Any, splits: set[str]) -> None:  # noqa: ANN401 - mteb nests data sets as each task likes

@@ -194,7 +194,8 @@ def _evaluation(
 ) -> Callable[[], Metrics]:
     """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
 
-    Without tasks quality is the accuracy on held-out pairs in Stage II, the sum of both anchor gains in Stage I.
+    Without tasks quality is the accuracy on held-out pairs in Stage II, in Stage I the sum of both directions' anchor
+    gains of what is trained, the decoder, the bag or both.
     """
     if settings.keep_best and not (settings.evaluate_every and (settings.evaluate_on or len(held_out) > 1)):
         raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
@@ -210,10 +211,17 @@ def _evaluation(
         if measure is not None:
             scores = measure(embedder)
             return metrics | scores | {"quality": sum(scores.values()) / len(scores)}
-        chosen = [metrics[name] for name in ("held_out_accuracy", "gain_q2d", "gain_d2q") if name in metrics]
+        chosen = [metrics[name] for name in _judged_by(settings) if name in metrics]
         return metrics | ({"quality": sum(chosen)} if chosen else {})
 
     return evaluate
+
+
+def _judged_by(settings: Schedule) -> list[str]:
+    if not isinstance(settings, Reconstruct):
+        return ["held_out_accuracy"]
+    trained = {"gain": settings.decode, "gain_bag": settings.bag_weight > 0}
+    return [f"{gain}_{direction}" for gain, is_trained in trained.items() if is_trained for direction in ("q2d", "d2q")]
 
 
 def _counted(prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]) -> Metrics:

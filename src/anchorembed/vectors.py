@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +67,7 @@ class VectorCache:
 
     def _key(self, texts: Texts, side: Side, instruction: str) -> str:
         digest = hashlib.sha256()
-        for part in (self.embedder.fingerprint, str(self.embedder.dtype), side, instruction, *texts):
+        for part in chain((self.embedder.fingerprint, str(self.embedder.dtype), side, instruction), texts):
             encoded = part.encode()
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
