@@ -19,7 +19,6 @@ import ir_measures
 import mteb
 import numpy as np
 import yaml
-from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from mteb.abstasks import AbsTask, AbsTaskClassification
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -90,7 +89,7 @@ class Adapter:
         self.own_instruction = embedder.metadata.instruction
         self.expect: Callable[[int], None] = lambda _: None  # told how many texts are to be embedded
         self.progress: Callable[[int], None] | None = None  # and how many have been
-        self.corpus = StoredDocuments(Dataset.from_dict({}))
+        self.corpus: StoredDocuments  # from `index`, which mteb calls before any search
         self.meta = ModelMeta.create_empty(
             {
                 "name": f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}",
@@ -139,7 +138,7 @@ class Adapter:
         asked = [(str(row["id"]), _query_text(row)) for row in queries]
         queries_QH = self._embed([text for _, text in asked], "query", task_metadata)
         documents_DH = self._embed(_Texts(self.corpus), "document", task_metadata)
-        ids = [document.id for document in self.corpus]
+        ids = self.corpus.ids
         if top_ranked is None:
             return rank(queries_QH, documents_DH, [name for name, _ in asked], ids, top_k)
         rows = {name: row for row, name in enumerate(ids)}

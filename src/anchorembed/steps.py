@@ -144,8 +144,8 @@ class Reconstruction:
         sums = self._accumulate(every[0], idle, runs[rank()], per_token)
         losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device)).tolist()
         metrics: Metrics = {"loss": 0.0}
-        for (direction, weight), (written, bag) in zip(weights.items(), losses, strict=True):
-            written, bag = written / totals[direction], bag / totals[direction]  # noqa: PLW2901 - sums to means
+        for (direction, weight), both in zip(weights.items(), losses, strict=True):
+            written, bag = (loss / totals[direction] for loss in both)
             metrics["loss"] += weight * (written + self.bag_weight * bag)
             metrics |= self._named(direction, written, bag)
         return metrics
@@ -188,8 +188,8 @@ class Reconstruction:
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss and anchor gain of each direction on held-out pairs, in nats a token.
 
-        The gain is the loss with another pair's vector minus the loss with its own: how much of the text the vector
-        carries, beyond what the decoder knows about the domain. Of the bag, if that is trained, too.
+        The gain is the loss with another pair's vector minus the loss with its own: how much of the text the decoder
+        reads from the vector, beyond what it knows about the domain. Of the bag, if that is trained, too.
         """
         metrics: Metrics = {}
         strangers = [*pairs[1:], pairs[0]]

@@ -43,6 +43,11 @@ class StoredDocuments:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def ids(self) -> list[str]:
+        """All ids, without reading texts."""
+        return [str(name) for name in self.data["id"]]
+
     def __iter__(self) -> Iterator[Document]:
         for rows in self.data.iter(_AT_ONCE):
             titles = rows.get("title") or [""] * len(rows["id"])
