@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # what mteb scores by, unrounded
 from mteb.abstasks import AbsTaskSTS
 from scipy.stats import spearmanr
@@ -269,13 +270,21 @@ def test_data_that_mteb_loads_itself_is_held_until_items_are_scored(
     assert not task.data_loaded
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ConnectionError("Couldn't reach 'mteb/stsbenchmark-sts' on the Hub"),
+        RuntimeError("Couldn't reach data that a script makes"),
+        DatasetGenerationError("Couldn't reach its rows"),
+    ],
+)
 def test_a_task_whose_data_cannot_be_had_says_so(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Exception, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (task,) = find_tasks(["STSBenchmark"])
 
     def unreachable(**_: object) -> None:
-        raise ConnectionError("Couldn't reach 'mteb/stsbenchmark-sts' on the Hub")
+        raise fault
 
     monkeypatch.setattr(task, "load_data", unreachable)
     with pytest.raises(InputError, match=r"STSBenchmark: its data cannot be had .*Couldn't reach.*Check the network"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import mteb
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetsError
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -85,7 +86,7 @@ def load(task: AbsTask) -> None:
     """
     try:
         task.load_data()
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, DatasetsError) as error:  # RuntimeError: data that a script makes
         raise InputError(
             f"{task.metadata.name}: its data cannot be had from the hub ({' '.join(str(error).split())}). Check the "
             "network and your access to it, or name a local folder."
