@@ -6,7 +6,7 @@ every position from the anchor on has a target.
 
 A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
 Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
-anchor they write far worse (docs/results.md).
+anchor, they write worse until they are trained to (docs/results.md).
 
 A *bag* is asked of the anchor alone, without decoding: the same targets, EOS and repeats among them, in any order, each
 by the one distribution that the head makes of the anchor (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has
