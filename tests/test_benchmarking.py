@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import mteb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,7 +23,15 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
-from anchorembed.benchmarking import Adapter, TaskScore, pseudo_values, read_instructions, run_tasks
+from anchorembed import tasks
+from anchorembed.benchmarking import (
+    Adapter,
+    TaskScore,
+    check_instructions,
+    pseudo_values,
+    read_instructions,
+    run_tasks,
+)
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
 from anchorembed.evaluation import evaluate_collection, rank
@@ -217,7 +226,8 @@ def test_instructions_go_where_they_should(tiny_folder: Path, data: Path, tmp_pa
     found = run.search(rows, task_metadata=tasks[0].metadata, top_k=3)
     assert {query: next(iter(ranked)) for query, ranked in found.items()} == best
     with pytest.raises(InputError, match="'STSS' is no task here"):
-        run_tasks(adapter(embedder, tmp_path, {"STSS": "x"}), tasks)
+        check_instructions({"STSS": "x"}, tasks)
+    check_instructions({"STS": "x", "beir": "y", "default": "z"}, tasks)
 
 
 def test_nothing_is_embedded_twice_and_results_are_kept(
@@ -332,6 +342,17 @@ def test_pseudo_values_spread_as_the_correlation_does() -> None:
     seen = np.std([values.mean() for values in samples])
     said = np.mean([values.std() / np.sqrt(len(values)) for values in samples])
     assert said == pytest.approx(seen, rel=0.1)
+
+
+def test_a_part_of_a_reranking_task_of_mteb_has_its_own_queries_only(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (local,) = find_tasks([str(data / "rerank" / "r_test.jsonl")])
+    monkeypatch.setattr(tasks, "_QUICK_ITEMS", 3)
+    monkeypatch.setattr(mteb, "get_task", lambda _: local)
+    (score,) = run_tasks(adapter(embedder, tmp_path), find_tasks(["SomeReranking"], quick=True))
+    assert len(score.items) == 3
+    assert score.value == pytest.approx(score.result.get_score(), abs=1e-4)
 
 
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
     for words in ("Both + contrastive", "Contrastive only", "s_test", "Exploratory", "gain"):
         assert words in page, words
     assert f"{both['value']:.3f}" in text
+    assert f"```\nanchorembed compare {path} --results {tmp_path / 'kept'}\n```" in text
+    assert "seeds run: 0; planned: 0" in text
 
     shutil.rmtree(tmp_path / "run")  # as on another machine, which has the results only
     capfd.readouterr()
@@ -269,6 +271,70 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
         comparing.open_comparison(make(collections={"Similar": names}, **arms), kept)
 
 
+def test_a_collection_is_kept_as_soon_as_it_is_measured(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second, the first is kept with its items; what is run again is the second alone."""
+    evaluate, asked = comparing.run_tasks, []
+
+    def stopped(adapter: Adapter, tasks: list[AbsTask]) -> list[TaskScore]:
+        asked.append(tasks[0].metadata.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return evaluate(adapter, tasks)
+
+    monkeypatch.setattr(comparing, "run_tasks", stopped)
+    shutil.copy(tmp_path / "s_test.jsonl", tmp_path / "t_test.jsonl")
+    names = [str(tmp_path / f"{name}_test.jsonl") for name in "st"]
+    recipe = make(collections={"Similar": names}, arms=["base", "both"], declared=[], seeds=[0])
+    comparison = comparing.open_comparison(recipe, tmp_path / "kept")
+    monkeypatch.setattr(type(comparison), "runs", lambda self: iter([comparing.Run(self.arms[0], 0, "own")]))
+    with pytest.raises(KeyboardInterrupt):
+        comparing.run(comparison, lambda _: None)
+    comparison = comparing.open_comparison(recipe, tmp_path / "kept")
+    (run,) = comparison.runs()
+    assert comparison.results.cells(run) == {"s_test"}
+    first = comparison.results.payload(run.name)["items"]
+    comparing.run(comparison, lambda _: None)
+    assert asked == ["s_test", "t_test", "t_test"]
+    assert comparison.results.payload(run.name)["items"] == {name: first["s_test"] for name in ("s_test", "t_test")}
+    seconds = [line["cost"]["evaluate"]["seconds"] for line in comparison.results.of(run)]
+    assert comparison.results.cost(run) == {"evaluate": {"seconds": pytest.approx(sum(seconds))}}
+
+
+def test_instructions_are_for_any_task_of_the_comparison(make: Make, tmp_path: Path) -> None:
+    comparing.open_comparison(make(instructions={"s_test": "x", "STS": "y"}), tmp_path)
+    with pytest.raises(InputError, match=r"'s_tset' is no task here.* Did you mean 's_test'"):
+        comparing.open_comparison(make(instructions={"s_tset": "x"}), tmp_path)
+
+
+def test_nothing_is_chosen_until_all_of_the_grid_is_tried(make: Make, tmp_path: Path) -> None:
+    """Of equals the first of the grid is chosen, as it is where it is trained."""
+    comparison = comparing.open_comparison(make(grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
+    both = comparison.arms[2]
+    line = {"kind": "grid", "arm": "both", "digest": both.digest, "seed": 0, "value": 0.5}
+    line["cost"] = {"seconds": 1.0, "tokens": 1.0, "flops": 1.0, "peak_gb": 1.0}
+    nine, seven = (f"learning_rate=0.001-warmup_steps=2-scale={scale}" for scale in (9, 7))
+    for name, chosen in ((nine, False), (seven, True)):
+        comparison.results.keep([line | {"choice": name}])
+        gathering.report(comparison, "command")
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert f"{name}: 0.500".replace("_", "\\_") in text
+        assert (f"chosen for Stage II: {seven};".replace("_", "\\_") in text) == chosen
+
+
+def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
+    def key(rate: float, **compare: object) -> str:
+        own = {"mine": {"like": "both", "first": {"learning_rate": rate}}}
+        arms = ["base", "contrast", "both", "mine"]
+        return comparing.open_comparison(make(arms=arms, own_arms=own, **compare), tmp_path).results.key
+
+    assert key(1e-3) == key(1e-4)
+    assert key(1e-3, primary="mine") != key(1e-4, primary="mine")
+    assert key(1e-3) == key(1e-3, seeds=[0, 1])
+    assert key(1e-3) != key(1e-3, seeds=[1, 0])
+
+
 def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Path) -> None:
     comparison = comparing.open_comparison(make(), tmp_path / "kept")
     with alone_in(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
@@ -291,10 +357,22 @@ def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path)
         assert ("0.500 (best) \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (known == revision)
 
 
-def test_damaged_results_are_named(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text('{"key": "x"}\n{"cut sho', encoding="utf-8")
+@pytest.mark.parametrize("damaged", [b'{"cut sho', b'{"key": "\xff"}'])
+def test_damaged_results_are_named(make: Make, tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b'{"key": "x"}\n' + damaged)
     with pytest.raises(InputError, match=r"results\.jsonl:2: damaged"):
         comparing.open_comparison(make(), tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"x" + packed, lambda _: b""])
+def test_damaged_scores_of_items_are_named(make: Make, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    comparison = comparing.open_comparison(make(), tmp_path)
+    run = comparing.Run(comparison.arms[0], 0, "own")
+    comparison.results.keep([], run.name, {"items": {}})
+    (path,) = (tmp_path / "results").iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=rf"{path.name}: damaged"):
+        gathering.report(comparison, "command")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +404,14 @@ def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> N
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
     first, second = (comparing.open_comparison(one, tmp_path).results.key for one in (recipe, changed))
     assert first != second
+
+
+def test_a_model_folder_is_what_it_holds(make: Make, tmp_path: Path) -> None:
+    recipe = make()
+    there = shutil.copytree(recipe.model.name, tmp_path / "m")
+    moved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(there)})})
+    first, second = (comparing.open_comparison(one, tmp_path).results.key for one in (recipe, moved))
+    assert first == second
 
 
 def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp_path: Path) -> None:

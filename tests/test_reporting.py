@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
+from anchorembed import figures
 from anchorembed.reporting import Arm, Cell, Comparison, Cost, Curve, analyse, html, markdown, write
 from anchorembed.significance import holm, sign_flip_p
 
@@ -28,7 +30,7 @@ def cell(arm: str, seed: int, collection: str, shift: float, setting: str = "own
 
 @pytest.fixture
 def comparison() -> Comparison:
-    """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran on one only."""
+    """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran once."""
     cells = [cell("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
     cells += [cell("both", seed, "one", 0.2) for seed in (0, 1)] + [cell("both", seed, "two", 0.0) for seed in (0, 1)]
     cells += [cell("evil", 0, "one", -0.1), cell("plain", 0, "one", 0.05, "common")]
@@ -54,7 +56,7 @@ def comparison() -> Comparison:
         explore={"plain": ["evil"]},
         notes=["A note."],
         recipe=f"seed: 0  # {EVIL}",
-        commands=["anchorembed compare x.yaml"],
+        command="anchorembed compare x.yaml",
         made_with=["torch 1, threads 2"],
         tables={"Zero-shot": ["one", "two"], "Other": ["pairs"]},
     )
@@ -82,21 +84,47 @@ def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
     assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
     explored = [(test.arm, test.against, test.setting, test.collection) for test in analysis.exploratory]
     assert explored == [("both", "plain", "common", "one"), ("plain", "evil", "own", "one")]
-    assert analysis.exploratory[1].difference == pytest.approx(plain.mean - analysis.scores["evil", "own", "one"].mean)
+    assert analysis.exploratory[1].difference == pytest.approx(0.1)
     assert {test.adjusted for test in analysis.exploratory} == {None}
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have(comparison: Comparison) -> None:
+    far = [cell("both", 1, "one", 9.2), cell("both", 1, "two", 9.0)]
+    cells = [c for c in comparison.cells if (c.arm, c.seed) != ("both", 1)] + far
+    found = {(test.against, test.collection): test for test in analyse(replace(comparison, cells=cells)).declared}
+    assert found["plain", "one"].seeds == (0, 1)
+    assert found["plain", "one"].difference == pytest.approx(0.2 + 9.0 / 2)
+    assert found["evil", "one"].seeds == (0,)
+    assert found["evil", "one"].difference == pytest.approx(0.3)
+    assert found["evil", "one"].p == sign_flip_p(*({q: [v] for q, v in items(0, s).items()} for s in (0.2, -0.1)))
+    others = [c for c in cells if c.arm != "evil"] + [cell("evil", 7, "one", -0.1)]
+    analysis = analyse(replace(comparison, cells=others))
+    assert "evil" not in {test.against for test in analysis.declared}
+    assert analysis.sentences[1] == f"Both against {EVIL}: not run."
+
+
+def test_beyond_chance_is_what_other_seeds_would_show_too(comparison: Comparison) -> None:
+    """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
+    cells = [c for c in comparison.cells if c.arm != "both" or c.collection != "one"]
+    cells += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
+    (test, *_) = (test for test in analyse(replace(comparison, cells=cells)).declared if test.against == "plain")
+    assert test.adjusted is not None
+    assert test.adjusted < 0.05
+    assert test.interval[0] < 0 < test.interval[1]
+    assert not test.sure
 
 
 def test_good_and_bad_news_are_said_alike(comparison: Comparison) -> None:
     first, second = analyse(comparison).sentences
     assert first == (
-        "Both against Plain: higher on 1 of 2 collections (1 of them beyond chance after Holm's correction), "
-        "lower on 0 (0 beyond chance)."
+        "Both against Plain, seeds 0, 1: higher on 1 of 2 collections, beyond chance on 1; lower on 0, beyond chance "
+        "on 0."
     )
+    assert ", seed 0: higher on 1 of 1" in second
     assert second.endswith("Not run: 1 collections.")
     turned = replace(comparison, primary="plain", declared=["both", "missing"])
     first, second = analyse(turned).sentences
-    assert "higher on 0 of 2 collections (0 of them" in first
-    assert "lower on 1 (1 beyond chance)" in first
+    assert "higher on 0 of 2 collections, beyond chance on 0; lower on 1, beyond chance on 1." in first
     assert second == "Plain against missing: not run."
 
 
@@ -151,7 +179,13 @@ def test_markdown_has_the_same_numbers(comparison: Comparison, tmp_path: Path) -
     mean = analyse(comparison).scores["both", "own", "one"].mean
     assert f"{mean:.3f} (best)" in text
     assert "\\<b\\>&" in text
-    assert "| Plain | own | one | +0.200 |" in text
+    assert "| Plain | own | one | 0, 1 | +0.200 |" in text
+    (common,) = (line for line in text.splitlines() if line.startswith("| Plain | common | 0."))
+    assert "best" not in common
+    assert "; seed 0 |" in common
+    for told in ("seeds, where there are several", "sign flips", "corrected for nothing", "alignment", "Minutes are"):
+        assert told in text
+        assert told in html(comparison, analyse(comparison))
     assert "1.5 GB" in text
     for line in text.splitlines():
         if line.startswith("|"):
@@ -159,6 +193,23 @@ def test_markdown_has_the_same_numbers(comparison: Comparison, tmp_path: Path) -
     page, pages = write(comparison, tmp_path / "new")
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert pages.read_text(encoding="utf-8") == text
+
+
+def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By marker and dash, without colour; an arm's style is that of its place, whoever else is there."""
+    drawn: list[tuple[object, ...]] = []
+    plot = Axes.plot
+
+    def spy(self: Axes, *points: object, **style: object) -> object:
+        drawn.append((style["marker"], style["linestyle"]))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    every = {str(number): [[(1, 0.0), (2, 1.0)]] for number in range(12)}
+    figures.lines("Stage II: x", every)
+    assert len(set(drawn)) == 12
+    figures.lines("Stage II: x", every | {"3": []})
+    assert drawn[12:] == drawn[:3] + drawn[4:12]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,14 +192,16 @@ def run_tasks(adapter: Adapter, tasks: Sequence[AbsTask], out: Path | None = Non
         tasks: from `tasks.find_tasks`.
         out: folder for results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
 
-    Raises:
-        InputError: if an instruction is for a task that is not there.
     """
+    return [_run_task(adapter, task, out) for task in tasks]
+
+
+def check_instructions(instructions: Iterable[str], tasks: Sequence[AbsTask]) -> None:
+    """Raise InputError if an instruction is for a task that is not there."""
     known = {name for task in tasks for name in (task.metadata.name, task.metadata.type, "default")}
-    for name in adapter.instructions:
+    for name in instructions:
         if name not in known and f"{name}-quick" not in known:
             raise InputError(f"instructions: {name!r} is no task here.{nearest(name, sorted(known))} Check the name.")
-    return [_run_task(adapter, task, out) for task in tasks]
 
 
 def measure_on(names: Sequence[str]) -> Callable[[Embedder], Items]:

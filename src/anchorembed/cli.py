@@ -116,7 +116,9 @@ def compare(
         _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
     except KeyboardInterrupt:
         _fail(f"Stopped. To continue: {_command()}", 130)
-    pages = gathering.report(comparison, _command())
+    same = [part for change in set_ or [] for part in ("--set", change)]
+    again = ["anchorembed", "compare", str(recipe or ""), *same, "--results", str(comparison.results.folder)]
+    pages = gathering.report(comparison, shlex.join(filter(None, again)))
     _print("\n".join(map(str, pages)))
     if left:
         _say(f"{left} runs are still to do. To continue: {_command()}")

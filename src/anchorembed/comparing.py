@@ -32,7 +32,7 @@ from anchorembed.arms import (
     matched_steps,
     seeds_of,
 )
-from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
+from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run_tasks
 from anchorembed.checkpoint import alone_in, write_file
 from anchorembed.config import Compare, Recipe
 from anchorembed.embedder import METADATA, Embedder
@@ -102,6 +102,7 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     for place, name in enumerate(every):
         if name in every[:place]:
             raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
+    check_instructions(recipe.compare.instructions, [task for tasks in tables.values() for task in tasks])
     revisions = {task.metadata.name: task.metadata.dataset["revision"] for tasks in tables.values() for task in tasks}
     results = Results(folder, _key(recipe), revisions)
     return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
@@ -129,12 +130,22 @@ def _key(recipe: Recipe) -> str:
             **cost_only,
         },
     )
-    contents = {source.name: content_key(source.path) for source in recipe.data.sources}
+    contents: Values = {source.name: content_key(source.path) for source in recipe.data.sources}
+    contents |= _measure_of_compute(recipe.compare) if recipe.compare else {}
     model = Path(recipe.model.name)
     if model.exists():
+        values["model"]["name"] = ""  # it is what it holds, wherever it is
         weights = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
         contents |= {f"model/{path.name}": content_key(path) for path in weights}
     return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
+
+
+def _measure_of_compute(compare: Compare) -> Values:
+    """What every arm's compute and common settings follow from, where it is not a ready arm or the first seed not 0."""
+    own = compare.own_arms.get(compare.primary)
+    seed = seeds_of(compare, find_arms(compare)[compare.arms.index(compare.primary)])[0]
+    found: Values = {"primary": own.model_dump(mode="json")} if own else {}
+    return found | ({"first seed": [compare.seeds[0], seed]} if compare.seeds[0] or seed else {})
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
@@ -175,37 +186,34 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     model = _second(comparison, one, first, choice, say) if one.arm.trained else None
     recipe = comparison.recipe.model_copy(update={"seed": one.seed})
     prepared = prepare(recipe, str(model or recipe.model.name), lambda _: None)
-    say("evaluating")
-    began = time.perf_counter()
-    scores = _evaluate(comparison, one, prepared.embedder)
-    seconds = time.perf_counter() - began
     stages = {"first": folder, "contrast": model.parent if model else None}
     logs = {stage: read_log(place / "log.jsonl") for stage, place in stages.items() if place is not None}
     models = {"before Stage II": first, "after Stage II": model} if one.arm.trained else {"base": recipe.model.name}
-    before = comparison.results.payload(one.name)
-    payload = {
-        "items": before.get("items", {}) | {score.task: score.items for score in scores},
-        "revisions": before.get("revisions", {})
-        | {task.metadata.name: task.metadata.dataset["revision"] for task in comparison.tasks_left(one)},
+    of_training = {
         "curves": {stage: _curve(log) for stage, log in logs.items()},
         "isotropy": {
             name: _isotropy(prepared, load_embedder(recipe, str(place), recipe.model.device))
             for name, place in models.items()
             if place is not None and len(prepared.split.held_out) > 1
         },
-    }
-    payload["made_with"] = versions() | {
-        "threads": str(torch.get_num_threads()),
-        "matrix products": str(prepared.embedder.dtype).removeprefix("torch."),
+        "made_with": versions()
+        | {
+            "threads": str(torch.get_num_threads()),
+            "matrix products": str(prepared.embedder.dtype).removeprefix("torch."),
+        },
     }
     shared: Values = {"kind": "cell", "arm": one.arm.name, "digest": one.arm.digest, "setting": one.setting}
     shared |= {"seed": one.seed, "choice": choice}
-    cost = {stage: _cost(log) for stage, log in logs.items()} | {"evaluate": {"seconds": seconds}}
-    lines = [
-        shared | {"collection": score.task, "metric": score.metric, "value": score.value, "cost": cost}
-        for score in scores
-    ]
-    comparison.results.keep(lines, one.name, payload)
+    cost = {stage: _cost(log) for stage, log in logs.items()}
+    say("evaluating")
+    for score, seconds in _evaluate(comparison, one, prepared.embedder):
+        cell: Values = {"collection": score.task, "metric": score.metric, "value": score.value}
+        cell["cost"] = cost | {"evaluate": {"seconds": seconds}}
+        kept = comparison.results.payload(one.name)
+        revision = comparison.results.revisions[score.task]
+        kept["items"] = kept.get("items", {}) | {score.task: score.items}
+        kept["revisions"] = kept.get("revisions", {}) | {score.task: revision}
+        comparison.results.keep([shared | cell], one.name, kept | of_training)
     if model:
         shutil.rmtree(model)  # half a gigabyte and more each; its recipe makes it again
 
@@ -217,11 +225,14 @@ def _keep_as_common(results: Results, own: Run, one: Run) -> None:
     results.keep(lines, one.name, results.payload(own.name))
 
 
-def _evaluate(comparison: Comparison, one: Run, embedder: Embedder) -> list[TaskScore]:
+def _evaluate(comparison: Comparison, one: Run, embedder: Embedder) -> Iterator[tuple[TaskScore, float]]:
+    """Scores of a run on what it lacks, one collection after the other, with the seconds each took."""
     with tempfile.TemporaryDirectory() as vectors:
-        cache = VectorCache(embedder, Path(vectors))
-        adapter = Adapter(embedder, one.name, cache, comparison.settings.instructions)
-        return run_tasks(adapter, comparison.tasks_left(one))
+        adapter = Adapter(embedder, one.name, VectorCache(embedder, Path(vectors)), comparison.settings.instructions)
+        for task in comparison.tasks_left(one):
+            began = time.perf_counter()
+            (score,) = run_tasks(adapter, [task])
+            yield score, time.perf_counter() - began
 
 
 def _first(comparison: Comparison, one: Run, say: Callable[[str], None]) -> tuple[Path | None, Path | None]:
@@ -238,7 +249,7 @@ def _first(comparison: Comparison, one: Run, say: Callable[[str], None]) -> tupl
 
 def _second(comparison: Comparison, one: Run, first: Path | None, choice: Values, say: Callable[[str], None]) -> Path:
     """Train Stage II with a choice of settings; returns its model folder."""
-    place = _place(comparison, one) / _choice_name(choice)
+    place = _place(comparison, one) / choice_name(choice)
     extra = comparison.matched[one.arm.name]
     start = str(first) if first else None
     derived = contrast_recipe(comparison.recipe, one.arm, one.seed, choice, start, extra, place)
@@ -258,28 +269,45 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
         return possible[0]
     seed = seeds_of(comparison.settings, chooser)[0]
     first: Path | None = None
-    for choice in possible:
-        tried = comparison.results.tried(chooser)
-        if _choice_name(choice) in tried:
-            continue
+    for choice in untried(comparison, chooser):
         trial = Run(chooser, seed, OWN)
         first = first or _first(comparison, trial, say)[0]
-        say(f"{chooser.title}: trying {_choice_name(choice)}")
+        say(f"{chooser.title}: trying {choice_name(choice)}")
         model = _second(comparison, trial, first, choice, say)
         log = read_log(model.parent / "log.jsonl")
         if "held_out_accuracy" not in log[-1]:
             raise InputError("data: too few pairs to hold any out, by which compare.grid chooses. Leave it out.")
         line = {"kind": "grid", "arm": chooser.name, "digest": chooser.digest, "seed": seed}
-        line |= {"choice": _choice_name(choice), "value": log[-1]["held_out_accuracy"], "cost": _cost(log)}
+        line |= {"choice": choice_name(choice), "value": _accuracy(comparison, chooser, log), "cost": _cost(log)}
         comparison.results.keep([line])
-    tried = comparison.results.tried(chooser)
-    best = max(possible, key=lambda choice: tried[_choice_name(choice)])
+    best = best_choice(comparison, chooser)
     needed = [best] if chooser.name == comparison.settings.primary else [best, _common(comparison, say)]
     for choice in possible:
         if choice not in needed:
-            folder = _place(comparison, Run(chooser, seed, OWN)) / _choice_name(choice)
+            folder = _place(comparison, Run(chooser, seed, OWN)) / choice_name(choice)
             shutil.rmtree(folder / "contrast" / "model", ignore_errors=True)
     return best
+
+
+def untried(comparison: Comparison, arm: Arm) -> list[Values]:
+    """The grid's choices that an arm has not tried yet."""
+    tried = comparison.results.tried(arm)
+    return [choice for choice in choices(comparison.recipe) if choice_name(choice) not in tried]
+
+
+def best_choice(comparison: Comparison, arm: Arm) -> Values:
+    """The choice with the highest held-out accuracy, the first of equals, once an arm has tried all."""
+    tried = comparison.results.tried(arm)
+    return max(choices(comparison.recipe), key=lambda choice: tried[choice_name(choice)])
+
+
+def _accuracy(comparison: Comparison, arm: Arm, log: Sequence[Values]) -> float:
+    """Held-out accuracy of the model that a training kept: after its last step, or the best with ``keep_best``."""
+    settings = comparison.recipe.contrast
+    keeps_best = arm.contrast_keys.get("keep_best", settings is not None and settings.keep_best)
+    evaluated = [entry for entry in log if "quality" in entry]
+    kept = max(evaluated, key=lambda entry: float(entry["quality"])) if keeps_best else log[-1]
+    return float(kept["held_out_accuracy"])
 
 
 def _common(comparison: Comparison, say: Callable[[str], None]) -> Values:
@@ -287,7 +315,8 @@ def _common(comparison: Comparison, say: Callable[[str], None]) -> Values:
     return _choice(comparison, Run(primary, seeds_of(comparison.settings, primary)[0], OWN), say)
 
 
-def _choice_name(choice: Values) -> str:
+def choice_name(choice: Values) -> str:
+    """Name of a choice of Stage II's settings, in results and folders."""
     return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "contrast"
 
 
@@ -390,14 +419,12 @@ def plan(comparison: Comparison) -> str:
 
 def _hours_left(comparison: Comparison) -> str:
     """How long what is missing will take, grids included, by what finished runs took; nothing before the first."""
-    spent: dict[tuple[object, ...], float] = {}
-    for line in comparison.results.lines:
-        stages = line["cost"].values() if line["kind"] == "cell" else [line["cost"]]
-        name = (line["arm"], line.get("setting"), line["seed"], line["kind"] == "grid" and line["choice"])
-        spent.setdefault(name, sum(float(stage["seconds"]) for stage in stages))
-    runs = sum(name[-1] is False for name in spent)
+    results = comparison.results
+    runs = [run for run in comparison.runs() if results.of(run)]
     if not runs:
         return ""
-    mean = sum(spent.values()) / runs
+    spent = sum(stage["seconds"] for run in runs for stage in results.cost(run).values())
+    spent += sum(line["cost"]["seconds"] for line in results.lines if line["kind"] == "grid")
+    mean = spent / len(runs)
     hours = mean * len(comparison.missing()) / 3600
     return f"about {hours:.1f} hours to go at {mean / 60:.0f} minutes a run so far"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 Points = list[tuple[int, float]]
 Row = tuple[str, float, list[float], tuple[float, float] | None]
 
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<>p"  # more than dashes by one, so that the two together repeat late
 _DASHES = [
     "-",
     "--",
@@ -49,7 +49,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
 
 
 def lines(title: str, series: dict[str, list[Points]]) -> str:
-    """One line an arm and seed; an arm's seeds share marker, dash and colour."""
+    """One line an arm and seed; an arm's seeds share marker, dash and colour, those of its place in ``series``."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, runs) in enumerate(series.items()):

@@ -8,7 +8,8 @@ import yaml
 
 from anchorembed import reporting
 from anchorembed.arms import Arm, Values, seeds_of
-from anchorembed.comparing import Comparison
+from anchorembed.comparing import Comparison, best_choice, choice_name, untried
+from anchorembed.results import OWN, Run
 
 
 def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
@@ -19,9 +20,6 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
 def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
     results, compare = comparison.results, comparison.settings
     lines = [line for one in comparison.runs() for line in results.of(one)]
-    runs: dict[tuple[str, str, int], Values] = {}
-    for line in lines:
-        runs.setdefault((line["arm"], line["setting"], line["seed"]), line)
     payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
     cells = [
         reporting.Cell(
@@ -39,7 +37,10 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         title=f"With and without Stage I: {comparison.recipe.model.name}",
         arms=[_described(comparison, arm) for arm in comparison.arms],
         cells=cells,
-        costs={key: {name: _stage_cost(cost) for name, cost in line["cost"].items()} for key, line in runs.items()}
+        costs={
+            (one.arm.name, one.setting, one.seed): {name: _stage_cost(cost) for name, cost in results.cost(one).items()}
+            for one in comparison.runs()
+        }
         | _grid_costs(comparison),
         curves=[curve for key, payload in payloads.items() for curve in _curves(key, payload)],
         isotropy=[
@@ -52,7 +53,7 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         explore=compare.explore,
         notes=compare.notes,
         recipe=_portable(yaml.safe_dump(comparison.recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
-        commands=[command],
+        command=_portable(command),
         made_with=list(
             dict.fromkeys(
                 ", ".join(f"{name} {value}" for name, value in payload["made_with"].items())
@@ -80,14 +81,17 @@ def _portable(text: str) -> str:
 
 def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
     steps = comparison.matched[arm.name]
-    settings = {"seeds": ", ".join(map(str, seeds_of(comparison.settings, arm)))}
+    planned = seeds_of(comparison.settings, arm)
+    done = [seed for seed in planned if comparison.results.of(Run(arm, seed, OWN))]
+    settings = {"seeds run": ", ".join(map(str, done)) or "none", "planned": ", ".join(map(str, planned))}
     if steps:
         settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(steps)
     settings |= {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
     tried = comparison.results.tried(arm)
     if tried:
-        settings["chosen for Stage II"] = max(tried, key=lambda name: tried[name])
+        if not untried(comparison, arm):
+            settings["chosen for Stage II"] = choice_name(best_choice(comparison, arm))
         settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
     return reporting.Arm(arm.name, arm.title, arm.what, settings)
 
@@ -95,8 +99,9 @@ def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
 def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, reporting.Cost]]:
     """What choosing Stage II's settings cost each arm."""
     costs: dict[tuple[str, str, int], dict[str, reporting.Cost]] = {}
+    digests = {arm.name: arm.digest for arm in comparison.arms}
     for line in comparison.results.lines:
-        if line["kind"] == "grid":
+        if line["kind"] == "grid" and line["digest"] == digests.get(line["arm"]):
             costs.setdefault((line["arm"], "grid", line["seed"]), {})[line["choice"]] = _stage_cost(line["cost"])
     return costs
 

@@ -81,7 +81,7 @@ class Comparison:
     explore: dict[str, list[str]]  # arms -> those each is tested against, too
     notes: list[str]
     recipe: str
-    commands: list[str]
+    command: str
     made_with: list[str]  # what computed it: versions, threads, number format; several if machines differed
     tables: dict[str, list[str]]
 
@@ -97,16 +97,23 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """An arm, at its own settings, against another: difference of means, its interval, p; adjusted if declared."""
+    """An arm, at its own settings, against another, on the seeds that both have; p is adjusted if it was declared."""
 
     arm: str
     against: str
     setting: str
     collection: str
+    seeds: tuple[int, ...]
     difference: float
     interval: tuple[float, float]
     p: float
     adjusted: float | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Beyond chance: over queries by the adjusted p, and over seeds and queries by the interval."""
+        low, high = self.interval
+        return self.adjusted is not None and self.adjusted < _LEVEL and not low <= 0 <= high
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +189,15 @@ def _tests(comparison: Comparison, groups: dict[Key, list[Cell]]) -> Iterable[Te
 
 
 def _test(arm: str, key: Key, second_cells: list[Cell], groups: dict[Key, list[Cell]]) -> Iterable[Test]:
-    """An arm at its own settings against the cells of ``key``; none where either is not there, or items differ."""
+    """An arm at its own settings against the cells of ``key``; none where they share no seed, or items differ."""
     against, setting, collection = key
-    first_cells = groups.get((arm, OWN, collection))
-    if first_cells is None:
+    first_cells = groups.get((arm, OWN, collection), [])
+    seeds = sorted({cell.seed for cell in first_cells} & {cell.seed for cell in second_cells})
+    if not seeds:
         return
+    first_cells, second_cells = (
+        [cell for cell in cells if cell.seed in seeds] for cells in (first_cells, second_cells)
+    )
     first, second = _matrix(first_cells), _matrix(second_cells)
     if first is not None and second is not None and sorted(first_cells[0].per_item) == sorted(second_cells[0].per_item):
         yield Test(
@@ -194,6 +205,7 @@ def _test(arm: str, key: Key, second_cells: list[Cell], groups: dict[Key, list[C
             against=against,
             setting=setting,
             collection=collection,
+            seeds=tuple(seeds),
             difference=float(first.mean() - second.mean()),
             interval=paired_interval(first, second),
             p=sign_flip_p(_by_item(first), _by_item(second)),
@@ -211,14 +223,19 @@ def _sentence(comparison: Comparison, against: str, declared: Sequence[Test], wa
     first, second = titles.get(comparison.primary, comparison.primary), titles.get(against, against)
     if not tests:
         return f"{first} against {second}: not run."
-    sure = [test for test in tests if (test.adjusted or 0.0) < _LEVEL]
+    sure = [test for test in tests if test.sure]
     better, worse = (sum(sign * test.difference > 0 for test in tests) for sign in (1, -1))
     surely_better, surely_worse = (sum(sign * test.difference > 0 for test in sure) for sign in (1, -1))
+    seeds = " or ".join(dict.fromkeys(_seeds(test.seeds) for test in tests))
     return (
-        f"{first} against {second}: higher on {better} of {len(tests)} collections ({surely_better} of them beyond "
-        f"chance after Holm's correction), lower on {worse} ({surely_worse} beyond chance)."
+        f"{first} against {second}, {seeds}: higher on {better} of {len(tests)} collections, beyond chance on "
+        f"{surely_better}; lower on {worse}, beyond chance on {surely_worse}."
         + (f" Not run: {wanted - len(tests)} collections." if len(tests) < wanted else "")
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 # --- Pages -----------------------------------------------------------------------------------------------------------
@@ -244,8 +261,14 @@ def html(comparison: Comparison, analysis: Analysis) -> str:
     return page.render(
         comparison=comparison,
         analysis=analysis,
-        titles=titles,
-        tables=[(title, names, list(_rows(comparison, analysis, names))) for title, names in _tables(comparison)],
+        explained=_explained(titles.get(comparison.primary, comparison.primary)),
+        tested=_TESTED,
+        spread=_ISOTROPY,
+        spent=_COSTS,
+        tables=[
+            (title, _heads(analysis, names), list(_rows(comparison, analysis, names)))
+            for title, names in _tables(comparison)
+        ],
         dots=[(title, _dots(comparison, analysis, names)) for title, names in _tables(comparison)],
         plots=[(title, figures.lines(title, series)) for title, series in _series(comparison, titles)],
         declared=[_tested(test, titles) for test in analysis.declared],
@@ -258,23 +281,46 @@ def html(comparison: Comparison, analysis: Analysis) -> str:
 def markdown(comparison: Comparison, analysis: Analysis) -> str:
     """The tables and sentences of the page."""
     titles = {arm.name: arm.title for arm in comparison.arms}
+    told = {name: _cell(text) for name, text in _explained(titles.get(comparison.primary, comparison.primary)).items()}
     lines = [f"# {_cell(comparison.title)}", "", *comparison.notes, ""]
     lines += [f"- {_cell(sentence)}" for sentence in analysis.sentences]
     for title, names in _tables(comparison):
-        lines += ["", f"## {_cell(title)}", ""]
-        heads = [f"{name} {analysis.metrics.get(name, '')}".strip() for name in names]
-        lines += _table(["arm", "settings", *heads], _rows(comparison, analysis, names))
-    lines += ["", "## Declared tests", "", *_table(_TESTED, [_tested(test, titles) for test in analysis.declared])]
-    lines += ["", "## Exploratory", "", *_table(_TESTED, [_tested(test, titles) for test in analysis.exploratory])]
-    lines += ["", "## Cost", "", *_table(_COSTS, _costs(comparison, titles))]
-    lines += ["", "## How vectors fill their space", "", *_table(_ISOTROPY, _isotropy(comparison, titles))]
+        lines += ["", f"## {_cell(title)}", "", told["scores"], ""]
+        lines += _table(_heads(analysis, names), _rows(comparison, analysis, names))
+    for title, name, heads, rows in (
+        ("Declared tests", "declared", _TESTED, [_tested(test, titles) for test in analysis.declared]),
+        ("Exploratory", "exploratory", _TESTED, [_tested(test, titles) for test in analysis.exploratory]),
+        ("How vectors fill their space", "isotropy", _ISOTROPY, _isotropy(comparison, titles)),
+        ("Cost", "cost", _COSTS, _costs(comparison, titles)),
+    ):
+        lines += ["", f"## {title}", "", told[name], "", *_table(heads, rows)]
     lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in comparison.arms])]
-    lines += ["", "## To repeat it", "", "```", *comparison.commands, "```", "", *comparison.made_with, ""]
+    lines += ["", "## To repeat it", "", "```", comparison.command, "```", "", *comparison.made_with, ""]
     lines += ["```yaml", comparison.recipe, "```"]
     return "\n".join(lines) + "\n"
 
 
-_TESTED = ["arm", "against", "settings", "collection", "difference", "95 % interval", "p", "p, Holm"]
+def _explained(primary: str) -> dict[str, str]:
+    """What the numbers of each part of the page are."""
+    return {
+        "scores": "Mean over seeds; 95 % interval: seeds, where there are several, then queries or items, resampled "
+        "10,000 times; each seed. Items are queries, texts (accuracy: means over draws of training texts) or pairs "
+        "(Spearman: jackknife pseudo-values). Settings: own, each arm's best choice of the grid on held-out training "
+        f"pairs, or the recipe's without a grid; common, those of {primary}, with the first seed only.",
+        "declared": f"{primary} against each arm declared beforehand, on the seeds that both have: each query's score "
+        "averaged over seeds, 10,000 sign flips over queries; Holm's correction over these tests and those still to be "
+        "run. Beyond chance: p, Holm below 0.05, which is about queries of these trained models, and an interval, "
+        "which is about other seeds, too, without 0.",
+        "exploratory": "Not declared beforehand: p as it is, corrected for nothing, no evidence.",
+        "isotropy": "On held-out pairs, which are others with each seed. Mean cosine of two documents and effective "
+        "rank: low and high is even; alignment: mean squared distance of a query and its document; uniformity: lower "
+        "is more even.",
+        "cost": "Minutes are with evaluations on held-out pairs. What was trained once and used twice is in both rows: "
+        "Stage I of an arm's own and common settings, Stage II of its choice in the grid.",
+    }
+
+
+_TESTED = ["arm", "against", "settings", "collection", "seeds", "difference", "95 % interval", "p", "p, Holm"]
 _COSTS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
 _ISOTROPY = ["arm", "settings", "seed", "model", "mean cosine", "effective rank", "alignment", "uniformity"]
 
@@ -283,10 +329,14 @@ def _tables(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return list(comparison.tables.items())
 
 
+def _heads(analysis: Analysis, names: Sequence[str]) -> list[str]:
+    return ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
+
+
 def _rows(comparison: Comparison, analysis: Analysis, names: Sequence[str]) -> Iterable[list[str]]:
-    """An arm's row at each setting: mean, interval and seeds of each collection; the best mean is marked."""
+    """An arm's row at each setting: mean, interval and seeds of each collection; the best own mean is marked."""
     best = {
-        name: max((score.mean for key, score in analysis.scores.items() if key[2] == name), default=None)
+        name: max((score.mean for key, score in analysis.scores.items() if key[1:] == (OWN, name)), default=None)
         for name in names
     }
     settings = sorted({cell.setting for cell in comparison.cells} | {OWN}, reverse=True)
@@ -296,17 +346,17 @@ def _rows(comparison: Comparison, analysis: Analysis, names: Sequence[str]) -> I
             if setting != OWN and not any(found):
                 continue
             shown = [
-                _shown(score, best[name]) if score is not None else "not run"
+                _shown(score, setting == OWN and score.mean == best[name]) if score is not None else "not run"
                 for name, score in zip(names, found, strict=True)
             ]
             yield [arm.title, setting, *shown]
 
 
-def _shown(score: Score, best: float | None) -> str:
-    mark = " (best)" if best is not None and score.mean == best else ""
+def _shown(score: Score, best: bool) -> str:
+    mark = " (best)" if best else ""
     interval = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if score.interval else ""
-    seeds = "; seeds " + ", ".join(f"{value:.3f}" for value in score.seeds.values()) if len(score.seeds) > 1 else ""
-    return f"{score.mean:.3f}{mark}{interval}{seeds}"
+    values = f": {', '.join(f'{value:.3f}' for value in score.seeds.values())}" if len(score.seeds) > 1 else ""
+    return f"{score.mean:.3f}{mark}{interval}; {_seeds(list(score.seeds))}{values}"
 
 
 def _tested(test: Test, titles: dict[str, str]) -> list[str]:
@@ -314,7 +364,9 @@ def _tested(test: Test, titles: dict[str, str]) -> list[str]:
     adjusted = "" if test.adjusted is None else f"{test.adjusted:.4f}"
     arm, against = (titles.get(name, name) for name in (test.arm, test.against))
     interval = f"[{low:+.3f}, {high:+.3f}]"
-    return [arm, against, test.setting, test.collection, f"{test.difference:+.3f}", interval, f"{test.p:.4f}", adjusted]
+    seeds = ", ".join(map(str, test.seeds))
+    numbers = [f"{test.difference:+.3f}", interval, f"{test.p:.4f}", adjusted]
+    return [arm, against, test.setting, test.collection, seeds, *numbers]
 
 
 def _costs(comparison: Comparison, titles: dict[str, str]) -> Iterable[list[str]]:
@@ -358,7 +410,8 @@ def _series(comparison: Comparison, titles: dict[str, str]) -> list[tuple[str, d
         stage = "Stage II" if curve.stage == "contrast" else "Before Stage II"
         arm = titles.get(curve.arm, curve.arm)
         points = list(zip(curve.steps, curve.values, strict=True))
-        plots.setdefault(f"{stage}: {_PLOTTED[curve.name]}", {}).setdefault(arm, []).append(points)
+        none: dict[str, list[figures.Points]] = {arm.title: [] for arm in comparison.arms}  # its place is its style
+        plots.setdefault(f"{stage}: {_PLOTTED[curve.name]}", none).setdefault(arm, []).append(points)
     return list(plots.items())
 
 

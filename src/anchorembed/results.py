@@ -7,6 +7,7 @@ machine, what it holds is skipped there.
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,10 @@ class Results:
         self.lines: list[Values] = []
         self.others = 0
         if self.path.exists():
-            for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
                 self._take(number, text)
 
-    def _take(self, number: int, text: str) -> None:
+    def _take(self, number: int, text: bytes) -> None:
         try:
             line = json.loads(text)
             mine = line["key"] == self.key
@@ -77,6 +78,14 @@ class Results:
         wanted |= {"seed": run.seed, "setting": run.setting}
         return [line for line in self.lines if wanted.items() <= line.items()]
 
+    def cost(self, run: Run) -> dict[str, dict[str, float]]:
+        """What a run cost by stage; cells evaluated in one go name the same seconds, others add up."""
+        every = [line["cost"] for line in self.of(run)]
+        stages: dict[str, dict[str, float]] = {name: cost[name] for cost in reversed(every) for name in cost}
+        if "evaluate" in stages:
+            stages["evaluate"] = {"seconds": sum({cost["evaluate"]["seconds"] for cost in every if cost})}
+        return stages
+
     def tried(self, arm: Arm) -> dict[str, float]:
         """Held-out accuracy of each grid choice of an arm, by its name."""
         wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest}
@@ -87,8 +96,12 @@ class Results:
         path = self._payload(name)
         if not path.exists():
             return {}
-        with gzip.open(path, "rt", encoding="utf-8") as source:
-            found: Values = json.load(source)
+        try:
+            found: Values = json.loads(gzip.decompress(path.read_bytes()))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise InputError(
+                f"{path}: damaged ({error}). Take it from a copy, or remove it and its run's lines in {self.path}."
+            ) from error
         return found
 
     def keep(self, lines: Sequence[Values], name: str = "", payload: Values | None = None) -> None:
@@ -97,8 +110,10 @@ class Results:
         if payload is not None:
             path = self._payload(name)
             path.parent.mkdir(exist_ok=True)
-            with whole_file(path) as partial:
-                partial.write_bytes(gzip.compress(json.dumps(payload).encode(), mtime=0))
+            with whole_file(path) as partial, partial.open("wb") as packed:
+                packed.write(gzip.compress(json.dumps(payload).encode(), mtime=0))
+                packed.flush()
+                os.fsync(packed.fileno())  # a line that says it is done must not outlive it
         kept = [{"key": self.key, **line, **self._revision(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write("".join(json.dumps(line) + "\n" for line in kept))

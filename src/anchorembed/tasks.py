@@ -314,6 +314,9 @@ def _quick_task(task: AbsTask) -> AbsTask:
                     splits[name] = _split_data(subset(_collection(task.metadata.name, data), _QUICK_DOCUMENTS))
                 else:
                     data["queries"] = data["queries"].select(_chosen(len(data["queries"])))
+                    kept = set(data["queries"]["id"])
+                    grades = {query: found for query, found in data["relevant_docs"].items() if query in kept}
+                    data["relevant_docs"] = grades
     else:
         _shorten(task.dataset, set(task.eval_splits))
     task.metadata = task.metadata.model_copy(update={"name": f"{task.metadata.name}-quick"})

@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from anchorembed import checking, mining
-from anchorembed.benchmarking import Adapter, TaskScore, run_tasks
+from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run_tasks
 from anchorembed.checking import SourceReport
 from anchorembed.clusters import encode_by_ray
 from anchorembed.config import Recipe
@@ -66,6 +66,7 @@ def evaluate(
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
+    check_instructions(instructions or {}, found)
     return run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None)
 
 
