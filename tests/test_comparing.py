@@ -323,6 +323,24 @@ def test_nothing_is_chosen_until_all_of_the_grid_is_tried(make: Make, tmp_path: 
         assert (f"chosen for Stage II: {seven};".replace("_", "\\_") in text) == chosen
 
 
+def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) -> None:
+    """One run of an hour and two trials of half an hour are done; five runs and two trials are to come."""
+    comparison = comparing.open_comparison(make(seeds=[0, 1], grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
+    assert "hours to go" not in comparing.plan(comparison)
+    both, (task,) = comparison.arms[2], comparison.tasks["Similar"]
+    line = {"arm": "both", "digest": both.digest, "seed": 0}
+    for choice in choices(comparison.recipe):
+        trial = {"kind": "grid", "choice": comparing.choice_name(choice), "value": 0.5, "cost": {"seconds": 1800.0}}
+        comparison.results.keep([line | trial])
+    cost = {"first": {"seconds": 3000.0}, "contrast": {"seconds": 500.0}, "evaluate": {"seconds": 100.0}}
+    cell = {"kind": "cell", "setting": "own", "collection": task.metadata.name, "metric": "Spearman", "value": 0.5}
+    comparison.results.keep([line | cell | {"cost": cost}])
+    assert "about 6.0 hours to go" in comparing.plan(comparison)
+    common = line | cell | {"arm": "contrast", "digest": comparison.arms[1].digest, "setting": "common", "cost": {}}
+    comparison.results.keep([common])
+    assert "about 5.0 hours to go" in comparing.plan(comparison)
+
+
 def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
     def key(rate: float, **compare: object) -> str:
         own = {"mine": {"like": "both", "first": {"learning_rate": rate}}}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import yaml
@@ -418,13 +419,24 @@ def plan(comparison: Comparison) -> str:
 
 
 def _hours_left(comparison: Comparison) -> str:
-    """How long what is missing will take, grids included, by what finished runs took; nothing before the first."""
+    """How long what is missing will take, the grid included, by what finished runs took; nothing before the first."""
     results = comparison.results
-    runs = [run for run in comparison.runs() if results.of(run)]
-    if not runs:
+    done = [
+        (run, sum(stage["seconds"] for stage in results.cost(run).values()))
+        for run in comparison.runs()
+        if results.of(run)
+    ]
+    if not done:
         return ""
-    spent = sum(stage["seconds"] for run in runs for stage in results.cost(run).values())
-    spent += sum(line["cost"]["seconds"] for line in results.lines if line["kind"] == "grid")
-    mean = spent / len(runs)
-    hours = mean * len(comparison.missing()) / 3600
-    return f"about {hours:.1f} hours to go at {mean / 60:.0f} minutes a run so far"
+    seconds = sum(_seconds_like(run, done) for run in comparison.missing())
+    tried = [line["cost"]["seconds"] for line in results.lines if line["kind"] == "grid"]
+    if tried:
+        seconds += fmean(tried) * sum(len(untried(comparison, arm)) for arm in comparison.arms if arm.trained)
+    return f"about {seconds / 3600:.1f} hours to go, by what finished runs took"
+
+
+def _seconds_like(wanted: Run, done: Sequence[tuple[Run, float]]) -> float:
+    """Mean seconds of finished runs of the same arm and setting; if there are none, of that setting, or of all."""
+    same_setting = [(run, seconds) for run, seconds in done if run.setting == wanted.setting]
+    same_arm = [seconds for run, seconds in same_setting if run.arm.name == wanted.arm.name]
+    return fmean(same_arm or [seconds for _, seconds in same_setting or done])
