@@ -47,6 +47,7 @@ ORDER = [
     "significance",
     "arms",
     "results",
+    "analysing",
     "figures",
     "reporting",
     "comparing",

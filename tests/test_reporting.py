@@ -12,7 +12,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from anchorembed import figures
-from anchorembed.reporting import Arm, Cell, Comparison, Cost, Curve, analyse, html, markdown, write
+from anchorembed.analysing import Arm, Cell, Comparison, Cost, Curve, analyse
+from anchorembed.reporting import html, markdown, write
 from anchorembed.significance import holm, sign_flip_p
 
 EVIL = '<b>&"'

@@ -191,7 +191,6 @@ def run_tasks(adapter: Adapter, tasks: Sequence[AbsTask], out: Path | None = Non
         adapter: the model.
         tasks: from `tasks.find_tasks`.
         out: folder for results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
-
     """
     return [_run_task(adapter, task, out) for task in tasks]
 

@@ -53,10 +53,10 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_file(target: Path, text: str) -> None:
-    """Make a text file appear at ``target`` only once all of it is written; an older one is replaced."""
+def write_file(target: Path, content: str | bytes) -> None:
+    """Make a file appear at ``target`` only once all of it is written; an older one is replaced."""
     with whole_file(target) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(partial)
 
 

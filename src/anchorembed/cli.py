@@ -117,8 +117,9 @@ def compare(
     except KeyboardInterrupt:
         _fail(f"Stopped. To continue: {_command()}", 130)
     same = [part for change in set_ or [] for part in ("--set", change)]
-    again = ["anchorembed", "compare", str(recipe or ""), *same, "--results", str(comparison.results.folder)]
-    pages = gathering.report(comparison, shlex.join(filter(None, again)))
+    same += ["--data", "DIR"] if "ANCHOREMBED_DATA" in os.environ else []
+    again = ["anchorembed", "compare", str(recipe), *same, "--results", str(comparison.results.folder)]
+    pages = gathering.report(comparison, shlex.join(again))
     _print("\n".join(map(str, pages)))
     if left:
         _say(f"{left} runs are still to do. To continue: {_command()}")

@@ -144,9 +144,8 @@ def _key(recipe: Recipe) -> str:
 def _measure_of_compute(compare: Compare) -> Values:
     """What every arm's compute and common settings follow from, where it is not a ready arm or the first seed not 0."""
     own = compare.own_arms.get(compare.primary)
-    seed = seeds_of(compare, find_arms(compare)[compare.arms.index(compare.primary)])[0]
-    found: Values = {"primary": own.model_dump(mode="json")} if own else {}
-    return found | ({"first seed": [compare.seeds[0], seed]} if compare.seeds[0] or seed else {})
+    firsts = [compare.seeds[0], compare.seeds_of.get(compare.primary, compare.seeds)[0]]
+    return ({"primary": own.model_dump(mode="json")} if own else {}) | ({"first seeds": firsts} if any(firsts) else {})
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from anchorembed import reporting
+from anchorembed import analysing, reporting
 from anchorembed.arms import Arm, Values, seeds_of
 from anchorembed.comparing import Comparison, best_choice, choice_name, untried
 from anchorembed.results import OWN, Run
@@ -17,12 +17,12 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
     return reporting.write(_gather(comparison, command), comparison.results.folder)
 
 
-def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
+def _gather(comparison: Comparison, command: str) -> analysing.Comparison:
     results, compare = comparison.results, comparison.settings
     lines = [line for one in comparison.runs() for line in results.of(one)]
     payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
     cells = [
-        reporting.Cell(
+        analysing.Cell(
             line["arm"],
             line["setting"],
             line["seed"],
@@ -33,7 +33,7 @@ def _gather(comparison: Comparison, command: str) -> reporting.Comparison:
         )
         for line in lines
     ]
-    return reporting.Comparison(
+    return analysing.Comparison(
         title=f"With and without Stage I: {comparison.recipe.model.name}",
         arms=[_described(comparison, arm) for arm in comparison.arms],
         cells=cells,
@@ -79,7 +79,7 @@ def _portable(text: str) -> str:
     return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
 
 
-def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
+def _described(comparison: Comparison, arm: Arm) -> analysing.Arm:
     steps = comparison.matched[arm.name]
     planned = seeds_of(comparison.settings, arm)
     done = [seed for seed in planned if comparison.results.of(Run(arm, seed, OWN))]
@@ -93,12 +93,12 @@ def _described(comparison: Comparison, arm: Arm) -> reporting.Arm:
         if not untried(comparison, arm):
             settings["chosen for Stage II"] = choice_name(best_choice(comparison, arm))
         settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
-    return reporting.Arm(arm.name, arm.title, arm.what, settings)
+    return analysing.Arm(arm.name, arm.title, arm.what, settings)
 
 
-def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, reporting.Cost]]:
+def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, analysing.Cost]]:
     """What choosing Stage II's settings cost each arm."""
-    costs: dict[tuple[str, str, int], dict[str, reporting.Cost]] = {}
+    costs: dict[tuple[str, str, int], dict[str, analysing.Cost]] = {}
     digests = {arm.name: arm.digest for arm in comparison.arms}
     for line in comparison.results.lines:
         if line["kind"] == "grid" and line["digest"] == digests.get(line["arm"]):
@@ -106,8 +106,8 @@ def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, 
     return costs
 
 
-def _stage_cost(cost: dict[str, float]) -> reporting.Cost:
-    return reporting.Cost(
+def _stage_cost(cost: dict[str, float]) -> analysing.Cost:
+    return analysing.Cost(
         seconds=cost["seconds"],
         tokens=int(cost.get("tokens", 0)),
         flops=cost.get("flops", 0.0),
@@ -115,8 +115,8 @@ def _stage_cost(cost: dict[str, float]) -> reporting.Cost:
     )
 
 
-def _curves(key: tuple[str, str, int], payload: Values) -> Iterator[reporting.Curve]:
+def _curves(key: tuple[str, str, int], payload: Values) -> Iterator[analysing.Curve]:
     for stage, entries in payload.get("curves", {}).items():
         for name in dict.fromkeys(name for entry in entries for name in entry if name != "step"):
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-            yield reporting.Curve(*key, stage, name, [step for step, _ in points], [value for _, value in points])
+            yield analysing.Curve(*key, stage, name, [step for step, _ in points], [value for _, value in points])

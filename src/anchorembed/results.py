@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.arms import Arm, Values
+from anchorembed.checkpoint import write_file
 from anchorembed.errors import InputError
-from anchorembed.records import whole_file
 
 OWN, COMMON = "own", "common"
 
@@ -110,10 +110,7 @@ class Results:
         if payload is not None:
             path = self._payload(name)
             path.parent.mkdir(exist_ok=True)
-            with whole_file(path) as partial, partial.open("wb") as packed:
-                packed.write(gzip.compress(json.dumps(payload).encode(), mtime=0))
-                packed.flush()
-                os.fsync(packed.fileno())  # a line that says it is done must not outlive it
+            write_file(path, gzip.compress(json.dumps(payload).encode(), mtime=0))
         kept = [{"key": self.key, **line, **self._revision(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write("".join(json.dumps(line) + "\n" for line in kept))

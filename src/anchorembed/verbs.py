@@ -63,10 +63,10 @@ def evaluate(
         out: folder for mteb's result files; tasks whose result is there are not run again.
     """
     found = find_tasks([str(task) for task in tasks], split, quick)
+    check_instructions(instructions or {}, found)
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
-    check_instructions(instructions or {}, found)
     return run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None)
 
 
