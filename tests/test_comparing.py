@@ -451,7 +451,9 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)), encoding="utf-8")
     command = [sys.executable, "-m", "anchorembed", "compare", str(path)]
+    before = signal.signal(number, lambda *_: None)  # one that is ignored here, as under nohup, is so in a child, too
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        signal.signal(number, before)
         deadline = time.monotonic() + 120
         logs = "run/*/*/*/first/reconstruct/log.jsonl"
         while not any(log.stat().st_size for log in tmp_path.glob(logs)) and time.monotonic() < deadline:
@@ -488,5 +490,12 @@ def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytes
     gathering.report(comparing.open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept"), "command")
     assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in (tmp_path / "kept" / "report.md").read_text(encoding="utf-8")
     monkeypatch.delenv("ANCHOREMBED_DATA")
-    with pytest.raises(InputError, match="environment variable that is not set"):
+    values["data"]["sources"] += [dict(values["data"]["sources"][0], name=name) for name in "ab"]
+    values["data"]["query_tokenz"] = 3
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
         read_recipe(tmp_path / "r.yaml")
+    unset, more, unknown = sorted(str(caught.value).splitlines(), key=lambda line: ("unknown" in line, "more" in line))
+    assert "0.path is '$ANCHOREMBED_DATA/pairs.jsonl': it names an environment variable that is not set" in unset
+    assert more.endswith(": 2 more values name variables that are not set.")
+    assert "query_tokenz" in unknown

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from anchorembed.errors import InputError, nearest
 
@@ -36,11 +37,16 @@ class Source(Section):
         return Path(_expanded(str(path)))
 
 
+_UNSET = "unset_variable"
+
+
 def _expanded(path: str) -> str:
     """A path with environment variables put in."""
     expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise ValueError(f"{path!r} names an environment variable that is not set; set it (compare: by --data)")
+        raise PydanticCustomError(
+            _UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
+        )
     return expanded
 
 
@@ -334,8 +340,11 @@ def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        faults = [f"{origin}: {_explain(dict(fault))}" for fault in error.errors(include_url=False)]
-        raise InputError("\n".join(faults)) from error
+        faults = [dict(fault) for fault in error.errors(include_url=False)]
+        unset = [fault for fault in faults if fault["type"] == _UNSET]  # one cause, often of all paths
+        lines = [f"{origin}: {_explain(fault)}" for fault in faults if fault not in unset[1:]]
+        lines += [f"{origin}: {len(unset) - 1} more values name variables that are not set."] if unset[1:] else []
+        raise InputError("\n".join(lines)) from error
 
 
 def show_config(recipe: Recipe | None = None) -> str:
