@@ -15,7 +15,7 @@ from typing import Any, Literal
 from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule, parse_recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.flops import step_flops
-from anchorembed.preparing import prepare
+from anchorembed.preparing import Prepared, prepare
 from anchorembed.training import objective
 
 _COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
@@ -209,18 +209,20 @@ def choices(recipe: Recipe) -> list[Values]:
     return [choice for number, choice in enumerate(found) if choice not in found[:number]]
 
 
-def stage_flops(recipe: Recipe) -> float:
-    """Mean model FLOPs a step of the one stage that a derived recipe has."""
+def stage_flops(recipe: Recipe, prepared: Prepared) -> float:
+    """Mean model FLOPs a step of the one stage that a derived recipe has, with the data and base model of all."""
     settings: Schedule | None = recipe.reconstruct or recipe.contrast
     if settings is None:
         raise ValueError("the recipe has no stage")
-    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    backbone = prepared.embedder.backbone
+    backbone.requires_grad_(requires_grad=True)
     _, run = objective(prepared.embedder, settings)
     order = prepared.order(settings.batch_size, recipe.seed)
     counted = [
-        step_flops(prepared.embedder.backbone, run, number, prepared.tokens(indices))
+        step_flops(backbone, run, number, prepared.tokens(indices))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
     ]
+    backbone.merge_lora()  # untrained, they change no weight
     return sum(counted) / len(counted)
 
 
@@ -235,7 +237,8 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     of_primary = first_recipe(recipe, primary, seed, steps, nowhere)
     if of_primary is None:
         raise InputError(f"compare.primary: {primary.name!r} has no stage before Stage II. Name one that has.")
-    budget = stage_flops(of_primary) * steps
+    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    budget = stage_flops(of_primary, prepared) * steps
     matched: dict[str, int] = {}
     for arm in arms:
         own = first_recipe(recipe, arm, seed, steps, nowhere)
@@ -245,7 +248,7 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
         if arm.name == primary.name or own is None:
             matched[arm.name] = steps if own else 0
         else:
-            matched[arm.name] = max(1, round(budget / stage_flops(own)))
+            matched[arm.name] = max(1, round(budget / stage_flops(own, prepared)))
     return matched
 
 
