@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -119,3 +120,22 @@ def test_many_short_texts_stream_without_growing(embedder: Embedder) -> None:
         tracemalloc.stop()
     assert len(held) == 12
     assert max(held[3:]) - held[2] < 200_000  # a window's texts alone are more
+
+
+def test_a_trained_model_on_the_hub_is_the_folder_it_was(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = Template("<s>", "read: ", " :end", "</s>")
+    trained = Embedder.load(tiny_folder, template=template, lengths=Lengths(40, 48), instruction="find code")
+    commit = "0" * 40
+    repository = tmp_path / "models--somebody--trained"
+    trained.save(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    loaded = Embedder.load("somebody/trained")
+    assert loaded.metadata == trained.metadata
+    np.testing.assert_allclose(loaded.encode(texts(3), "query"), trained.encode(texts(3), "query"))
+    (repository / "snapshots" / commit / METADATA).unlink()
+    assert Embedder.load("somebody/trained").metadata.instruction == ""

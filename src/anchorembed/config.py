@@ -54,7 +54,11 @@ class Data(Section):
     """The pairs to train on."""
 
     sources: list[Source] = Field(min_length=1, description="Files or folders of pairs, each with a name.")
-    instruction: str = Field("", description="Task put before queries, kept in the model as its default.")
+    instruction: str = Field(
+        "",
+        description="Task put before queries of sources without one of their own, and kept in the model as its "
+        "default; without it the model keeps the one that all sources share.",
+    )
     query_tokens: Positive = Field(512, description="Longest query, template and instruction included.")
     document_tokens: Positive = Field(512, description="Longest document, template included.")
     temperature: float = Field(
@@ -62,6 +66,24 @@ class Data(Section):
     )
     held_out: int = Field(256, ge=0, description="Pairs set aside for evaluate_every, at most a tenth of all.")
     skip_bad: bool = Field(False, description="Drop and count unusable lines instead of stopping at the first.")
+
+    @field_validator("sources")
+    @classmethod
+    def _named_once(cls, sources: list[Source]) -> list[Source]:
+        names = [source.name for source in sources]
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise PydanticCustomError("named_twice", "two of them are called {name}; rename one", {"name": twice})
+        return sources
+
+    def instruction_of(self, source: Source) -> str:
+        """The task put before a source's queries."""
+        return self.instruction if source.instruction is None else source.instruction
+
+    @property
+    def instructions(self) -> list[str]:
+        """The tasks that the model may keep as its default: the common one, or else those of the sources, each once."""
+        return [self.instruction] if self.instruction else list(dict.fromkeys(map(self.instruction_of, self.sources)))
 
 
 class TemplateOverride(Section):

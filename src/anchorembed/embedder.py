@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from anchorembed.backbone import Backbone, load_backbone, use_gpu_kernels, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.kernels import weights_unchanged
-from anchorembed.models import quiet
+from anchorembed.models import beside, quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_template, instruct
@@ -82,7 +82,8 @@ class Embedder(nn.Module):
         name = Path(name).expanduser() if str(name).startswith("~") else name
         place = find_device(device)
         backbone, tokenizer = load_backbone(str(name), place)
-        saved = read_metadata(Path(name))
+        described = beside(str(name), METADATA)
+        saved = read_metadata(described.parent) if described else None
         template = template or (saved.template if saved else derive_template(tokenizer))
         metadata = Metadata(
             template=template,

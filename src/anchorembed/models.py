@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from anchorembed.errors import InputError
@@ -41,6 +42,17 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone; raises InputError as `load_model` does."""
     return _load(name, _read_tokenizer)
+
+
+def beside(name: str, file: str) -> Path | None:
+    """Find a file beside a model's weights, in its folder or on the hub; None if there is none, as by a .gguf file."""
+    folder, gguf = _locate(name)
+    if gguf:
+        return None
+    found = cached_file(
+        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(found) if found else None
 
 
 def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:

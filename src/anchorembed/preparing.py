@@ -57,6 +57,8 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
         f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
         + (f"; {shared} are left out, which share a text with those held out" if shared else "")
     )
+    if len(data.instructions) > 1:
+        say("data: instructions differ by source, so the model keeps none as its own; data.instruction says which")
     embedder = load_embedder(recipe, start, recipe.model.device)
     for source in store.sources:
         for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
@@ -66,13 +68,14 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
 
 def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     """Load the model ``start`` as the recipe wants it."""
+    told = recipe.data.instructions
     return Embedder.load(
         start,
         precision=recipe.model.precision,
         device=device,
         template=own_template(recipe),
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
-        instruction=recipe.data.instruction,
+        instruction=told[0] if len(told) == 1 else "",
     )
 
 
@@ -83,7 +86,7 @@ def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
         SourceFile(
             source.name,
             source.path,
-            data.instruction if source.instruction is None else source.instruction,
+            data.instruction_of(source),
             source.symmetric,
         )
         for source in data.sources
