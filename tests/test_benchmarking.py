@@ -90,7 +90,7 @@ def adapter(embedder: Embedder, folder: Path, instructions: dict[str, str] | Non
 
 
 def scores(embedder: Embedder, folder: Path, *names: Path, quick: bool = False) -> list[TaskScore]:
-    return run_tasks(adapter(embedder, folder), find_tasks([str(name) for name in names], quick=quick))
+    return list(run_tasks(adapter(embedder, folder), find_tasks([str(name) for name in names], quick=quick)))
 
 
 def test_every_kind_and_its_items(embedder: Embedder, data: Path, tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_quick_is_a_fixed_part_and_says_so(
 def test_instructions_go_where_they_should(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(80, 80))
     tasks = find_tasks([str(data / "beir"), str(data / "sts")])
-    plain = run_tasks(adapter(embedder, tmp_path), tasks)
-    told = run_tasks(adapter(embedder, tmp_path, {"STS": "compare these"}), tasks)
+    plain = list(run_tasks(adapter(embedder, tmp_path), tasks))
+    told = list(run_tasks(adapter(embedder, tmp_path, {"STS": "compare these"}), tasks))
     assert told[0].value == plain[0].value
     assert told[1].value != plain[1].value
     collection = read_collection(data / "beir")
@@ -250,13 +250,30 @@ def test_nothing_is_embedded_twice_and_results_are_kept(
     corpus = data / "beir" / "corpus.jsonl"
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("sort", "read"), encoding="utf-8")
     with pytest.raises(AssertionError, match="embedded again"):
-        run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]), out)
+        list(run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]), out))
+
+
+def test_a_result_cut_short_is_made_again(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", [str(data / "sts")]
+    (first,) = run_tasks(adapter(embedder, tmp_path), find_tasks(names), out)
+    (written,) = out.glob("results/anchorembed__tiny/*/s_test.json")
+    whole = written.read_text(encoding="utf-8")
+    written.write_text(whole[: len(whole) // 2], encoding="utf-8")
+    (again,) = run_tasks(adapter(embedder, tmp_path), find_tasks(names), out)
+    assert again.items == first.items
+    assert json.loads(written.read_text(encoding="utf-8"))["task_name"] == "s_test"
+
+
+def test_scores_come_one_by_one(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    tasks = find_tasks([str(data / "sts"), str(data / "beir")])
+    assert next(run_tasks(adapter(embedder, tmp_path), tasks)).task == "s_test"
+    assert [path.suffix for path in tmp_path.rglob("*.npy")] == [".npy"] * 2, "the second task was not begun"
 
 
 def test_a_result_with_other_instructions_is_another(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(80, 80))
     values = [
-        run_tasks(adapter(embedder, tmp_path, told), find_tasks([str(data / "sts")]), tmp_path / "out")[0].value
+        next(run_tasks(adapter(embedder, tmp_path, told), find_tasks([str(data / "sts")]), tmp_path / "out")).value
         for told in ({}, {"default": "compare these"}, {"default": "which is longer"}, {})
     ]
     assert len(set(values[:3])) == 3
@@ -298,7 +315,7 @@ def test_a_task_whose_data_cannot_be_had_says_so(
 
     monkeypatch.setattr(task, "load_data", unreachable)
     with pytest.raises(InputError, match=r"STSBenchmark: its data cannot be had .*Couldn't reach.*Check the network"):
-        run_tasks(adapter(embedder, tmp_path), [task])
+        next(run_tasks(adapter(embedder, tmp_path), [task]))
 
 
 def test_a_task_with_rules_of_its_own_has_mteb_s_score_and_no_items(

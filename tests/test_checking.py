@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from anchorembed.checking import check, report
+from anchorembed.config import parse_recipe
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
 from anchorembed.store import SourceFile, open_store
+from anchorembed.verbs import check as check_recipe
 
 ROWS = [
     {"query": "read a file", "positive": "open it first"},
@@ -81,3 +83,20 @@ def test_a_test_that_is_not_there_is_an_error(tmp_path: Path, embedder: Embedder
     path.write_text(json.dumps(ROWS[0]) + "\n")
     with pytest.raises(InputError, match="no such file"):
         list(check(open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs, [tmp_path / "none"]))
+
+
+def test_tests_that_are_no_files_are_named(tmp_path: Path, tiny_folder: Path, tests: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "a", "positive": "The document itself"}) + "\n")
+    recipe = parse_recipe(
+        {
+            "data": {"sources": [{"name": "a", "path": str(path)}]},
+            "model": {"name": str(tiny_folder)},
+            "output": str(tmp_path / "run"),
+            "compare": {"collections": {"Some": [str(tests), "SciFact"]}},
+        }
+    )
+    said: list[str] = []
+    (found,) = check_recipe(recipe, say=said.append)
+    assert said == ["not looked into, as they are no files here: SciFact"]
+    assert found.findings["text of a test"].count == 1

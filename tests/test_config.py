@@ -48,6 +48,12 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert all(line.startswith(str(tmp_path / "r.yaml")) for line in message.splitlines())
 
 
+def test_two_sources_of_one_name_are_refused() -> None:
+    sources = [{"name": "a", "path": "a.jsonl"}, {"name": "a", "path": "b.jsonl"}]
+    with pytest.raises(InputError, match="two of them are called a; rename one"):
+        parse_recipe(GOOD | {"data": {"sources": sources}})
+
+
 def test_missing_keys() -> None:
     with pytest.raises(InputError, match="missing key 'data'"):
         parse_recipe({"output": "x"})
@@ -91,6 +97,11 @@ def test_show_config_names_every_key_and_reads_back() -> None:
     recipe = parse_recipe(GOOD | {"seed": 5})
     shown = show_config(recipe)
     assert parse_recipe(yaml.safe_load(shown)) == recipe
+    own = {"mine": {"like": "both", "title": "Mine", "what": "Both.", "first": {"bag_weight": 1.0}}}
+    compared = parse_recipe(
+        GOOD | {"compare": {"arms": ["both", "mine"], "own_arms": own, "collections": {"A": ["a"]}}}
+    )
+    assert parse_recipe(yaml.safe_load(show_config(compared))) == compared
     bare = show_config()
     for key in (
         "d2q_weight: 0.8",

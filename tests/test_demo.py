@@ -1,6 +1,8 @@
 """The demo on a tiny model and a few made packages: every row, and a second run that reuses everything."""
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ from rich.console import Console
 
 from anchorembed.config import Recipe, parse_recipe
 from anchorembed.corpora import Harvest, Package, harvest_packages
-from anchorembed.demo import CLEARLY, demo, show
+from anchorembed.demo import CLEARLY, Demo, Row, demo, show
+from anchorembed.evaluation import METRICS
+from anchorembed.records import read_collection
 from conftest import WORDS
 
 
@@ -61,6 +65,27 @@ def test_every_row_and_a_second_run_that_reuses(made: Harvest, recipe: Recipe, t
     assert sum("finished before" in line for line in said) == 3
     assert sum("reused" in line for line in said) == 3
     assert any("export: kept" in line for line in said)
+
+    (document, *_), scores = made.collection.glob("corpus.jsonl"), tmp_path / "run" / "evaluation" / "base-model.json"
+    document.write_text(document.read_text(encoding="utf-8").replace("at once", "later"), encoding="utf-8")
+    saved = json.loads((result.exported / "anchorembed.json").read_text(encoding="utf-8"))
+    (result.exported / "anchorembed.json").write_text(json.dumps(saved | {"weights_sha256": "other"}), encoding="utf-8")
+    before, said = json.loads(scores.read_text(encoding="utf-8"))["key"], []
+    demo(recipe, made, said.append)
+    assert json.loads(scores.read_text(encoding="utf-8"))["key"] != before, "texts changed, their ids did not"
+    assert not any("export: kept" in line for line in said)
+
+
+def test_the_last_screen_shows_brackets_as_they_are(made: Harvest, recipe: Recipe) -> None:
+    empty = Demo(
+        read_collection(made.collection), {}, [("Join [/tmp] and list[int]", [])], Path("[/a]"), Path("b"), 1.0
+    )
+    means = dict.fromkeys(METRICS, 0.5)
+    names = ("chance", "contrastive only", "Stage I + contrastive")
+    sink = io.StringIO()
+    show(replace(empty, rows={name: Row(means) for name in names}), Console(file=sink, width=160))
+    assert "Join [/tmp] and list[int]" in sink.getvalue()
+    assert "exported model: [/a]" in sink.getvalue()
 
 
 def test_the_last_screen_says_when_nothing_is_clearly_above_chance(made: Harvest, recipe: Recipe) -> None:

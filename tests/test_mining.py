@@ -87,9 +87,21 @@ def test_bm25_is_its_formula() -> None:
         idf = math.log(1 + (3 - documents + 0.5) / (documents + 0.5))
         return idf * count / (count + 1.2 * (1 - 0.75 + 0.75 * length / mean))
 
-    expected = [weight(2, lengths[0], 1) + weight(1, lengths[0], 2), weight(1, lengths[1], 2), 0.0]
+    expected = [weight(2, lengths[0], 1) + weight(1, lengths[0], 2), weight(1, lengths[1], 2), -math.inf]
     assert scores[0].tolist() == pytest.approx(expected, rel=1e-5)
-    assert scores[1].tolist() == [0.0, 0.0, 0.0]
+    assert scores[1].tolist() == [-math.inf] * 3
+
+
+def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
+    pairs = [TextPair("cat", "cat dog"), TextPair("two", "other words")]
+    found = mine(
+        pairs,
+        [*gather(pairs), "bird", "cat", "two birds"],
+        by_bm25([*gather(pairs), "bird", "cat", "two birds"]),
+        Rules(count=5),
+    )
+    assert [pair.negatives for pair in found.pairs] == [(), ()]
+    assert found.dropped == {POSITIVE: 1, QUERY: 1, NEAR: 0, MARGIN: 1}
 
 
 def test_an_embedder_scores_by_cosine(embedder: Embedder) -> None:

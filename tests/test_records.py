@@ -23,7 +23,7 @@ from anchorembed.records import (
     write_jsonl,
 )
 
-CURE = "Remove the line, or pass --skip-bad to drop and count such lines."
+CURE = "Remove the line, or drop and count such lines by data.skip_bad or --skip-bad."
 GOOD = '{"query": "why", "positive": "because"}'
 ROWS = [
     {"query": "why ☃", "positive": 'because, "so"', "negative": "no\nway"},
@@ -83,10 +83,6 @@ def write_as(path: Path) -> Path:
         pa.parquet.write_table(pa.Table.from_pylist([{"note": 1, **row} for row in ROWS]), path, row_group_size=1)
     elif path.suffix == ".csv":
         path.write_text(CSV_TEXT, encoding="utf-8")
-    elif path.suffix == ".tsv":
-        path.write_text(
-            'query\tpositive\tnegative\nwhy ☃\t"because, ""so"""\t"no\nway"\nhow\t  thus\t\n', encoding="utf-8"
-        )
     elif path.suffix == ".jsonl":
         lines(path, *ROWS)
     elif path.name == "dict":
@@ -101,7 +97,7 @@ def write_as(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["p.jsonl", "p.jsonl.gz", "P.JSONL", "p.csv", "p.csv.gz", "p.tsv", "p.parquet", "saved", "dict", "shuffled"]
+    "name", ["p.jsonl", "p.jsonl.gz", "P.JSONL", "p.csv", "p.csv.gz", "p.parquet", "saved", "dict", "shuffled"]
 )
 def test_every_format_gives_the_same_pairs(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -110,6 +106,16 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, name: str) -> None:
     else:
         write_as(path)
     assert texts(read_pairs(path)) == EXPECTED
+
+
+def test_quotes_in_tsv_are_letters(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.tsv", "query\tpositive\tnegative", '15" screen\t"so"\t', '"a\tb\tc" d')
+    assert texts(read_pairs(path)) == [('15" screen', '"so"', ()), ('"a', "b", ('c" d',))]
+
+
+def test_several_negatives_in_a_cell_are_json(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.csv", "query,positive,negatives", 'a,b,"[""c"", ""d""]"', "e,f,[g]", "h,i,[]")
+    assert [pair.negatives for pair in read_pairs(path)] == [("c", "d"), ("[g]",), ()]
 
 
 def test_a_pair_knows_its_source_and_where_it_begins(tmp_path: Path) -> None:
@@ -242,7 +248,10 @@ def test_bad_csv_rows(tmp_path: Path, row: str, what: str) -> None:
 
 def test_an_unclosed_quote_is_told_by_the_line_it_opens_on(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.csv", "query,positive", "how,thus", 'why,"because', "x,y")
-    assert "p.csv:3: the row is not valid CSV (unexpected end of data)" in fault(path)
+    assert "p.csv:3: the row of lines 3 to 4 is not valid CSV (unexpected end of data)" in fault(path)
+    skipped: list[str] = []
+    assert [pair.query for pair in read_pairs(path, skip_bad=True, on_skip=skipped.append)] == ["how"]
+    assert [message.split(": ")[0] for message in skipped] == [f"{path}:3", f"{path}:4"]
     assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2]
 
 

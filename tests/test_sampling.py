@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.sampling import batches, split
+from anchorembed.sampling import _epoch, batches, share_used, split
 from anchorembed.store import PairStore, SourceFile, open_store
 from conftest import write_pairs
 
@@ -78,3 +78,10 @@ def test_temperature_makes_sources_more_alike(tmp_path: Path) -> None:
         assert list(islice(batches(store, train, 6, 0, 30, temperature), 20)) == steps[30:50]
     used = [index for batch in steps[:200] if batch[0] < 240 for index in batch]
     assert set(used) == set(range(240)) & set(train.tolist())
+
+
+def test_the_share_used_is_what_the_first_epoch_has(store: PairStore) -> None:
+    train = split(store, 8, 0).train
+    epoch = len({index for batch in first(store, 14) for index in batch})
+    assert share_used(store, train, 8, 0) == sum(map(len, _epoch(store, train, 8, 0, 0))) / len(train)
+    assert epoch / len(train) >= share_used(store, train, 8, 0) > 0.5

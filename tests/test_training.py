@@ -18,7 +18,7 @@ from anchorembed.benchmarking import measure_on
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
-from anchorembed.loop import Interrupted, learning_rate
+from anchorembed.loop import Interrupted, _rounded, learning_rate
 from anchorembed.preparing import prepare
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
@@ -213,6 +213,53 @@ def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) 
         prepared.embedder.encode([prepared.store[0].query], side="query"),
         prepared.embedder.encode([text], side="query", instruction=""),
     )
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "kept"),
+    [("", ["find", "find"], "find"), ("", ["find", None], ""), ("seek", ["find", None], "seek"), ("", ["", None], "")],
+)
+def test_the_model_keeps_the_instruction_that_all_sources_share(
+    recipe: Make, common: str, own: list[str | None], kept: str
+) -> None:
+    made = recipe()
+    sources = [
+        made.data.sources[0].model_copy(update={"name": str(number), "instruction": task})
+        for number, task in enumerate(own)
+    ]
+    data = made.data.model_copy(update={"instruction": common, "sources": sources, "query_tokens": 48})
+    said: list[str] = []
+    prepared = prepare(made.model_copy(update={"data": data}), made.model.name, said.append)
+    assert prepared.embedder.metadata.instruction == kept
+    assert any("instructions differ" in line for line in said) == (len(set(own)) > 1 and own[0] != "" and not common)
+
+
+def test_what_a_schedule_or_repeated_texts_take_away_is_said(recipe: Make, tmp_path: Path) -> None:
+    rows = [{"query": f"q{n}", "positive": f"p{n if n < 100 else 0}"} for n in range(200)]
+    (tmp_path / "repeating.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = recipe("said", contrast=None, reconstruct={"steps": 2, "warmup_steps": 4})
+    source = made.data.sources[0].model_copy(update={"path": tmp_path / "repeating.jsonl"})
+    said: list[str] = []
+    reconstruct(
+        made.model_copy(update={"data": made.data.model_copy(update={"sources": [source], "held_out": 0})}), said.append
+    )
+    assert "reconstruct: warm-up takes 4 steps of 2; the learning rate ends at 0.0015" in "\n".join(said)
+    assert any("of the pairs in steps of 8; the rest repeat texts" in line for line in said)
+
+
+def test_what_a_killed_stage_left_beside_its_model_is_cleared(recipe: Make) -> None:
+    model = contrast(recipe("left", reconstruct=None))
+    for name in (".model.123", "checkpoints", "best"):
+        (model.parent / name).mkdir()
+    contrast(recipe("left", reconstruct=None))
+    assert {path.name for path in model.parent.iterdir()} == {"model", "log.jsonl", "data.json"}
+
+
+def test_a_quality_is_compared_as_the_log_has_it() -> None:
+    assert _rounded(161 / 256) == 0.628906
+    assert _rounded(1.3e-7) == 1.3e-7
+    assert _rounded(467183075328.0) == 467183075328.0
+    assert _rounded(-2.12345678) == -2.123457
 
 
 def test_an_instruction_that_leaves_no_room_is_refused(recipe: Make) -> None:

@@ -204,7 +204,7 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -234,6 +234,10 @@ def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
         backbone.states(vectors_TH, batch)
     finally:
         hook.remove()
+    if not seen:
+        raise InputError(
+            f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
+        )
     if isinstance(angles[0], tuple):
         fuse_layers(layers, angles[0], batch.buckets, backbone.hidden_size)
     scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))

@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class Adapter:
         rows = {name: row for row, name in enumerate(ids)}
         run: Run = {}
         for (name, _), query_H in zip(asked, unit_rows(queries_QH), strict=True):
-            candidates = [str(candidate) for candidate in top_ranked[name]]
+            candidates = [str(candidate) for candidate in top_ranked.get(name, ())]
             scores = cosines(query_H, unit_rows(documents_DH[[rows[candidate] for candidate in candidates]]))
             run[name] = dict(zip(candidates, scores.tolist(), strict=True))
         return run
@@ -184,15 +184,16 @@ def _query_text(row: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (str(row["text"]), row.get("instruction"))))
 
 
-def run_tasks(adapter: Adapter, tasks: Sequence[AbsTask], out: Path | None = None) -> list[TaskScore]:
-    """Evaluate on each task.
+def run_tasks(adapter: Adapter, tasks: Iterable[AbsTask], out: Path | None = None) -> Iterator[TaskScore]:
+    """Evaluate on each task, as the scores are asked for.
 
     Args:
         adapter: the model.
         tasks: from `tasks.find_tasks`.
         out: folder for results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
     """
-    return [_run_task(adapter, task, out) for task in tasks]
+    for task in tasks:
+        yield _run_task(adapter, task, out)
 
 
 def check_instructions(instructions: Iterable[str], tasks: Sequence[AbsTask]) -> None:
@@ -214,14 +215,16 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], Items]:
         now.dtype = embedder.dtype
         with tempfile.TemporaryDirectory() as folder:
             scores = run_tasks(Adapter(now, "training", VectorCache(now, Path(folder)), {}), tasks)
-        return {f"{score.task} {score.metric}": score.value for score in scores}
+            return {f"{score.task} {score.metric}": score.value for score in scores}
 
     return measure
 
 
 def _run_task(adapter: Adapter, task: AbsTask, out: Path | None) -> TaskScore:
     name, cache = task.metadata.name, ResultCache(out) if out else None
-    kept = cache.load_task_result(name, adapter.meta) if cache else None
+    kept = None
+    with suppress(ValueError):  # a result cut short is none
+        kept = cache.load_task_result(name, adapter.meta) if cache else None
     same = kept is not None and kept.dataset_revision == task.metadata.dataset["revision"]
     with tempfile.TemporaryDirectory() as folder, _quiet(), progress_bar() as bar:
         shown = bar.add_task(name, total=None, note="")

@@ -7,12 +7,13 @@ Pairs are read through the store that training reads, so what is counted here is
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorembed.records import TextPair, read_collection
+from anchorembed.records import Document, TextPair, read_collection, read_corpus
 from anchorembed.store import PairStore, text_key
 from anchorembed.testsets import Candidates, SentencePair, read_test_set, test_files
 from anchorembed.tokens import PairTokenizer, instruct
@@ -186,14 +187,27 @@ def _all_texts(tests: Iterable[Path]) -> Iterator[str]:
     return filter(str.strip, texts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Corpus:
+    """The documents of a corpus file, read anew each time they are gone through."""
+
+    path: Path
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Document]:
+        return read_corpus(self.path)
+
+
 def _test_texts(place: Path) -> Iterator[str]:
     """Texts of a BEIR folder or a test file."""
     if place.is_dir():
         splits = sorted(
             (path.stem for path in (place / "qrels").glob("*.tsv")), key=lambda name: (name != "test", name)
         )
-        collection = read_collection(place, next(iter(splits), "test"))
-        for document in (*collection.documents, *collection.queries):
+        collection = read_collection(place, next(iter(splits), "test"), _Corpus)
+        for document in chain(collection.documents, collection.queries):
             yield document.text
             yield document.text.partition("\n")[2]  # without its title
         return

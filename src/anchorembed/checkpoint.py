@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anchorembed.distributed import like, rank, reshard, wait, whole
+from anchorembed.distributed import like, on_the_first, rank, reshard, wait
 from anchorembed.errors import InputError
 from anchorembed.records import whole_file
 from anchorembed.runtime import versions
@@ -98,15 +98,12 @@ def save_checkpoint(
     and the place in the data are not in it: they follow from the ``plan`` and the step (`runtime.seed_step`).
     """
     parameters = _trainable(module)
-    moments = {
-        f"{name}/{key}": whole(value)
+    moments = (
+        (f"{name}/{key}", value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
-    }
-    tensors = {
-        "weights": {name: whole(parameter.detach()) for name, parameter in parameters.items()},
-        "optimizer": moments,
-    }
+    )
+    tensors = {"weights": on_the_first(parameters.items()), "optimizer": on_the_first(moments)}
     if rank() == 0:
         _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
     wait()

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.
 Show = Annotated[bool, typer.Option("--show-config", help="Print every key with its value and meaning, and stop.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop and count unusable lines of pairs.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, .gguf file or smollm2-135m.")]
-SideOption = Annotated[str, typer.Option("--side", help="query or document.")]
+SideOption = Annotated[Literal["query", "document"], typer.Option("--side", help="What the texts are.")]
 
 
 @app.command()
@@ -72,14 +72,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks, by mteb."""
-    from anchorembed.benchmarking import read_instructions
+    from anchorembed.benchmarking import TaskScore, read_instructions
     from anchorembed.verbs import evaluate as run
 
-    told = read_instructions(instructions) if instructions else None
-    for score in run(model, tasks, split=split, instructions=told, quick=quick, out=out):
+    def show(score: TaskScore) -> None:
         record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
         line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{score.value:.4f}"
         _print(json.dumps(record) if as_json else line)
+
+    told = read_instructions(instructions) if instructions else None
+    run(model, tasks, split=split, instructions=told, quick=quick, out=out, on_score=show)
 
 
 @app.command()
@@ -144,7 +146,7 @@ def check(
     from anchorembed.checking import report
     from anchorembed.verbs import check as run
 
-    for found in run(resolved, tests or ()):
+    for found in run(resolved, tests or (), say=_say):
         _print(json.dumps(asdict(found), ensure_ascii=False) if as_json else report(found))
 
 
@@ -196,21 +198,15 @@ def encode(
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
     side: SideOption = "document",
     instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: many machines, a folder of parts.")] = "local",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray is for many machines, and writes a folder of parts.")
+    ] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Of ray; default one a GPU.", show_default=False)] = None,
 ) -> None:
     """Embed texts into Parquet with columns id and vector."""
-    from anchorembed.embedder import Side
-    from anchorembed.verbs import Engine
     from anchorembed.verbs import encode as run
 
-    if side not in ("query", "document"):
-        raise InputError(f"--side: {side!r} is neither query nor document.")
-    if engine not in ("local", "ray"):
-        raise InputError(f"--engine: {engine!r} is neither local nor ray.")
-    chosen: Side = "query" if side == "query" else "document"
-    place: Engine = "ray" if engine == "ray" else "local"
-    count = run(model, texts, out, side=chosen, instruction=instruction, engine=place, workers=workers)
+    count = run(model, texts, out, side=side, instruction=instruction, engine=engine, workers=workers)
     _print(f"{count} vectors: {out}")
 
 
@@ -249,12 +245,10 @@ def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to
 def profile(
     recipe: RecipeFile = None,
     set_: Set = None,
-    stage: Annotated[str, typer.Option(help="reconstruct, contrast or both.")] = "both",
+    stage: Annotated[Literal["reconstruct", "contrast", "both"], typer.Option(help="Which.")] = "both",
     steps: Annotated[int, typer.Option(min=1, help="Measured steps a stage, after 2 to warm up.")] = 5,
 ) -> None:
     """Run a few steps of a recipe: tokens a second, memory, share of the machine's peak, where the time goes."""
-    if stage not in ("reconstruct", "contrast", "both"):
-        raise InputError(f"--stage: {stage!r} is neither reconstruct, contrast nor both.")
     resolved = _resolve(recipe, set_, show=False, skip_bad=False)
     if resolved is None:
         return

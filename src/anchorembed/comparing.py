@@ -89,6 +89,10 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     """Read what is there of a comparison; counts FLOPs to match compute, trains nothing."""
     if recipe.compare is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    if recipe.contrast is not None and recipe.contrast.from_ is not None:
+        raise InputError(
+            "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
+        )
     if len(choices(recipe)) > 1 and recipe.contrast is not None:
         for key, value in (
             ("contrast.evaluate_every", recipe.contrast.evaluate_every),
@@ -136,8 +140,11 @@ def _key(recipe: Recipe) -> str:
     model = Path(recipe.model.name)
     if model.exists():
         values["model"]["name"] = ""  # it is what it holds, wherever it is
-        weights = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-        contents |= {f"model/{path.name}": content_key(path) for path in weights}
+        contents["model"] = content_key(model)
+    guide = recipe.contrast.guide if recipe.contrast else None
+    if guide is not None and Path(guide).exists():
+        values["contrast"]["guide"] = ""
+        contents["guide"] = content_key(Path(guide))
     return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
 
 

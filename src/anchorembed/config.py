@@ -4,7 +4,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -427,7 +427,7 @@ def _lines(section: type[BaseModel], values: dict[str, Any], depth: int) -> Iter
             default = default.model_dump(mode="json", by_alias=True)
         value = values.get(key, None if field.is_required() else default)
         yield from textwrap.wrap(f"{indent}# {field.description}", 110, subsequent_indent=f"{indent}# ")
-        inner = _section(field.annotation)
+        inner = None if get_origin(field.annotation) is dict else _section(field.annotation)
         listed = isinstance(value, list) and value
         if inner and not listed and (value or field.is_required() or not values):
             yield f"{indent}{key}:" + ("  # null unless given" if default is None and not field.is_required() else "")

@@ -5,6 +5,7 @@ Everything that is there from an earlier run is reused, and said to be.
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.table import Table
 from anchorembed.checkpoint import write_file
 from anchorembed.config import Recipe
 from anchorembed.corpora import Harvest, harvest_docstrings
-from anchorembed.embedder import Embedder
+from anchorembed.embedder import Embedder, saved_sha256
 from anchorembed.evaluation import METRICS, chance, subset
 from anchorembed.exporting import export
 from anchorembed.indexing import Hit, open_or_build
@@ -85,9 +86,10 @@ def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resu
             recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection, say
         )
     exported = recipe.output / "export"
-    if exported.exists():
+    if exported.exists() and saved_sha256(exported) == saved_sha256(anchored):
         say(f"export: kept: {exported}")
     else:
+        shutil.rmtree(exported, ignore_errors=True)
         say(f"export: {exported}, cosine to ours at least {export(anchored, exported):.6f}")
     searches = _searches(anchored, collection, recipe.output / "index")
     return Demo(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
@@ -112,18 +114,22 @@ def show(result: Demo, console: Console) -> None:
             "anchorembed demo recipes/docstrings.yaml takes some hours on 2 cores."
         )
     for query, hits in result.searches:
-        console.print(f"\n[bold]{query}[/bold]", highlight=False)
+        console.print(f"\n{query}", style="bold", highlight=False, markup=False)
         for hit in hits:
             snippet = " ".join(hit.text.split())[:90]
             console.print(f"  {hit.rank}. {hit.score:.3f}  {hit.id}: {snippet}", highlight=False, markup=False)
-    console.print(f"\nexported model: {result.exported}\nrun folder:     {result.run}", highlight=False)
+    console.print(f"\nexported model: {result.exported}\nrun folder:     {result.run}", highlight=False, markup=False)
     console.print(f"took {result.minutes:.1f} minutes", highlight=False)
 
 
 def _measure(path: Path, embedder: Embedder, collection: Collection, say: Callable[[str], None]) -> Row:
     """Scores of a model on the collection, from an earlier run if model and collection are the same."""
-    ids = hashlib.sha256("\n".join(document.id for document in collection.documents).encode()).hexdigest()
-    key = {"model": embedder.fingerprint, "weights_sha256": embedder.weights_sha256, "documents_sha256": ids}
+    content = repr((tuple(collection.documents), collection.queries, sorted(collection.qrels.items())))
+    key = {
+        "model": embedder.fingerprint,
+        "weights_sha256": embedder.weights_sha256,
+        "collection_sha256": hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest(),
+    }
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:
         say(f"evaluation: reused: {path}")

@@ -6,7 +6,7 @@ wraps the module averages gradients over the processes; a loss is therefore mult
 Axes: N rows of all processes, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -99,12 +99,17 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Whole weights of a sharded module on the CPU of the first process; the others, which must ask too, get none."""
-    reshard(module)
-    weights: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        value = whole(parameter.detach())
+def on_the_first(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors, one after the other, on the CPU of the first process; the others, which must ask too, get none."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        value = whole(tensor.detach())
         if rank() == 0:
-            weights[name] = value.cpu()
-    return weights
+            found[name] = value.cpu()
+    return found
+
+
+def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Whole weights of a sharded module, as `on_the_first` gives them."""
+    reshard(module)
+    return on_the_first(module.named_parameters())

@@ -30,6 +30,7 @@ from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_te
 Side = Literal["query", "document"]
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
+_RULES = 1  # raised when the same weights and texts come to give other vectors: what is kept is then made anew
 _TOKENS = 8192  # tokens computed at once when encoding
 
 
@@ -109,8 +110,8 @@ class Embedder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of weights, template, lengths and instruction: equal fingerprints give equal vectors."""
-        rule = [asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
+        """SHA-256 of weights, template, lengths, instruction and our rules: equal fingerprints give equal vectors."""
+        rule = [_RULES, asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
         text = self.weights_sha256 + json.dumps(rule, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,7 +8,7 @@ class InputError(Exception):
     """A fault in what the user gave; the command line prints it alone and exits with code 2.
 
     The message has the form ``place: what is wrong. What to do.``, for example
-    ``pairs.jsonl:17: "positive" is empty. Remove the line, or pass --skip-bad to drop and count such lines.``
+    ``pairs.jsonl:17: "positive" is empty. Remove the line, or drop and count such lines by ...``
     """
 
 

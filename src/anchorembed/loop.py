@@ -129,8 +129,11 @@ def fit(
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
                 metrics |= _evaluated(module, evaluate)
                 # what the first process finds decides for all
-                if schedule.keep_best and anywhere(rank() == 0 and metrics["quality"] > best, parameters[0].device):
-                    best = metrics["quality"]
+                quality = _rounded(
+                    metrics.get("quality", -math.inf)
+                )  # as the log has it, by which a resumed run goes on
+                if schedule.keep_best and anywhere(rank() == 0 and quality > best, parameters[0].device):
+                    best = quality
                     save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
             _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
             shown |= metrics  # so that the last evaluation stays in sight
@@ -213,7 +216,12 @@ def read_log(log: Path) -> list[Metrics]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def _rounded(value: float) -> float:
+    """To 6 digits after the point; of what is below 1 to 6 digits that count."""
+    return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)
+
+
 def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
-    sink.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in metrics.items()}}) + "\n")
+    sink.write(json.dumps({"step": step, **{name: _rounded(value) for name, value in metrics.items()}}) + "\n")
     sink.flush()
     accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)

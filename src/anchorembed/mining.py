@@ -58,13 +58,17 @@ class Mined:
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
-    """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over lower-cased words of at least two letters."""
+    """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over lower-cased words of at least two letters.
+
+    A text without any of a query's words scores -inf: it is not near.
+    """
     index = bm25s.BM25(k1=1.2, b=0.75)
     index.index(_words(texts), show_progress=False)
 
     def score(queries: list[str]) -> Floats:
         nothing = np.zeros(len(texts), np.float32)
-        return np.stack([index.get_scores(words) if words else nothing for words in _words(queries)])
+        scores_QD = np.stack([index.get_scores(words) if words else nothing for words in _words(queries)])
+        return np.where(scores_QD > 0, scores_QD, -np.inf).astype(np.float32)
 
     return score
 
@@ -130,19 +134,21 @@ def mine(
 
 
 def _limit(right: float, margin: float) -> float:
-    """The score above which a text may be an answer, too, where the positive's is ``right``."""
+    """The score above which a text may be an answer, too, where the positive's is ``right``: of -inf any is."""
     return margin * right if right > 0 else right
 
 
 def _window(scores_D: Floats, own: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:
-    """Rows of the ranks asked for, nearest first; the query's own positives have no rank."""
+    """Rows of the ranks asked for, nearest first; the query's own positives have no rank, nor has what is not near."""
     place = 0
     for row in _nearest(scores_D, rules.last + len(own)):
+        if place == rules.last or scores_D[row] == -np.inf:
+            return
         if row in own:
             dropped[POSITIVE] += 1
             continue
         place += 1
-        if rules.first <= place <= rules.last:
+        if place >= rules.first:
             yield row
 
 
@@ -159,7 +165,7 @@ def _fault(pair: TextPair, text: str, above: bool, near: float) -> str:
 def _nearest(scores_D: Floats, most: int) -> list[int]:
     """Rows by score, best first, equal ones in their order."""
     near = near_top(scores_D, most, 0.0)
-    order: list[int] = near[np.argsort(-scores_D[near], kind="stable")].tolist()
+    order: list[int] = near[np.argsort(-scores_D[near], kind="stable")][:most].tolist()
     return order
 
 

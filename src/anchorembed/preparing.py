@@ -7,7 +7,7 @@ from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder
 from anchorembed.records import TextPair
 from anchorembed.runtime import cache_folder
-from anchorembed.sampling import Split, batches, split
+from anchorembed.sampling import Split, batches, share_used, split
 from anchorembed.store import PairStore, SourceFile, open_store
 from anchorembed.tokens import Lengths, Template, TokenPair, instruct
 
@@ -24,6 +24,10 @@ class Prepared:
     def order(self, size: int, seed: int, first: int = 0) -> Iterator[list[int]]:
         """Pairs of each step from ``first`` on."""
         return batches(self.store, self.split.train, size, seed, first, self.temperature)
+
+    def share_used(self, size: int, seed: int) -> float:
+        """Share of the pairs to train on that an epoch uses in steps of ``size``."""
+        return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
 
     def tokens(self, indices: Sequence[int]) -> list[TokenPair]:
         """Read and tokenise the pairs of a step."""

@@ -2,7 +2,9 @@
 
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
 from torch import nn
@@ -60,19 +62,28 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
 def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
+    That is done in a process of its own, whose peak memory is this stage's.
+
     Raises:
         InputError: if the recipe has no such stage, or too few pairs.
     """
+    if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
+        raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_profile, recipe, stage, steps, warmup).result()
+
+
+def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profile:
     settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
     if settings is None:
-        raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
+        raise ValueError("the recipe has no such stage")
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     module, run = objective(prepared.embedder, settings)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(module, settings)
     backbone = prepared.embedder.backbone
     module.train()
-    seconds, tokens, flops = [], [], []
+    seconds, counts, tokens, flops = [], [], [], []
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)
     for number, indices in zip(range(warmup + steps + 1), order, strict=False):
@@ -84,6 +95,7 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
             seconds.append(time.perf_counter() - started)
+        counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
         flops.append(step_flops(backbone, run, number, pairs))
     measured = range(warmup, warmup + steps)
@@ -91,7 +103,7 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
     step_seconds = statistics.median(seconds[i] for i in measured)
     return Profile(
         stage=stage,
-        pairs_per_second=settings.batch_size / step_seconds,
+        pairs_per_second=statistics.median(counts[i] / seconds[i] for i in measured),
         tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
         peak_gb=peak_memory(backbone.device) / 1e9,
         teraflops=rate / 1e12,

@@ -98,7 +98,7 @@ def read_pairs(
         place,
         rows,
         lambda line, row: _pair(row, source, line),
-        cure="Remove the line, or pass --skip-bad to drop and count such lines.",
+        cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
         on_bad=(on_skip or (lambda _message: None)) if skip_bad else None,
     )
     return not_empty(pairs, f"{place}: no usable pair. Give at least one query with its positive.")
@@ -195,12 +195,16 @@ def _one_of(names: tuple[str, str], found: Iterable[str]) -> str | None:
 
 
 def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
-    """Read the negatives of a row; an absent column, null or an empty list is none, an empty text is a fault."""
+    """Read the negatives of a row; an absent column, null or an empty list is none, an empty text is a fault.
+
+    In CSV a list stands in a cell as JSON.
+    """
     value = None if key is None else row[key]
     if key is None or value is None:
         return ()
-    if isinstance(value, list):
-        return tuple(required_text({key: item}, key) for item in value)
+    listed = _json_list(value) if isinstance(value, str) else value
+    if isinstance(listed, list):
+        return tuple(required_text({key: item}, key) for item in listed)
     return (required_text(row, key),)
 
 

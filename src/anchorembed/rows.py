@@ -162,14 +162,18 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
 
 
-def csv_rows(path: Path, delimiter: str, columns: Columns, nullable: Sequence[str] = (), quoted: bool = True) -> Rows:
-    """Read rows under a header; a row's line is where it begins, for a quoted cell may hold line breaks.
+def csv_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows:
+    """Read the rows of a CSV or TSV file under its header; a row's line is where it begins.
 
-    CSV has no null: an empty cell of a ``nullable`` column is read as one.
+    A quoted cell of CSV may hold line breaks; in TSV a quote is a letter as any other. Neither has null: an empty cell
+    of a ``nullable`` column is read as one. Where quotes do not match, each line that they swallowed is a bad row.
     """
     csv.field_size_limit(_LARGEST_CELL)
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True, quoting=quoting)
+    tabs = suffix_of(path) == ".tsv"
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.reader(
+        (text for _, text in lines(path)), delimiter="\t" if tabs else ",", strict=True, quoting=quoting
+    )
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -178,7 +182,10 @@ def csv_rows(path: Path, delimiter: str, columns: Columns, nullable: Sequence[st
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, BadRow(f"the row is not valid CSV ({error})")
+            swallowed = range(line, reader.line_num + 1)
+            where = f"the row of lines {line} to {swallowed[-1]}" if swallowed[1:] else "the row"
+            for one in swallowed:
+                yield one, BadRow(f"{where} is not valid CSV ({error})")
             continue
         if header is None:
             _checked_header(f"{path}:{line}", cells, columns)
@@ -206,15 +213,13 @@ def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]
     return wanted
 
 
-def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = (), tsv_quoted: bool = True) -> Rows | None:
+def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
-    if suffix == ".csv":
-        return csv_rows(path, ",", columns, nullable)
-    if suffix == ".tsv":
-        return csv_rows(path, "\t", columns, nullable, tsv_quoted)
+    if suffix in (".csv", ".tsv"):
+        return csv_rows(path, columns, nullable)
     return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
 
 

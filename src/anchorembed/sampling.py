@@ -36,7 +36,11 @@ def split(store: PairStore, held_out: int, seed: int) -> Split:
     shared = np.isin(store.query_keys, texts) | np.isin(store.positive_keys, texts)
     train = np.flatnonzero(~shared)
     if len(train) < 2:
-        raise InputError(f"data: {len(train)} pairs are left to train on; at least 2 are needed. Add pairs.")
+        sharing = int(shared.sum()) - len(chosen)
+        raise InputError(
+            f"data: {len(train)} pairs are left to train on, without {len(chosen)} held out and {sharing} that share a "
+            "text with those; at least 2 are needed. Add pairs, or lower data.held_out."
+        )
     return Split(train, chosen)
 
 
@@ -45,8 +49,9 @@ def batches(
 ) -> Iterator[list[int]]:
     """Yield the pairs of step ``start``, ``start + 1``, ..., forever, as global indices.
 
-    At temperature 1 an epoch uses every pair once. Above, a step's source is drawn with a probability proportional to
-    its size to the power of 1 / temperature, and each source has epochs of its own.
+    At temperature 1 an epoch goes through each source once, in full steps: its last pairs, which fill none, and those
+    of a step that repetitions of its texts left short wait for another epoch's order. Above, a step's source is drawn
+    with a probability proportional to its size to the power of 1 / temperature, and each source has epochs of its own.
     """
     if temperature != 1.0:
         yield from islice(_drawn(store, train, size, seed, temperature), start, None)
@@ -56,6 +61,11 @@ def batches(
         planned = _epoch(store, train, size, seed, epoch)
         yield from planned[max(0, start - step) :]
         step += len(planned)
+
+
+def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
+    """Share of the pairs that the first epoch uses."""
+    return sum(map(len, _epoch(store, train, size, seed, 0))) / len(train)
 
 
 def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -101,6 +101,11 @@ def _find(name: str, split: str, quick: bool) -> list[AbsTask]:
         found = [mteb.get_task(name)]
     except KeyError:
         found = _benchmark(name)
+    for task in found:
+        if others := sorted(set(task.metadata.modalities) - {"text"}):
+            raise InputError(
+                f"{task.metadata.name}: it holds {', '.join(others)}; only texts can be embedded. Leave it out."
+            )
     return [_quick_task(task) for task in found] if quick else found
 
 
@@ -246,6 +251,8 @@ class _PairClassification(AbsTaskPairClassification):
 
 def _sentence_task(test: TestSet, quick: bool) -> AbsTask:
     rows = [row for row in _part(test.rows, quick) if isinstance(row, SentencePair)]
+    if test.kind == "STS" and len(rows) < 2:
+        raise InputError(f"{test.name}: 1 pair of sentences, whose rank correlates with nothing. Give at least two.")
     metadata = _metadata(test.name, test.kind, _lines(test.rows), quick)
     columns: dict[str, list[Any]] = {
         "sentence1": [row.first for row in rows],
@@ -281,6 +288,10 @@ def _classification_task(test: TestSet, train: TestSet, quick: bool) -> AbsTask:
     learn = [row for row in train.rows if isinstance(row, LabelledText)]
     labels = {label: number for number, label in enumerate(sorted({row.label for row in learn}))}
     unknown = sorted({row.label for row in rows} - set(labels))
+    if len(labels) < 2:
+        raise InputError(
+            f"{test.name}: all training texts have the label {next(iter(labels))!r}. Give at least two labels."
+        )
     if unknown:
         raise InputError(f"{test.name}: label {unknown[0]!r} is in no training text. Correct it, or add such texts.")
     train_set, test_set = (

@@ -72,7 +72,7 @@ def read_test_set(path: Path) -> TestSet:
         found[:] = [kind]
         return read(line, row)
 
-    rows = table_rows(path, _columns, tsv_quoted=False)
+    rows = table_rows(path, _columns)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
     read = tuple(not_empty(checked(path, rows, make, cure=_CURE), f"{path}: no row. Give at least one line."))

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
@@ -26,7 +27,7 @@ from anchorembed.distributed import gathered_weights, sharded, wait
 from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
-from anchorembed.loop import BEST, Loop, fit, make_optimizer
+from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.runtime import find_device, first_process, peak_memory, seed_everything
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
@@ -34,6 +35,9 @@ from anchorembed.store import content_key
 from anchorembed.tokens import TokenPair
 
 StageName = Literal["reconstruct", "contrast"]
+
+_PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, which is 10 minutes on GPUs otherwise
+_MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
 
 
 def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
@@ -95,16 +99,24 @@ def _run_alone(
     if finished is not None:
         _same_plan(folder, finished.history.get("plan"), plan)
         say(f"{stage}: finished before, kept: {target}")
+        _clear(folder)
         return target
     _same_plan(folder, read_plan(folder / "checkpoints"), plan)
     accelerator = _accelerator(recipe, settings, folder)
     say = say if accelerator.is_main_process else _say_nothing
     say(f"{stage}: starting from {start}")
+    if settings.warmup_steps >= settings.steps:
+        last, warmup = learning_rate(settings.steps - 1, settings), settings.warmup_steps
+        say(f"{stage}: warm-up takes {warmup} steps of {settings.steps}; the learning rate ends at {last:.3g}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         prepared = prepare(recipe, start, say)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         module, run = objective(prepared.embedder, settings)
+    used = prepared.share_used(settings.batch_size, recipe.seed)
+    if used < _MOST:
+        size = settings.batch_size
+        say(f"data: an epoch uses {used:.0%} of the pairs in steps of {size}; the rest repeat texts or fill no step")
     if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
         raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
     if accelerator.is_main_process:
@@ -132,11 +144,17 @@ def _run_alone(
     if accelerator.is_main_process:
         trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
         write_folder(target, lambda place: trained.save(place, history))
-        for name in ("checkpoints", BEST):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        _clear(folder)
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a finished stage does not need, and what one that was killed as it wrote its model has left."""
+    if first_process():
+        for place in (folder / "checkpoints", folder / BEST, *folder.glob(".model.*")):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
@@ -146,7 +164,10 @@ def _accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerato
         cpu=find_device(recipe.model.device).type == "cpu",
         log_with=recipe.trackers or None,
         project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # passes differ in number
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # passes differ in number
+            InitProcessGroupKwargs(timeout=_PATIENCE),  # of all while the first converts, downloads or writes
+        ],
     )
     _supported(accelerator, settings)
     return accelerator
@@ -175,6 +196,11 @@ def _supported(accelerator: Accelerator, settings: Schedule) -> None:
     ):
         raise InputError(
             f"accelerate: {kind.value} is not supported. Use DDP or FSDP2, as recipes/accelerate has them."
+        )
+    if accelerator.mixed_precision != "no":
+        raise InputError(
+            f"accelerate: mixed precision is {accelerator.mixed_precision}, which rounds gradients and states, too. "
+            "Say no there; model.precision rounds products alone."
         )
     if accelerator.is_fsdp2 and settings.evaluate_on:
         raise InputError("evaluate_on: not with sharded weights (FSDP2). Evaluate the finished model, or use DDP.")

@@ -1,6 +1,7 @@
 """Texts embedded once: vectors kept on disk by what they were made from, and read back memory-mapped."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class VectorCache:
                 np.save(partial, np.zeros(shape, np.float32))
                 return
             kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            _reserve(partial)
             done = 0
             for window in self.embedder.stream(texts, side, instruction, progress=progress):
                 kept[done : done + len(window)] = window
@@ -72,6 +74,16 @@ class VectorCache:
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
         return digest.hexdigest()[:32]
+
+
+def _reserve(path: Path) -> None:
+    """Take the space of a file that is mapped: where the disk is full, writing to it later would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def vector_table(ids: Sequence[str], vectors_NH: Floats) -> pa.Table:

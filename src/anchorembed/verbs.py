@@ -1,6 +1,7 @@
 """The command line's verbs as functions: load a model, read files, show progress, return a value."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -50,6 +51,7 @@ def evaluate(
     instructions: Mapping[str, str] | None = None,
     quick: bool = False,
     out: str | Path | None = None,
+    on_score: Callable[[TaskScore], None] = lambda _: None,
 ) -> list[TaskScore]:
     """Score a model on local test folders and files and on mteb's tasks and benchmarks, in mteb's own terms.
 
@@ -61,18 +63,25 @@ def evaluate(
             before the texts of symmetric tasks, never before documents.
         quick: a fixed part of each task only; its name then ends in ``-quick``.
         out: folder for mteb's result files; tasks whose result is there are not run again.
+        on_score: called with each task's score as soon as it is known.
     """
     found = find_tasks([str(task) for task in tasks], split, quick)
     check_instructions(instructions or {}, found)
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
-    return run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None)
+    scores: list[TaskScore] = []
+    for score in run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None):
+        on_score(score)
+        scores.append(score)
+    return scores
 
 
 def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, dict[str, float]]:
     """How evenly each model's vectors of the first ``most`` pairs of a file fill their space; see `significance`."""
     chosen = list(islice(read_pairs(Path(pairs)), most))
+    if len(chosen) < 2:
+        raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
     found: dict[str, dict[str, float]] = {}
     for model in models:
         embedder = Embedder.load(model)
@@ -83,18 +92,22 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     return found
 
 
-def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
+def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], None] = print) -> Iterator[SourceReport]:
     """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
 
     Args:
         recipe: its model's tokenizer counts the tokens; its limits say what is cut.
         tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
+        say: for messages.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
     settings = recipe.compare
     named = [name for names in settings.collections.values() for name in names] if settings else []
     named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
-    places = dict.fromkeys([*tests, *(Path(name) for name in named if Path(name).exists())])
+    local = {name: Path(name).expanduser() for name in named}
+    if elsewhere := [name for name, place in local.items() if not place.exists()]:
+        say(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
+    places = dict.fromkeys([*tests, *(place for place in local.values() if place.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
     baked = bake(tokenizer, own_template(recipe) or derive_template(tokenizer))
     store = open_pairs(recipe, lambda _: None)
@@ -124,6 +137,7 @@ def mine(
         skip_bad: drop unusable lines, and say how many.
         say: for messages.
     """
+    _check_out(Path(out))
     dropped: list[str] = []
     read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
     if dropped:
@@ -175,6 +189,8 @@ def encode(
         raise InputError(f"--workers: {workers} has no effect without --engine ray. Add that, or leave workers out.")
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
+    if engine == "local":
+        _check_out(out)
     documents = read_texts(Path(texts))
     documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
     with _bar("embedding", None) as advance:
@@ -186,6 +202,15 @@ def encode(
         embedder = Embedder.load(model)
         ids: list[str] = []
         return _write_vectors(out, ids, embedder.stream(_texts(documents, ids), side, instruction, progress=advance))
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, what cannot become a file."""
+    if out.is_dir():
+        raise InputError(f"{out}: it is a folder. Name a file.")
+    parent = next(place for place in (out.absolute().parent, *out.absolute().parents) if place.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{out}: {parent} cannot be written to. Name another place.")
 
 
 def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
