@@ -117,7 +117,9 @@ class Schedule(Section):
         0, ge=0, description="Steps whose loss or gradient is not finite that are left out before training stops."
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    tokens_per_micro_batch: Positive = Field(8192, description="Tokens computed at once: memory, not result.")
+    tokens_per_micro_batch: Positive = Field(
+        8192, description="Tokens computed at once: memory, not result, but for LoRA's dropout."
+    )
     save_every: Positive = Field(200, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
     evaluate_every: int = Field(100, ge=0, description="Steps between evaluations on held-out pairs; 0 for never.")
