@@ -138,7 +138,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a source a line.")] = False,
 ) -> None:
     """Look at a recipe's pairs: counts, lengths, cut and dropped ones, duplicates, texts of tests, with examples."""
-    resolved = _resolve(recipe, set_, show=False, skip_bad=True)
+    resolved = _resolve(recipe, set_, show=False, skip_bad=False)
     if resolved is None:
         return
     from dataclasses import asdict
@@ -269,8 +269,6 @@ def main() -> None:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)
-    except KeyboardInterrupt:
-        _fail("Stopped.", 130)
 
 
 def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, skip_bad: bool) -> None:
