@@ -12,7 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from anchorembed import figures
-from anchorembed.analysing import Arm, Cell, Comparison, Cost, Curve, analyse
+from anchorembed.analysing import ArmShown, Cell, Cost, Curve, Evidence, analyse
 from anchorembed.reporting import html, markdown, write
 from anchorembed.significance import holm, sign_flip_p
 
@@ -30,18 +30,18 @@ def cell(arm: str, seed: int, collection: str, shift: float, setting: str = "own
 
 
 @pytest.fixture
-def comparison() -> Comparison:
+def evidence() -> Evidence:
     """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran once."""
     cells = [cell("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
     cells += [cell("both", seed, "one", 0.2) for seed in (0, 1)] + [cell("both", seed, "two", 0.0) for seed in (0, 1)]
     cells += [cell("evil", 0, "one", -0.1), cell("plain", 0, "one", 0.05, "common")]
     cells += [Cell("plain", "own", 0, "pairs", "AP", 0.5, {}), Cell("both", "own", 0, "pairs", "AP", 0.75, {})]
-    return Comparison(
+    return Evidence(
         title=f"Made {EVIL}",
         arms=[
-            Arm("plain", "Plain", "Nothing before.", {"steps": "3"}),
-            Arm("both", "Both", "Stage I before.", {}),
-            Arm("evil", EVIL, "Escaped.", {}),
+            ArmShown("plain", "Plain", "Nothing before.", {"steps": "3"}),
+            ArmShown("both", "Both", "Stage I before.", {}),
+            ArmShown("evil", EVIL, "Escaped.", {}),
         ],
         cells=cells,
         costs={("both", "own", 0): {"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0, 0, 0.0, 0.0)}},
@@ -63,11 +63,11 @@ def comparison() -> Comparison:
     )
 
 
-def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
-    analysis = analyse(comparison)
+def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
+    analysis = analyse(evidence)
     both, plain = (analysis.scores[arm, "own", "one"] for arm in ("both", "plain"))
     assert both.mean == pytest.approx(plain.mean + 0.2)
-    assert both.seeds == {c.seed: c.value for c in comparison.cells if c.arm == "both" and c.collection == "one"}
+    assert both.seeds == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
     assert both.interval is not None
     assert both.interval[0] < both.mean < both.interval[1]
     assert analysis.scores["plain", "own", "pairs"].interval is None
@@ -89,41 +89,41 @@ def test_numbers_are_those_of_the_cells(comparison: Comparison) -> None:
     assert {test.adjusted for test in analysis.exploratory} == {None}
 
 
-def test_arms_are_compared_on_the_seeds_that_both_have(comparison: Comparison) -> None:
+def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> None:
     far = [cell("both", 1, "one", 9.2), cell("both", 1, "two", 9.0)]
-    cells = [c for c in comparison.cells if (c.arm, c.seed) != ("both", 1)] + far
-    found = {(test.against, test.collection): test for test in analyse(replace(comparison, cells=cells)).declared}
+    cells = [c for c in evidence.cells if (c.arm, c.seed) != ("both", 1)] + far
+    found = {(test.against, test.collection): test for test in analyse(replace(evidence, cells=cells)).declared}
     assert found["plain", "one"].seeds == (0, 1)
     assert found["plain", "one"].difference == pytest.approx(0.2 + 9.0 / 2)
     assert found["evil", "one"].seeds == (0,)
     assert found["evil", "one"].difference == pytest.approx(0.3)
     assert found["evil", "one"].p == sign_flip_p(*({q: [v] for q, v in items(0, s).items()} for s in (0.2, -0.1)))
     others = [c for c in cells if c.arm != "evil"] + [cell("evil", 7, "one", -0.1)]
-    analysis = analyse(replace(comparison, cells=others))
+    analysis = analyse(replace(evidence, cells=others))
     assert "evil" not in {test.against for test in analysis.declared}
     assert analysis.sentences[1] == f"Both against {EVIL}: not run."
 
 
-def test_beyond_chance_is_what_other_seeds_would_show_too(comparison: Comparison) -> None:
+def test_beyond_chance_is_what_other_seeds_would_show_too(evidence: Evidence) -> None:
     """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
-    cells = [c for c in comparison.cells if c.arm != "both" or c.collection != "one"]
+    cells = [c for c in evidence.cells if c.arm != "both" or c.collection != "one"]
     cells += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
-    (test, *_) = (test for test in analyse(replace(comparison, cells=cells)).declared if test.against == "plain")
+    (test, *_) = (test for test in analyse(replace(evidence, cells=cells)).declared if test.against == "plain")
     assert test.adjusted is not None
     assert test.adjusted < 0.05
     assert test.interval[0] < 0 < test.interval[1]
     assert not test.sure
 
 
-def test_good_and_bad_news_are_said_alike(comparison: Comparison) -> None:
-    first, second = analyse(comparison).sentences
+def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
+    first, second = analyse(evidence).sentences
     assert first == (
         "Both against Plain, seeds 0, 1: higher on 1 of 2 collections, beyond chance on 1; lower on 0, beyond chance "
         "on 0."
     )
     assert ", seed 0: higher on 1 of 1" in second
     assert second.endswith("Not run: 1 collections.")
-    turned = replace(comparison, primary="plain", declared=["both", "missing"])
+    turned = replace(evidence, primary="plain", declared=["both", "missing"])
     first, second = analyse(turned).sentences
     assert "higher on 0 of 2 collections, beyond chance on 0; lower on 1, beyond chance on 1." in first
     assert second == "Plain against missing: not run."
@@ -147,8 +147,8 @@ class Balanced(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_alone(comparison: Comparison) -> None:
-    page = html(comparison, analyse(comparison))
+def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
+    page = html(evidence, analyse(evidence))
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -158,8 +158,8 @@ def test_the_page_is_whole_and_alone(comparison: Comparison) -> None:
     assert not re.search(r'(src|href)\s*=\s*"(https?:)?//', page)
     assert EVIL not in page
     assert "not run" in page
-    assert page == html(comparison, analyse(comparison))
-    mean = analyse(comparison).scores["both", "own", "one"].mean
+    assert page == html(evidence, analyse(evidence))
+    mean = analyse(evidence).scores["both", "own", "one"].mean
     assert f"<strong>{mean:.3f} (best)" in page
     for word in (
         "Declared tests",
@@ -171,13 +171,13 @@ def test_the_page_is_whole_and_alone(comparison: Comparison) -> None:
         "threads 2",
     ):
         assert word in page, word
-    bare = replace(comparison, curves=[], isotropy=[])
+    bare = replace(evidence, curves=[], isotropy=[])
     assert "effective rank" not in html(bare, analyse(bare))
 
 
-def test_markdown_has_the_same_numbers(comparison: Comparison, tmp_path: Path) -> None:
-    text = markdown(comparison, analyse(comparison))
-    mean = analyse(comparison).scores["both", "own", "one"].mean
+def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> None:
+    text = markdown(evidence, analyse(evidence))
+    mean = analyse(evidence).scores["both", "own", "one"].mean
     assert f"{mean:.3f} (best)" in text
     assert "\\<b\\>&" in text
     assert "| Plain | own | one | 0, 1 | +0.200 |" in text
@@ -186,12 +186,12 @@ def test_markdown_has_the_same_numbers(comparison: Comparison, tmp_path: Path) -
     assert "; seed 0 |" in common
     for told in ("seeds, where there are several", "sign flips", "corrected for nothing", "alignment", "Minutes are"):
         assert told in text
-        assert told in html(comparison, analyse(comparison))
+        assert told in html(evidence, analyse(evidence))
     assert "1.5 GB" in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) >= 3
-    page, pages = write(comparison, tmp_path / "new")
+    page, pages = write(evidence, tmp_path / "new")
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert pages.read_text(encoding="utf-8") == text
 
@@ -214,8 +214,8 @@ def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")
-def test_a_browser_shows_tables_and_figures(comparison: Comparison, tmp_path: Path) -> None:
-    page, _ = write(comparison, tmp_path)
+def test_a_browser_shows_tables_and_figures(evidence: Evidence, tmp_path: Path) -> None:
+    page, _ = write(evidence, tmp_path)
     browser = [
         *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1200"),

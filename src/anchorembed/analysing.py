@@ -17,7 +17,7 @@ Key = tuple[str, str, str]  # arm, setting, collection
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class ArmShown:
     """One arm: its name, title, what it is in a sentence, and its settings."""
 
     name: str
@@ -63,11 +63,11 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Evidence:
     """All that a report is made from."""
 
     title: str
-    arms: list[Arm]
+    arms: list[ArmShown]
     cells: list[Cell]
     costs: dict[tuple[str, str, int], dict[str, Cost]]
     curves: list[Curve]
@@ -123,36 +123,36 @@ class Analysis:
     sentences: list[str] = field(default_factory=list)
 
 
-def analyse(comparison: Comparison) -> Analysis:
+def analyse(evidence: Evidence) -> Analysis:
     """Compute every number of the report."""
     groups: dict[Key, list[Cell]] = {}
-    for cell in comparison.cells:
+    for cell in evidence.cells:
         groups.setdefault((cell.arm, cell.setting, cell.collection), []).append(cell)
     scores = {key: _score(cells) for key, cells in groups.items()}
-    tests = list(_tests(comparison, groups))
-    declared = [test for test in tests if _declared(comparison, test)]
-    family = dict.fromkeys(_family(comparison, scores), 1.0)  # a test that was not run yet counts as one, too
+    tests = list(_tests(evidence, groups))
+    declared = [test for test in tests if _declared(evidence, test)]
+    family = dict.fromkeys(_family(evidence, scores), 1.0)  # a test that was not run yet counts as one, too
     adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
-    others = [test for test in tests if not _declared(comparison, test)]
-    metrics = {cell.collection: cell.metric for cell in comparison.cells}
+    others = [test for test in tests if not _declared(evidence, test)]
+    metrics = {cell.collection: cell.metric for cell in evidence.cells}
     sentences = [
-        _sentence(comparison, name, declared, sum(arm == name for arm, _ in family)) for name in comparison.declared
+        _sentence(evidence, name, declared, sum(arm == name for arm, _ in family)) for name in evidence.declared
     ]
     return Analysis(scores, metrics, declared, others, sentences)
 
 
-def _declared(comparison: Comparison, test: Test) -> bool:
-    return test.arm == comparison.primary and test.setting == OWN and test.against in comparison.declared
+def _declared(evidence: Evidence, test: Test) -> bool:
+    return test.arm == evidence.primary and test.setting == OWN and test.against in evidence.declared
 
 
-def _family(comparison: Comparison, scores: dict[Key, Score]) -> list[tuple[str, str]]:
+def _family(evidence: Evidence, scores: dict[Key, Score]) -> list[tuple[str, str]]:
     """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
     testable = {collection for (_, _, collection), score in scores.items() if score.interval is not None}
     untested = {collection for _, _, collection in scores} - testable
-    names = [name for names in comparison.tables.values() for name in names if name not in untested]
-    arms = {arm.name for arm in comparison.arms}
-    return [(arm, name) for arm in comparison.declared if arm in arms for name in names]
+    names = [name for names in evidence.tables.values() for name in names if name not in untested]
+    arms = {arm.name for arm in evidence.arms}
+    return [(arm, name) for arm in evidence.declared if arm in arms for name in names]
 
 
 def _score(cells: Sequence[Cell]) -> Score:
@@ -170,12 +170,12 @@ def _matrix(cells: Sequence[Cell]) -> "np.ndarray[tuple[int, int], np.dtype[np.f
     return np.array([[cell.per_item[item] for item in items] for cell in cells])
 
 
-def _tests(comparison: Comparison, groups: dict[Key, list[Cell]]) -> Iterable[Test]:
+def _tests(evidence: Evidence, groups: dict[Key, list[Cell]]) -> Iterable[Test]:
     """The primary arm against all others, then those that are explored against the ones named."""
     for key, cells in groups.items():
-        if key[0] != comparison.primary:
-            yield from _test(comparison.primary, key, cells, groups)
-    for arm, others in comparison.explore.items():
+        if key[0] != evidence.primary:
+            yield from _test(evidence.primary, key, cells, groups)
+    for arm, others in evidence.explore.items():
         for key, cells in groups.items():
             if key[0] in others and key[1] == OWN:
                 yield from _test(arm, key, cells, groups)
@@ -209,11 +209,11 @@ def _by_item(scores_SQ: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> 
     return {str(number): column for number, column in enumerate(scores_SQ.T.tolist())}
 
 
-def _sentence(comparison: Comparison, against: str, declared: Sequence[Test], wanted: int) -> str:
+def _sentence(evidence: Evidence, against: str, declared: Sequence[Test], wanted: int) -> str:
     """What the declared tests against one arm, of which ``wanted`` were declared, say in words."""
-    titles = {arm.name: arm.title for arm in comparison.arms}
+    titles = {arm.name: arm.title for arm in evidence.arms}
     tests = [test for test in declared if test.against == against]
-    first, second = titles.get(comparison.primary, comparison.primary), titles.get(against, against)
+    first, second = titles.get(evidence.primary, evidence.primary), titles.get(against, against)
     if not tests:
         return f"{first} against {second}: not run."
     sure = [test for test in tests if test.sure]

@@ -17,7 +17,7 @@ def report(comparison: Comparison, command: str) -> tuple[Path, Path]:
     return reporting.write(_gather(comparison, command), comparison.results.folder)
 
 
-def _gather(comparison: Comparison, command: str) -> analysing.Comparison:
+def _gather(comparison: Comparison, command: str) -> analysing.Evidence:
     results, compare = comparison.results, comparison.settings
     lines = [line for one in comparison.runs() for line in results.of(one)]
     payloads = {(one.arm.name, one.setting, one.seed): results.payload(one.name) for one in comparison.runs()}
@@ -33,7 +33,7 @@ def _gather(comparison: Comparison, command: str) -> analysing.Comparison:
         )
         for line in lines
     ]
-    return analysing.Comparison(
+    return analysing.Evidence(
         title=f"With and without Stage I: {comparison.recipe.model.name}",
         arms=[_described(comparison, arm) for arm in comparison.arms],
         cells=cells,
@@ -79,7 +79,7 @@ def _portable(text: str) -> str:
     return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
 
 
-def _described(comparison: Comparison, arm: Arm) -> analysing.Arm:
+def _described(comparison: Comparison, arm: Arm) -> analysing.ArmShown:
     steps = comparison.matched[arm.name]
     planned = seeds_of(comparison.settings, arm)
     done = [seed for seed in planned if comparison.results.of(Run(arm, seed, OWN))]
@@ -93,7 +93,7 @@ def _described(comparison: Comparison, arm: Arm) -> analysing.Arm:
         if not untried(comparison, arm):
             settings["chosen for Stage II"] = choice_name(best_choice(comparison, arm))
         settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
-    return analysing.Arm(arm.name, arm.title, arm.what, settings)
+    return analysing.ArmShown(arm.name, arm.title, arm.what, settings)
 
 
 def _grid_costs(comparison: Comparison) -> dict[tuple[str, str, int], dict[str, analysing.Cost]]:

@@ -6,67 +6,67 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anchorembed import figures
-from anchorembed.analysing import Analysis, Arm, Comparison, Score, Test, analyse, seeds_text
+from anchorembed.analysing import Analysis, ArmShown, Evidence, Score, Test, analyse, seeds_text
 from anchorembed.checkpoint import write_file
 from anchorembed.results import OWN
 
 
-def write(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
+def write(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    analysis = analyse(comparison)
+    analysis = analyse(evidence)
     page, text = folder / "report.html", folder / "report.md"
-    write_file(page, html(comparison, analysis))
-    write_file(text, markdown(comparison, analysis))
+    write_file(page, html(evidence, analysis))
+    write_file(text, markdown(evidence, analysis))
     return page, text
 
 
-def html(comparison: Comparison, analysis: Analysis) -> str:
+def html(evidence: Evidence, analysis: Analysis) -> str:
     """The page, in one file that loads nothing."""
     environment = Environment(
         loader=PackageLoader("anchorembed", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.jinja")
-    titles = {arm.name: arm.title for arm in comparison.arms}
+    titles = {arm.name: arm.title for arm in evidence.arms}
     return page.render(
-        comparison=comparison,
+        evidence=evidence,
         analysis=analysis,
-        explained=_explained(titles.get(comparison.primary, comparison.primary)),
+        explained=_explained(titles.get(evidence.primary, evidence.primary)),
         tested=_TESTED,
         spread=_ISOTROPY,
         spent=_COSTS,
         tables=[
-            (title, _heads(analysis, names), list(_rows(comparison, analysis, names)))
-            for title, names in _tables(comparison)
+            (title, _heads(analysis, names), list(_rows(evidence, analysis, names)))
+            for title, names in _tables(evidence)
         ],
-        dots=[(title, _dots(comparison, analysis, names)) for title, names in _tables(comparison)],
-        plots=[(title, figures.lines(title, series)) for title, series in _series(comparison, titles)],
+        dots=[(title, _dots(evidence, analysis, names)) for title, names in _tables(evidence)],
+        plots=[(title, figures.lines(title, series)) for title, series in _series(evidence, titles)],
         declared=[_tested(test, titles) for test in analysis.declared],
         exploratory=[_tested(test, titles) for test in analysis.exploratory],
-        costs=list(_costs(comparison, titles)),
-        isotropy=list(_isotropy(comparison, titles)),
+        costs=list(_costs(evidence, titles)),
+        isotropy=list(_isotropy(evidence, titles)),
     )
 
 
-def markdown(comparison: Comparison, analysis: Analysis) -> str:
+def markdown(evidence: Evidence, analysis: Analysis) -> str:
     """The tables and sentences of the page."""
-    titles = {arm.name: arm.title for arm in comparison.arms}
-    told = {name: _cell(text) for name, text in _explained(titles.get(comparison.primary, comparison.primary)).items()}
-    lines = [f"# {_cell(comparison.title)}", "", *comparison.notes, ""]
+    titles = {arm.name: arm.title for arm in evidence.arms}
+    told = {name: _cell(text) for name, text in _explained(titles.get(evidence.primary, evidence.primary)).items()}
+    lines = [f"# {_cell(evidence.title)}", "", *evidence.notes, ""]
     lines += [f"- {_cell(sentence)}" for sentence in analysis.sentences]
-    for title, names in _tables(comparison):
+    for title, names in _tables(evidence):
         lines += ["", f"## {_cell(title)}", "", told["scores"], ""]
-        lines += _table(_heads(analysis, names), _rows(comparison, analysis, names))
+        lines += _table(_heads(analysis, names), _rows(evidence, analysis, names))
     for title, name, heads, rows in (
         ("Declared tests", "declared", _TESTED, [_tested(test, titles) for test in analysis.declared]),
         ("Exploratory", "exploratory", _TESTED, [_tested(test, titles) for test in analysis.exploratory]),
-        ("How vectors fill their space", "isotropy", _ISOTROPY, _isotropy(comparison, titles)),
-        ("Cost", "cost", _COSTS, _costs(comparison, titles)),
+        ("How vectors fill their space", "isotropy", _ISOTROPY, _isotropy(evidence, titles)),
+        ("Cost", "cost", _COSTS, _costs(evidence, titles)),
     ):
         lines += ["", f"## {title}", "", told[name], "", *_table(heads, rows)]
-    lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in comparison.arms])]
-    lines += ["", "## To repeat it", "", "```", comparison.command, "```", "", *comparison.made_with, ""]
-    lines += ["```yaml", comparison.recipe, "```"]
+    lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in evidence.arms])]
+    lines += ["", "## To repeat it", "", "```", evidence.command, "```", "", *evidence.made_with, ""]
+    lines += ["```yaml", evidence.recipe, "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -95,23 +95,23 @@ _COSTS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PF
 _ISOTROPY = ["arm", "settings", "seed", "model", "mean cosine", "effective rank", "alignment", "uniformity"]
 
 
-def _tables(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    return list(comparison.tables.items())
+def _tables(evidence: Evidence) -> list[tuple[str, list[str]]]:
+    return list(evidence.tables.items())
 
 
 def _heads(analysis: Analysis, names: Sequence[str]) -> list[str]:
     return ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
 
 
-def _rows(comparison: Comparison, analysis: Analysis, names: Sequence[str]) -> Iterable[list[str]]:
+def _rows(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> Iterable[list[str]]:
     """An arm's row at each setting: mean, interval and seeds of each collection; the best own mean is marked."""
     best = {
         name: max((score.mean for key, score in analysis.scores.items() if key[1:] == (OWN, name)), default=None)
         for name in names
     }
-    settings = sorted({cell.setting for cell in comparison.cells} | {OWN}, reverse=True)
+    settings = sorted({cell.setting for cell in evidence.cells} | {OWN}, reverse=True)
     for setting in settings:
-        for arm in comparison.arms:
+        for arm in evidence.arms:
             found = [analysis.scores.get((arm.name, setting, name)) for name in names]
             if setting != OWN and not any(found):
                 continue
@@ -139,31 +139,31 @@ def _tested(test: Test, titles: dict[str, str]) -> list[str]:
     return [arm, against, test.setting, test.collection, seeds, *numbers]
 
 
-def _costs(comparison: Comparison, titles: dict[str, str]) -> Iterable[list[str]]:
-    for (arm, setting, seed), stages in comparison.costs.items():
+def _costs(evidence: Evidence, titles: dict[str, str]) -> Iterable[list[str]]:
+    for (arm, setting, seed), stages in evidence.costs.items():
         for stage, cost in stages.items():
             figures_of = [f"{cost.seconds / 60:.1f}", f"{cost.tokens:,}", f"{cost.flops / 1e15:.3f}"]
             memory = f"{cost.peak_gb:.1f} GB" if cost.peak_gb else ""
             yield [titles.get(arm, arm), setting, str(seed), stage, *figures_of, memory]
 
 
-def _isotropy(comparison: Comparison, titles: dict[str, str]) -> Iterable[list[str]]:
-    for arm, setting, seed, checkpoint, values in comparison.isotropy:
+def _isotropy(evidence: Evidence, titles: dict[str, str]) -> Iterable[list[str]]:
+    for arm, setting, seed, checkpoint, values in evidence.isotropy:
         measured = [f"{values[name]:.3f}" for name in ("mean_cosine", "effective_rank", "alignment", "uniformity")]
         yield [titles.get(arm, arm), setting, str(seed), checkpoint, *measured]
 
 
-def _arm(arm: Arm) -> list[str]:
+def _arm(arm: ArmShown) -> list[str]:
     return [arm.title, arm.what, "; ".join(f"{key}: {value}" for key, value in arm.settings.items())]
 
 
-def _dots(comparison: Comparison, analysis: Analysis, names: Sequence[str]) -> str:
+def _dots(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> str:
     """Every arm's mean, seeds and interval on each collection of a table, at its own settings."""
     panels = []
     for name in names:
         rows = [
             (arm.title, score.mean, list(score.seeds.values()), score.interval)
-            for arm in comparison.arms
+            for arm in evidence.arms
             if (score := analysis.scores.get((arm.name, OWN, name))) is not None
         ]
         if rows:
@@ -171,16 +171,16 @@ def _dots(comparison: Comparison, analysis: Analysis, names: Sequence[str]) -> s
     return figures.dots(panels) if panels else ""
 
 
-def _series(comparison: Comparison, titles: dict[str, str]) -> list[tuple[str, dict[str, list[figures.Points]]]]:
+def _series(evidence: Evidence, titles: dict[str, str]) -> list[tuple[str, dict[str, list[figures.Points]]]]:
     """Curves at own settings by what they show, then by arm: one list of points a seed."""
     plots: dict[str, dict[str, list[figures.Points]]] = {}
-    for curve in comparison.curves:
+    for curve in evidence.curves:
         if curve.setting != OWN or curve.name not in _PLOTTED:
             continue
         stage = "Stage II" if curve.stage == "contrast" else "Before Stage II"
         arm = titles.get(curve.arm, curve.arm)
         points = list(zip(curve.steps, curve.values, strict=True))
-        none: dict[str, list[figures.Points]] = {arm.title: [] for arm in comparison.arms}  # its place is its style
+        none: dict[str, list[figures.Points]] = {arm.title: [] for arm in evidence.arms}  # its place is its style
         plots.setdefault(f"{stage}: {_PLOTTED[curve.name]}", none).setdefault(arm, []).append(points)
     return list(plots.items())
 
