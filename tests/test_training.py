@@ -247,6 +247,14 @@ def test_what_a_schedule_or_repeated_texts_take_away_is_said(recipe: Make, tmp_p
     assert any("of the pairs in steps of 8; the rest repeat texts" in line for line in said)
 
 
+def test_what_lora_leaves_out_is_said(recipe: Make) -> None:
+    said: list[str] = []
+    contrast(recipe("all", reconstruct=None), said.append)
+    assert not any("does not adapt" in line for line in said)
+    contrast(recipe("some", reconstruct=None, contrast={"lora": {"targets": ["q_proj", "v_proj", "qkv"]}}), said.append)
+    assert "contrast: LoRA does not adapt down_proj, gate_proj, k_proj, o_proj, up_proj; contrast" in "\n".join(said)
+
+
 def test_what_a_killed_stage_left_beside_its_model_is_cleared(recipe: Make) -> None:
     model = contrast(recipe("left", reconstruct=None))
     for name in (".model.123", "checkpoints", "best"):

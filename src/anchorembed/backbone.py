@@ -123,6 +123,11 @@ class Backbone(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)
             self.peft.append(get_peft_model(self.model, config))
 
+    def not_adapted(self) -> list[str]:
+        """Names of the layers' linear modules without adapters."""
+        linear = [name for name, module in self.model.base_model.named_modules() if isinstance(module, nn.Linear)]
+        return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
+
     def merge_lora(self) -> None:
         """Fold the adapters, if there are any, into the weights they adapt."""
         while self.peft:

@@ -113,6 +113,9 @@ def _run_alone(
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         module, run = objective(prepared.embedder, settings)
+    left_out = prepared.embedder.backbone.not_adapted() if prepared.embedder.backbone.peft else []
+    if left_out:
+        say(f"{stage}: LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
     used = prepared.share_used(settings.batch_size, recipe.seed)
     if used < _MOST:
         size = settings.batch_size
