@@ -287,6 +287,16 @@ def test_changed_data_and_a_changed_first_stage_are_refused(recipe: Make, tmp_pa
         train(recipe())
 
 
+def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    made = recipe(reconstruct=None)
+    made = made.model_copy(update={"model": made.model.model_copy(update={"name": str(base)})})
+    contrast(made)
+    save_tiny(base, "llama-untied")
+    with pytest.raises(InputError, match="start_sha256 was"):
+        contrast(made)
+
+
 def test_a_tracker_that_is_not_installed(recipe: Make) -> None:
     with pytest.raises(InputError, match="trackers: 'foo'"):
         contrast(recipe().model_copy(update={"trackers": ["foo"]}))

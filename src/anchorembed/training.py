@@ -316,8 +316,14 @@ def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> P
     }
     contents = {f"data.content.{source.name}": content_key(source.path) for source in recipe.data.sources}
     if isinstance(settings, Contrast) and settings.guide is not None:
-        contents["guide_sha256"] = saved_sha256(Path(settings.guide))
-    return _flatten(parts) | contents | {"seed": recipe.seed, "start": start, "start_sha256": saved_sha256(Path(start))}
+        contents["guide_sha256"] = _sha256(settings.guide)
+    return _flatten(parts) | contents | {"seed": recipe.seed, "start": start, "start_sha256": _sha256(start)}
+
+
+def _sha256(model: str) -> str:
+    """Of the weights of a model we saved, or of the files of another local one; empty for what is on the hub."""
+    place = Path(model).expanduser()
+    return saved_sha256(place) or (content_key(place) if place.exists() else "")
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:
