@@ -105,21 +105,12 @@ def _run_alone(
     accelerator = _accelerator(recipe, settings, folder)
     say = say if accelerator.is_main_process else _say_nothing
     say(f"{stage}: starting from {start}")
-    if settings.warmup_steps >= settings.steps:
-        last, warmup = learning_rate(settings.steps - 1, settings), settings.warmup_steps
-        say(f"{stage}: warm-up takes {warmup} steps of {settings.steps}; the learning rate ends at {last:.3g}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         prepared = prepare(recipe, start, say)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         module, run = objective(prepared.embedder, settings)
-    left_out = prepared.embedder.backbone.not_adapted() if prepared.embedder.backbone.peft else []
-    if left_out:
-        say(f"{stage}: LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
-    used = prepared.share_used(settings.batch_size, recipe.seed)
-    if used < _MOST:
-        size = settings.batch_size
-        say(f"data: an epoch uses {used:.0%} of the pairs in steps of {size}; the rest repeat texts or fill no step")
+    _say_what_is_lost(prepared, stage, settings, recipe.seed, say)
     if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
         raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
     if accelerator.is_main_process:
@@ -151,6 +142,21 @@ def _run_alone(
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _say_what_is_lost(
+    prepared: Prepared, stage: StageName, settings: Schedule, seed: int, say: Callable[[str], None]
+) -> None:
+    """Say where a recipe uses less of its schedule, model or pairs than it seems to."""
+    if settings.warmup_steps >= settings.steps:
+        last, warmup = learning_rate(settings.steps - 1, settings), settings.warmup_steps
+        say(f"{stage}: warm-up takes {warmup} steps of {settings.steps}; the learning rate ends at {last:.3g}")
+    backbone = prepared.embedder.backbone
+    if backbone.peft and (left_out := backbone.not_adapted()):
+        say(f"{stage}: LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
+    used, size = prepared.share_used(settings.batch_size, seed), settings.batch_size
+    if used < _MOST:
+        say(f"data: an epoch uses {used:.0%} of the pairs in steps of {size}; the rest repeat texts or fill no step")
 
 
 def _clear(folder: Path) -> None:
