@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from anchorembed.errors import InputError
+from anchorembed.tasks import find_tasks
 from anchorembed.testsets import Candidates, LabelledText, SentencePair, read_test_set
+from anchorembed.verbs import mine
 
 RERANK = {"query_id": "q7", "query": "sort", "positive": ["sorts"], "negative": ["opens", "reads"]}
 
@@ -72,3 +74,27 @@ def test_what_cannot_be_a_test_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("x", encoding="utf-8")
     with pytest.raises(InputError, match="unknown format"):
         read_test_set(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"s_test.jsonl": {"sentence1": "a", "sentence2": "b", "score": 1}}, "1 pair of sentences"),
+        (
+            {"c_test.jsonl": {"text": "a", "label": "x"}, "c_train.jsonl": {"text": "b", "label": "x"}},
+            "at least two lab",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_it_is_embedded(
+    files: dict[str, dict[str, object]], message: str, tmp_path: Path
+) -> None:
+    for name, row in files.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        find_tasks([str(tmp_path)])
+
+
+def test_outputs_that_cannot_be_files_are_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is a folder"):
+        mine(tmp_path / "no-such-pairs.jsonl", tmp_path)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from anchorembed import loop, steps, training
+from anchorembed.backbone import weights_sha256
 from anchorembed.benchmarking import measure_on
 from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
@@ -373,3 +374,11 @@ def test_the_best_evaluation_is_kept(recipe: Make, tmp_path: Path) -> None:
     assert measured["s_test Spearman"] == pytest.approx(qualities[best], abs=1e-4)
     with pytest.raises(InputError, match="nothing is evaluated"):
         contrast(recipe("never", reconstruct=None, contrast={"keep_best": True, "evaluate_every": 0}))
+
+
+def test_scalar_buffers_are_hashed_and_tell_models_apart() -> None:
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    two.load_state_dict(one.state_dict())
+    for model, value in ((one, 1.0), (two, 2.0)):
+        model.register_buffer("beta", torch.tensor(value))
+    assert weights_sha256(one) != weights_sha256(two)
