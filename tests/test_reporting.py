@@ -104,7 +104,7 @@ def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> No
     assert analysis.sentences[1] == f"Both against {EVIL}: not run."
 
 
-def test_beyond_chance_is_what_other_seeds_would_show_too(evidence: Evidence) -> None:
+def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence) -> None:
     """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
     cells = [c for c in evidence.cells if c.arm != "both" or c.collection != "one"]
     cells += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
@@ -112,20 +112,35 @@ def test_beyond_chance_is_what_other_seeds_would_show_too(evidence: Evidence) ->
     assert test.adjusted is not None
     assert test.adjusted < 0.05
     assert test.interval[0] < 0 < test.interval[1]
-    assert not test.sure
+    assert test.sure
+    assert not test.sure_over_seeds
+    lower = [c for c in cells if c.arm != "both" or c.collection != "one"]
+    lower += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # two means above, but apart
+    (test, *_) = (test for test in analyse(replace(evidence, cells=lower)).declared if test.against == "plain")
+    assert test.interval[0] > 0
+    assert test.over_seeds is not None
+    assert test.over_seeds[0] < 0
+    assert not test.sure_over_seeds
 
 
 def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
     first, second = analyse(evidence).sentences
     assert first == (
-        "Both against Plain, seeds 0, 1: higher on 1 of 2 collections, beyond chance on 1; lower on 0, beyond chance "
-        "on 0."
+        "Both against Plain on 2 collections, seeds 0, 1: higher on 1, lower on 0. Beyond chance over queries of these "
+        "models: higher on 1, lower on 0. Over other seeds, too: higher on 1, lower on 0. No test, as it was not run "
+        "or has no score per item: pairs."
     )
-    assert ", seed 0: higher on 1 of 1" in second
-    assert second.endswith("Not run: 1 collections.")
+    assert "on 1 collections, seed 0: higher on 1, lower on 0." in second
+    assert (
+        "Over other seeds: not known from one. No test, as it was not run or has no score per item: two, pairs."
+        in second
+    )
     turned = replace(evidence, primary="plain", declared=["both", "missing"])
     first, second = analyse(turned).sentences
-    assert "higher on 0 of 2 collections, beyond chance on 0; lower on 1, beyond chance on 1." in first
+    assert (
+        "seeds 0, 1: higher on 0, lower on 1. Beyond chance over queries of these models: higher on 0, lower on 1."
+        in first
+    )
     assert second == "Plain against missing: not run."
 
 
@@ -159,8 +174,7 @@ def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
     assert EVIL not in page
     assert "not run" in page
     assert page == html(evidence, analyse(evidence))
-    mean = analyse(evidence).scores["both", "own", "one"].mean
-    assert f"<strong>{mean:.3f} (best)" in page
+    assert f"<td>{analyse(evidence).scores['both', 'own', 'one'].mean:.3f} [" in page
     for word in (
         "Declared tests",
         "Exploratory",
@@ -178,11 +192,10 @@ def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
 def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> None:
     text = markdown(evidence, analyse(evidence))
     mean = analyse(evidence).scores["both", "own", "one"].mean
-    assert f"{mean:.3f} (best)" in text
+    assert f"{mean:.3f} \\[" in text
     assert "\\<b\\>&" in text
     assert "| Plain | own | one | 0, 1 | +0.200 |" in text
     (common,) = (line for line in text.splitlines() if line.startswith("| Plain | common | 0."))
-    assert "best" not in common
     assert "; seed 0 |" in common
     for told in ("seeds, where there are several", "sign flips", "corrected for nothing", "alignment", "Minutes are"):
         assert told in text

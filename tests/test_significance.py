@@ -8,7 +8,15 @@ import pytest
 from scipy import stats
 
 from anchorembed import significance
-from anchorembed.significance import Isotropy, bootstrap_interval, holm, isotropy, paired_interval, sign_flip_p
+from anchorembed.significance import (
+    Isotropy,
+    bootstrap_interval,
+    holm,
+    isotropy,
+    paired_interval,
+    seeds_interval,
+    sign_flip_p,
+)
 
 
 def by_item(scores_SQ: list[list[float]]) -> dict[str, list[float]]:
@@ -100,6 +108,17 @@ def test_paired_interval_draws_seeds_of_each_arm_alone() -> None:
     scores_SQ = np.array([[0.0] * 4, [1.0] * 4])
     assert paired_interval(scores_SQ, scores_SQ) == (-1, 1)
     assert paired_interval(scores_SQ, np.array([[0.5] * 4])) == (-0.5, 0.5)
+
+
+def test_seeds_interval_by_hand() -> None:
+    # means 2 and 0.5, variances 1 and 0.5: standard error sqrt(1/3 + 1/4), and Welch-Satterthwaite's degrees of freedom
+    first, second = [1.0, 2.0, 3.0], [0.0, 1.0]
+    error = sqrt(1 / 3 + 1 / 4)
+    freedom = (1 / 3 + 1 / 4) ** 2 / ((1 / 3) ** 2 / 2 + (1 / 4) ** 2 / 1)
+    half = stats.t.ppf(0.975, freedom) * error
+    assert seeds_interval(first, second) == pytest.approx((1.5 - half, 1.5 + half))
+    assert seeds_interval([0.5, 0.5], [0.25, 0.25]) == (0.25, 0.25)
+    assert seeds_interval([0.5], [0.25, 0.5]) is None
 
 
 def test_intervals_refuse_what_is_not_seeds_by_items() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from anchorembed.results import OWN
-from anchorembed.significance import bootstrap_interval, holm, paired_interval, sign_flip_p
+from anchorembed.significance import bootstrap_interval, holm, paired_interval, seeds_interval, sign_flip_p
 
 _LEVEL = 0.05
 Key = tuple[str, str, str]  # arm, setting, collection
@@ -93,7 +93,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """An arm, at its own settings, against another, on the seeds that both have; p is adjusted if it was declared."""
+    """An arm, at its own settings, against another, on the seeds that both have; p is adjusted if it was declared.
+
+    ``interval`` resamples seeds and queries, ``over_seeds`` is Welch's t of the seeds' means, None with one seed.
+    """
 
     arm: str
     against: str
@@ -102,14 +105,19 @@ class Test:
     seeds: tuple[int, ...]
     difference: float
     interval: tuple[float, float]
+    over_seeds: tuple[float, float] | None
     p: float
     adjusted: float | None = None
 
     @property
     def sure(self) -> bool:
-        """Beyond chance: over queries by the adjusted p, and over seeds and queries by the interval."""
-        low, high = self.interval
-        return self.adjusted is not None and self.adjusted < _LEVEL and not low <= 0 <= high
+        """Beyond chance over queries of these trained models: by the adjusted p."""
+        return self.adjusted is not None and self.adjusted < _LEVEL
+
+    @property
+    def sure_over_seeds(self) -> bool:
+        """Beyond chance over queries, and over seeds, too: neither interval has 0."""
+        return self.sure and self.over_seeds is not None and not any(map(_has_zero, (self.interval, self.over_seeds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +144,7 @@ def analyse(evidence: Evidence) -> Analysis:
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
     others = [test for test in tests if not _declared(evidence, test)]
     metrics = {cell.collection: cell.metric for cell in evidence.cells}
-    sentences = [
-        _sentence(evidence, name, declared, sum(arm == name for arm, _ in family)) for name in evidence.declared
-    ]
+    sentences = [_sentence(evidence, name, declared, _missing(evidence, name, declared)) for name in evidence.declared]
     return Analysis(scores, metrics, declared, others, sentences)
 
 
@@ -153,6 +159,11 @@ def _family(evidence: Evidence, scores: dict[Key, Score]) -> list[tuple[str, str
     names = [name for names in evidence.tables.values() for name in names if name not in untested]
     arms = {arm.name for arm in evidence.arms}
     return [(arm, name) for arm in evidence.declared if arm in arms for name in names]
+
+
+def _missing(evidence: Evidence, against: str, declared: Sequence[Test]) -> list[str]:
+    tested = {test.collection for test in declared if test.against == against}
+    return [name for names in evidence.tables.values() for name in names if name not in tested]
 
 
 def _score(cells: Sequence[Cell]) -> Score:
@@ -201,30 +212,41 @@ def _test(arm: str, key: Key, second_cells: list[Cell], groups: dict[Key, list[C
             seeds=tuple(seeds),
             difference=float(first.mean() - second.mean()),
             interval=paired_interval(first, second),
+            over_seeds=seeds_interval(first.mean(axis=1).tolist(), second.mean(axis=1).tolist()),
             p=sign_flip_p(_by_item(first), _by_item(second)),
         )
+
+
+def _has_zero(interval: tuple[float, float]) -> bool:
+    low, high = interval
+    return low <= 0 <= high
 
 
 def _by_item(scores_SQ: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> dict[str, list[float]]:
     return {str(number): column for number, column in enumerate(scores_SQ.T.tolist())}
 
 
-def _sentence(evidence: Evidence, against: str, declared: Sequence[Test], wanted: int) -> str:
-    """What the declared tests against one arm, of which ``wanted`` were declared, say in words."""
+def _sentence(evidence: Evidence, against: str, declared: Sequence[Test], missing: Sequence[str]) -> str:
+    """What the declared tests against one arm say in words, and on which collections there is none."""
     titles = {arm.name: arm.title for arm in evidence.arms}
     tests = [test for test in declared if test.against == against]
     first, second = titles.get(evidence.primary, evidence.primary), titles.get(against, against)
     if not tests:
         return f"{first} against {second}: not run."
-    sure = [test for test in tests if test.sure]
-    better, worse = (sum(sign * test.difference > 0 for test in tests) for sign in (1, -1))
-    surely_better, surely_worse = (sum(sign * test.difference > 0 for test in sure) for sign in (1, -1))
     seeds = " or ".join(dict.fromkeys(seeds_text(test.seeds) for test in tests))
-    return (
-        f"{first} against {second}, {seeds}: higher on {better} of {len(tests)} collections, beyond chance on "
-        f"{surely_better}; lower on {worse}, beyond chance on {surely_worse}."
-        + (f" Not run: {wanted - len(tests)} collections." if len(tests) < wanted else "")
-    )
+    told = [f"{first} against {second} on {len(tests)} collections, {seeds}: {_counted(tests)}."]
+    told += [f"Beyond chance over queries of these models: {_counted([test for test in tests if test.sure])}."]
+    if any(test.over_seeds for test in tests):
+        told += [f"Over other seeds, too: {_counted([test for test in tests if test.sure_over_seeds])}."]
+    else:
+        told += ["Over other seeds: not known from one."]
+    told += [f"No test, as it was not run or has no score per item: {', '.join(missing)}."] if missing else []
+    return " ".join(told)
+
+
+def _counted(tests: Sequence[Test]) -> str:
+    higher, lower = (sum(sign * test.difference > 0 for test in tests) for sign in (1, -1))
+    return f"higher on {higher}, lower on {lower}"
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -74,13 +74,15 @@ def _explained(primary: str) -> dict[str, str]:
     """What the numbers of each part of the page are."""
     return {
         "scores": "Mean over seeds; 95 % interval: seeds, where there are several, then queries or items, resampled "
-        "10,000 times; each seed. Items are queries, texts (accuracy: means over draws of training texts) or pairs "
-        "(Spearman: jackknife pseudo-values). Settings: own, each arm's best choice of the grid on held-out training "
-        f"pairs, or the recipe's without a grid; common, those of {primary}, with the first seed only.",
+        "10,000 times as if each were independent, too narrow with few seeds; each seed. Items are queries, texts "
+        "(accuracy: means over draws of training texts) or pairs (Spearman: jackknife pseudo-values). Settings: own, "
+        "each arm's best choice of the grid on held-out training pairs, or the recipe's without a grid; common, those "
+        f"of {primary}, with the first seed only.",
         "declared": f"{primary} against each arm declared beforehand, on the seeds that both have: each query's score "
         "averaged over seeds, 10,000 sign flips over queries; Holm's correction over these tests and those still to be "
-        "run. Beyond chance: p, Holm below 0.05, which is about queries of these trained models, and an interval, "
-        "which is about other seeds, too, without 0.",
+        "run. Beyond chance over queries of these trained models: p, Holm below 0.05. Over other seeds, too: besides, "
+        "neither interval has 0, that of resampled seeds and queries, too narrow with few seeds, nor Welch's t of the "
+        "seeds' means; these are corrected for nothing.",
         "exploratory": "Not declared beforehand: p as it is, corrected for nothing, no evidence.",
         "isotropy": "On held-out pairs, which are others with each seed. Mean cosine of two documents and effective "
         "rank: low and high is even; alignment: mean squared distance of a query and its document; uniformity: lower "
@@ -90,7 +92,8 @@ def _explained(primary: str) -> dict[str, str]:
     }
 
 
-_TESTED = ["arm", "against", "settings", "collection", "seeds", "difference", "95 % interval", "p", "p, Holm"]
+_INTERVALS = ["95 % interval", "95 %, seeds' t"]
+_TESTED = ["arm", "against", "settings", "collection", "seeds", "difference", *_INTERVALS, "p", "p, Holm"]
 _COSTS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
 _ISOTROPY = ["arm", "settings", "seed", "model", "mean cosine", "effective rank", "alignment", "uniformity"]
 
@@ -104,38 +107,28 @@ def _heads(analysis: Analysis, names: Sequence[str]) -> list[str]:
 
 
 def _rows(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> Iterable[list[str]]:
-    """An arm's row at each setting: mean, interval and seeds of each collection; the best own mean is marked."""
-    best = {
-        name: max((score.mean for key, score in analysis.scores.items() if key[1:] == (OWN, name)), default=None)
-        for name in names
-    }
+    """An arm's row at each setting: mean, interval and seeds of each collection."""
     settings = sorted({cell.setting for cell in evidence.cells} | {OWN}, reverse=True)
     for setting in settings:
         for arm in evidence.arms:
             found = [analysis.scores.get((arm.name, setting, name)) for name in names]
             if setting != OWN and not any(found):
                 continue
-            shown = [
-                _shown(score, setting == OWN and score.mean == best[name]) if score is not None else "not run"
-                for name, score in zip(names, found, strict=True)
-            ]
-            yield [arm.title, setting, *shown]
+            yield [arm.title, setting, *(_shown(score) if score else "not run" for score in found)]
 
 
-def _shown(score: Score, best: bool) -> str:
-    mark = " (best)" if best else ""
+def _shown(score: Score) -> str:
     interval = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if score.interval else ""
     values = f": {', '.join(f'{value:.3f}' for value in score.seeds.values())}" if len(score.seeds) > 1 else ""
-    return f"{score.mean:.3f}{mark}{interval}; {seeds_text(list(score.seeds))}{values}"
+    return f"{score.mean:.3f}{interval}; {seeds_text(list(score.seeds))}{values}"
 
 
 def _tested(test: Test, titles: dict[str, str]) -> list[str]:
-    low, high = test.interval
     adjusted = "" if test.adjusted is None else f"{test.adjusted:.4f}"
     arm, against = (titles.get(name, name) for name in (test.arm, test.against))
-    interval = f"[{low:+.3f}, {high:+.3f}]"
+    intervals = [f"[{each[0]:+.3f}, {each[1]:+.3f}]" if each else "" for each in (test.interval, test.over_seeds)]
     seeds = ", ".join(map(str, test.seeds))
-    numbers = [f"{test.difference:+.3f}", interval, f"{test.p:.4f}", adjusted]
+    numbers = [f"{test.difference:+.3f}", *intervals, f"{test.p:.4f}", adjusted]
     return [arm, against, test.setting, test.collection, seeds, *numbers]
 
 

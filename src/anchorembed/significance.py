@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
 K = TypeVar("K", bound=Hashable)
 Floats = NDArray[np.floating[Any]]
@@ -43,8 +44,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of an arm's mean score: seeds and items are drawn anew, with replacement.
 
-    A draw takes the same items for each of its seeds. With one seed only items are drawn. With few seeds their spread
-    is underestimated, as by any bootstrap of few values.
+    A draw takes the same items for each of its seeds. With one seed only items are drawn. With few seeds the interval
+    is too narrow, as any bootstrap of few values is.
     """
     return _percentiles(_resampled_means([_checked(scores_SQ)], draws, seed)[0], level)
 
@@ -55,13 +56,29 @@ def paired_interval(
     """Percentile interval of the first arm's mean less the second's, whose items are the same and in the same order.
 
     A draw takes the same items for both arms, but seeds for each arm on its own, also where the arms' seeds are the
-    same numbers: training two arms with one seed does not make a pair. Raises ValueError if the item counts differ.
+    same numbers: training two arms with one seed does not make a pair. With few seeds it is too narrow: see
+    ``seeds_interval``. Raises ValueError if the item counts differ.
     """
     first_SQ, second_SQ = _checked(first_SQ), _checked(second_SQ)
     if first_SQ.shape[1] != second_SQ.shape[1]:
         raise ValueError(f"{first_SQ.shape[1]} items against {second_SQ.shape[1]}: the arms need the same items")
     means = _resampled_means([first_SQ, second_SQ], draws, seed)
     return _percentiles(means[0] - means[1], level)
+
+
+def seeds_interval(
+    first_S: Sequence[float], second_S: Sequence[float], level: float = 0.95
+) -> tuple[float, float] | None:
+    """Welch's t interval of the difference of two arms' means over seeds; None with fewer than two seeds of either.
+
+    It is about training with other seeds on the same items. Unlike a bootstrap it is not too narrow with few seeds.
+    """
+    if min(len(first_S), len(second_S)) < 2:
+        return None
+    if len(set(first_S)) == len(set(second_S)) == 1:  # nothing varies: no t
+        return (first_S[0] - second_S[0],) * 2
+    found = ttest_ind(first_S, second_S, equal_var=False).confidence_interval(level)
+    return float(found.low), float(found.high)
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
