@@ -249,3 +249,20 @@ def test_the_installed_command() -> None:
     )
     for verb in ("train", "reconstruct", "contrast", "evaluate", "encode", "search", "export"):
         assert verb in result.stdout
+
+
+@pytest.mark.parametrize("error", [MemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_where_memory_ends_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "not enough memory" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_memory_ended", lambda _: False)
+    with pytest.raises(type(error)):
+        cli.main()

@@ -9,21 +9,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from mteb.abstasks import AbsTask
 from safetensors.torch import load_file, save_file
 
+from anchorembed import arms as arms_module
 from anchorembed import comparing, gathering, training
 from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_recipe, matched_steps, stage_flops
 from anchorembed.benchmarking import Adapter, TaskScore
 from anchorembed.checkpoint import alone_in
 from anchorembed.cli import app
 from anchorembed.config import Recipe, Reconstruct, parse_recipe, read_recipe
+from anchorembed.embedder import METADATA
 from anchorembed.errors import InputError
 from anchorembed.loop import Interrupted
-from anchorembed.preparing import prepare
+from anchorembed.preparing import Prepared, prepare
 from conftest import write_pairs
 
 Make = Callable[..., Recipe]
@@ -87,6 +90,20 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
     assert steps["q2d"] + steps["d2q"] > 2 * steps["both"]
 
 
+def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever seed the recipe has for training it alone."""
+    prepare, seeds = arms_module.prepare, []
+
+    def spy(recipe: Recipe, *rest: Any) -> Prepared:
+        seeds.append(recipe.seed)
+        return prepare(recipe, *rest)
+
+    monkeypatch.setattr(arms_module, "prepare", spy)
+    recipe = make(seeds=[3, 4])
+    matched_steps(recipe.model_copy(update={"seed": 9}), find_arms(recipe.compare))
+    assert seeds == [3]
+
+
 def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
     recipe = make(
         arms=["both", "mine"], own_arms={"mine": {"like": "q2d", "first": {"learning_rate": 0.5}, "what": "Mine."}}
@@ -113,17 +130,25 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"explore": {"contrast": ["basis"]}}, "compare.explore: no arm is called 'basis'. Did you mean 'base'"),
         ({"explore": {"both": ["contrast"]}}, "compare.explore: 'both' is compare.primary, tested against all others"),
         ({"explore": {"contrast": ["contrast"]}}, "compare.explore: 'contrast' is in its own list"),
-        ({"own_arms": {"x": {"like": "base", "contrast": {"scale": 9}}}}, "x.contrast.scale: has no effect, as base"),
+        (
+            {"own_arms": {"x": {"like": "base", "contrast": {"scale": 9}}}},
+            "x.contrast.scale: no arm may set it, as base",
+        ),
         ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
         (
             {"own_arms": {"x": {"like": "contrast", "first": {"sink": False}}}},
-            "x.first.sink: has no effect, as contrast",
+            "x.first.sink: no arm may set it, as contrast",
         ),
-        ({"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}}, "x.first.steps: has no effect, as steps follow"),
-        ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: has no effect"),
+        (
+            {"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}},
+            "x.first.steps: no arm may set it, as steps follow",
+        ),
+        ({"own_arms": {"x": {"like": "full_contrast", "first": {"from": "y"}}}}, "x.first.from: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),
         (
             {"own_arms": {"x": {"like": "both", "contrast": {"scale": 9}}}, "grid": [{}, {"scale": 7}]},
-            "x.contrast.scale: has no effect, as every arm takes it from compare.grid",
+            "x.contrast.scale: no arm may set it, as every arm takes it from compare.grid",
         ),
     ],
 )
@@ -229,6 +254,7 @@ def test_every_arm_runs_and_spends_what_the_primary_one_does(
     assert comparing.run(comparison, lambda _: None) == 0
     costs = {line["arm"]: line["cost"] for line in comparison.results.lines}
     assert set(costs) == set(READY)
+    assert not list((tmp_path / "run").glob("*/*/*/*/*/model"))
     budget, stage_two = costs["both"]["first"]["flops"], costs["contrast"]["contrast"]["flops"]
     for name, cost in costs.items():
         if name in ("base", "contrast"):
@@ -328,6 +354,58 @@ def test_nothing_is_chosen_until_all_of_the_grid_is_tried(make: Make, tmp_path: 
         assert (f"chosen for Stage II: {seven};".replace("_", "\\_") in text) == chosen
 
 
+def test_trials_with_another_seed_do_not_count(make: Make, tmp_path: Path) -> None:
+    recipe = make(grid=[{"scale": 7}, {"scale": 9}])
+    comparison = comparing.open_comparison(recipe, tmp_path)
+    both = comparison.arms[2]
+    for choice in choices(recipe):
+        line = {"kind": "grid", "arm": "both", "digest": both.digest, "seed": 1, "value": 0.5}
+        comparison.results.keep([line | {"choice": comparing.choice_name(choice)}])
+    assert comparing.untried(comparison, both) == choices(recipe)
+
+
+def test_a_model_of_another_number_of_steps_is_not_taken(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that was trained before what matches compute was changed."""
+
+    def train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
+        (place / "reconstruct" / "model").mkdir(parents=True)
+        (place / "reconstruct" / "model" / METADATA).write_text("{}", encoding="utf-8")
+        (place / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
+
+    monkeypatch.setattr(comparing, "_train", train)
+    six, seven = (first_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
+    assert comparing._trained(six, tmp_path, lambda _: None) == tmp_path / "reconstruct"
+    with pytest.raises(InputError, match=r"its model has 6 steps, this comparison's 7. Remove the folder"):
+        comparing._trained(seven, tmp_path, lambda _: None)
+
+
+def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -> None:
+    comparison = comparing.open_comparison(make(grid=[{"scale": 7}, {"scale": 9}], seeds=[0, 1]), tmp_path / "kept")
+    (task,) = comparison.tasks["Similar"]
+    contrast = comparison.arms[1]
+    for setting, seed, left in (("own", 0, [0, 1]), ("common", 0, [1]), ("own", 1, [])):
+        for model in ("first/reconstruct", "scale=7/contrast"):
+            for number in [0, 1] if left == [0, 1] else []:
+                (comparing._place(comparison, comparing.Run(contrast, number, "own")) / model / "model").mkdir(
+                    parents=True
+                )
+        line = {
+            "kind": "cell",
+            "arm": "contrast",
+            "digest": contrast.digest,
+            "setting": setting,
+            "seed": seed,
+            "cost": {},
+        }
+        comparison.results.keep([line | {"collection": task.metadata.name, "metric": "Spearman", "value": 0.5}])
+        comparing._delete_models(comparison, comparing.Run(contrast, seed, setting))
+        assert sorted({path.parts[-4] for path in (tmp_path / "run").glob("*/*/*/*/*/model")}) == [
+            f"seed-{number}" for number in left
+        ]
+
+
 def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) -> None:
     """One run of an hour and two trials of half an hour are done; five runs and two trials are to come."""
     comparison = comparing.open_comparison(make(seeds=[0, 1], grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
@@ -347,13 +425,14 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
 
 
 def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
-    def key(rate: float, **compare: object) -> str:
-        own = {"mine": {"like": "both", "first": {"learning_rate": rate}}}
+    def key(rate: float, title: str = "", **compare: object) -> str:
+        own = {"mine": {"like": "both", "title": title, "first": {"learning_rate": rate}}}
         arms = ["base", "contrast", "both", "mine"]
         return comparing.open_comparison(make(arms=arms, own_arms=own, **compare), tmp_path).results.key
 
     assert key(1e-3) == key(1e-4)
     assert key(1e-3, primary="mine") != key(1e-4, primary="mine")
+    assert key(1e-3, primary="mine") == key(1e-3, title="Other words", primary="mine")
     assert key(1e-3) == key(1e-3, seeds=[0, 1])
     assert key(1e-3) != key(1e-3, seeds=[1, 0])
 
@@ -377,7 +456,7 @@ def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path)
         payload = {"items": {name: {"0": 0.4, "1": 0.6}}, "revisions": {name: known}}
         comparison.results.keep([line] if number == 0 else [], run.name, payload)
         gathering.report(comparison, "command")
-        assert ("0.500 (best) \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (known == revision)
+        assert ("0.500 \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (known == revision)
 
 
 @pytest.mark.parametrize("damaged", [b'{"cut sho', b'{"key": "\xff"}'])
@@ -447,9 +526,9 @@ def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp
     assert comparing.open_comparison(recipe, tmp_path).results.key != before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: Path) -> None:
     """The training writes a checkpoint and ends, and what is run again goes on from there."""
+    number = signal.SIGHUP
     recipe = make(arms=["both"], declared=[])
     slow = recipe.reconstruct.model_copy(update={"steps": 100_000, "evaluate_every": 0})
     recipe = recipe.model_copy(update={"reconstruct": slow})
@@ -477,6 +556,26 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
         pass  # nobody is at work there any more
 
 
+def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
+    """But for those that are ignored, as under nohup; the training is sent SIGTERM, and its exit code is waited for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print(flush=True); time.sleep(60)"
+    try:
+        with (
+            comparing._signals() as heard,
+            subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process,
+        ):
+            process.stdout.readline()  # it is ready
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            assert heard == [signal.SIGTERM, signal.SIGINT]
+            assert comparing._wait(process, heard) == 7
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])
 def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """Whether the training could still write a checkpoint or was not ready for signals yet."""
@@ -484,6 +583,14 @@ def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch:
     with pytest.raises(Interrupted) as caught:
         comparing.run(comparing.open_comparison(make(arms=["both"], declared=[]), tmp_path), lambda _: None)
     assert caught.value.signal == signal.SIGTERM
+
+
+def test_a_training_that_is_killed_is_said(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "_wait", lambda process, _: (process.kill(), -signal.SIGKILL)[1])
+    with pytest.raises(
+        InputError, match=r"recipe\.yaml: training it was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
+    ):
+        comparing.run(comparing.open_comparison(make(arms=["both"], declared=[]), tmp_path), lambda _: None)
 
 
 def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

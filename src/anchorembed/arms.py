@@ -148,11 +148,13 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
         ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
         ("contrast", () if like.trained else own.contrast, f"{like.name} is not trained"),
         ("first", own.first.keys() & {"steps"}, "steps follow from the primary arm's compute"),
+        ("first", own.first.keys() & {"from"}, "every arm starts from the recipe's model"),
         ("contrast", own.contrast.keys() & {"from"}, "Stage II starts from what comes before it"),
+        ("contrast", own.contrast.keys() & {"steps"}, "Stage II's steps are the same for all arms"),
         ("contrast", chosen, "every arm takes it from compare.grid"),
     ):
         for key in keys:
-            raise InputError(f"compare.own_arms.{name}.{stage}.{key}: has no effect, as {why}. Leave it out.")
+            raise InputError(f"compare.own_arms.{name}.{stage}.{key}: no arm may set it, as {why}. Leave it out.")
 
 
 def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
@@ -237,7 +239,7 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     of_primary = first_recipe(recipe, primary, seed, steps, nowhere)
     if of_primary is None:
         raise InputError(f"compare.primary: {primary.name!r} has no stage before Stage II. Name one that has.")
-    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name, lambda _: None)
     budget = stage_flops(of_primary, prepared) * steps
     matched: dict[str, int] = {}
     for arm in arms:

@@ -35,9 +35,9 @@ from anchorembed.arms import (
 )
 from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run_tasks
 from anchorembed.checkpoint import alone_in, write_file
-from anchorembed.config import Compare, Recipe
+from anchorembed.config import Compare, Recipe, Schedule
 from anchorembed.embedder import METADATA, Embedder
-from anchorembed.errors import InputError
+from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.loop import Interrupted, read_log
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
@@ -109,11 +109,11 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
             raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
     check_instructions(recipe.compare.instructions, [task for tasks in tables.values() for task in tasks])
     revisions = {task.metadata.name: task.metadata.dataset["revision"] for tasks in tables.values() for task in tasks}
-    results = Results(folder, _key(recipe), revisions)
+    results = Results(folder, _key(recipe, arms), revisions)
     return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
 
 
-def _key(recipe: Recipe) -> str:
+def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
     """Hash of what decides a cell's value, besides arm and seed: data by content, model, both stages, the grid."""
     own_arms = recipe.compare.own_arms.values() if recipe.compare else ()
     own = [keys for arm in own_arms for keys in (arm.first, arm.contrast)]
@@ -136,7 +136,7 @@ def _key(recipe: Recipe) -> str:
         },
     )
     contents: Values = {source.name: content_key(source.path) for source in recipe.data.sources}
-    contents |= _measure_of_compute(recipe.compare) if recipe.compare else {}
+    contents |= _measure_of_compute(recipe.compare, arms) if recipe.compare else {}
     model = Path(recipe.model.name)
     if model.exists():
         values["model"]["name"] = ""  # it is what it holds, wherever it is
@@ -148,11 +148,12 @@ def _key(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
 
 
-def _measure_of_compute(compare: Compare) -> Values:
+def _measure_of_compute(compare: Compare, arms: Sequence[Arm]) -> Values:
     """What every arm's compute and common settings follow from, where it is not a ready arm or the first seed not 0."""
-    own = compare.own_arms.get(compare.primary)
+    primary = next(arm for arm in arms if arm.name == compare.primary)
+    own = {"primary": primary.digest} if primary.name in compare.own_arms else {}
     firsts = [compare.seeds[0], compare.seeds_of.get(compare.primary, compare.seeds)[0]]
-    return ({"primary": own.model_dump(mode="json")} if own else {}) | ({"first seeds": firsts} if any(firsts) else {})
+    return own | ({"first seeds": firsts} if any(firsts) else {})
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ def run(comparison: Comparison, say: Callable[[str], None], hours: float | None 
                 + (f"; {left}" if left else "")
             )
             _one(comparison, one, say)
+            _delete_models(comparison, one)
     return 0
 
 
@@ -222,7 +224,17 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
         kept["revisions"] = kept.get("revisions", {}) | {score.task: revision}
         comparison.results.keep([shared | cell], one.name, kept | of_training)
     if model:
-        shutil.rmtree(model)  # half a gigabyte and more each; its recipe makes it again
+        shutil.rmtree(model)
+
+
+def _delete_models(comparison: Comparison, done: Run) -> None:
+    """Of an arm and a seed, once no run of theirs is missing: each has half a gigabyte; their recipes make them again.
+
+    What an arm trained before Stage II is kept until then, as its common settings start from it, too.
+    """
+    if all((run.arm.name, run.seed) != (done.arm.name, done.seed) for run in comparison.missing()):
+        for model in _place(comparison, done).glob("*/*/model"):
+            shutil.rmtree(model)
 
 
 def _keep_as_common(results: Results, own: Run, one: Run) -> None:
@@ -248,9 +260,7 @@ def _first(comparison: Comparison, one: Run, say: Callable[[str], None]) -> tupl
     derived = first_recipe(comparison.recipe, one.arm, one.seed, comparison.matched[one.arm.name], place)
     if derived is None:
         return None, None
-    folder = place / ("reconstruct" if derived.reconstruct else "contrast")
-    if not (folder / "model" / METADATA).exists():
-        _train(derived, place, say)
+    folder = _trained(derived, place, say)
     return folder / "model", folder
 
 
@@ -260,10 +270,25 @@ def _second(comparison: Comparison, one: Run, first: Path | None, choice: Values
     extra = comparison.matched[one.arm.name]
     start = str(first) if first else None
     derived = contrast_recipe(comparison.recipe, one.arm, one.seed, choice, start, extra, place)
-    model = place / "contrast" / "model"
-    if not (model / METADATA).exists():
-        _train(derived, place, say)
-    return model
+    return _trained(derived, place, say) / "model"
+
+
+def _trained(recipe: Recipe, place: Path, say: Callable[[str], None]) -> Path:
+    """Train a recipe of one stage unless that is done; returns the stage's folder.
+
+    Raises:
+        InputError: if what is there has another number of steps, as one that matched the compute of other code has.
+    """
+    settings: Schedule | None = recipe.reconstruct or recipe.contrast
+    folder = place / ("reconstruct" if recipe.reconstruct else "contrast")
+    if not (folder / "model" / METADATA).exists():
+        _train(recipe, place, say)
+    taken = read_log(folder / "log.jsonl")[-1]["step"]
+    if settings is not None and taken != settings.steps:
+        raise InputError(
+            f"{folder}: its model has {taken} steps, this comparison's {settings.steps}. Remove the folder."
+        )
+    return folder
 
 
 def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Values:
@@ -298,14 +323,19 @@ def _choice(comparison: Comparison, one: Run, say: Callable[[str], None]) -> Val
 
 def untried(comparison: Comparison, arm: Arm) -> list[Values]:
     """The grid's choices that an arm has not tried yet."""
-    tried = comparison.results.tried(arm)
-    return [choice for choice in choices(comparison.recipe) if choice_name(choice) not in tried]
+    done = tried(comparison, arm)
+    return [choice for choice in choices(comparison.recipe) if choice_name(choice) not in done]
+
+
+def tried(comparison: Comparison, arm: Arm) -> dict[str, float]:
+    """Held-out accuracy of each choice that an arm has tried, by its name; all are tried with its first seed."""
+    return comparison.results.tried(arm, seeds_of(comparison.settings, arm)[0])
 
 
 def best_choice(comparison: Comparison, arm: Arm) -> Values:
     """The choice with the highest held-out accuracy, the first of equals, once an arm has tried all."""
-    tried = comparison.results.tried(arm)
-    return max(choices(comparison.recipe), key=lambda choice: tried[choice_name(choice)])
+    accuracy = tried(comparison, arm)
+    return max(choices(comparison.recipe), key=lambda choice: accuracy[choice_name(choice)])
 
 
 def _accuracy(comparison: Comparison, arm: Arm, log: Sequence[Values]) -> float:
@@ -349,6 +379,8 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     stopped = heard or [number]
     if stopped[0] in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         raise Interrupted(stopped[0], "Stopped.")
+    if number == signal.SIGKILL:
+        raise InputError(f"{path}: training it was killed, as the system does where memory ends. {LESS_MEMORY}")
     if code:
         raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or data.document_tokens."
+
 
 class InputError(Exception):
     """A fault in what the user gave; the command line prints it alone and exits with code 2.

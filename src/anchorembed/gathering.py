@@ -8,7 +8,7 @@ import yaml
 
 from anchorembed import analysing, reporting
 from anchorembed.arms import Arm, Values, seeds_of
-from anchorembed.comparing import Comparison, best_choice, choice_name, untried
+from anchorembed.comparing import Comparison, best_choice, choice_name, tried, untried
 from anchorembed.results import OWN, Run
 
 
@@ -88,11 +88,13 @@ def _described(comparison: Comparison, arm: Arm) -> analysing.ArmShown:
         settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(steps)
     settings |= {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
-    tried = comparison.results.tried(arm)
-    if tried:
+    accuracy = tried(comparison, arm)
+    if accuracy:
         if not untried(comparison, arm):
             settings["chosen for Stage II"] = choice_name(best_choice(comparison, arm))
-        settings["held-out accuracy of the choices"] = ", ".join(f"{name}: {tried[name]:.3f}" for name in sorted(tried))
+        settings["held-out accuracy of the choices"] = ", ".join(
+            f"{name}: {accuracy[name]:.3f}" for name in sorted(accuracy)
+        )
     return analysing.ArmShown(arm.name, arm.title, arm.what, settings)
 
 

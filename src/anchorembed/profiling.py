@@ -3,6 +3,7 @@
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from anchorembed.config import Recipe, Schedule
-from anchorembed.errors import InputError
+from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.flops import step_flops
 from anchorembed.loop import make_optimizer
 from anchorembed.preparing import prepare
@@ -65,12 +66,17 @@ def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -
     That is done in a process of its own, whose peak memory is this stage's.
 
     Raises:
-        InputError: if the recipe has no such stage, or too few pairs.
+        InputError: if the recipe has no such stage, too few pairs, or the process is killed for lack of memory.
     """
     if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
         raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_profile, recipe, stage, steps, warmup).result()
+        try:
+            return pool.submit(_profile, recipe, stage, steps, warmup).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{stage}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
+            ) from error
 
 
 def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profile:

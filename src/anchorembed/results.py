@@ -86,9 +86,9 @@ class Results:
             stages["evaluate"] = {"seconds": sum({cost["evaluate"]["seconds"] for cost in every if cost})}
         return stages
 
-    def tried(self, arm: Arm) -> dict[str, float]:
-        """Held-out accuracy of each grid choice of an arm, by its name."""
-        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest}
+    def tried(self, arm: Arm, seed: int) -> dict[str, float]:
+        """Held-out accuracy of each grid choice of an arm with a seed, by its name."""
+        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest, "seed": seed}
         return {line["choice"]: line["value"] for line in self.lines if wanted.items() <= line.items()}
 
     def payload(self, name: str) -> Values:
