@@ -214,3 +214,25 @@ def test_accelerate_reads_its_recipes(path: Path) -> None:
         assert not settings.fsdp_config["fsdp_cpu_ram_efficient_loading"]
     else:
         assert settings.distributed_type == DistributedType.MULTI_GPU
+
+
+def test_home_and_variables_stand_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "there")
+    stage = {"evaluate_on": ["~/t", "$WHERE/t"]}
+    found = parse_recipe(
+        {
+            "data": {"sources": [{"name": "p", "path": "~/$WHERE/p.jsonl"}]},
+            "model": {"name": "$WHERE/m"},
+            "reconstruct": stage,
+            "contrast": stage | {"from": "~/s", "mask_above": 0.0, "guide": "~/g"},
+            "output": "~/${WHERE}",
+            "compare": {"collections": {"T": ["~/c", "scifact"]}},
+        }
+    )
+    home = str(tmp_path)
+    assert str(found.data.sources[0].path) == f"{home}/there/p.jsonl"
+    assert (found.model.name, str(found.output)) == ("there/m", f"{home}/there")
+    assert found.reconstruct.evaluate_on == found.contrast.evaluate_on == [f"{home}/t", "there/t"]
+    assert (found.contrast.from_, found.contrast.guide) == (f"{home}/s", f"{home}/g")
+    assert found.compare.collections == {"T": [f"{home}/c", "scifact"]}

@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from anchorembed.errors import InputError
 from anchorembed.packing import micro_batches, pack
 
 SEQUENCES = [[5, 6, 7], [8], [9] * 20, [1, 2], [3] * 18]
@@ -44,6 +43,6 @@ def test_micro_batches_keep_order_and_budget() -> None:
     assert len(runs) == 3
 
 
-def test_a_budget_too_small_for_one_pair_is_an_error() -> None:
-    with pytest.raises(InputError, match="tokens_per_micro_batch: 6 is too small for one pair of 7 tokens"):
-        list(micro_batches([3, 7], 6))
+def test_what_is_above_the_budget_is_alone() -> None:
+    assert list(micro_batches([7, 3, 7, 1, 2], 6)) == [range(1), range(1, 2), range(2, 3), range(3, 5)]
+    assert list(micro_batches([7], 6)) == [range(1)]

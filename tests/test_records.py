@@ -359,10 +359,12 @@ def test_a_file_without_a_usable_pair_is_an_error(tmp_path: Path, name: str, con
 
 def test_a_saved_dataset_without_a_train_split(tmp_path: Path) -> None:
     some = datasets.Dataset.from_list(ROWS)
-    datasets.DatasetDict(dev=some).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(all=some).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(validation=some).save_to_disk(tmp_path / "held")
     datasets.DatasetDict(dev=some, test=some).save_to_disk(tmp_path / "two")
     assert texts(read_pairs(tmp_path / "one")) == EXPECTED
-    assert fault(tmp_path / "two") == f"{tmp_path}/two: no split 'train'. Give the folder of one of: dev, test."
+    assert fault(tmp_path / "two") == f"{tmp_path}/two: no split 'train' to read pairs of. Rename one of: dev, test."
+    assert fault(tmp_path / "held") == f"{tmp_path}/held: no split 'train' to read pairs of. Rename one of: validation."
     assert texts(read_pairs(tmp_path / "two" / "dev")) == EXPECTED
 
 
@@ -515,7 +517,7 @@ def test_judgements_need_their_header_and_every_file(tmp_path: Path) -> None:
 
 
 def test_pairs_of_a_beir_folder_are_its_positive_judgements(tmp_path: Path) -> None:
-    folder = beir(tmp_path, "q3\td2\t1\n")
+    folder = beir(tmp_path, "q3\td2\t1\n", split="all")
     assert texts(read_pairs(folder)) == [("third", "two", ())]
     beir(tmp_path, "q1\td1\t2\nq1\td2\t0\n2\td2\t1\n", split="train")
     assert texts(read_pairs(folder)) == [("first", "T\none", ()), ("second", "two", ())]
@@ -523,21 +525,25 @@ def test_pairs_of_a_beir_folder_are_its_positive_judgements(tmp_path: Path) -> N
 
 
 def test_bad_judgements_of_pairs_can_be_skipped(tmp_path: Path) -> None:
-    folder = beir(tmp_path, "q1\td3\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t1\n")
-    assert fault(folder) == f'{folder}/qrels/test.tsv:2: "positive" is empty. {CURE}'
+    folder = beir(tmp_path, "q1\td3\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t1\n", split="train")
+    assert fault(folder) == f'{folder}/qrels/train.tsv:2: "positive" is empty. {CURE}'
     told: list[str] = []
     assert [pair.line for pair in read_pairs(folder, skip_bad=True, on_skip=told.append)] == [5]
     assert [message.removeprefix(f"{folder}/qrels/") for message in told] == [
-        'test.tsv:2: "positive" is empty.',
-        "test.tsv:3: query 'q9' is not in queries.jsonl.",
-        "test.tsv:4: document 'd9' is not in corpus.jsonl.",
+        'train.tsv:2: "positive" is empty.',
+        "train.tsv:3: query 'q9' is not in queries.jsonl.",
+        "train.tsv:4: document 'd9' is not in corpus.jsonl.",
     ]
 
 
 def test_pairs_of_a_beir_folder_with_several_splits_but_no_train(tmp_path: Path) -> None:
     beir(tmp_path, "q1\td1\t1\n", split="dev")
     folder = beir(tmp_path, "q1\td1\t1\n")
-    assert fault(folder) == f"{folder}/qrels: no train.tsv. Keep only the split to read of: dev, test."
+    assert fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: dev, test."
+    (folder / "qrels" / "dev.tsv").unlink()
+    assert (
+        fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: test."
+    )  # not to train on
 
 
 # Writing

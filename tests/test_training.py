@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from anchorembed import loop, steps, training
@@ -280,12 +281,41 @@ def test_an_instruction_that_leaves_no_room_is_refused(recipe: Make) -> None:
 
 def test_changed_data_and_a_changed_first_stage_are_refused(recipe: Make, tmp_path: Path) -> None:
     train(recipe())
+    with pytest.raises(InputError, match=r"reconstruct\.learning_rate was"):
+        contrast(recipe(reconstruct={"learning_rate": 1e-5}))
     shutil.rmtree(tmp_path / "run" / "reconstruct")
-    with pytest.raises(InputError, match="start_sha256 was"):
+    with pytest.raises(InputError, match="start was"):
         train(recipe(reconstruct={"learning_rate": 1e-5}))
     write_pairs(tmp_path / "pairs.jsonl", 81)
-    with pytest.raises(InputError, match=r"data\.content\.p was"):
+    with pytest.raises(InputError, match=r"data\.sources\.p\.content was"):
         train(recipe())
+
+
+def test_an_unfinished_first_stage_is_not_passed_over(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe()
+    monkeypatch.setattr(training, "fit", lambda *_, **__: (_ for _ in ()).throw(Interrupted(2, "Stopped")))
+    with pytest.raises(Interrupted):
+        reconstruct(made)
+    with pytest.raises(InputError, match="reconstruct: Stage I was begun and is not complete"):
+        contrast(made)
+
+
+def test_what_was_moved_goes_on(recipe: Make, tmp_path: Path) -> None:
+    """Run folder, data and base model, by what they hold; a recipe's file is as good as the recipe."""
+    made = recipe()
+    values = made.model_dump(mode="json", by_alias=True)
+    values["model"]["name"] = str(shutil.copytree(made.model.name, tmp_path / "base"))
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    before = train(tmp_path / "r.yaml")
+    for name in ("run", "base", "pairs.jsonl"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    text = yaml.safe_dump(values)
+    for name in ("run", "base", "pairs.jsonl"):
+        text = text.replace(str(tmp_path / name), str(tmp_path / f"moved-{name}"))
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    said: list[str] = []
+    assert train(str(tmp_path / "r.yaml"), said.append) == tmp_path / "moved-run" / before.relative_to(tmp_path / "run")
+    assert [line.split(":")[1] for line in said] == [" finished before, kept"] * 2
 
 
 def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> None:
@@ -294,8 +324,27 @@ def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> 
     made = made.model_copy(update={"model": made.model.model_copy(update={"name": str(base)})})
     contrast(made)
     save_tiny(base, "llama-untied")
-    with pytest.raises(InputError, match="start_sha256 was"):
+    with pytest.raises(InputError, match="start was"):
         contrast(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dimensions": [9999]}, r"contrast\.dimensions: 9999 is above"),
+        ({"lora": {"targets": ["nothing"]}}, r"contrast\.lora\.targets: the model has none of nothing"),
+        ({"distill": 1.0}, r"contrast\.distill: no pair has given scores"),
+        ({"mask_above": 0.0, "guide": "./no/such/model"}, "no folder './no/such/model'"),
+        ({"evaluate_on": ["./none_test.jsonl"]}, "none_test.jsonl"),
+        ({"keep_best": True, "evaluate_every": 0}, "keep_best: nothing is evaluated"),
+    ],
+)
+def test_what_the_second_stage_cannot_do_is_said_before_the_first(
+    recipe: Make, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(recipe(contrast=change))
+    assert not (tmp_path / "run" / "reconstruct" / "log.jsonl").exists()
 
 
 def test_a_tracker_that_is_not_installed(recipe: Make) -> None:
@@ -339,11 +388,6 @@ def test_no_pair_held_out(recipe: Make) -> None:
     made = recipe()
     data = made.data.model_copy(update={"held_out": 0})
     assert train(made.model_copy(update={"data": data})).exists()
-
-
-def test_a_budget_too_small_for_one_pair(recipe: Make) -> None:
-    with pytest.raises(InputError, match="too small for one pair"):
-        reconstruct(recipe(reconstruct={"tokens_per_micro_batch": 10}))
 
 
 @pytest.mark.parametrize("stage", ["reconstruct", "contrast"])

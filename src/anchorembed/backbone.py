@@ -7,6 +7,7 @@ scales and soft-caps, are reproduced is measured on loading; where not, it is re
 
 import hashlib
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,21 +108,30 @@ class Backbone(nn.Module):
         Raises:
             InputError: if the model has none of them.
         """
-        names = {
-            name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if isinstance(module, nn.Linear)
-        }
-        targets = [name for name in settings.targets if name in names]
-        if not targets:
-            raise InputError(
-                f"contrast.lora.targets: the model has none of {', '.join(settings.targets)}. "
-                f"Its linear modules are {', '.join(sorted(names))}."
-            )
+        targets = self.adaptable(settings.targets)
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
         )
         with warnings.catch_warnings():  # peft asks transformers in a way that transformers deprecates
             warnings.simplefilter("ignore", FutureWarning)
             self.peft.append(get_peft_model(self.model, config))
+
+    def adaptable(self, targets: Iterable[str]) -> list[str]:
+        """Those of the names that linear modules have.
+
+        Raises:
+            InputError: if there are none.
+        """
+        names = {
+            name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if isinstance(module, nn.Linear)
+        }
+        found = [name for name in targets if name in names]
+        if not found:
+            raise InputError(
+                f"contrast.lora.targets: the model has none of {', '.join(targets)}. "
+                f"Its linear modules are {', '.join(sorted(names))}."
+            )
+        return found
 
     def not_adapted(self) -> list[str]:
         """Names of the layers' linear modules without adapters."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anchorembed.distributed import like, on_the_first, rank, reshard, wait
 from anchorembed.errors import InputError
-from anchorembed.records import whole_file
+from anchorembed.records import sync, whole_file
 from anchorembed.runtime import versions
 
 Plan = dict[str, Any]  # what decides a run's result, by key
@@ -39,13 +39,13 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         fill(temporary)
         for file in temporary.rglob("*"):
-            _sync(file)
+            sync(file)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target}: cannot be written ({error}). Free space or choose another output.") from error
@@ -57,7 +57,6 @@ def write_file(target: Path, content: str | bytes) -> None:
     """Make a file appear at ``target`` only once all of it is written; an older one is replaced."""
     with whole_file(target) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(partial)
 
 
 @contextmanager
@@ -187,11 +186,3 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """Weights that train, as the optimizer knows them."""
     reshard(module)
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from anchorembed.errors import InputError, nearest
 
+_UNSET = "unset_variable"
+
+
+def _expanded(name: str) -> str:
+    """A path, or a name that may be one, with the home folder and environment variables put in."""
+    expanded = os.path.expanduser(os.path.expandvars(name))  # noqa: PTH111 - a name may be no path
+    if "$" in expanded:
+        raise PydanticCustomError(
+            _UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
+        )
+    return expanded
+
+
 Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
+Name = Annotated[str, AfterValidator(_expanded)]  # of a model or task: a path or not
 
 
 class Section(BaseModel):
@@ -25,29 +40,11 @@ class Source(Section):
     """One file or folder of pairs; the pairs of a step all come from one source."""
 
     name: str = Field(min_length=1, description="Name in logs and errors.")
-    path: Path = Field(description="JSONL, CSV or Parquet file, saved datasets folder, or BEIR folder.")
+    path: Place = Field(description="JSONL, CSV or Parquet file, saved datasets folder, or BEIR folder.")
     instruction: str | None = Field(
         None, description="Task put before this source's queries; default data.instruction."
     )
     symmetric: bool = Field(False, description="Both sides are alike: the task is put before its documents, too.")
-
-    @field_validator("path")
-    @classmethod
-    def _expand(cls, path: Path) -> Path:
-        return Path(_expanded(str(path)))
-
-
-_UNSET = "unset_variable"
-
-
-def _expanded(path: str) -> str:
-    """A path with environment variables put in."""
-    expanded = os.path.expandvars(path)
-    if "$" in expanded:
-        raise PydanticCustomError(
-            _UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
-        )
-    return expanded
 
 
 class Data(Section):
@@ -98,7 +95,7 @@ class TemplateOverride(Section):
 class Model(Section):
     """The decoder to start from."""
 
-    name: str = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
+    name: Name = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
     template: TemplateOverride | None = Field(None, description="Instead of the template derived from the model.")
     precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -118,20 +115,16 @@ class Schedule(Section):
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     tokens_per_micro_batch: Positive = Field(
-        8192, description="Tokens computed at once: memory, not result, but for LoRA's dropout."
+        8192,
+        description="Tokens computed at once, or one pair that has more: memory, not result, but for LoRA's dropout.",
     )
     save_every: Positive = Field(200, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
     evaluate_every: int = Field(100, ge=0, description="Steps between evaluations on held-out pairs; 0 for never.")
-    evaluate_on: list[str] = Field(
+    evaluate_on: list[Name] = Field(
         [], description="BEIR folders, test files or mteb's names to evaluate on then, too; quality is their mean."
     )
     keep_best: bool = Field(False, description="Keep the model of the evaluation with the best quality, not the last.")
-
-    @field_validator("evaluate_on")
-    @classmethod
-    def _expand(cls, names: list[str]) -> list[str]:
-        return [_expanded(name) for name in names]
 
     @property
     def cost_only(self) -> set[str]:
@@ -186,7 +179,7 @@ class Lora(Section):
 class Contrast(Schedule):
     """Stage II: contrastive learning with in-batch and hard negatives."""
 
-    from_: str | None = Field(None, alias="from", description="Start here, not from Stage I or model.name.")
+    from_: Name | None = Field(None, alias="from", description="Start here, not from Stage I or model.name.")
     steps: Positive = Field(1000, description="Optimizer steps.")
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
@@ -195,7 +188,7 @@ class Contrast(Schedule):
     mask_above: float | None = Field(
         None, description="Documents nearer to a query than its positive by more than this cosine are no negatives."
     )
-    guide: str | None = Field(
+    guide: Name | None = Field(
         None, description="Model by whose vectors mask_above judges, rather than by the trained model's own."
     )
     distill: float = Field(
@@ -263,7 +256,7 @@ class Compare(Section):
         [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
     )
     own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
-    collections: dict[str, list[str]] = Field(
+    collections: dict[str, list[Name]] = Field(
         description="Tables of the report: title -> BEIR folders, test files or mteb's names; null leaves one out."
     )
     instructions: dict[str, str] = Field({}, description="By task, task type or default, as in evaluate.")
@@ -290,11 +283,6 @@ class Compare(Section):
             raise ValueError("no table is left; name at least one collection")
         return kept
 
-    @field_validator("collections")
-    @classmethod
-    def _expand(cls, tables: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {title: [_expanded(name) for name in names] for title, names in tables.items()}
-
 
 class Recipe(Section):
     """A whole run: data, model, both stages, and where the results go."""
@@ -303,7 +291,7 @@ class Recipe(Section):
     model: Model = Field(Model(), description="The decoder to start from.")
     reconstruct: Reconstruct | None = Field(Reconstruct(), description="Stage I; null leaves it out.")
     contrast: Contrast | None = Field(Contrast(), description="Stage II; null leaves it out.")
-    output: Path = Field(description="Run folder: models, checkpoints, logs.")
+    output: Place = Field(description="Run folder: models, checkpoints, logs.")
     seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
     compare: Compare | None = Field(None, description="What `anchorembed compare` runs.")

@@ -13,8 +13,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from anchorembed.errors import InputError
-
 _WASTE = 1.25  # a bucket's longest sequence is at most this many times its shortest
 
 
@@ -107,19 +105,10 @@ def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
 
 
 def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:
-    """Cut items into consecutive runs whose summed cost, in tokens, is at most ``budget``.
-
-    Raises:
-        InputError: if one item alone costs more.
-    """
+    """Cut items into consecutive runs of at most ``budget`` summed cost, in tokens; one that costs more is alone."""
     first, total = 0, 0
     for index, cost in enumerate(costs):
-        if cost > budget:
-            raise InputError(
-                f"tokens_per_micro_batch: {budget} is too small for one pair of {cost} tokens. Raise it to at least "
-                f"{cost}, or cut texts shorter (data.query_tokens, data.document_tokens)."
-            )
-        if total + cost > budget:
+        if index > first and total + cost > budget:
             yield range(first, index)
             first, total = index, 0
         total += cost

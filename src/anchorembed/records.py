@@ -28,6 +28,7 @@ from anchorembed.rows import (
     not_empty,
     optional_text,
     required_text,
+    split_of_pairs,
     suffix_of,
     table_rows,
 )
@@ -164,9 +165,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # as of a full disk: say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """See that a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # Rows to records
@@ -291,10 +306,7 @@ def _pair_columns(names: list[str]) -> list[str]:
 
 def _folder_rows(folder: Path) -> tuple[Path, Rows]:
     if (folder / "qrels").is_dir():
-        splits = _splits(folder)
-        if "train" not in splits and len(splits) != 1:
-            raise InputError(f"{folder}/qrels: no train.tsv. {listed('Keep only the split to read of', splits)}")
-        qrels = folder / "qrels" / f"{'train' if 'train' in splits else splits[0]}.tsv"
+        qrels = folder / "qrels" / f"{split_of_pairs(f'{folder}/qrels', _splits(folder))}.tsv"
         return qrels, _beir_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, _pair_columns)

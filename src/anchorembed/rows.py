@@ -235,6 +235,15 @@ def parquet_rows(path: Path, columns: Columns) -> Rows:
         raise InputError(f"{path}:{row + 1}: not readable as Parquet ({error}). Write the file again.") from error
 
 
+def split_of_pairs(place: str, splits: list[str]) -> str:
+    """The split to read pairs of: train, or the only one, unless it is named as one to test with."""
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
+        return splits[0]
+    raise InputError(f"{place}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
+
+
 def dataset_rows(folder: Path, columns: Columns) -> Rows:
     """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
     import datasets  # noqa: PLC0415 - takes over a second to load, which only folders of this kind are worth
@@ -244,10 +253,7 @@ def dataset_rows(folder: Path, columns: Columns) -> Rows:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
-        splits = sorted(loaded)
-        if "train" not in splits and len(splits) != 1:
-            raise InputError(f"{folder}: no split 'train'. {listed('Give the folder of one of', splits)}")
-        loaded = loaded["train" if "train" in splits else splits[0]]
+        loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]
     names = _checked_header(str(folder), loaded.column_names, columns)
     yield from _arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
 

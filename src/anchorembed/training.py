@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from anchorembed.backbone import LoraSettings, weights_sha256
 from anchorembed.checkpoint import Plan, alone_in, read_plan, write_file, write_folder
-from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
+from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule, read_recipe
 from anchorembed.distributed import gathered_weights, sharded, wait
-from anchorembed.embedder import METADATA, Embedder, read_metadata, saved_sha256
+from anchorembed.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError
 from anchorembed.flops import step_flops
 from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer
+from anchorembed.models import load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.runtime import find_device, first_process, peak_memory, seed_everything
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
@@ -40,8 +41,12 @@ _PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, whi
 _MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
 
 
-def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
-    """Run the recipe's stages in order; finished ones are skipped, interrupted ones resumed. Returns the last model."""
+def train(recipe: Recipe | str | Path, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+    """Run the stages of a recipe, or of its file, in order: finished ones are skipped, interrupted ones resumed.
+
+    Returns the folder of the last model.
+    """
+    recipe = _read(recipe)
     if recipe.reconstruct is None and recipe.contrast is None:
         raise InputError("recipe: both reconstruct and contrast are null. Keep one.")
     model = Path(recipe.output)
@@ -52,23 +57,46 @@ def train(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run
     return model
 
 
-def reconstruct(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+def reconstruct(recipe: Recipe | str | Path, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
     """Stage I: train all weights to write each side of a pair from the other's anchor. Returns the model folder."""
+    recipe = _read(recipe)
     settings = recipe.reconstruct
     if settings is None:
         raise InputError("recipe: reconstruct is null. Give it settings, or run contrast.")
     return _run_stage(recipe, "reconstruct", settings, recipe.model.name, say, resume)
 
 
-def contrast(recipe: Recipe, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
-    """Stage II: contrastive learning from the Stage I model if it is complete. Returns the model folder."""
+def contrast(recipe: Recipe | str | Path, say: Callable[[str], None] = print, resume: str = "run it again") -> Path:
+    """Stage II: contrastive learning from the Stage I model, if that was run. Returns the model folder.
+
+    Raises:
+        InputError: if Stage I was begun and is not complete, or was run with other settings than the recipe's.
+    """
+    recipe = _read(recipe)
     settings = recipe.contrast
     if settings is None:
         raise InputError("recipe: contrast is null. Give it settings, or run reconstruct.")
-    stage_one = stage_folder(recipe, "reconstruct") / "model"
-    complete = recipe.reconstruct is not None and (stage_one / METADATA).exists()
-    start = settings.from_ or (str(stage_one) if complete else recipe.model.name)
-    return _run_stage(recipe, "contrast", settings, start, say, resume)
+    return _run_stage(recipe, "contrast", settings, settings.from_ or _after_stage_one(recipe), say, resume)
+
+
+def _read(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+
+
+def _after_stage_one(recipe: Recipe) -> str:
+    """The model that Stage II starts from: Stage I's, or the base model where the recipe has none or it was not run."""
+    folder = stage_folder(recipe, "reconstruct")
+    if recipe.reconstruct is None or not folder.exists():
+        return recipe.model.name
+    finished = read_metadata(folder / "model")
+    if finished is None:
+        raise InputError(
+            f"{folder}: Stage I was begun and is not complete. Run train, or reconstruct, to finish it; or delete that "
+            "folder."
+        )
+    plan = _plan(recipe, "reconstruct", recipe.reconstruct, recipe.model.name)
+    _same_plan(folder, finished.history.get("plan"), plan)
+    return str(folder / "model")
 
 
 def stage_folder(recipe: Recipe, stage: StageName) -> Path:
@@ -107,12 +135,12 @@ def _run_alone(
     say(f"{stage}: starting from {start}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         prepared = prepare(recipe, start, say)
+        for later in (settings, recipe.contrast):  # also Stage II's faults, before Stage I has taken hours
+            _check(later, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         module, run = objective(prepared.embedder, settings)
     _say_what_is_lost(prepared, stage, settings, recipe.seed, say)
-    if isinstance(settings, Contrast) and settings.distill and not prepared.store.scored:
-        raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
     if accelerator.is_main_process:
         write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
@@ -142,6 +170,37 @@ def _run_alone(
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def _check(settings: Schedule | None, prepared: Prepared) -> None:
+    """Refuse settings of a stage that cannot work with these pairs and this model.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    if settings is None:
+        return
+    if settings.keep_best and not (
+        settings.evaluate_every and (settings.evaluate_on or len(prepared.split.held_out) > 1)
+    ):
+        raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
+    if settings.evaluate_on:
+        from anchorembed.tasks import find_tasks  # noqa: PLC0415 - mteb takes seconds to import
+
+        find_tasks(settings.evaluate_on)
+    if not isinstance(settings, Contrast):
+        return
+    if settings.distill and not prepared.store.scored:
+        raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
+    dimension = prepared.embedder.dimension
+    if max(settings.dimensions, default=0) > dimension:
+        raise InputError(
+            f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
+        )
+    if settings.lora is not None:
+        prepared.embedder.backbone.adaptable(settings.lora.targets)
+    if settings.guide is not None:
+        load_tokenizer(settings.guide)  # a model that is not there has none
 
 
 def _say_what_is_lost(
@@ -232,12 +291,9 @@ def _evaluation(
     Without tasks quality is the accuracy on held-out pairs in Stage II, in Stage I the sum of both directions' anchor
     gains of what is trained, the decoder, the bag or both.
     """
-    if settings.keep_best and not (settings.evaluate_every and (settings.evaluate_on or len(held_out) > 1)):
-        raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
     measure: Callable[[Embedder], Metrics] | None = None
     if settings.evaluate_on:
-        # mteb takes seconds to import: only runs that evaluate on tasks need it
-        from anchorembed.benchmarking import measure_on  # noqa: PLC0415
+        from anchorembed.benchmarking import measure_on  # noqa: PLC0415 - mteb takes seconds to import
 
         measure = measure_on(settings.evaluate_on)
 
@@ -301,10 +357,6 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
         return module, Reconstruction(module, device, end_id, settings.directions, *how)
     if not isinstance(settings, Contrast):
         raise TypeError(f"no stage has settings of type {type(settings).__name__}")
-    if max(settings.dimensions, default=0) > embedder.dimension:
-        raise InputError(
-            f"contrast.dimensions: {max(settings.dimensions)} is above {embedder.dimension}, the model's. Lower it."
-        )
     guide = None
     if settings.guide is not None:
         guide = Embedder.load(settings.guide, device=str(device))
@@ -314,22 +366,25 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
 
 
 def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> Plan:
-    """What decides a stage's result, flat, as JSON values; what only decides its cost is left out."""
+    """What decides a stage's result, flat, as JSON values; what only decides its cost is left out.
+
+    Data and local models stand there by what they hold, so that a run goes on where folders were moved.
+    """
     parts = {
-        "data": recipe.data.model_dump(mode="json"),
-        "model": recipe.model.model_dump(mode="json", exclude={"device"}),
-        stage: settings.model_dump(mode="json", by_alias=True, exclude=settings.cost_only),
+        "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
+        "model": recipe.model.model_dump(mode="json", exclude={"device", "name"}),
+        stage: settings.model_dump(mode="json", by_alias=True, exclude=settings.cost_only | {"from_", "guide"}),
     }
-    contents = {f"data.content.{source.name}": content_key(source.path) for source in recipe.data.sources}
+    contents = {f"data.sources.{source.name}.content": content_key(source.path) for source in recipe.data.sources}
     if isinstance(settings, Contrast) and settings.guide is not None:
-        contents["guide_sha256"] = _sha256(settings.guide)
-    return _flatten(parts) | contents | {"seed": recipe.seed, "start": start, "start_sha256": _sha256(start)}
+        contents["guide"] = _content(settings.guide)
+    return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
 
 
-def _sha256(model: str) -> str:
-    """Of the weights of a model we saved, or of the files of another local one; empty for what is on the hub."""
+def _content(model: str) -> str:
+    """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
     place = Path(model).expanduser()
-    return saved_sha256(place) or (content_key(place) if place.exists() else "")
+    return saved_sha256(place) or (content_key(place) if place.exists() else model)
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:
