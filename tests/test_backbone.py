@@ -9,9 +9,11 @@ import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from anchorembed import attention
-from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
+from anchorembed import backbone as backbone_module
+from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, use_gpu_kernels, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.packing import PackedBatch, lay_out, pack
+from anchorembed.runtime import find_device
 from conftest import ARCHITECTURES, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
@@ -190,3 +192,23 @@ def test_kernels_for_packed_sequences_get_what_they_need(name: str) -> None:
     backbone.model.set_attn_implementation("stand_in")
     backbone.varlen = True
     torch.testing.assert_close(states(backbone, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flash_attention_that_does_not_serve_a_model_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(tiny_model().eval())
+    before = backbone.model.config._attn_implementation
+    monkeypatch.setattr(backbone_module, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(
+        backbone.model, "set_attn_implementation", lambda _: (_ for _ in ()).throw(ValueError("head size"))
+    )
+    with pytest.warns(UserWarning, match="not by flash attention, which is installed .head size"):
+        use_gpu_kernels(backbone)
+    assert backbone.model.config._attn_implementation == before
+    assert not backbone.varlen
+
+
+def test_one_gpu_is_not_given_to_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"'cuda:0' is one for 2 processes\. Use auto"):
+        find_device("cuda:0")
+    assert find_device("cpu").type == "cpu"

@@ -1,6 +1,7 @@
 """What is found in a data set, on pairs whose faults are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,19 @@ def test_tests_that_are_no_files_are_named(tmp_path: Path, tiny_folder: Path, te
     (found,) = check_recipe(recipe, say=said.append)
     assert said == ["not looked into, as they are no files here: SciFact"]
     assert found.findings["text of a test"].count == 1
+
+
+def test_texts_are_counted_by_a_saved_model_s_own_template(tmp_path: Path, embedder: Embedder) -> None:
+    """One whose header is longer than what would be derived."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "sort", "positive": "sorted"}\n', encoding="utf-8")
+    folder = tmp_path / "model"
+    values = {"data": {"sources": [{"name": "p", "path": str(pairs)}]}, "output": str(tmp_path)}
+    counted = []
+    for header in ("", "sort sort sort sort "):
+        template = replace(embedder.metadata.template, header=embedder.metadata.template.header + header)
+        metadata = replace(embedder.metadata, template=template)
+        Embedder(embedder.backbone, embedder.tokenizer, metadata).save(folder)
+        (found,) = check_recipe(parse_recipe(values | {"model": {"name": str(folder)}}))
+        counted.append(max(found.query.percentiles.values()))
+    assert counted[1] >= counted[0] + 4

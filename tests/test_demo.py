@@ -12,6 +12,7 @@ from rich.console import Console
 from anchorembed.config import Recipe, parse_recipe
 from anchorembed.corpora import Harvest, Package, harvest_packages
 from anchorembed.demo import CLEARLY, Demo, Row, demo, show
+from anchorembed.errors import InputError
 from anchorembed.evaluation import METRICS
 from anchorembed.records import read_collection
 from conftest import WORDS
@@ -74,6 +75,18 @@ def test_every_row_and_a_second_run_that_reuses(made: Harvest, recipe: Recipe, t
     demo(recipe, made, said.append)
     assert json.loads(scores.read_text(encoding="utf-8"))["key"] != before, "texts changed, their ids did not"
     assert not any("export: kept" in line for line in said)
+
+
+def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reconstruct is null, and the demo shows both stages"):
+        demo(recipe.model_copy(update={"reconstruct": None}), made)
+    mine = tmp_path / "run" / "export" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("kept", encoding="utf-8")
+    with pytest.raises(InputError, match="this is no export of ours"):
+        demo(recipe, made)
+    assert mine.exists()
+    assert not (tmp_path / "run" / "contrastive-only").exists()
 
 
 def test_the_last_screen_shows_brackets_as_they_are(made: Harvest, recipe: Recipe) -> None:

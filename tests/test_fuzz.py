@@ -194,8 +194,10 @@ def test_lying_weights_are_refused_by_name(tmp_path: Path) -> None:
         load_model(str(tmp_path / "short.gguf"))
 
 
-def test_code_and_pickles_of_a_model_folder_are_not_run(tmp_path: Path) -> None:
-    """A folder that names its own code, and one whose only weights are a pickle."""
+def test_code_and_pickles_of_a_model_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that names its own code, though whoever is asked says yes, and one whose only weights are a pickle."""
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *question: (asked.append(question), "y")[1])
     folder = save_tiny(tmp_path / "code")
     config: dict[str, Any] = yaml.safe_load((folder / "config.json").read_text(encoding="utf-8"))
     config |= {
@@ -207,6 +209,7 @@ def test_code_and_pickles_of_a_model_folder_are_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be loaded"):
         load_model(str(folder))
     assert not (tmp_path / "ran").exists()
+    assert not asked
     other = save_tiny(tmp_path / "pickle")
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):

@@ -114,6 +114,15 @@ def test_texts_are_gathered_once() -> None:
     assert gather([PAIR, OTHER, PAIR], ["a", TEXTS[0], "a"]) == ["a", TEXTS[0], TEXTS[4]]
 
 
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    (tmp_path / "link.jsonl").symlink_to(pairs)
+    before = pairs.read_bytes()
+    with pytest.raises(InputError, match=r"is what is read\. Name another file"):
+        mine_file(pairs, tmp_path / "link.jsonl")
+    assert pairs.read_bytes() == before
+
+
 @pytest.mark.parametrize("by", ["bm25", "tiny"])
 def test_what_is_written_trains_as_it_is(tmp_path: Path, tiny_folder: Path, by: str) -> None:
     source, out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "mined.jsonl.gz"

@@ -33,6 +33,8 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
     for header in ("text,label", "text,category"):
         (tmp_path / "d.csv").write_text(f'{header}\n"a, b",good\n', encoding="utf-8")
         assert read_test_set(tmp_path / "d.csv").rows == (LabelledText("a, b", "good"),)
+    (tmp_path / "r.csv").write_text('query,positive,negative\nsort,"[""sorts""]","[""a"", ""b""]"\n', encoding="utf-8")
+    assert read_test_set(tmp_path / "r.csv").rows == (Candidates("2", "sort", ("sorts",), ("a", "b")),)
     with gzip.open(tmp_path / "e.jsonl.gz", "wt", encoding="utf-8") as sink:
         sink.write(json.dumps({"text": "a", "label": 3}) + "\n")
     assert read_test_set(tmp_path / "e.jsonl.gz").rows == (LabelledText("a", "3"),)
@@ -45,7 +47,7 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
         (RERANK | {"negative": "one"}, r'a\.jsonl:2: "negative" is no list'),
         (RERANK | {"query": " "}, r'a\.jsonl:2: "query" is empty'),
         ({"text": "a", "label": "b"}, r"a\.jsonl:2: its columns are those of Classification"),
-        ({"quary": "a"}, r"a\.jsonl:2: no \"query\""),
+        ({"quary": "a"}, r"a\.jsonl:2: its columns are quary\. Give query, positive and negative; sentence1"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:

@@ -168,7 +168,11 @@ def use_gpu_kernels(backbone: Backbone) -> None:
     """
     if not is_flash_attn_2_available():
         return
-    backbone.model.set_attn_implementation("flash_attention_2")
+    try:
+        backbone.model.set_attn_implementation("flash_attention_2")
+    except (ValueError, ImportError) as error:
+        warnings.warn(f"{backbone.name}: not by flash attention, which is installed ({error})", stacklevel=2)
+        return
     backbone.varlen = True
     if is_liger_kernel_available():
         kernels = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False}

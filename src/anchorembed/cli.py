@@ -312,7 +312,9 @@ def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_ba
 
 
 def _command() -> str:
-    return shlex.join(["anchorembed", *sys.argv[1:]])
+    """What was typed; of several processes, what their launcher is to start again."""
+    command = shlex.join(["anchorembed", *sys.argv[1:]])
+    return command if os.environ.get("WORLD_SIZE", "1") == "1" else f"the same launcher with -m {command}"
 
 
 def _say(message: str) -> None:

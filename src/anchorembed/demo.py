@@ -17,7 +17,8 @@ from rich.table import Table
 from anchorembed.checkpoint import write_file
 from anchorembed.config import Recipe
 from anchorembed.corpora import Harvest, harvest_docstrings
-from anchorembed.embedder import Embedder, saved_sha256
+from anchorembed.embedder import Embedder, read_metadata, saved_sha256
+from anchorembed.errors import InputError
 from anchorembed.evaluation import METRICS, chance, subset
 from anchorembed.exporting import export
 from anchorembed.indexing import Hit, open_or_build
@@ -67,8 +68,18 @@ def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
 
 
 def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resume: str = "run it again") -> Demo:
-    """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages."""
+    """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
+
+    Raises:
+        InputError: if the recipe leaves a stage out, or what stands where the export goes is none.
+    """
     started = time.monotonic()
+    for stage in ("reconstruct", "contrast"):
+        if getattr(recipe, stage) is None:
+            raise InputError(f"recipe: {stage} is null, and the demo shows both stages. Give it settings.")
+    exported = recipe.output / "export"
+    if exported.exists() and read_metadata(exported) is None:
+        raise InputError(f"{exported}: the demo exports to there, and this is no export of ours. Move it away.")
     collection = subset(read_collection(made.collection), POOL)
     source = recipe.data.sources[0].model_copy(update={"path": made.train})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
@@ -85,7 +96,6 @@ def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resu
         rows[name] = _measure(
             recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection, say
         )
-    exported = recipe.output / "export"
     if exported.exists() and saved_sha256(exported) == saved_sha256(anchored):
         say(f"export: kept: {exported}")
     else:

@@ -83,8 +83,7 @@ class Embedder(nn.Module):
         name = Path(name).expanduser() if str(name).startswith("~") else name
         place = find_device(device)
         backbone, tokenizer = load_backbone(str(name), place)
-        described = beside(str(name), METADATA)
-        saved = read_metadata(described.parent) if described else None
+        saved = described(str(name))
         template = template or (saved.template if saved else derive_template(tokenizer))
         metadata = Metadata(
             template=template,
@@ -198,6 +197,12 @@ class Embedder(nn.Module):
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(self.backbone.model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def described(name: str) -> Metadata | None:
+    """What a model that we saved, in a folder or on the hub, knows beyond its weights; None of any other."""
+    found = beside(name, METADATA)
+    return read_metadata(found.parent) if found else None
 
 
 def saved_sha256(folder: Path) -> str:

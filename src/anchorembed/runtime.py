@@ -38,6 +38,9 @@ def find_device(name: str) -> torch.device:
         raise InputError(f"model.device: {name!r} is not a device. Use auto, cpu, cuda or cuda:N.") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"model.device: {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.index is not None and processes > 1:
+        raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"model.device: {name!r} asked for, {count} GPUs found. Use 'auto' or 'cpu'.")

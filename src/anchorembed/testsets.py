@@ -2,7 +2,7 @@
 
 What a file is follows from its columns: ``query, positive, negative`` lists to rerank; ``sentence1, sentence2`` with a
 ``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text`` with a ``label`` or ``category``.
-Quotes in a TSV are text, as in the sets that are handed around in it.
+In a cell of CSV a list stands as JSON; quotes in a TSV are text, as in the sets that are handed around in it.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.errors import InputError
-from anchorembed.rows import BadRow, Row, checked, missing, not_empty, required_text, table_rows
+from anchorembed.rows import BadRow, Row, checked, json_list, not_empty, required_text, table_rows
 
 _CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
@@ -118,7 +118,10 @@ def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
         return "PairClassification", lambda line, row: _pair(row, "label")
     if "text" in have and have & set(_LABELS):
         return "Classification", _labelled
-    raise missing(("query", "sentence1", "text"), names)
+    raise BadRow(
+        f"its columns are {', '.join(names) or 'none'}",
+        " Give query, positive and negative; sentence1, sentence2 and score or label; or text and label.",
+    )
 
 
 def _candidates(line: int, row: Row) -> Candidates:
@@ -127,7 +130,7 @@ def _candidates(line: int, row: Row) -> Candidates:
 
 
 def _texts(row: Row, key: str) -> tuple[str, ...]:
-    value = row[key]
+    value = json_list(cell) if isinstance(cell := row[key], str) else cell
     if not isinstance(value, list) or not value:
         raise BadRow(f'"{key}" is {"an empty list" if value == [] else "no list"}')
     return tuple(required_text({key: item}, key) for item in value)

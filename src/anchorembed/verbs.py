@@ -16,7 +16,7 @@ from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run
 from anchorembed.checking import SourceReport
 from anchorembed.clusters import encode_by_ray
 from anchorembed.config import Recipe
-from anchorembed.embedder import Embedder, Side
+from anchorembed.embedder import Embedder, Side, described
 from anchorembed.errors import InputError
 from anchorembed.evaluation import Scores, evaluate_collection
 from anchorembed.indexing import Floats, Hit, open_or_build
@@ -96,7 +96,7 @@ def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], No
     """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
 
     Args:
-        recipe: its model's tokenizer counts the tokens; its limits say what is cut.
+        recipe: its model's tokenizer and template count the tokens; its limits say what is cut.
         tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
         say: for messages.
     """
@@ -109,11 +109,12 @@ def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], No
         say(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
     places = dict.fromkeys([*tests, *(place for place in local.values() if place.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
-    baked = bake(tokenizer, own_template(recipe) or derive_template(tokenizer))
+    saved = described(recipe.model.name)
+    template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
     store = open_pairs(recipe, lambda _: None)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
-        yield from checking.check(store, PairTokenizer(baked, lengths), places, advance)
+        yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), places, advance)
 
 
 def mine(
@@ -138,6 +139,8 @@ def mine(
         say: for messages.
     """
     _check_out(Path(out))
+    if Path(out).resolve() in {Path(place).resolve() for place in (pairs, corpus) if place}:
+        raise InputError(f"{out}: is what is read. Name another file to write.")
     dropped: list[str] = []
     read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
     if dropped:
