@@ -2,7 +2,6 @@
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,7 +55,7 @@ def shard_on_cpus(accelerator: Accelerator) -> None:
     )
 
 
-def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[str, torch.Tensor]:
+def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor]:
     """Three steps; everything that must not depend on the number of processes."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     torch.manual_seed(0)
@@ -64,8 +63,7 @@ def run(folder: Path, settings: Schedule, optimizer: str, shard: bool) -> dict[s
     if isinstance(settings, Contrast) and settings.guide:
         settings = settings.model_copy(update={"guide": str(folder)})
     module, stage = objective(embedder, settings)
-    kinds = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, eps=1e-4)}
-    updates = kinds[optimizer](module.parameters(), lr=1e-3)
+    updates = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-4)
     if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
         if shard:
@@ -104,10 +102,9 @@ def main() -> None:
     """Run every setting, and write what the first process found."""
     folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
     for name, settings in SETTINGS.items():
-        for optimizer in ("sgd", "adamw"):
-            found = run(folder, settings, optimizer, shard)
-            if rank() == 0:
-                save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}-{optimizer}")
+        found = run(folder, settings, shard)
+        if rank() == 0:
+            save_file({key: value.contiguous() for key, value in found.items()}, out / name)
     (out / f"finished-{os.environ.get('RANK', '0')}").touch()
     if shard:
         leave_shards()

@@ -204,7 +204,7 @@ def test_code_and_pickles_of_a_model_folder_are_not_run(tmp_path: Path, monkeypa
         "model_type": "unheard-of",
         "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
     }
-    (folder / "config.json").write_text(str(config).replace("'", '"').replace("None", "null").replace("True", "true"))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_model(str(folder))

@@ -62,7 +62,7 @@ def test_data_that_changed_under_a_started_run_is_named(tmp_path: Path) -> None:
     reconstruct(run)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(pairs.read_text(encoding="utf-8") + '{"query": "new", "positive": "pair"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"data\.content\.p was '.*', is '.*' now"):
+    with pytest.raises(InputError, match=r"data\.sources\.p\.content was '.*', is '.*' now"):
         reconstruct(run)
     other = run.model_copy(update={"seed": 5})
     with pytest.raises(InputError, match="seed was 0, is 5 now"):
