@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from anchorembed import attention
+from anchorembed import attention, layers
 from anchorembed import backbone as backbone_module
 from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, use_gpu_kernels, weights_sha256
 from anchorembed.errors import InputError
@@ -52,6 +52,24 @@ def test_packed_equals_padded(name: str) -> None:
     packed = states(backbone, pack(sequences()))
     for side in ("left", "right"):
         torch.testing.assert_close(packed, padded_states(name, side), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_long_sequences_take_another_way_to_the_same(name: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own attention, with and without a window, in fused layers and in the model's: states and gradients."""
+    found = []
+    for short in (512, 0):
+        for module in (attention, layers):
+            monkeypatch.setattr(module, "SHORT", short)
+        backbone = Backbone(tiny_model(name).eval())
+        if fused:
+            reproduce(backbone, name)
+        packed = states(backbone, pack(sequences()))
+        packed.square().sum().backward()
+        found.append([packed.detach(), *(p.grad for p in backbone.parameters() if p.grad is not None)])
+    for long, short_one in zip(*found, strict=True):
+        torch.testing.assert_close(long, short_one, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])

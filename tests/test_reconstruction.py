@@ -9,9 +9,9 @@ from torch import Tensor
 
 from anchorembed import reconstruction
 from anchorembed.backbone import Backbone, reproduce
-from anchorembed.config import Reconstruct
+from anchorembed.config import Contrast, Reconstruct
 from anchorembed.embedder import Embedder, Metadata
-from anchorembed.flops import step_flops, weight_count
+from anchorembed.flops import encode_flops, step_flops, weight_count
 from anchorembed.reconstruction import decoding, linear_cross_entropy
 from anchorembed.records import TextPair
 from anchorembed.steps import Reconstruction, ReconstructionModule
@@ -260,3 +260,50 @@ def test_anchor_gain_is_zero_for_vectors_that_say_nothing() -> None:
     assert gains == pytest.approx(
         dict.fromkeys(("gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q"), 0.0), abs=1e-6
     )
+
+
+def summed_losses(pairs: list[TokenPair], sources: list[list[int]], texts: list[list[int]]) -> float:
+    """Of writing each text from its source's last state, after a sink, by transformers' own forward: nats, summed."""
+    model, end, total = tiny_model("llama").eval(), pairs[0].query[-1], 0.0
+    model.set_attn_implementation("eager")
+    for source, text in zip(sources, texts, strict=True):
+        anchor = model.base_model(input_ids=torch.tensor([source]), use_cache=False).last_hidden_state[0, -1:]
+        known = model.get_input_embeddings()(torch.tensor([end, *text]))
+        inputs = torch.cat([known[:1], anchor, known[1:]])
+        logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0, 1:]
+        total += F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum").item()
+    return total
+
+
+@torch.no_grad()
+def test_anchor_gain_is_the_next_pair_s_loss_less_the_own() -> None:
+    embedder, pairs = make("llama")
+    found = stage(embedder, sink=True).report(pairs)
+    for direction, sources, texts in (
+        ("q2d", [pair.query for pair in pairs], [pair.document_text for pair in pairs]),
+        ("d2q", [pair.document for pair in pairs], [pair.query_text for pair in pairs]),
+    ):
+        tokens = sum(len(text) + 1 for text in texts)
+        own = summed_losses(pairs, sources, texts) / tokens
+        strange = summed_losses(pairs, [*sources[1:], sources[0]], texts) / tokens
+        assert found[f"held_out_{direction}"] == pytest.approx(own, abs=1e-4)
+        assert found[f"gain_{direction}"] == pytest.approx(strange - own, abs=1e-4)
+        assert abs(strange - own) > 1e-3
+
+
+def test_flops_by_hand() -> None:
+    """2 layers of H 32: q and o 32 x 32, k and v 16 x 32, gate, up and down 64 x 32; a head of 400 x 32."""
+    embedder, pairs = make("llama")
+    weights, head = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32), 400 * 32
+    encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
+    written = sum(len(pair.query_text) + len(pair.document_text) + 2 for pair in pairs)
+    sinks = 2 * len(pairs)
+    _, both = objective(embedder, Reconstruct())
+    assert step_flops(embedder.backbone, both, 0, pairs) == 6 * (weights * (encoded + sinks + written) + head * written)
+    _, plain = objective(embedder, Reconstruct(directions="next_token"))
+    assert step_flops(embedder.backbone, plain, 0, pairs) == 6 * (weights + head) * written
+    _, full = objective(embedder, Contrast(lora=None))
+    assert step_flops(embedder.backbone, full, 0, pairs) == 6 * weights * encoded
+    _, adapted = objective(embedder, Contrast())
+    assert step_flops(embedder.backbone, adapted, 0, pairs) == 4 * weights * encoded
+    assert encode_flops(embedder.backbone, 10) == 2 * weights * 10

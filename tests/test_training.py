@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from anchorembed import loop, steps, training
 from anchorembed.backbone import weights_sha256
 from anchorembed.benchmarking import measure_on
-from anchorembed.config import Contrast, Recipe, Schedule, parse_recipe
+from anchorembed.config import Contrast, Lora, Recipe, Reconstruct, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
 from anchorembed.loop import Interrupted, _rounded, learning_rate
@@ -115,7 +115,7 @@ def test_resumed_equals_uninterrupted(recipe: Make, stage: str, monkeypatch: pyt
         assert torch.equal(tensor, weights(finished)[name]), name
 
 
-def test_contrast_starts_from_the_model_if_stage_one_is_not_complete(recipe: Make, tiny_folder: Path) -> None:
+def test_contrast_starts_from_the_model_if_stage_one_was_not_run(recipe: Make, tiny_folder: Path) -> None:
     said: list[str] = []
     contrast(recipe(), said.append)
     assert f"contrast: starting from {tiny_folder}" in said
@@ -426,3 +426,88 @@ def test_scalar_buffers_are_hashed_and_tell_models_apart() -> None:
     for model, value in ((one, 1.0), (two, 2.0)):
         model.register_buffer("beta", torch.tensor(value))
     assert weights_sha256(one) != weights_sha256(two)
+
+
+PAIRS = [
+    TextPair("sort", "x y", ("x z", "left out"), scores=(2.0, 1.0, 0.0)),
+    TextPair("open", "y", ("a z",), scores=(1.0, 3.0)),
+    TextPair("read a row", "rows", ("a table",), scores=(0.0, 1.0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        (Reconstruct(), {"directions": "q2d"}),
+        (Reconstruct(), {"directions": "d2d"}),
+        (Reconstruct(), {"directions": "next_token"}),
+        (Reconstruct(), {"directions": "alternate"}),
+        (Reconstruct(), {"d2q_weight": 0.3}),
+        (Reconstruct(), {"sink": False}),
+        (Reconstruct(), {"bag_weight": 0.5}),
+        (Reconstruct(bag_weight=0.5), {"bag_weight": 1.0}),
+        (Reconstruct(bag_weight=0.5), {"decode": False}),
+        (Contrast(lora=None), {"scale": 20.0}),
+        (Contrast(lora=None, scale=1.0), {"hard_negatives": 2}),
+        (Contrast(lora=None), {"mask_above": -0.5}),
+        (Contrast(lora=None, mask_above=-0.01), {"guide": "other"}),
+        (Contrast(lora=None), {"distill": 0.5}),
+        (Contrast(lora=None, distill=0.5), {"distill": 1.0}),
+        (Contrast(lora=None), {"dimensions": [8]}),
+    ],
+)
+def test_every_setting_reaches_its_loss(
+    settings: Schedule, changes: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    if "guide" in changes:
+        torch.manual_seed(3)
+        other = Embedder.load(tiny_folder, precision="float32")
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+        other.save(tmp_path / "other")
+        changes = {"guide": str(tmp_path / "other")}
+    losses = []
+    for each in (settings, settings.model_copy(update=changes)):
+        embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
+        _, stage = objective(embedder, each)
+        losses.append(stage.step(0, embedder.pairs.pairs(PAIRS, [""] * len(PAIRS)))["loss"])
+    assert abs(losses[1] - losses[0]) > 1e-3
+
+
+def test_lora_s_settings_reach_its_adapters(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32")
+    objective(embedder, Contrast(lora=Lora(rank=3, alpha=7, dropout=0.25, targets=["q_proj", "up_proj"])))
+    (config,) = embedder.backbone.peft[-1].peft_config.values()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 7, 0.25)
+    assert set(config.target_modules) == {"q_proj", "up_proj"}
+
+
+def test_held_out_figures_are_those_of_the_saved_model(recipe: Make) -> None:
+    """Cross-entropy and accuracy of finding its own document among all held out, from the vectors of `encode`."""
+    made = recipe(reconstruct=None, contrast={"lora": {"dropout": 0.3, "rank": 2, "alpha": 4}})
+    model = contrast(made)
+    prepared = prepare(made, str(model), lambda _: None)
+    pairs = [prepared.store[index] for index in prepared.split.held_out.tolist()]
+    queries = torch.from_numpy(prepared.embedder.encode([pair.query for pair in pairs], "query"))
+    documents = torch.from_numpy(prepared.embedder.encode([pair.positive for pair in pairs]))
+    assert len({pair.positive for pair in pairs}) == len({pair.query for pair in pairs}) == len(pairs) == 8
+    scores = 50 * queries @ documents.T
+    own = torch.arange(len(pairs))
+    last = log(model)[-1]
+    assert last["held_out_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(scores, own)), rel=1e-3)
+    assert last["held_out_accuracy"] == pytest.approx(float((scores.argmax(1) == own).float().mean()))
+    assert last["quality"] == last["held_out_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "judged"),
+    [
+        (Contrast(), ["held_out_accuracy"]),
+        (Reconstruct(), ["gain_q2d", "gain_d2q"]),
+        (Reconstruct(bag_weight=1.0), ["gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q"]),
+        (Reconstruct(bag_weight=1.0, decode=False), ["gain_bag_q2d", "gain_bag_d2q"]),
+    ],
+)
+def test_what_the_best_is_judged_by(settings: Schedule, judged: list[str]) -> None:
+    assert training._judged_by(settings) == judged
