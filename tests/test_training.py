@@ -24,7 +24,7 @@ from anchorembed.loop import Interrupted, _rounded, learning_rate
 from anchorembed.preparing import prepare
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
-from anchorembed.tokens import Lengths, instruct
+from anchorembed.tokens import Lengths, PairTokenizer, TokenPair, instruct
 from anchorembed.training import contrast, objective, reconstruct, train
 from conftest import save_tiny, write_pairs
 
@@ -511,3 +511,28 @@ def test_held_out_figures_are_those_of_the_saved_model(recipe: Make) -> None:
 )
 def test_what_the_best_is_judged_by(settings: Schedule, judged: list[str]) -> None:
     assert training._judged_by(settings) == judged
+
+
+def test_hard_negatives_that_are_not_used_are_said_and_not_tokenised(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe()
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = "".join(json.dumps(row | {"negatives": ["a", "b", "c"]}) + "\n" for row in rows)
+    (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8")
+    real, counts = PairTokenizer.pairs, []
+
+    def spy(self: PairTokenizer, *given: Any) -> list[TokenPair]:
+        found = real(self, *given)
+        counts.extend(len(pair.negatives) for pair in found)
+        return found
+
+    monkeypatch.setattr(PairTokenizer, "pairs", spy)
+    said: list[str] = []
+    reconstruct(made, said.append)
+    assert set(counts) == {0}
+    assert not any("hard negatives" in line for line in said)
+    counts.clear()
+    contrast(made.model_copy(update={"contrast": made.contrast.model_copy(update={"hard_negatives": 2})}), said.append)
+    assert set(counts) == {2}
+    assert "contrast: of up to 3 hard negatives a pair, 2 used: contrast.hard_negatives" in said

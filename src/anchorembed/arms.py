@@ -221,7 +221,7 @@ def stage_flops(recipe: Recipe, prepared: Prepared) -> float:
     _, run = objective(prepared.embedder, settings)
     order = prepared.order(settings.batch_size, recipe.seed)
     counted = [
-        step_flops(backbone, run, number, prepared.tokens(indices))
+        step_flops(backbone, run, number, prepared.tokens(indices, run.hard_negatives))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
     ]
     backbone.merge_lora()  # untrained, they change no weight

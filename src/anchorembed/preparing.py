@@ -29,13 +29,13 @@ class Prepared:
         """Share of the pairs to train on that an epoch uses in steps of ``size``."""
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
 
-    def tokens(self, indices: Sequence[int]) -> list[TokenPair]:
-        """Read and tokenise the pairs of a step."""
+    def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
+        """Read and tokenise the pairs of a step, of each all hard negatives or the first so many."""
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         tasks = [instruct(source.instruction) for source in sources]
         of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
-        return self.embedder.pairs.pairs(pairs, tasks, of_documents)
+        return self.embedder.pairs.pairs(pairs, tasks, of_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
         """How many pairs there are, are trained on and held out; which lines were dropped, and why."""

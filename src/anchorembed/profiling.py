@@ -95,7 +95,7 @@ def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profi
     for number, indices in zip(range(warmup + steps + 1), order, strict=False):
         with _Watch(times if number == warmup + steps else None):
             started = time.perf_counter()
-            pairs = prepared.tokens(indices)
+            pairs = prepared.tokens(indices, run.hard_negatives)
             run.step(number, pairs)
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             optimizer.step()

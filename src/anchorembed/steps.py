@@ -6,7 +6,7 @@ The embedder embeds, the objectives compare; a step brings them together, a toke
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,7 @@ class Reconstruction:
     bag_weight: float = 0.0
     decode: bool = True
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
+    hard_negatives: ClassVar[int] = 0  # it uses none
 
     def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
         """What a step writes, by pair."""

@@ -72,6 +72,12 @@ class PairStore:
         lengths = (pc.list_value_length(table.column("scores")) for table in self._tables)
         return sum(int(pc.sum(pc.greater(length, 1)).as_py() or 0) for length in lengths)
 
+    @property
+    def most_negatives(self) -> int:
+        """The largest number of hard negatives that a pair has."""
+        lengths = (pc.list_value_length(table.column("negatives")) for table in self._tables)
+        return max(int(pc.max(length).as_py() or 0) for length in lengths)
+
     def source_of(self, index: int) -> int:
         """Number of the source that a pair is from."""
         return int(np.searchsorted(self.bounds, index, side="right")) - 1

@@ -182,18 +182,26 @@ class PairTokenizer:
         return ids
 
     def pairs(
-        self, pairs: Sequence[TextPair], instructions: Sequence[str], of_documents: Sequence[str] | None = None
+        self,
+        pairs: Sequence[TextPair],
+        instructions: Sequence[str],
+        of_documents: Sequence[str] | None = None,
+        most_negatives: int | None = None,
     ) -> list[TokenPair]:
-        """Tokenise pairs; ``instructions[i]`` goes before query i, ``of_documents[i]`` before its documents."""
+        """Tokenise pairs, of each all negatives or the first so many.
+
+        ``instructions[i]`` goes before query i, ``of_documents[i]`` before its documents.
+        """
+        negatives = [pair.negatives[:most_negatives] for pair in pairs]
         queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]
         prefixes = of_documents or [""] * len(pairs)
         positives = [prefix + pair.positive for pair, prefix in zip(pairs, prefixes, strict=True)]
-        every = [prefix + text for pair, prefix in zip(pairs, prefixes, strict=True) for text in pair.negatives]
+        every = [prefix + text for texts, prefix in zip(negatives, prefixes, strict=True) for text in texts]
         rest = iter(self.templated(every, self.lengths.document))
         sides = zip(
             self.templated(queries, self.lengths.query),
             self.templated(positives, self.lengths.document),
-            [tuple(next(rest) for _ in pair.negatives) for pair in pairs],
+            [tuple(next(rest) for _ in texts) for texts in negatives],
             self.plain([pair.query for pair in pairs], self.lengths.query),
             self.plain([pair.positive for pair in pairs], self.lengths.document),
             pairs,

@@ -150,7 +150,7 @@ def _run_alone(
     if accelerator.num_processes > 1:
         layers = prepared.embedder.backbone.model._no_split_modules or []
         run = _together(accelerator, run, optimizer, [*layers])
-    held_out = prepared.tokens(prepared.split.held_out.tolist())
+    held_out = prepared.tokens(prepared.split.held_out.tolist(), run.hard_negatives)
     fit(
         Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
         module,
@@ -213,6 +213,9 @@ def _say_what_is_lost(
     backbone = prepared.embedder.backbone
     if backbone.peft and (left_out := backbone.not_adapted()):
         say(f"{stage}: LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
+    have = prepared.store.most_negatives
+    if isinstance(settings, Contrast) and have > settings.hard_negatives:
+        say(f"{stage}: of up to {have} hard negatives a pair, {settings.hard_negatives} used: contrast.hard_negatives")
     used, size = prepared.share_used(settings.batch_size, seed), settings.batch_size
     if used < _MOST:
         say(f"data: an epoch uses {used:.0%} of the pairs in steps of {size}; the rest repeat texts or fill no step")
@@ -317,7 +320,7 @@ def _judged_by(settings: Schedule) -> list[str]:
 
 def _counted(prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]) -> Metrics:
     """Do a step and say what it cost: the texts' own tokens, model FLOPs, peak memory so far."""
-    pairs = prepared.tokens(indices)
+    pairs = prepared.tokens(indices, run.hard_negatives)
     metrics = run.step(number, pairs)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
     backbone = prepared.embedder.backbone
