@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed import cli
+from anchorembed import cli, loop
+from anchorembed.config import Schedule
 from conftest import write_pairs
 
 Run = Any
@@ -266,3 +268,38 @@ def test_where_memory_ends_is_said(
     monkeypatch.setattr(cli, "_memory_ended", lambda _: False)
     with pytest.raises(type(error)):
         cli.main()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_says_how_to_go_on(
+    run: Run, recipe: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: what is typed again ends it."""
+    real, sent = loop.learning_rate, []
+
+    def rate(step: int, schedule: Schedule) -> float:
+        if step == 2 and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), number)
+        return real(step, schedule)
+
+    monkeypatch.setattr(loop, "learning_rate", rate)
+    code, _, err = run("reconstruct", recipe)
+    assert code == 128 + number
+    assert err.strip().endswith(f"Stopped after step 3. To continue: anchorembed reconstruct {recipe}")
+    assert "Traceback" not in err
+    code, _, err = run("reconstruct", recipe)
+    assert code == 0
+    assert "resumed after step 3 of 4" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli._command() == f"the same launcher with -m anchorembed reconstruct {recipe}"
+
+
+def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anchorembed.exporting.export", stop)
+    code, _, err = run("export", tiny_folder, "out")
+    assert code == 130
+    assert "Traceback" not in err
