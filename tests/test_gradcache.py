@@ -31,7 +31,7 @@ def test_cached_equals_uncached(size: int) -> None:
     chunks = data.split(size)
     cached, plain = Net(), Net()
     torch.manual_seed(5)
-    value = cached_backward(cached, chunks, loss)
+    value = cached_backward(cached, chunks, loss, torch.device("cpu"))
     after = torch.rand(1)
     torch.manual_seed(5)
     expected = loss(torch.cat([plain(chunk) for chunk in chunks]))
@@ -43,6 +43,6 @@ def test_cached_equals_uncached(size: int) -> None:
 
 
 def test_without_replay_dropout_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorembed.gradcache._set_random_state", lambda state: None)
+    monkeypatch.setattr("anchorembed.gradcache._set_random_state", lambda *_: None)
     with pytest.raises(AssertionError):
         test_cached_equals_uncached(3)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from anchorembed.packing import micro_batches, pack
+from anchorembed.packing import lay_out, micro_batches, pack
 
 SEQUENCES = [[5, 6, 7], [8], [9] * 20, [1, 2], [3] * 18]
 
@@ -15,18 +15,21 @@ def test_offsets_mark_where_each_text_begins() -> None:
     assert len(batch) == 5
     cuts = batch.offsets.tolist()
     assert [batch.tokens[a:b].tolist() for a, b in pairwise(cuts)] == SEQUENCES
+    assert batch.ends.tolist() == cuts
+    assert batch.longest == 20
     assert batch.tokens[batch.anchors].tolist() == [sequence[-1] for sequence in SEQUENCES]
     assert batch.positions.tolist() == [i for sequence in SEQUENCES for i in range(len(sequence))]
 
 
 def test_buckets_hold_each_token_once() -> None:
     batch = pack(SEQUENCES)
-    tokens = torch.cat([bucket.tokens for bucket in batch.buckets])
+    buckets = lay_out(batch.offsets)
+    tokens = torch.cat([bucket.tokens for bucket in buckets])
     assert torch.equal(tokens.sort().values, torch.arange(len(batch.tokens)))
-    for bucket in batch.buckets:
+    for bucket in buckets:
         assert torch.equal(bucket.index.flatten()[bucket.slots], bucket.tokens)
         assert int(bucket.real.sum()) == len(bucket.tokens)
-    assert sum(bucket.index.numel() for bucket in batch.buckets) <= 1.25 * len(batch.tokens)
+    assert sum(bucket.index.numel() for bucket in buckets) <= 1.25 * len(batch.tokens)
 
 
 @pytest.mark.parametrize("sequences", [[], [[1], []]])

@@ -111,7 +111,7 @@ def test_the_anchor_is_adjacent_to_the_first_target_whatever_the_batch(sink: boo
     texts = [[7, 8, 9], [4], [], [5] * 30]
     laid = decoding(texts, end_id=2, sink=sink)
     targets = dict(zip(laid.predicting.tolist(), laid.targets.tolist(), strict=True))
-    assert laid.counts.tolist() == [len(text) + 1 for text in texts]
+    assert list(laid.counts) == [len(text) + 1 for text in texts]
     for text, slot, last in zip(texts, laid.slots.tolist(), laid.batch.anchors.tolist(), strict=True):
         assert [targets.pop(position) for position in range(slot, last + 1)] == [*text, 2]
         assert laid.batch.tokens[slot + 1 : last + 1].tolist() == text
@@ -126,7 +126,7 @@ def test_every_target_sends_gradient_into_the_encoder() -> None:
     backbone = embedder.backbone
     vectors = reconstruction.insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.slots)
     states = backbone.states(vectors, laid.batch)
-    owner = torch.arange(len(pairs)).repeat_interleave(laid.batch.lengths)
+    owner = torch.arange(len(pairs)).repeat_interleave(laid.batch.offsets.diff())
     for position in range(len(laid.targets)):
         weights = torch.zeros(len(laid.targets))
         weights[position] = 1.0
@@ -153,7 +153,7 @@ def test_chunked_equals_full(softcap: float | None, biased: bool, monkeypatch: p
     states, weight, bias = leaf(70, 8), leaf(50, 8), leaf(50) if biased else None
     targets = torch.randint(50, (70,), generator=generator)
     weights = torch.rand(70, generator=generator)
-    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", 50 * 20)
+    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", {"cpu": 50 * 20})
     loss, losses = linear_cross_entropy(states, weight, targets, weights, bias, 1.5, softcap)
     (loss * 3).backward()
     leaves = [leaf for leaf in (states, weight, bias) if leaf is not None]
@@ -216,16 +216,17 @@ def test_a_bag_is_its_state_repeated(
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(1, 9, (40,), generator=generator)
     states, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((40, 8), (50, 8), (50,)))
+    bags = (counts.tolist(), torch.arange(40).repeat_interleave(counts))
     targets = torch.randint(50, (int(counts.sum()),), generator=generator)
     weights = torch.rand(len(targets), generator=generator)
-    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", 50 * 16)
+    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", {"cpu": 50 * 16})
     found = []
     for bag in (True, False):
         leaves = [leaf.clone().requires_grad_() for leaf in (states, weight, bias)]
         rows = leaves[0] if bag else leaves[0].repeat_interleave(counts, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, losses = linear_cross_entropy(
-                rows, leaves[1], targets, weights, leaves[2] if biased else None, 1.5, softcap, counts if bag else None
+                rows, leaves[1], targets, weights, leaves[2] if biased else None, 1.5, softcap, bags if bag else None
             )
         loss.backward()
         found.append([loss.detach(), losses, *(leaf.grad for leaf in leaves if leaf.grad is not None)])

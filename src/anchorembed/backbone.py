@@ -6,6 +6,7 @@ scales and soft-caps, are reproduced is measured on loading; where not, it is re
 """
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,17 +17,17 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.liger import apply_liger_kernel
-from transformers.utils.import_utils import is_flash_attn_2_available, is_liger_kernel_available
 
-from anchorembed.attention import ATTENTION
+from anchorembed.attention import ATTENTION, LARGEST_HEAD
 from anchorembed.errors import InputError
-from anchorembed.kernels import lookup
-from anchorembed.layers import fuse_layers
 from anchorembed.models import load_model
 from anchorembed.packing import PackedBatch, pack
+from anchorembed.runtime import autocast
 
+_log = logging.getLogger(__name__)
+_GRAPHS = 64  # that one kind of layer may have: models, adapters, modes and devices of one process
 _TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
+_ROUNDING = 0.03  # of states by the varlen kernel against bucketed attention, both in bfloat16, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Backbone(nn.Module):
         self.input_scale = 1.0
         self.logit_scale = 1.0
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
-        self.varlen = False  # attention by a kernel of its own for packed sequences, rather than in buckets
+        self.varlen = False  # attention by the varlen kernel rather than in buckets
+        self.residual_dtype = torch.float32  # of the stream that layers add to
         self.peft: list[PeftModel] = []  # in a list, so that its weights are registered once, under `model`
         model.set_attn_implementation(ATTENTION)
 
@@ -73,19 +75,29 @@ class Backbone(nn.Module):
         """Where the weights are."""
         return self.head.weight.device
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return next(module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
+
     def embed(self, tokens_T: Tensor) -> Tensor:
         """E: token ids [T] to input vectors [T, H], in the scale in which an anchor enters."""
         module = self.model.get_input_embeddings()
-        vectors: Tensor = lookup(module.weight, tokens_T) if type(module) is nn.Embedding else module(tokens_T)
+        # Not by the module itself where it only looks rows up: it would keep a padding token's row from learning.
+        vectors: Tensor = F.embedding(tokens_T, module.weight) if type(module) is nn.Embedding else module(tokens_T)
         return vectors if self.input_scale == 1.0 else vectors * self.input_scale
 
     def states(self, vectors_TH: Tensor, batch: PackedBatch) -> Tensor:
         """f: input vectors [T, H] to final states [T, H] after the last norm; ``batch`` says where sequences begin."""
+        vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
+        kernel = {"ends": batch.ends, "longest": batch.longest} if self.varlen else {"offsets": batch.offsets}
         output = self.model.base_model(
-            inputs_embeds=(vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale)[None],
+            inputs_embeds=torch.stack(
+                [vectors_TH.to(self.residual_dtype)]
+            ),  # a view would cost the first layer a graph
             position_ids=batch.positions[None],
             use_cache=False,
-            **(_varlen(batch) if self.varlen else {"packing": batch.buckets}),
+            **kernel,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -145,7 +157,7 @@ class Backbone(nn.Module):
 
 
 def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer in float32, and check that we reproduce its forward pass.
+    """Load a decoder and its tokenizer in float32, measure its scales, and check that we reproduce its forward pass.
 
     Args:
         name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
@@ -161,28 +173,80 @@ def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrained
     return backbone, tokenizer
 
 
-def use_gpu_kernels(backbone: Backbone) -> None:
-    """On a GPU, in bfloat16: transformers' own layers by flash attention's and Liger's kernels, where installed.
+@torch.no_grad()
+def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
+    """Let attention run by the varlen kernel, if it can and gives what bucketed attention gives.
 
-    Untested: there was no GPU. What surrounds the kernels is tested on the CPU.
+    It needs a GPU of compute capability 8.0, bfloat16 or float16, heads of at most 256, and neither soft-caps nor
+    dropout; a model that asks for more stays with bucketed attention, which is said once.
     """
-    if not is_flash_attn_2_available():
+    if backbone.device.type != "cuda" or dtype == torch.float32:
         return
+    if reason := _not_by_varlen(backbone):
+        _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
+        return
+    batch = _probe(backbone)
+    with autocast(backbone.device, dtype):
+        bucketed = backbone.states(backbone.embed(batch.tokens), batch).float()
+        backbone.varlen = True
+        try:
+            difference = float(
+                (backbone.states(backbone.embed(batch.tokens), batch) - bucketed).norm() / bucketed.norm()
+            )
+            reason = "" if difference <= _ROUNDING else f"the varlen kernel's states differ by {difference:.3f}"
+        except (RuntimeError, InputError) as error:
+            reason = f"the varlen kernel fails: {error}"
+    if reason:
+        backbone.varlen = False
+        _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
+
+
+def _not_by_varlen(backbone: Backbone) -> str:
+    """Why a model on a GPU cannot use the varlen kernel; empty if it can."""
+    config = backbone.model.config
+    if torch.cuda.get_device_capability(backbone.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention has a soft-cap"
+    if getattr(config, "attention_dropout", 0.0):
+        return "its attention has dropout"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return f"its heads of {head} are above {LARGEST_HEAD}" if head > LARGEST_HEAD else ""
+
+
+def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "inductor") -> bool:
+    """Compile the decoder's layers one by one; layers of a kind share their graphs, whatever the lengths.
+
+    A small forward and backward pass shows that it works. If it does not, the layers run as they are, which is said.
+
+    Returns:
+        Whether the layers are compiled.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+    for layer in backbone.layers:
+        layer.compile(fullgraph=True, dynamic=True, backend=backend)
+    batch = _probe(backbone)
     try:
-        backbone.model.set_attn_implementation("flash_attention_2")
-    except (ValueError, ImportError) as error:
-        warnings.warn(f"{backbone.name}: not by flash attention, which is installed ({error})", stacklevel=2)
-        return
-    backbone.varlen = True
-    if is_liger_kernel_available():
-        kernels = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False}
-        apply_liger_kernel(backbone.model, kernels | {"fused_linear_cross_entropy": False})
+        with autocast(backbone.device, dtype):
+            states = backbone.states(backbone.embed(batch.tokens), batch)
+        trained = [weight for weight in backbone.parameters() if weight.requires_grad]
+        if trained:
+            torch.autograd.grad(states.float().sum(), trained, allow_unused=True)
+    except Exception as error:  # the compiler raises many kinds; each means that it does not work here
+        for layer in backbone.layers:
+            layer._compiled_call_impl = None
+        _log.warning("%s: layers are not compiled, slower: %s", backbone.name, str(error).strip().splitlines()[0])
+        return False
+    return True
 
 
-def _varlen(batch: PackedBatch) -> dict[str, Tensor | int]:
-    """Where sequences begin, in the words of transformers' flash attention."""
-    offsets, longest = batch.offsets.int(), int(batch.lengths.max())
-    return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
+def _probe(backbone: Backbone) -> PackedBatch:
+    """Two random sequences, on the backbone's device."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = backbone.head.weight.shape[0]
+    sequences = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (13, 8)]
+    return pack(sequences).to(backbone.device)
 
 
 @torch.no_grad()
@@ -192,12 +256,9 @@ def reproduce(backbone: Backbone, name: str) -> None:
     Raises:
         InputError: if they differ by more than 0.001 nats a token.
     """
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = backbone.head.weight.shape[0]
-    sequences = [torch.randint(vocabulary, (n,), generator=generator).to(backbone.device) for n in (13, 8)]
-    batch = pack([sequence.tolist() for sequence in sequences]).to(backbone.device)
+    batch = _probe(backbone)
     try:
-        own = torch.cat([_own_logits(backbone, sequence) for sequence in sequences])
+        own = torch.cat([_own_logits(backbone, tokens) for tokens in batch.tokens.split(batch.offsets.diff().tolist())])
         backbone.input_scale = _measure_input_scale(backbone, batch)
         states_TH = backbone.states(backbone.embed(batch.tokens), batch)
         plain = F.linear(states_TH, backbone.head.weight, backbone.head.bias)
@@ -239,15 +300,12 @@ def _own_logits(backbone: Backbone, tokens_T: Tensor) -> Tensor:
 
 def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     """Return what the model multiplies its input vectors by before the first layer (Granite does, Llama does not)."""
-    layers = next(module for module in backbone.model.base_model.modules() if isinstance(module, nn.ModuleList))
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
-        angles.append(kwargs.get("position_embeddings"))
 
-    angles: list[Any] = []
-    hook = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
         backbone.states(vectors_TH, batch)
@@ -257,8 +315,6 @@ def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
         raise InputError(
             f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
         )
-    if isinstance(angles[0], tuple):
-        fuse_layers(layers, angles[0], batch.buckets, backbone.hidden_size)
     scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))
     if not torch.allclose(seen[0][0], vectors_TH * scale, rtol=1e-3, atol=1e-6):
         raise InputError(

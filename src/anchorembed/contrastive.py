@@ -4,10 +4,13 @@ Axes: Q queries, D documents (positives first, then hard negatives), H hidden si
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from anchorembed.packing import send
 
 SCALE = 50.0
 
@@ -66,38 +69,56 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, m
     The vectors may be the model's own or another model's, a guide's (Solatorio, 2024). A positive is never marked.
     """
     scores_QD = similarities(queries_QH.detach(), documents_DH.detach())
-    rows = torch.arange(len(positives_Q), device=scores_QD.device)
-    marked = scores_QD > scores_QD[rows, positives_Q][:, None] + margin
-    marked[rows, positives_Q] = False
-    return marked
+    is_positive_QD = torch.arange(scores_QD.shape[1], device=scores_QD.device) == positives_Q[:, None]
+    return (scores_QD > scores_QD.gather(1, positives_Q[:, None]) + margin) & ~is_positive_QD
 
 
-def distillation(
-    queries_QH: Tensor,
-    documents_DH: Tensor,
-    candidates: Sequence[Sequence[int]],
-    given: Sequence[Sequence[float]],
-    scale: float = SCALE,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Documents with scores that another model gave: C at most a query, those of fewer filled up.
+
+    ``documents_QC`` are indices into the documents, ``targets_QC`` the log softmax of the given scores, minus infinity
+    where filled up; ``weights_Q`` is 1 / n for each of the n queries with two candidates or more, 0 for the others.
+    """
+
+    documents_QC: Tensor
+    targets_QC: Tensor
+    weights_Q: Tensor
+
+    def to(self, device: torch.device) -> "Candidates":
+        """Return the same on ``device``."""
+        return Candidates(*(send(part, device) for part in (self.documents_QC, self.targets_QC, self.weights_Q)))
+
+
+def candidates(documents: Sequence[Sequence[int]], given: Sequence[Sequence[float]]) -> Candidates:
+    """Tabulate, on the CPU, each query's candidates and their given scores: logits, of which only differences matter.
+
+    A query with fewer than two teaches nothing and is left out of the mean.
+    """
+    most = max([1, *map(len, documents)])
+    table, scores = torch.zeros(len(documents), most, dtype=torch.long), torch.full((len(documents), most), -torch.inf)
+    for row, (chosen, values) in enumerate(zip(documents, given, strict=True)):
+        table[row, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
+        scores[row, : len(chosen)] = torch.tensor(values, dtype=torch.float32)
+        scores[row, len(chosen) : 1] = 0.0  # one without any is filled up with a document that counts for nothing
+    teaches = torch.tensor([float(len(chosen) > 1) for chosen in documents])
+    return Candidates(table, scores.log_softmax(1), teaches / teaches.sum().clamp(min=1))
+
+
+def distillation(queries_QH: Tensor, documents_DH: Tensor, given: Candidates, scale: float = SCALE) -> Tensor:
     """Mean over queries of KL(softmax(given scores) || softmax(scale * cosines)), each over the query's own candidates.
 
     Args:
         queries_QH: query anchors, any length.
         documents_DH: anchors of all documents of the step.
-        candidates: of each query, indices into the documents; a query with fewer than two teaches nothing and is left
-            out of the mean.
-        given: of each query, another model's scores of those candidates: logits, of which only differences matter.
+        given: the candidates and another model's scores of them.
         scale: inverse temperature of the cosines.
     """
-    scores_QD = scale * similarities(queries_QH, documents_DH)
-    losses = []
-    for row, (chosen, scores) in enumerate(zip(candidates, given, strict=True)):
-        if len(chosen) > 1:
-            target = torch.tensor(scores, dtype=torch.float32, device=scores_QD.device).log_softmax(0)
-            losses.append(
-                F.kl_div(scores_QD[row, list(chosen)].log_softmax(0), target, reduction="sum", log_target=True)
-            )
-    return torch.stack(losses).mean() if losses else scores_QD.new_zeros(())
+    scores_QC = (scale * similarities(queries_QH, documents_DH)).gather(1, given.documents_QC)
+    filled_up_QC = given.targets_QC == -torch.inf
+    ours_QC = scores_QC.masked_fill(filled_up_QC, -torch.inf).log_softmax(1)
+    terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(filled_up_QC, 0.0)
+    return (terms_QC.sum(1) * given.weights_Q).sum()
 
 
 def matryoshka(

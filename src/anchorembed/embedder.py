@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from anchorembed.backbone import Backbone, load_backbone, use_gpu_kernels, weights_sha256
+from anchorembed.backbone import Backbone, load_backbone, use_varlen, weights_sha256
 from anchorembed.errors import InputError
-from anchorembed.kernels import weights_unchanged
 from anchorembed.models import beside, quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
@@ -31,7 +30,7 @@ Side = Literal["query", "document"]
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
 _RULES = 1  # raised when the same weights and texts come to give other vectors: what is kept is then made anew
-_TOKENS = 8192  # tokens computed at once when encoding
+_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens computed at once when encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +92,7 @@ class Embedder(nn.Module):
         )
         embedder = cls(backbone, bake(tokenizer, template), metadata)
         embedder.dtype = compute_dtype(precision, place)
-        if place.type == "cuda" and embedder.dtype == torch.bfloat16:
-            use_gpu_kernels(backbone)
+        use_varlen(backbone, embedder.dtype)
         return embedder
 
     @property
@@ -169,17 +167,18 @@ class Embedder(nn.Module):
     @torch.inference_mode()
     def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
         """Embed templated texts, longest first, as many at once as the token budget holds: [N, H] on the CPU."""
-        training = self.training
+        training, device = self.training, self.backbone.device
         self.eval()
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
+        parts = []
+        for run in micro_batches([len(sequences[i]) for i in order], budget):
+            parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
+            if progress:
+                progress(len(run))
         vectors = torch.empty(len(sequences), self.dimension)
-        with weights_unchanged():
-            for run in micro_batches([len(sequences[i]) for i in order], max([_TOKENS, *map(len, sequences)])):
-                chosen = [order[i] for i in run]
-                batch = pack([sequences[i] for i in chosen]).to(self.backbone.device)
-                vectors[chosen] = self(batch).cpu()
-                if progress:
-                    progress(len(chosen))
+        if parts:
+            vectors[order] = torch.cat(parts).cpu()  # on a GPU the one time that anything waits for it
         self.train(training)
         return vectors
 

@@ -18,6 +18,7 @@ def cached_backward(
     embed: Callable[[Chunk], Tensor],
     chunks: Sequence[Chunk],
     loss: Callable[[Tensor], Tensor],
+    device: torch.device,
     factor: float = 1.0,
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
@@ -27,6 +28,7 @@ def cached_backward(
         embed: embeds one chunk, [n, H]. Called once a chunk if there is one chunk, else twice.
         chunks: the batch, in order.
         loss: a scalar from the embeddings [N, H] of all chunks.
+        device: where chunks are embedded, and dropout draws.
         factor: what gradients are multiplied by.
         unsynced: opens a context in which gradients stay in this process: all chunks but the last.
 
@@ -39,30 +41,30 @@ def cached_backward(
         return value.detach()
     states, parts = [], []
     for chunk in chunks:
-        states.append(_random_state())
+        states.append(_random_state(device))
         with torch.no_grad():
             parts.append(embed(chunk))
     embeddings = torch.cat(parts).detach().requires_grad_()
     value = loss(embeddings)
     (gradient,) = torch.autograd.grad(factor * value, embeddings)
-    after = _random_state()
+    after = _random_state(device)
     sizes = [len(part) for part in parts]
     for number, (chunk, state, part) in enumerate(zip(chunks, states, gradient.split(sizes), strict=True), 1):
-        _set_random_state(state)
+        _set_random_state(state, device)
         with nullcontext() if number == len(chunks) else unsynced():
             torch.autograd.backward(embed(chunk), part)
-    _set_random_state(after)
+    _set_random_state(after, device)
     return value.detach()
 
 
-RandomState = tuple[Tensor, list[Tensor]]
+RandomState = tuple[Tensor, Tensor | None]
 
 
-def _random_state() -> RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _random_state(device: torch.device) -> RandomState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def _set_random_state(state: RandomState) -> None:
+def _set_random_state(state: RandomState, device: torch.device) -> None:
     torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

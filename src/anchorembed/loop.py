@@ -10,10 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,9 @@ from anchorembed.distributed import anywhere, rank, wait, whole
 from anchorembed.errors import InputError
 from anchorembed.progress import progress_bar
 from anchorembed.runtime import seed_step
-from anchorembed.steps import Metrics
+from anchorembed.steps import Measured, Metrics, read_back
+
+Batch = TypeVar("Batch")
 
 BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
@@ -74,7 +77,8 @@ def fit(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    step: Callable[[int, list[int]], Metrics],
+    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]],
+    run: Callable[[Batch], Measured],
     order: Callable[[int], Iterator[list[int]]],
     evaluate: Callable[[], Metrics],
 ) -> None:
@@ -85,7 +89,8 @@ def fit(
         module: its trainable weights are trained.
         optimizer: of those weights.
         accelerator: for its trackers.
-        step: accumulates gradients for the pairs of one step.
+        prepare: lays out the pairs of one step, and says what they cost; called in a thread, one step ahead.
+        run: accumulates gradients for what was laid out.
         order: the pairs of all steps from a given one on.
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
 
@@ -109,15 +114,18 @@ def fit(
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
-        for number, indices in zip(range(first, schedule.steps), order(first), strict=False):
+        for number, indices, (batch, costs) in _one_ahead(
+            prepare, zip(range(first, schedule.steps), order(first), strict=False)
+        ):
             started = time.perf_counter()
             seed_step(loop.seed, number, rank())
             rate = learning_rate(number, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            metrics = step(number, indices) | {"learning_rate": rate}
-            norm = float(whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)))
-            metrics["gradient_norm"] = norm
+            measured = run(batch)
+            gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+            metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+            norm = metrics["gradient_norm"]
             if math.isfinite(metrics["loss"]) and math.isfinite(norm):
                 optimizer.step()
             else:
@@ -147,6 +155,21 @@ def fit(
     if schedule.keep_best:
         chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
         loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+
+
+def _one_ahead(
+    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
+) -> Iterator[tuple[int, list[int], tuple[Batch, Metrics]]]:
+    """Each step's number, pairs and what was prepared of them, in a thread, while the step before it ran."""
+    with ThreadPoolExecutor(1, "prepare") as pool:
+        current = None
+        for number, indices in order:
+            following = (number, indices, pool.submit(prepare, number, indices))
+            if current is not None:
+                yield *current[:2], current[2].result()
+            current = following
+        if current is not None:
+            yield *current[:2], current[2].result()
 
 
 def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:

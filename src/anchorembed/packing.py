@@ -1,14 +1,14 @@
 """Pack token sequences end to end. Nothing is padded; ``offsets`` marks where each text begins.
 
-Attention alone needs sequences side by side. A ``Bucket`` lays those of like length so, padded on the right, where
-causal attention never looks at the padding, and says how to get back.
+All that a pass needs to know about a batch is computed here, on the CPU, so that a pass on a GPU asks it nothing.
+The bucketed attention alone needs sequences side by side: a ``Bucket`` lays those of like length so, padded on the
+right, where causal attention never looks at the padding, and says how to get back.
 
 Axes: T packed tokens, N sequences, B sequences in a bucket, L longest in the bucket.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,44 +16,29 @@ from torch import Tensor
 _WASTE = 1.25  # a bucket's longest sequence is at most this many times its shortest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """N sequences end to end: ``tokens`` [T]; sequence i runs from ``offsets[i]`` to before ``offsets[i + 1]``."""
+    """N sequences end to end: sequence i runs from ``offsets[i]`` to before ``offsets[i + 1]``."""
 
-    tokens: Tensor
-    offsets: Tensor
+    tokens: Tensor  # [T]
+    positions: Tensor  # [T], each token's position within its own sequence, from 0
+    anchors: Tensor  # [N], position of each sequence's last token, its EOS
+    ends: Tensor  # [N + 1], the offsets as attention kernels want them: int32, on the batch's device
+    offsets: Tensor  # [N + 1], int64, always on the CPU
+    longest: int  # tokens in the longest sequence
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @cached_property
-    def starts(self) -> Tensor:
-        """Position of each sequence's first token, [N]."""
-        return self.offsets[:-1]
-
-    @cached_property
-    def anchors(self) -> Tensor:
-        """Position of each sequence's last token, its EOS, [N]."""
-        return self.offsets[1:] - 1
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """Tokens in each sequence, [N]."""
-        return self.offsets.diff()
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """Each token's position within its own sequence, from 0, [T]."""
-        return torch.arange(len(self.tokens), device=self.tokens.device) - self.starts.repeat_interleave(self.lengths)
-
-    @cached_property
-    def buckets(self) -> "tuple[Bucket, ...]":
-        """These sequences side by side for attention, computed once a batch."""
-        return lay_out(self.offsets)
-
     def to(self, device: torch.device) -> "PackedBatch":
         """Return the same batch on ``device``."""
-        return PackedBatch(self.tokens.to(device), self.offsets.to(device))
+        return replace(
+            self,
+            tokens=send(self.tokens, device),
+            positions=send(self.positions, device),
+            anchors=send(self.anchors, device),
+            ends=send(self.ends, device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +55,15 @@ class Bucket:
     slots: Tensor
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
-    """Pack token sequences end to end.
+    """Pack token sequences end to end, on the CPU.
 
     Raises:
         ValueError: if there is no sequence or one is empty.
@@ -82,11 +74,12 @@ def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
     tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.long)
     offsets[1:] = torch.tensor(lengths).cumsum(0)
-    return PackedBatch(tokens, offsets)
+    positions = torch.arange(len(tokens)) - offsets[:-1].repeat_interleave(offsets.diff())
+    return PackedBatch(tokens, positions, offsets[1:] - 1, offsets.int(), offsets, max(lengths))
 
 
 def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
-    """Group sequences into buckets whose longest is at most 1.25 times the shortest."""
+    """Group sequences into buckets whose longest is at most 1.25 times the shortest; all on the CPU, as ``offsets``."""
     lengths = offsets.diff().tolist()
     buckets: list[list[int]] = []
     for sequence in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
@@ -96,8 +89,8 @@ def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
             buckets.append([sequence])
     laid = []
     for bucket in buckets:
-        members, length = torch.tensor(bucket, device=offsets.device), lengths[bucket[-1]]
-        slots_BL = torch.arange(length, device=offsets.device).expand(len(bucket), length)
+        members, length = torch.tensor(bucket), lengths[bucket[-1]]
+        slots_BL = torch.arange(length).expand(len(bucket), length)
         real_BL = slots_BL < offsets.diff()[members][:, None]
         index_BL = offsets[members][:, None] + slots_BL * real_BL
         laid.append(Bucket(index_BL, real_BL, index_BL[real_BL], real_BL.flatten().nonzero().flatten()))

@@ -15,6 +15,8 @@ none.
 Axes: T packed positions, H hidden size, V vocabulary, N texts.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchorembed.kernels import fused, gradient_to_add_to, low
-from anchorembed.packing import PackedBatch, pack
+from anchorembed.packing import PackedBatch, pack, send
 
+_log = logging.getLogger(__name__)
 Context = Any  # torch gives autograd contexts no type that has what they have
-_CHUNK_LOGITS = 2**25  # logits that exist at once: 64 MB in bfloat16, and their gradient's, whatever the vocabulary
-
-_SLICE = 8192  # words whose gradient is made at once
+Softmax = Callable[[Tensor, Tensor, Tensor | None, float, float | None], tuple[Tensor, Tensor]]
+_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # that exist at once, and their gradient; 2 bytes each in bfloat16
+_SLICE = 8192  # words whose gradient is made at once where a product cannot sum in float32 itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +39,39 @@ class Decoding:
     """Texts to be written: ``batch`` has a free slot in each text for its anchor, after a sink if there is one.
 
     ``slots`` [N] are the anchors' positions, ``predicting`` [P] those with a target, and ``targets`` [P] are theirs;
-    each text has ``counts`` [N] of them.
+    text i has ``counts[i]`` of them, and ``owners`` [P] names each target's text.
     """
 
     batch: PackedBatch
     slots: Tensor
     predicting: Tensor
     targets: Tensor
-    counts: Tensor
+    owners: Tensor
+    counts: tuple[int, ...]
 
     def to(self, device: torch.device) -> "Decoding":
         """Return the same on ``device``."""
-        rest = (self.slots, self.predicting, self.targets, self.counts)
-        return Decoding(self.batch.to(device), *(tensor.to(device) for tensor in rest))
+        return Decoding(
+            self.batch.to(device),
+            send(self.slots, device),
+            send(self.predicting, device),
+            send(self.targets, device),
+            send(self.owners, device),
+            self.counts,
+        )
 
 
 def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False) -> Decoding:
     """Lay out texts, as their own tokens without template, to be written from one anchor each."""
     before = [end_id] if sink else []
     batch = pack([[*before, end_id, *text] for text in texts])
-    slots = batch.starts + len(before)
+    slots = batch.offsets[:-1] + len(before)
     predicting = (batch.positions >= len(before)).nonzero().flatten()
+    counts = batch.offsets.diff() - len(before)
+    owners = torch.arange(len(texts)).repeat_interleave(counts)
     # What comes before a text's own tokens is EOS, so what follows each text, the next one's start, is its last target.
-    return Decoding(batch, slots, predicting, batch.tokens.roll(-1)[predicting], batch.lengths - len(before))
+    targets = batch.tokens.roll(-1)[predicting]
+    return Decoding(batch, slots, predicting, targets, owners, tuple(counts.tolist()))
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:
@@ -75,23 +87,22 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    counts_S: Tensor | None = None,
+    bags: tuple[Sequence[int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
 
-    Each state has one target, or those of its bag: ``counts_S`` of them, in order.
+    Each state has one target, or those of its bag: ``bags`` says how many each state has, in order, and names each
+    target's state, [T].
 
     Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
-    positions at a time.
+    positions at a time; nothing waits for a GPU.
 
     Returns:
         The sum over positions of ``weights_T`` times the loss, and the unweighted losses [T] in nats, without gradient.
     """
     device = states_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
-    total = gradient_to_add_to(weight_VH)
-    counts = None if counts_S is None else counts_S.tolist()
-    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), total, counts)
+    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), bags)
     return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
 
 
@@ -101,8 +112,7 @@ class _Options:
     softcap: float | None
     dtype: torch.dtype
     with_gradients: bool
-    total: Tensor | None  # where to add the weight's gradient at once, rather than hand it on
-    counts: list[int] | None  # targets of each state, if not one
+    bags: tuple[Sequence[int], Tensor] | None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -118,44 +128,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         need_states, need_weight, need_bias = (options.with_gradients and need for need in ctx.needs_input_grad[:3])
         grad_states = torch.empty_like(states_TH) if need_states else None
-        grad_weight = options.total
-        if need_weight and grad_weight is None:
-            grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
         losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
-        step = max(16, _CHUNK_LOGITS // weight_VH.shape[0])
+        step = max(16, _CHUNK_LOGITS.get(states_TH.device.type, 2**25) // weight_VH.shape[0])
+        bounds = None if options.bags is None else [0, *accumulate(options.bags[0])]
         with torch.autocast(states_TH.device.type, enabled=False):
-            weight = low(weight_VH, options.dtype)
-            buffer = states_TH.new_empty(min(step, len(states_TH)), len(weight), dtype=options.dtype)
-            bounds = None if options.counts is None else [0, *accumulate(options.counts)]
+            weight = weight_VH.detach().to(options.dtype)
             for start in range(0, len(states_TH), step):
                 rows = slice(start, min(start + step, len(states_TH)))
                 asked = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # of the targets
                 states = states_TH[rows].to(options.dtype)
-                logits = torch.mm(states, weight.T, out=buffer[: len(states)])
-                problem = (logits, targets_T[asked], weights_T[asked], bias_V, options.scale, options.softcap)
-                if options.counts is None:
+                problem = (
+                    states @ weight.T,
+                    targets_T[asked],
+                    weights_T[asked],
+                    bias_V,
+                    options.scale,
+                    options.softcap,
+                )
+                if options.bags is None:
                     losses_T[asked], slope = _loss_and_slope(*problem)
                 else:
-                    losses_T[asked], slope = _bag_and_slope(options.counts[rows], *problem)
+                    losses_T[asked], slope = _bag_and_slope(options.bags[1][asked] - start, *problem)
                 if grad_states is not None:
                     grad_states[rows] = slope @ weight
                 if grad_weight is not None:
-                    for low_row in range(0, len(weight), _SLICE):
-                        words = slice(low_row, low_row + _SLICE)
-                        grad_weight[words] += slope[:, words].T @ states
+                    _add_product(grad_weight, slope, states)
                 if grad_bias is not None:
                     grad_bias += slope.sum(0, dtype=torch.float32)
-        ctx.in_place = options.total is not None
-        ctx.save_for_backward(grad_states, None if ctx.in_place else grad_weight, grad_bias)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses_T)
         return (losses_T * weights_T).sum(), losses_T
 
     @staticmethod
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0]
-        if ctx.in_place and float(factor) != 1.0:
-            raise ValueError(f"linear_cross_entropy: its loss was scaled by {float(factor)}; scale weights_T instead")
         scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
         return (*scaled, None, None, None)
 
@@ -163,23 +171,58 @@ class _LinearCrossEntropy(torch.autograd.Function):
 _apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
 
 
-@fused
+def _add_product(total_VH: Tensor, slope_TV: Tensor, states_TH: Tensor) -> None:
+    """Add ``slope.T @ states`` to a float32 total: in float32 throughout on a GPU, a slice of words elsewhere."""
+    if total_VH.device.type == "cuda" and slope_TV.dtype != torch.float32:
+        torch.addmm(total_VH, slope_TV.T, states_TH, out_dtype=torch.float32, out=total_VH)
+        return
+    for start in range(0, len(total_VH), _SLICE):
+        words = slice(start, start + _SLICE)
+        total_VH[words] += slope_TV[:, words].T @ states_TH
+
+
 def _loss_and_slope(
     products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
+    wanted = _capped(
+        products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
+    )
+    softmax = _compiled_softmax() if products.is_cuda else _softmax
+    normalizer, slope = softmax(products, weights, bias_V, scale, softcap)
+    losses = (normalizer - wanted)[:, 0]
+    at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
+    if softcap is not None:
+        at_target = at_target * (1.0 - (wanted[:, 0] / softcap) ** 2)
+    return losses, slope.scatter_(1, targets[:, None], at_target[:, None].to(slope.dtype))
+
+
+def _softmax(
+    products: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log of the softmax's sum, [T, 1], and the gradient of the weighted losses but for what each target adds to it."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
-    losses = normalizer[:, 0] - logits.gather(1, targets[:, None])[:, 0]
-    is_target = torch.arange(logits.shape[1], device=targets.device) == targets[:, None]
-    slope = ((logits - normalizer).exp() - is_target.float()) * (weights[:, None] * scale)
+    slope = (logits - normalizer).exp_().mul_(weights[:, None] * scale)
     if softcap is not None:
         slope = slope * (1.0 - (logits / softcap) ** 2)
-    return losses, slope.to(products.dtype)
+    return normalizer, slope.to(products.dtype)
+
+
+@functools.cache
+def _compiled_softmax() -> Softmax:
+    """The same in one pass over the GPU's memory; as it is where it cannot be compiled, which is said."""
+    compiled: Softmax = torch.compile(_softmax, dynamic=True)
+    try:
+        compiled(torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16), torch.ones(2, device="cuda"), None, 1.0, None)
+    except Exception as error:  # the compiler raises many kinds; each means that it does not work here
+        _log.warning("the loss is not compiled, slower: %s", str(error).strip().splitlines()[0])
+        return _softmax
+    return compiled
 
 
 def _bag_and_slope(
-    counts: list[int],
+    rows: Tensor,
     products: Tensor,
     targets: Tensor,
     weights: Tensor,
@@ -187,13 +230,11 @@ def _bag_and_slope(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_loss_and_slope`, with ``counts`` targets a row."""
+    """As `_loss_and_slope`, with any number of targets a row; ``rows`` names each target's."""
     logits = _capped(products, bias_V, scale, softcap)
-    device = products.device
-    rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
     normalizer = logits.logsumexp(-1, keepdim=True)
     losses = normalizer[rows, 0] - logits[rows, targets]
-    asked = torch.zeros(len(counts), device=device).index_add_(0, rows, weights)
+    asked = torch.zeros(len(products), device=products.device).index_add_(0, rows, weights)
     slope = (logits - normalizer).exp() * asked[:, None]
     slope = slope.index_put_((rows, targets), -weights, accumulate=True) * scale
     if softcap is not None:
@@ -205,5 +246,5 @@ def _capped(products: Tensor, bias_V: Tensor | None, scale: float, softcap: floa
     logits = products.float()
     if bias_V is not None:
         logits = logits + bias_V.float()
-    logits = logits * scale
+    logits = logits * scale if scale != 1.0 else logits
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -1,6 +1,8 @@
 """A training step of each stage: a step's pairs in, gradients accumulated and metrics out.
 
-The embedder embeds, the objectives compare; a step brings them together, a token budget at a time.
+The embedder embeds, the objectives compare; a step brings them together, a token budget at a time. ``prepare`` does
+what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device; ``run`` only computes
+there and waits for nothing; ``step`` is both, and reads the metrics back.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,30 +13,42 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from anchorembed.contrastive import distillation, false_negatives, info_nce, matryoshka, similarities, too_similar
-from anchorembed.distributed import gathered, processes, rank, sharded, shares, summed
+from anchorembed.contrastive import (
+    Candidates,
+    candidates,
+    distillation,
+    false_negatives,
+    info_nce,
+    matryoshka,
+    similarities,
+    too_similar,
+)
+from anchorembed.distributed import gathered, processes, rank, shares, summed
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
-from anchorembed.kernels import gradients_in_place, weights_unchanged
-from anchorembed.packing import PackedBatch, micro_batches, pack
+from anchorembed.packing import PackedBatch, micro_batches, pack, send
 from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
 from anchorembed.runtime import autocast
 from anchorembed.tokens import TokenPair
 
 Metrics = dict[str, float]
+Measured = dict[str, Tensor]  # metrics that still are on the device, scalars
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]
 _DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
 
 
-def _cast_once(module: nn.Module) -> AbstractContextManager[object]:
-    """Cast each weight once a step, unless weights are sharded: whole copies of all of them would undo that."""
-    return nullcontext() if sharded(module) else weights_unchanged()
+def read_back(measured: Measured) -> Metrics:
+    """Metrics as numbers: the one time in a step that the CPU waits for the device."""
+    if not measured:
+        return {}
+    values = torch.stack([value.detach().float().reshape(()) for value in measured.values()]).tolist()
+    return dict(zip(measured, values, strict=True))
 
 
 def _by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
     """Items by cost, highest first, and runs of that order within the budget.
 
-    Like lengths together make few and large buckets of attention, and buffers of few sizes, which memory is kept for.
+    Like lengths together make few and large buckets of attention.
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     return order, list(micro_batches([costs[i] for i in order], budget))
@@ -72,7 +86,8 @@ class ReconstructionModule(nn.Module):
                 loss, losses_P = self._cross_entropy(states_PH, targets.targets, weights_P)
             if bag_weight and anchors_NH is not None:
                 asked_P = bag_weight * weights_P
-                bag, bags_P = self._cross_entropy(anchors_NH, targets.targets, asked_P, targets.counts)
+                bags = (targets.counts, targets.owners)
+                bag, bags_P = self._cross_entropy(anchors_NH, targets.targets, asked_P, bags)
                 loss = loss + bag
         return loss, losses_P, bags_P
 
@@ -88,11 +103,15 @@ class ReconstructionModule(nn.Module):
         return states_PH
 
     def _cross_entropy(
-        self, states: Tensor, targets_P: Tensor, weights_P: Tensor, counts: Tensor | None = None
+        self,
+        states: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        bags: tuple[Sequence[int], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         head = self.embedder.backbone.head
         return linear_cross_entropy(
-            states, head.weight, targets_P, weights_P, head.bias, head.scale, head.softcap, counts
+            states, head.weight, targets_P, weights_P, head.bias, head.scale, head.softcap, bags
         )
 
 
@@ -108,6 +127,35 @@ class Row:
     def cost(self) -> int:
         """Tokens computed in both passes, at most: with a sink."""
         return len(self.source) + len(self.text) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count."""
+
+    sources: PackedBatch | None
+    targets: Decoding
+    weights_P: Tensor
+    masks_DP: Tensor
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Return the same on ``device``."""
+        sources = None if self.sources is None else self.sources.to(device)
+        return MicroBatch(sources, self.targets.to(device), send(self.weights_P, device), send(self.masks_DP, device))
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionBatch:
+    """A step's pairs on the device: this process's micro-batches, and the target tokens of all processes.
+
+    The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
+    must do equally many.
+    """
+
+    micro: list[MicroBatch]
+    idle: int
+    weights: dict[Direction, float]
+    totals: dict[Direction, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,54 +184,58 @@ class Reconstruction:
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_I over the pairs; micro-batches and processes change nothing but memory."""
+        return read_back(self.run(self.prepare(number, pairs)))
+
+    def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ReconstructionBatch:
+        """Lay out step ``number`` and send it to the device."""
         weights = self._weights(number)
         every = self.rows(number, pairs)
         totals = _target_tokens([row for pair in every for row in pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(rows) for rows in shares(every)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        sums = self._accumulate(every[0], idle, runs[rank()], per_token)
-        losses = summed(torch.tensor([sums[direction] for direction in weights], device=self.device)).tolist()
-        metrics: Metrics = {"loss": 0.0}
-        for (direction, weight), both in zip(weights.items(), losses, strict=True):
-            written, bag = (loss / totals[direction] for loss in both)
-            metrics["loss"] += weight * (written + self.bag_weight * bag)
-            metrics |= self._named(direction, written, bag)
-        return metrics
+        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0))] * idle
+        return ReconstructionBatch(
+            nothing + [self._micro_batch(rows, per_token) for rows in runs[rank()]], idle, weights, totals
+        )
 
-    def _named(self, direction: Direction, written: float, bag: float) -> Metrics:
+    def run(self, batch: ReconstructionBatch) -> Measured:
+        """Backpropagate a step's micro-batches; returns the losses of all processes."""
+        sums_2D = torch.zeros(2, len(batch.weights), device=self.device)
+        for number, micro in enumerate(batch.micro, 1):
+            with nullcontext() if number == len(batch.micro) else self.unsynced():
+                loss, found_2D = self._run(micro)
+                (loss if processes() == 1 else loss * processes()).backward()
+            if number > batch.idle:
+                sums_2D += found_2D
+        sums_2D = summed(sums_2D)
+        measured: Measured = {}
+        loss = torch.zeros((), device=self.device)
+        for place, (direction, weight) in enumerate(batch.weights.items()):
+            written, bag = (sums_2D[kind, place] / batch.totals[direction] for kind in (0, 1))
+            loss = loss + weight * (written + self.bag_weight * bag)
+            measured |= self._named(direction, written, bag)
+        return {"loss": loss, **measured}
+
+    def _named(self, direction: Direction, written: Tensor, bag: Tensor) -> Measured:
         """A direction's two losses, of those that are trained."""
         anchored = direction != "next_token"
         found = {f"loss_{direction}": written} if self.decode or not anchored else {}
         return found | ({f"loss_bag_{direction}": bag} if self.bag_weight and anchored else {})
 
-    def _accumulate(
-        self, any_rows: list[Row], idle: int, runs: Sequence[list[Row]], per_token: dict[Direction, float]
-    ) -> dict[Direction, tuple[float, float]]:
-        """Backpropagate this process's micro-batches; returns the sums of their losses, by decoding and by the bag.
-
-        Before them come ``idle`` ones that count for nothing: sharded weights are gathered in each forward, so all
-        processes must do equally many.
-        """
-        sums = dict.fromkeys(per_token, (0.0, 0.0))
-        alone = processes() == 1  # what wraps the module must see every gradient
-        nothing = dict.fromkeys(per_token, 0.0)
-        with _cast_once(self.module), gradients_in_place() if alone else nullcontext():
-            for number in range(-idle, len(runs)):
-                micro, weights = (runs[number], per_token) if number >= 0 else (any_rows, nothing)
-                with nullcontext() if number == len(runs) - 1 else self.unsynced():
-                    loss, losses = self._run(micro, weights)
-                    (loss if alone else loss * processes()).backward()
-                if number >= 0:
-                    for row, (written, bag) in zip(micro, losses, strict=True):
-                        before = sums[row.direction]
-                        sums[row.direction] = before[0] + written, before[1] + bag
-        return sums
-
     def _micro_batches(self, rows: Sequence[list[Row]]) -> list[list[Row]]:
         """Pairs' rows in runs within the budget, pairs of like length together, longest first."""
         order, runs = _by_length([sum(row.cost for row in pair) for pair in rows], self.budget)
         return [[row for i in order[run.start : run.stop] for row in rows[i]] for run in runs]
+
+    def _micro_batch(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> MicroBatch:
+        """Rows laid out on the device; each target token weighs what its direction's do."""
+        anchored = all(row.source for row in rows)
+        sources = pack([row.source for row in rows]) if anchored else None
+        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored)
+        weights_P = torch.tensor([per_token[row.direction] for row in rows])[targets.owners]
+        masks_DN = torch.tensor([[float(row.direction == direction) for row in rows] for direction in per_token])
+        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners]).to(self.device)
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -207,11 +259,11 @@ class Reconstruction:
 
     def _mean_losses(self, rows: Sequence[Row]) -> tuple[float, float]:
         """Mean losses over all target tokens of rows of one direction, in nats: by decoding and by the bag."""
-        runs = micro_batches([row.cost for row in rows], self.budget)
-        per_token = {row.direction: 1.0 for row in rows}
-        losses = [pair for run in runs for pair in self._run(rows[run.start : run.stop], per_token)[1]]
         tokens = sum(len(row.text) + 1 for row in rows)
-        return sum(written for written, _ in losses) / tokens, sum(bag for _, bag in losses) / tokens
+        runs = micro_batches([row.cost for row in rows], self.budget)
+        batches = (self._micro_batch(rows[run.start : run.stop], {rows[0].direction: 1.0}) for run in runs)
+        written, bag = (torch.stack([self._run(micro)[1] for micro in batches]).sum(0) / tokens)[:, 0].tolist()
+        return written, bag
 
     def _weights(self, number: int) -> dict[Direction, float]:
         if self.directions == "both":
@@ -220,17 +272,12 @@ class Reconstruction:
             return {_DIRECTIONS[number % 2]: 1.0}
         return {self.directions: 1.0}
 
-    def _run(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> tuple[Tensor, list[tuple[float, float]]]:
-        """Run the module: the weighted loss, and each row's summed losses in nats, by decoding and by the bag."""
-        anchored = all(row.source for row in rows)
-        sources = pack([row.source for row in rows]).to(self.device) if anchored else None
-        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored).to(self.device)
-        weights_N = torch.tensor([per_token[row.direction] for row in rows], device=self.device)
-        weights_P = weights_N.repeat_interleave(targets.counts)
+    def _run(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Run the module: the weighted loss, and each direction's summed losses in nats, [2, D], decoding and bag."""
+        anchored = micro.sources is not None
         decode = self.decode or not anchored or not torch.is_grad_enabled()  # held-out pairs are written in any case
-        loss, *losses = self.module(sources, targets, weights_P, self.bag_weight, decode)
-        sums_N2 = torch.segment_reduce(torch.stack(losses, dim=1), "sum", lengths=targets.counts)
-        return loss, [(written, bag) for written, bag in sums_N2.tolist()]
+        loss, *losses = self.module(micro.sources, micro.targets, micro.weights_P, self.bag_weight, decode)
+        return loss, torch.stack(losses) @ micro.masks_DP.T
 
 
 def _rows(pair: TokenPair, direction: Direction) -> list[Row]:
@@ -253,6 +300,35 @@ def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a step compares: texts are counted, and documents left out, before anything is embedded.
+
+    ``queries`` is Q; documents are positives, then hard negatives. ``excluded_QD`` marks what is no negative of what.
+    """
+
+    queries: int
+    excluded_QD: Tensor
+    positives_Q: Tensor
+    given: Candidates | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveBatch:
+    """A step's texts on the device: this process's chunks, and how all processes' rows make up the comparison.
+
+    The chunks' embeddings, in the order of ``rows``, are this process's; those of all, in the order of ``order``, are
+    queries, positives and negatives.
+    """
+
+    comparison: Comparison
+    chunks: list[PackedBatch]
+    rows: Tensor
+    counts: list[int]
+    order: Tensor
+    own_pairs: Sequence[TokenPair]
+
+
+@dataclass(frozen=True, slots=True)
 class Contrastive:
     """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget and the processes."""
 
@@ -269,65 +345,73 @@ class Contrastive:
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
+        return read_back(self.run(self.prepare(number, pairs)))
+
+    def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ContrastiveBatch:
+        """Lay out a step and send it to the device."""
         shared = shares(pairs)
         parts = [_texts(part, self.hard_negatives) for part in shared]
-        counts = [sum(map(len, part)) for part in parts]
         kinds = [kind for part in parts for kind, texts in enumerate(part) for _ in texts]
-        order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]), device=self.device)
-        guided = self._guided(shared[rank()])
-        whole, _ = self._problem(pairs, None if guided is None else gathered(guided, counts)[order])
-
+        order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]))
         chunks, rows = zip(*(self._chunks([text for texts in part for text in texts]) for part in parts), strict=True)
+        # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
+        idle = [pack([pairs[0].query])] * (max(map(len, chunks)) - len(chunks[rank()]))
+        return ContrastiveBatch(
+            self._comparison(pairs),
+            [chunk.to(self.device) for chunk in chunks[rank()] + idle],
+            send(rows[rank()], self.device),
+            [sum(map(len, part)) for part in parts],
+            send(order, self.device),
+            shared[rank()],
+        )
+
+    def run(self, batch: ContrastiveBatch) -> Measured:
+        """Backpropagate a step's chunks; returns the loss over all processes' texts."""
+        guided = self._guided(batch.own_pairs)
+        guided = None if guided is None else gathered(guided, batch.counts)[batch.order]
 
         def loss(embeddings: Tensor) -> Tensor:
-            own = embeddings[rows[rank()]]
+            own = embeddings[batch.rows]
             nothing = 0.0 * embeddings[len(own) :].sum()
-            return whole(gathered(own, counts)[order]) + nothing
+            return self._loss(batch.comparison, gathered(own, batch.counts)[batch.order], guided) + nothing
 
-        # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
-        idle = [pack([pairs[0].query]).to(self.device)] * (max(map(len, chunks)) - len(chunks[rank()]))
-        with _cast_once(self.module):
-            value = cached_backward(self._embed, chunks[rank()] + idle, loss, processes(), self.unsynced)
-        return {"loss": float(value)}
+        return {"loss": cached_backward(self._embed, batch.chunks, loss, self.device, processes(), self.unsynced)}
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
-        loss, excluded_QD = self._problem(pairs, self._guided(pairs))
+        comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
-        embeddings = torch.cat([self._embed(chunk) for chunk in chunks])[rows]
+        embeddings = torch.cat([self._embed(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
-        scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
-        right = scores_QD.argmax(dim=1) == torch.arange(len(pairs), device=self.device)
-        return {"held_out_loss": float(loss(embeddings)), "held_out_accuracy": float(right.float().mean())}
+        right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
+        loss = self._loss(comparison, embeddings, self._guided(pairs))
+        return read_back({"held_out_loss": loss, "held_out_accuracy": right.float().mean()})
 
-    def _problem(self, pairs: Sequence[TokenPair], guided: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """The loss of all embeddings (queries, positives, negatives); and what is no negative of what, [Q, D]."""
+    def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
         queries, positives, negatives = _texts(pairs, self.hard_negatives)
         documents = positives + negatives
         rows = list(range(len(pairs)))
-        excluded = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows).to(self.device)
-        positives_Q = torch.tensor(rows, device=self.device)
-        candidates, given = _scored(pairs, self.hard_negatives)
+        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows)
+        given = candidates(*_scored(pairs, self.hard_negatives)).to(self.device) if self.distill else None
+        return Comparison(len(pairs), send(excluded_QD, self.device), send(torch.tensor(rows), self.device), given)
 
-        def loss(embeddings: Tensor) -> Tensor:
-            left_out = excluded
-            if self.mask_above is not None:
-                judging = embeddings if guided is None else guided
-                by = (judging[: len(queries)], judging[len(queries) :])
-                left_out = excluded | too_similar(*by, positives_Q, self.mask_above)
+    def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
+        """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
+        count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
+        if self.mask_above is not None:
+            judging = embeddings if guided is None else guided
+            left_out_QD = left_out_QD | too_similar(judging[:count], judging[count:], positives_Q, self.mask_above)
 
-            def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
-                value = info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out)
-                if self.distill:
-                    value = value + self.distill * distillation(queries_QH, documents_DH, candidates, given, self.scale)
-                return value
+        def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
+            value = info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out_QD)
+            if comparison.given is not None:
+                value = value + self.distill * distillation(queries_QH, documents_DH, comparison.given, self.scale)
+            return value
 
-            every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
-            return matryoshka(compared, embeddings[: len(queries)], embeddings[len(queries) :], tuple(every))
-
-        return loss, excluded
+        every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
+        return matryoshka(compared, embeddings[:count], embeddings[count:], tuple(every))
 
     def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
         """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""
@@ -339,10 +423,10 @@ class Contrastive:
         return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
 
     def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
-        """Sequences in chunks within the budget, and the row of each among the chunks' embeddings."""
+        """Sequences in chunks within the budget, and the row of each among the chunks' embeddings; on the CPU."""
         order, runs = _by_length([len(sequence) for sequence in sequences], self.budget)
-        chunks = [pack([sequences[i] for i in order[run.start : run.stop]]).to(self.device) for run in runs]
-        return chunks, torch.tensor(order, dtype=torch.long, device=self.device).argsort()
+        chunks = [pack([sequences[i] for i in order[run.start : run.stop]]) for run in runs]
+        return chunks, torch.tensor(order, dtype=torch.long).argsort()
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         embeddings: Tensor = self.module(batch)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -156,7 +156,8 @@ def _run_alone(
         module,
         optimizer,
         accelerator,
-        step=lambda number, indices: _counted(prepared, run, number, indices),
+        prepare=lambda number, indices: _counted(prepared, run, number, indices),
+        run=run.run,
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
@@ -318,14 +319,15 @@ def _judged_by(settings: Schedule) -> list[str]:
     return [f"{gain}_{direction}" for gain, is_trained in trained.items() if is_trained for direction in ("q2d", "d2q")]
 
 
-def _counted(prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]) -> Metrics:
-    """Do a step and say what it cost: the texts' own tokens, model FLOPs, peak memory so far."""
+def _counted(
+    prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]
+) -> tuple[Any, Metrics]:
+    """Lay out a step and say what it costs: the texts' own tokens, model FLOPs, peak memory so far."""
     pairs = prepared.tokens(indices, run.hard_negatives)
-    metrics = run.step(number, pairs)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
     backbone = prepared.embedder.backbone
     cost = {"flops": step_flops(backbone, run, number, pairs), "peak_gb": peak_memory(backbone.device) / 1e9}
-    return metrics | {"tokens": tokens} | cost
+    return run.prepare(number, pairs), {"tokens": float(tokens), **cost}
 
 
 def _say_nothing(_: str) -> None:
