@@ -10,8 +10,9 @@ import pytest
 
 from anchorembed import indexing
 from anchorembed.errors import InputError
-from anchorembed.indexing import MANIFEST, Floats, Hit, Index, Side, cosines, open_or_build, unit_rows
+from anchorembed.indexing import MANIFEST, Hit, Index, open_or_build
 from anchorembed.records import Document, write_jsonl
+from anchorembed.similarity import Floats, Side, cosines, unit_rows
 
 
 class BagOfWords:
@@ -293,13 +294,3 @@ def test_faults_of_the_caller_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such corpus file"):
         open_or_build(BagOfWords(), tmp_path / "missing.jsonl", tmp_path / "empty")
     assert names(tmp_path) == {"index"}
-
-
-def test_a_cosine_does_not_depend_on_where_its_document_stands() -> None:
-    rng = np.random.default_rng(0)
-    documents_DH = unit_rows(rng.standard_normal((5000, 33)).astype(np.float32))
-    query_H = documents_DH[0]
-    scores, order = cosines(query_H, documents_DH), rng.permutation(5000)
-    np.testing.assert_array_equal(cosines(query_H, documents_DH[order]), scores[order])
-    np.testing.assert_array_equal(cosines(query_H, documents_DH[4999:]), scores[4999:])
-    np.testing.assert_allclose(scores, documents_DH @ query_H, atol=1e-6)

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "anchorembed"
 ORDER = [
     "errors",
     "config",
+    "similarity",
     "runtime",
     "progress",
     "rows",

@@ -9,9 +9,9 @@ import pytest
 
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
-from anchorembed.indexing import Floats
 from anchorembed.mining import MARGIN, NEAR, POSITIVE, QUERY, Mined, Rules, by_bm25, by_embedder, gather, mine
 from anchorembed.records import TextPair, read_pairs
+from anchorembed.similarity import Floats
 from anchorembed.verbs import mine as mine_file
 from conftest import write_pairs
 

@@ -31,8 +31,8 @@ from scipy.stats import rankdata
 from anchorembed.embedder import Embedder, Side
 from anchorembed.errors import InputError, nearest
 from anchorembed.evaluation import Run, per_query, rank
-from anchorembed.indexing import Floats, cosines, unit_rows
 from anchorembed.progress import progress_bar
+from anchorembed.similarity import Floats, cosines, unit_rows
 from anchorembed.tasks import StoredDocuments, find_tasks, load
 from anchorembed.vectors import Texts, VectorCache
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from anchorembed.config import Recipe, read_recipe, show_config
-from anchorembed.errors import LESS_MEMORY, InputError
+from anchorembed.errors import LESS_MEMORY, InputError, extra
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -47,7 +47,8 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    from anchorembed import demo as module
+    with extra("eval,search,gguf"):
+        from anchorembed import demo as module
     from anchorembed.loop import Interrupted
 
     try:
@@ -72,7 +73,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks, by mteb."""
-    from anchorembed.benchmarking import TaskScore, read_instructions
+    with extra("eval"):
+        from anchorembed.benchmarking import TaskScore, read_instructions
     from anchorembed.verbs import evaluate as run
 
     def show(score: TaskScore) -> None:
@@ -105,7 +107,8 @@ def compare(
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    from anchorembed import comparing, gathering
+    with extra("compare"):
+        from anchorembed import comparing, gathering
     from anchorembed.loop import Interrupted
 
     comparison = comparing.open_comparison(resolved, results or resolved.output / "results")

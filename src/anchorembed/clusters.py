@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed.embedder import Embedder, Side
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.models import load_tokenizer
 from anchorembed.records import Document
 from anchorembed.vectors import vector_table
@@ -88,10 +88,8 @@ def encode_by_ray(
     """
     if out.exists():
         raise InputError(f"{out}: is there already. Name another folder, or delete it.")
-    try:
-        import ray  # noqa: PLC0415 - an extra that few need
-    except ImportError:
-        raise InputError("--engine ray: Ray is not installed. pip install 'anchorembed[ray]'") from None
+    with extra("ray"):
+        import ray  # noqa: PLC0415 - an extra
     load_tokenizer(model)  # a fault in the name shows before anything starts
     work = out.absolute().with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)

@@ -1,7 +1,8 @@
 """One kind of error for everything a user can mend: it names the value, the limit and the cure."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or data.document_tokens."
 
@@ -18,3 +19,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turn a missing optional package, imported within, into an InputError.
+
+    Args:
+        name: the extra in pyproject.toml, or several with commas between.
+
+    Raises:
+        InputError: with the line to type, if a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "anchorembed"):  # a fault of ours, which no installation mends
+            raise
+        raise InputError(
+            f"{package}: this package is not installed. To install it: pip install 'anchorembed[{name}]'"
+        ) from error

@@ -16,8 +16,8 @@ import numpy as np
 from ir_measures import Measure
 
 from anchorembed.errors import InputError
-from anchorembed.indexing import Encoder, Floats, cosines, rounding, unit_rows
 from anchorembed.records import Collection
+from anchorembed.similarity import Encoder, Floats, cosines, rounding, unit_rows
 
 Run = dict[str, dict[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]

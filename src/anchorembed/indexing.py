@@ -16,41 +16,22 @@ from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import cast
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 from lancedb.query import LanceVectorQueryBuilder
 from lancedb.table import Table
-from numpy.typing import NDArray
 
 from anchorembed.errors import InputError
 from anchorembed.records import Document, read_corpus
-
-Side = Literal["query", "document"]
-Floats = NDArray[np.float32]
+from anchorembed.similarity import Encoder, Floats, Side, cosines, rounding, unit_rows
 
 MANIFEST = "manifest.json"
 _FORMAT = "anchorembed-index-1"
 _TABLE = "documents"
 _ROWS_PER_WRITE = 8192
-_ROWS_PER_COSINE = 4096
-
-
-class Encoder(Protocol):
-    """What an index needs of a model: texts to vectors, and a name for the weights that made them."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash that changes whenever the vectors would."""
-
-    @property
-    def dimension(self) -> int:
-        """H, the length of a vector."""
-
-    def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
-        """Return one vector per text, in order, float32 [N, H]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +171,6 @@ def open_or_build(
     if manifest is not None and (manifest.model, manifest.corpus) == (encoder.fingerprint, corpus_hash):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash), False
-
-
-def unit_rows(vectors_NH: Floats) -> Floats:
-    """Scale each row to length 1, float32 [N, H]; a zero row stays zero and so has cosine 0 with everything."""
-    lengths = np.linalg.norm(vectors_NH, axis=1, keepdims=True)
-    units_NH: Floats = np.divide(vectors_NH, lengths, out=np.zeros_like(vectors_NH), where=lengths > 0)
-    return units_NH
-
-
-def cosines(query_H: Floats, documents_DH: Floats) -> Floats:
-    """Dot products of unit vectors, float32 [D], each the same wherever its document stands.
-
-    A matrix product may round the same pair differently in different positions, which would split ties; here every row
-    is summed by itself in float64 and rounded once.
-    """
-    scores = np.empty(len(documents_DH), np.float32)
-    for start in range(0, len(documents_DH), _ROWS_PER_COSINE):
-        part = slice(start, start + _ROWS_PER_COSINE)
-        scores[part] = np.multiply(documents_DH[part], query_H, dtype=np.float64).sum(axis=1)
-    return scores
-
-
-def rounding(dimension: int) -> float:
-    """Bound on how far float32 rounding can move the difference of two dot products of unit vectors."""
-    return 2 * (dimension + 8) * 2.0**-24
 
 
 def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:

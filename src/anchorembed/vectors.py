@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from anchorembed.embedder import Embedder, Side
-from anchorembed.indexing import Floats
 from anchorembed.records import whole_file
+from anchorembed.similarity import Floats
 
 
 class Texts(Protocol):

@@ -7,19 +7,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow.parquet as pq
 
 from anchorembed import checking, mining
-from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run_tasks
 from anchorembed.checking import SourceReport
 from anchorembed.clusters import encode_by_ray
 from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder, Side, described
-from anchorembed.errors import InputError
-from anchorembed.evaluation import Scores, evaluate_collection
-from anchorembed.indexing import Floats, Hit, open_or_build
+from anchorembed.errors import InputError, extra
 from anchorembed.mining import Mined, Rules
 from anchorembed.models import load_tokenizer
 from anchorembed.preparing import open_pairs, own_template
@@ -27,9 +24,14 @@ from anchorembed.progress import progress_bar
 from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, whole_file, write_jsonl
 from anchorembed.runtime import cache_folder
 from anchorembed.significance import isotropy as measure
-from anchorembed.tasks import find_tasks
+from anchorembed.similarity import Floats
 from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
 from anchorembed.vectors import VectorCache, vector_table
+
+if TYPE_CHECKING:  # these need packages of an extra, which only the verb that uses them imports
+    from anchorembed.benchmarking import TaskScore
+    from anchorembed.evaluation import Scores
+    from anchorembed.indexing import Hit
 
 Engine = Literal["local", "ray"]
 
@@ -38,7 +40,7 @@ Engine = Literal["local", "ray"]
 class Search:
     """Hits of one query, and whether the index was there already."""
 
-    hits: list[Hit]
+    hits: "list[Hit]"
     index: Path
     reused: bool
 
@@ -51,8 +53,8 @@ def evaluate(
     instructions: Mapping[str, str] | None = None,
     quick: bool = False,
     out: str | Path | None = None,
-    on_score: Callable[[TaskScore], None] = lambda _: None,
-) -> list[TaskScore]:
+    on_score: "Callable[[TaskScore], None]" = lambda _: None,
+) -> "list[TaskScore]":
     """Score a model on local test folders and files and on mteb's tasks and benchmarks, in mteb's own terms.
 
     Args:
@@ -64,7 +66,13 @@ def evaluate(
         quick: a fixed part of each task only; its name then ends in ``-quick``.
         out: folder for mteb's result files; tasks whose result is there are not run again.
         on_score: called with each task's score as soon as it is known.
+
+    Raises:
+        InputError: for what cannot be evaluated, and where the packages of the extra ``eval`` are not installed.
     """
+    with extra("eval"):
+        from anchorembed.benchmarking import Adapter, check_instructions, run_tasks
+        from anchorembed.tasks import find_tasks
     found = find_tasks([str(task) for task in tasks], split, quick)
     check_instructions(instructions or {}, found)
     embedder = Embedder.load(model)
@@ -137,6 +145,9 @@ def mine(
         rules: which texts become negatives.
         skip_bad: drop unusable lines, and say how many.
         say: for messages.
+
+    Raises:
+        InputError: for files it cannot use, and where BM25 is asked for without the extra ``mine``.
     """
     _check_out(Path(out))
     if Path(out).resolve() in {Path(place).resolve() for place in (pairs, corpus) if place}:
@@ -159,8 +170,10 @@ def mine(
     return mined
 
 
-def score(embedder: Embedder, collection: Collection) -> Scores:
-    """Score an embedder on a collection, with a progress bar."""
+def score(embedder: Embedder, collection: Collection) -> "Scores":
+    """Score an embedder on a collection, with a progress bar; it needs the extra ``eval``."""
+    with extra("eval"):
+        from anchorembed.evaluation import evaluate_collection
     total = len(collection.documents) + len(collection.queries)
     with _bar(f"embedding {collection.name}", total) as advance:
         return evaluate_collection(_Shown(embedder, advance), collection)
@@ -233,7 +246,13 @@ def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
 def search(
     model: str | Path, corpus: str | Path, query: str, *, index: str | Path | None = None, top_k: int = 10
 ) -> Search:
-    """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model."""
+    """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model.
+
+    Raises:
+        InputError: for a query, corpus or index it cannot use, and where the extra ``search`` is not installed.
+    """
+    with extra("search"):
+        from anchorembed.indexing import open_or_build
     corpus = Path(corpus)
     if not query.strip() or query.encode(errors="replace").decode() != query:
         raise InputError("search: the query is empty or not Unicode text. Give some words.")
