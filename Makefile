@@ -35,4 +35,4 @@ QUICK := config contrastive core embedder exporting gguf gradcache indexing mini
 	significance similarity store tokens
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/python -m pytest -m 'not slow' $(QUICK:%=tests/test_%.py)
+	$(LOWEST)/python -m pytest -m 'not slow' $(QUICK:%=tests/test_%.py) tests/test_cli.py::test_show_config
