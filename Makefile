@@ -31,8 +31,8 @@ test: install
 	$(BIN)/python -m pytest
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
-QUICK := config contrastive embedder exporting extras gguf gradcache indexing mining packing reconstruction records \
+QUICK := config contrastive core embedder exporting gguf gradcache indexing mining packing reconstruction records \
 	significance similarity store tokens
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/python -m pytest -m 'not slow' $(QUICK:%=tests/test_%.py)
+	$(LOWEST)/python -m pytest -m 'not slow' $(QUICK:%=tests/test_%.py) tests/test_cli.py::test_show_config

@@ -3,12 +3,17 @@
 ``python tests/without.py lancedb,polars search MODEL CORPUS QUERY`` runs the command line without the two.
 """
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, DistributionFinder
+from pathlib import Path
 from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
 
 
 class Hidden(MetaPathFinder):
@@ -42,6 +47,14 @@ def hide(*names: str) -> Hidden:
     hidden = Hidden(names)
     sys.meta_path[:] = [hidden]
     return hidden
+
+
+def python(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run Python, with this checkout's package and tests, to its end."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])
+    environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 if __name__ == "__main__":
