@@ -23,13 +23,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turn a missing optional package into an InputError, as in ``with extra("search"): import lancedb``.
+    """Turn a missing optional package, imported within, into an InputError.
 
     Args:
         name: the extra in pyproject.toml, or several with commas between.
 
     Raises:
-        InputError: with the line to type, if a package that is imported within is not installed.
+        InputError: with the line to type, if a package is not installed.
     """
     try:
         yield
