@@ -123,7 +123,7 @@ def test_the_extras_of_the_messages_exist() -> None:
     for path in (ROOT / "src" / "anchorembed").glob("*.py"):
         for names in re.findall(r'with extra\("([^"]+)"\)', path.read_text(encoding="utf-8")):
             named |= set(names.split(","))
-    assert named == {"eval", "search", "mine", "compare", "gguf", "ray"}
+    assert named == {"eval", "search", "mine", "mteb", "compare", "gguf", "ray"}
     assert named <= set(extras)
     assert extras["all"] == [f"anchorembed[{','.join(sorted(named))}]"]
     core = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["dependencies"]}

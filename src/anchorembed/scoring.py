@@ -17,6 +17,8 @@ import numpy as np
 from ir_measures import AP, RR, P, R, Success, nDCG
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, pairwise
 
 from anchorembed.evaluation import Qrels, Run, per_query, rank, rank_candidates
 from anchorembed.records import Collection, Documents
@@ -90,9 +92,7 @@ def reranking(collection: Collection, embed: Embed) -> Measured:
 
 def similarity(pairs: Sequence[SentencePair], embed: Embed) -> Measured:
     """Spearman's correlation of the pairs' cosines with their values; its items are `pseudo_values`."""
-    from sklearn.metrics.pairwise import paired_cosine_distances  # noqa: PLC0415 - takes a second
-
-    cosine_N = 1 - paired_cosine_distances(*_both_sides(pairs, embed))
+    cosine_N = 1 - pairwise.paired_cosine_distances(*_both_sides(pairs, embed))
     both_2N = np.stack([np.array([pair.value for pair in pairs]), cosine_N.astype(np.float64)])
     values_N = pseudo_values(*both_2N)
     scores = {"cosine_pearson": _correlation(both_2N), "cosine_spearman": _correlation(rankdata(both_2N, axis=1))}
@@ -101,8 +101,6 @@ def similarity(pairs: Sequence[SentencePair], embed: Embed) -> Measured:
 
 def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> Measured:
     """The best average precision that any of five measures of nearness has; it is no mean over pairs."""
-    from sklearn.metrics import average_precision_score, pairwise  # noqa: PLC0415 - takes a second
-
     first_NH, second_NH = _both_sides(pairs, embed)
     near = {
         "similarity": paired_cosines(first_NH, second_NH),
@@ -118,9 +116,6 @@ def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> Measured
 
 def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], embed: Embed) -> Measured:
     """Accuracy of a logistic regression on 8 texts a label, mean of 10 draws; a text's score is its mean over them."""
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - takes a second
-    from sklearn.metrics import f1_score  # noqa: PLC0415
-
     draws = drawn([row.label for row in train])
     used = sorted({index for draw in draws for index in draw})
     train_NH = embed([train[index].text for index in used], "query")

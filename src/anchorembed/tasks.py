@@ -13,7 +13,7 @@ from typing import Any
 
 from anchorembed.benchmarking import Adapter, LocalTask, Task, run_tasks
 from anchorembed.embedder import Embedder
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.evaluation import subset
 from anchorembed.records import Collection, Document, read_collection
 from anchorembed.runtime import cache_folder
@@ -75,12 +75,10 @@ def _find(name: str, split: str, quick: bool) -> Sequence[Task]:
     if path.exists():
         return [_local(place, split, quick) for place in _places(path)]
     try:
-        from anchorembed import mtebtasks  # noqa: PLC0415 - takes seconds to import, and local tasks do without
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{name}: no folder or file here, and {error.name}, which tasks by name need, is not installed. Check the "
-            "path, or type: pip install 'anchorembed[mteb]'"
-        ) from error
+        with extra("mteb"):
+            from anchorembed import mtebtasks  # noqa: PLC0415 - takes seconds to import, and local tests do without
+    except InputError as error:
+        raise InputError(f"{name}: neither a folder nor a file here, and tasks by name are mteb's. {error}") from error
     return mtebtasks.find(name, quick)
 
 
