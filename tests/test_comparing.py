@@ -448,7 +448,7 @@ def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Pa
 def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path) -> None:
     comparison = comparing.open_comparison(make(), tmp_path)
     run, (task,) = comparing.Run(comparison.arms[0], 0, "own"), comparison.tasks["Similar"]
-    name, revision = task.name, task.metadata.dataset["revision"]
+    name, revision = task.name, task.revision
     line = {"kind": "cell", "arm": "base", "digest": run.arm.digest, "setting": "own", "seed": 0, "cost": {}}
     line |= {"collection": name, "metric": "Spearman", "value": 0.5}
     for number, known in enumerate((revision, "other")):

@@ -28,18 +28,8 @@ from anchorembed.testsets import LabelledText, SentencePair
 from anchorembed.vectors import Texts
 
 _CUTS = (1, 3, 5, 10, 20, 100, 1000)
-_RANKING = {
-    f"{name}_at_{cut}": measure @ cut
-    for name, measure in (
-        ("ndcg", nDCG),
-        ("map", AP),
-        ("recall", R),
-        ("precision", P),
-        ("mrr", RR),
-        ("hit_rate", Success),
-    )
-    for cut in _CUTS
-}
+_MEASURES = {"ndcg": nDCG, "map": AP, "recall": R, "precision": P, "mrr": RR, "hit_rate": Success}
+_RANKING = {f"{name}_at_{cut}": measure @ cut for name, measure in _MEASURES.items() for cut in _CUTS}
 _TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's
 
 # kind of task -> mteb's name of its main score, and the field's
