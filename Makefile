@@ -1,14 +1,24 @@
 # Two commands: `make demo` trains, measures, exports and searches; `make test` checks everything.
+# `make test-lowest` runs the quick tests once more, with the lowest versions that pyproject.toml allows.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test install
+.PHONY: demo test test-lowest install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python $(PIP_INSTALL) -c constraints-lowest.txt -e '.[compare,gguf,mine,search,test]'
 	touch $@
 
 demo: install
@@ -19,3 +29,10 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
+QUICK := config contrastive embedder exporting extras gguf gradcache indexing mining packing reconstruction records \
+	significance similarity store tokens
+
+test-lowest: .venv-lowest/installed
+	$(LOWEST)/python -m pytest -m 'not slow' $(QUICK:%=tests/test_%.py)

@@ -17,8 +17,8 @@ from conftest import write_pairs
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = ["bm25s", "gguf", "ir_measures", "lancedb", "matplotlib", "mteb", "polars", "pytrec_eval", "ray"]
-# torch and sentence-transformers bring these themselves; nothing of the core asks for them before `export`.
-BROUGHT = ["jinja2", "scipy"]
+# torch and sentence-transformers bring these themselves (sklearn needs scipy); nothing asks for them before `export`.
+BROUGHT = ["jinja2", "scipy", "sklearn"]
 FILES = {"pairs": "pairs.jsonl", "texts": "texts.jsonl", "gguf": "model.gguf", "out": "out"}
 CORE = """
 import sys
@@ -48,7 +48,7 @@ assert (folder / "run" / "reconstruct" / "model").is_dir()
 vectors = Embedder.load(model).encode(["sort a list"])
 assert vectors.shape == (1, 32) and np.isfinite(vectors).all()
 assert encode(model, folder / "texts.txt", folder / "vectors.parquet") == 2
-hidden.names -= {"jinja2", "scipy"}
+hidden.names -= {"jinja2", "scipy", "sklearn"}
 from anchorembed import export
 assert export(model, folder / "out") > 0.9999
 loaded = {name.partition(".")[0] for name in sys.modules} & set(hidden.names)

@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -155,8 +161,25 @@ def _dequantised() -> dict[str, Any]:
 
 
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
+    tokenizer: PreTrainedTokenizerBase
+    if gguf is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+        return tokenizer
+    # Not AutoTokenizer: in transformers 5.5 it takes SmolLM2's for CodeLlama's, with other tokens at the beginning.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf)
+    for name, token_id in _gguf_special_tokens(Path(folder) / gguf).items():
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
     return tokenizer
+
+
+def _gguf_special_tokens(path: Path) -> dict[str, int]:
+    """Ids of a GGUF file's BOS, EOS and padding, as far as it has them; transformers 5.10 takes its BOS for EOS."""
+    import gguf  # noqa: PLC0415 - an extra; `_locate` made sure that it is there
+
+    fields = gguf.GGUFReader(path).fields
+    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+    found = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.parts[field.data[0]][0]) for name, field in found.items() if field is not None}
 
 
 def _cannot_load(name: str, error: Exception) -> str:
