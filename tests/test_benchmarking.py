@@ -1,4 +1,4 @@
-"""mteb, ir-measures and sentence-transformers agree on our scores; items average to them; nothing is embedded twice."""
+"""Our scores are mteb's, ir-measures' and sentence-transformers'; items average to them; nothing is embedded twice."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
-from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # what mteb scores by, unrounded
 from mteb.abstasks import AbsTaskSTS
+from mteb.cache import ResultCache
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import (
@@ -23,26 +23,30 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
-from anchorembed import tasks
-from anchorembed.benchmarking import (
-    Adapter,
-    TaskScore,
-    check_instructions,
-    pseudo_values,
-    read_instructions,
-    run_tasks,
-)
+from anchorembed import mtebtasks, scoring, tasks, testsets
+from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, read_instructions, run_tasks
 from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
-from anchorembed.evaluation import evaluate_collection, rank
+from anchorembed.evaluation import evaluate_collection
 from anchorembed.exporting import export
+from anchorembed.mtebtasks import Encoder, MtebTask
 from anchorembed.records import read_collection
-from anchorembed.tasks import StoredDocuments, find_tasks
+from anchorembed.scoring import drawn, pseudo_values
+from anchorembed.store import open_corpus
+from anchorembed.tasks import find_tasks
 from anchorembed.tokens import Lengths
 from anchorembed.vectors import VectorCache
 from conftest import WORDS
+from judge import judged, mteb_task
 
 CLOSE = 1e-6
+PLACES = {
+    "Retrieval": "beir",
+    "Reranking": "rerank/r_test.jsonl",
+    "STS": "sts/s_test.jsonl",
+    "PairClassification": "pairs.jsonl",
+    "Classification": "classes/c_test.jsonl",
+}
 
 
 def words(rng: random.Random, count: int = 4) -> str:
@@ -99,9 +103,70 @@ def test_every_kind_and_its_items(embedder: Embedder, data: Path, tmp_path: Path
     assert [score.metric for score in found] == ["nDCG@10", "MAP", "Spearman", "AP", "accuracy"]
     assert [len(score.items) for score in found] == [12, 9, 30, 0, 24]
     for score in found:
+        assert score.scores["test"][0]["main_score"] == score.value
         if score.items:
-            assert score.result.get_score() == pytest.approx(score.value, abs=5.1e-6), score.task  # rounded by mteb
+            assert np.mean([*score.items.values()]) == pytest.approx(score.value, abs=1e-12), score.task
     assert len({round(score.value, 6) for score in found}) == len(found)
+
+
+def differences(embedder: Embedder, data: Path, folder: Path, kind: str) -> tuple[float, float, float]:
+    """How far our main score, the items of it and the other scores are from mteb's."""
+    place = data / PLACES[kind]
+    (ours,) = scores(embedder, folder, place)
+    theirs, unrounded = judged(place, adapter(embedder, folder))
+    main = np.mean([*unrounded.values()]) if unrounded else theirs.scores["test"][0]["main_score"]
+    assert not unrounded or set(unrounded) == set(ours.items)
+    of_items = max((abs(value - ours.items[item]) for item, value in unrounded.items()), default=0.0)
+    whole = {name: value for name, value in ours.scores["test"][0].items() if isinstance(value, float)}
+    assert len(whole) > 2
+    others = max(abs(value - theirs.scores["test"][0][name]) for name, value in whole.items())
+    return abs(ours.value - main), of_items, others
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_our_scores_are_mteb_s(kind: str, embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    main, of_items, others = differences(embedder, data, tmp_path, kind)
+    assert max(main, of_items) <= CLOSE
+    assert others <= 5.1e-6  # mteb rounds those of a ranking to five digits
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fault"),
+    [
+        ("Retrieval", "rank", lambda *_: {f"d{n}": {"d0": 1.0} for n in range(12)}),
+        ("Reranking", "rank_candidates", lambda *given: {q: dict.fromkeys(given[-1][q], 1.0) for q in given[2]}),
+        ("STS", "rankdata", lambda rows, axis: rows),
+        ("PairClassification", "paired_cosines", lambda first, _: first[:, 0] > np.median(first[:, 0])),
+        ("Classification", "_SEED", 43),
+        ("Classification", "_TEXTS_PER_LABEL", 7),
+    ],
+)
+def test_other_scores_are_seen(
+    kind: str,
+    name: str,
+    fault: object,
+    embedder: Embedder,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a scorer gets wrong is far outside what two that agree differ by."""
+    place = data / PLACES[kind]
+    theirs, _ = judged(place, adapter(embedder, tmp_path))
+    monkeypatch.setattr(scoring, name, fault)
+    (ours,) = scores(embedder, tmp_path, place)
+    assert abs(ours.value - theirs.value) > 1e-3
+
+
+def test_classifiers_learn_from_the_texts_that_mteb_draws(data: Path) -> None:
+    """Also where a label has fewer texts than are drawn."""
+    labels = [*"aabbb", *"cccccccccccccccccccc", *"dddddddddddddddddddd"]
+    task, before = mteb_task(data / PLACES["Classification"]), None
+    train = Dataset.from_dict({"label": labels})
+    for ours in drawn(labels):
+        _, before, theirs = task._undersample_data(train, 0, before)
+        assert ours == theirs
+        assert len(ours) == 2 + 3 + 8 + 8
 
 
 def test_a_corpus_is_never_held_in_memory(embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +187,7 @@ def test_a_corpus_is_never_held_in_memory(embedder: Embedder, tmp_path: Path, mo
             yield np.eye(1, 32, dtype=np.float32)
 
     monkeypatch.setattr(embedder, "stream", stream)
-    searching = adapter(embedder, tmp_path)
-    searching.index(task.dataset["default"]["test"]["corpus"])
-    searching.search([{"id": "q", "text": "which"}], task_metadata=task.metadata, top_k=3)
+    list(run_tasks(adapter(embedder, tmp_path), [task]))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(lengths) > 0.9 * size
@@ -144,25 +207,19 @@ def test_a_revision_is_of_all_that_is_read(documents: int, tmp_path: Path) -> No
     whole = "\n".join(map(repr, (read.documents, read.queries, read.qrels)))
     for quick in (False, True):
         (task,) = find_tasks([str(tmp_path / "c")], quick=quick)
-        assert task.metadata.dataset["revision"] == hashlib.sha256(whole.encode()).hexdigest()
-    assert [*StoredDocuments(task.dataset["default"]["test"]["corpus"])] == [*read.documents]
+        assert task.revision == hashlib.sha256(whole.encode()).hexdigest()
+    stored = open_corpus(tmp_path / "c" / "corpus.jsonl", tmp_path)
+    assert [*stored] == [*read.documents]
+    assert stored.ids == [document.id for document in read.documents]
 
 
-def test_our_own_scores_are_mteb_s(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+def test_the_demo_s_scores_are_those_of_a_task(embedder: Embedder, data: Path, tmp_path: Path) -> None:
     (score,) = scores(embedder, tmp_path, data / "beir")
     collection = read_collection(data / "beir")
     ours = evaluate_collection(embedder, collection)
-    theirs = score.result.scores["test"][0]
-    assert ours.mean["Recall@100"] == pytest.approx(theirs["recall_at_100"], abs=5.1e-6)  # it rounds to five digits
-    queries, documents = (
-        embedder.encode([one.text for one in part], side)
-        for part, side in ((collection.queries, "query"), (collection.documents, "document"))
-    )
-    run = rank(queries, documents, [one.id for one in collection.queries], [one.id for one in collection.documents])
-    unrounded = calculate_retrieval_scores(run, collection.qrels, [10]).all_scores
+    assert ours.mean["Recall@100"] == pytest.approx(score.scores["test"][0]["recall_at_100"], abs=CLOSE)
     for query, value in score.items.items():
         assert ours.per_query[query]["nDCG@10"] == pytest.approx(value, abs=CLOSE)
-        assert unrounded[query]["ndcg_cut_10"] == pytest.approx(value, abs=CLOSE)
 
 
 def test_sentence_transformers_agrees(embedder: Embedder, data: Path, tmp_path: Path) -> None:
@@ -196,8 +253,8 @@ def test_sentence_transformers_agrees(embedder: Embedder, data: Path, tmp_path: 
 def test_quick_is_a_fixed_part_and_says_so(
     embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorembed.tasks._QUICK_ITEMS", 10)
-    monkeypatch.setattr("anchorembed.tasks._QUICK_DOCUMENTS", 20)
+    monkeypatch.setattr(testsets, "QUICK_ITEMS", 10)
+    monkeypatch.setattr(tasks, "QUICK_DOCUMENTS", 20)
     names = [data / "beir", data / "rerank", data / "sts", data / "classes"]
     first, second = (scores(embedder, tmp_path, *names, quick=True) for _ in range(2))
     assert [score.task for score in first] == ["beir-quick", "r_test-quick", "s_test-quick", "c_test-quick"]
@@ -220,10 +277,10 @@ def test_instructions_go_where_they_should(tiny_folder: Path, data: Path, tmp_pa
         query.id: collection.documents[int(row.argmax())].id
         for query, row in zip(collection.queries, queries @ documents.T, strict=True)
     }
-    run = adapter(embedder, tmp_path, {"beir": "find"})
+    local, run = mteb_task(data / "beir"), Encoder(adapter(embedder, tmp_path, {"beir": "find"}))
     run.index(Dataset.from_list([{"id": document.id, "text": document.text} for document in collection.documents]))
     rows = [{"id": query.id, "text": query.text} for query in collection.queries]
-    found = run.search(rows, task_metadata=tasks[0].metadata, top_k=3)
+    found = run.search(rows, task_metadata=local.metadata, top_k=3)
     assert {query: next(iter(ranked)) for query, ranked in found.items()} == best
     with pytest.raises(InputError, match="'STSS' is no task here"):
         check_instructions({"STSS": "x"}, tasks)
@@ -246,11 +303,20 @@ def test_nothing_is_embedded_twice_and_results_are_kept(
     (again,) = run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]))
     assert again.items == first.items
     (read,) = run_tasks(adapter(embedder, tmp_path / "elsewhere"), find_tasks([str(data / "beir")]), out)
-    assert (read.value, read.items) == (pytest.approx(first.value, abs=5.1e-6), {})
+    assert (read.value, read.items, read.scores) == (first.value, {}, first.scores)
     corpus = data / "beir" / "corpus.jsonl"
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("sort", "read"), encoding="utf-8")
     with pytest.raises(AssertionError, match="embedded again"):
         list(run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "beir")]), out))
+
+
+def test_mteb_reads_our_result_files(embedder: Embedder, data: Path, tmp_path: Path) -> None:
+    found = list(run_tasks(adapter(embedder, tmp_path), find_tasks([str(data / "sts"), str(data / "beir")]), tmp_path))
+    (results,) = ResultCache(tmp_path).load_results(require_model_meta=True).model_results
+    assert results.model_name == "anchorembed/tiny"
+    read = {result.task_name: result for result in results.task_results}
+    for score in found:
+        assert read[score.task].get_score() == pytest.approx(score.value)
 
 
 def test_a_result_cut_short_is_made_again(embedder: Embedder, data: Path, tmp_path: Path) -> None:
@@ -283,7 +349,7 @@ def test_a_result_with_other_instructions_is_another(tiny_folder: Path, data: Pa
 def test_data_that_mteb_loads_itself_is_held_until_items_are_scored(
     embedder: Embedder, data: Path, tmp_path: Path
 ) -> None:
-    (local,) = find_tasks([str(data / "sts")])
+    local = mteb_task(data / PLACES["STS"])
 
     class Named(AbsTaskSTS):
         metadata = local.metadata
@@ -292,7 +358,7 @@ def test_data_that_mteb_loads_itself_is_held_until_items_are_scored(
             self.dataset, self.data_loaded = local.dataset, True
 
     task = Named()
-    (score,) = run_tasks(adapter(embedder, tmp_path), [task])
+    (score,) = run_tasks(adapter(embedder, tmp_path), [MtebTask(task)])
     assert len(score.items) == 30
     assert not task.data_loaded
 
@@ -313,7 +379,7 @@ def test_a_task_whose_data_cannot_be_had_says_so(
     def unreachable(**_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(task, "load_data", unreachable)
+    monkeypatch.setattr(task.task, "load_data", unreachable)
     with pytest.raises(InputError, match=r"STSBenchmark: its data cannot be had .*Couldn't reach.*Check the network"):
         next(run_tasks(adapter(embedder, tmp_path), [task]))
 
@@ -321,12 +387,12 @@ def test_a_task_whose_data_cannot_be_had_says_so(
 def test_a_task_with_rules_of_its_own_has_mteb_s_score_and_no_items(
     embedder: Embedder, data: Path, tmp_path: Path
 ) -> None:
-    (task,) = find_tasks([str(data / "beir")])
-    (kept,) = run_tasks(adapter(embedder, tmp_path), [task])
+    task = mteb_task(data / "beir")
+    (kept,) = run_tasks(adapter(embedder, tmp_path), [MtebTask(task)])
     task.ignore_identical_ids = True
-    (score,) = run_tasks(adapter(embedder, tmp_path), [task])
-    assert score.items == {}
-    assert score.value == score.result.get_score() != pytest.approx(kept.value, abs=1e-4)
+    (score,) = run_tasks(adapter(embedder, tmp_path), [MtebTask(task)])
+    assert (len(kept.items), score.items) == (12, {})
+    assert score.value == score.scores["test"][0]["main_score"] != pytest.approx(kept.value, abs=1e-4)
 
 
 def test_a_damaged_vector_file_is_made_again(embedder: Embedder, tmp_path: Path) -> None:
@@ -364,12 +430,24 @@ def test_pseudo_values_spread_as_the_correlation_does() -> None:
 def test_a_part_of_a_reranking_task_of_mteb_has_its_own_queries_only(
     embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (local,) = find_tasks([str(data / "rerank" / "r_test.jsonl")])
-    monkeypatch.setattr(tasks, "_QUICK_ITEMS", 3)
+    local = mteb_task(data / PLACES["Reranking"])
+    monkeypatch.setattr(testsets, "QUICK_ITEMS", 3)
     monkeypatch.setattr(mteb, "get_task", lambda _: local)
     (score,) = run_tasks(adapter(embedder, tmp_path), find_tasks(["SomeReranking"], quick=True))
-    assert len(score.items) == 3
-    assert score.value == pytest.approx(score.result.get_score(), abs=1e-4)
+    assert (score.task, len(score.items)) == ("r_test-quick", 3)
+    assert score.value == pytest.approx(score.scores["test"][0]["main_score"], abs=1e-4)
+
+
+def test_a_part_of_a_retrieval_task_of_mteb_is_that_of_a_local_one(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tasks, mtebtasks):
+        monkeypatch.setattr(module, "QUICK_DOCUMENTS", 20)
+    monkeypatch.setattr(mteb, "get_task", lambda _: mteb_task(data / "beir"))
+    ours, theirs = scores(embedder, tmp_path, data / "beir", quick=True) + scores(
+        embedder, tmp_path, Path("SomeRetrieval"), quick=True
+    )
+    assert (ours.task, ours.items) == (theirs.task, theirs.items)
 
 
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
@@ -389,7 +467,7 @@ def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
 
 def test_names_of_mteb_are_known() -> None:
     (task,) = find_tasks(["SciFact"])
-    assert task.metadata.main_score == "ndcg_at_10"
+    assert (task.name, task.kind, task.task.metadata.main_score) == ("SciFact", "Retrieval", "ndcg_at_10")
     assert len(find_tasks(["NanoBEIR"])) > 5
 
 

@@ -130,7 +130,7 @@ def test_the_verbs_as_functions_take_plain_strings(recipe: Path, collection: Pat
     model = str(anchorembed.contrast(anchorembed.read_recipe(str(recipe))))
     corpus = str(collection / "corpus.jsonl")
     (score,) = anchorembed.evaluate(model, [str(collection)])
-    assert score.result.scores["test"][0]["recall_at_100"] == 1.0
+    assert score.scores["test"][0]["recall_at_100"] == 1.0
     assert anchorembed.encode(model, corpus, str(tmp_path / "v.parquet")) == 12
     assert len(anchorembed.search(model, corpus, "list", index=str(tmp_path / "index"), top_k=4).hits) == 4
     assert anchorembed.export(model, str(tmp_path / "export")) > 0.9999

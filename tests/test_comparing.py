@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from mteb.abstasks import AbsTask
 from safetensors.torch import load_file, save_file
 
 from anchorembed import arms as arms_module
 from anchorembed import comparing, gathering, training
 from anchorembed.arms import READY, choices, contrast_recipe, find_arms, first_recipe, matched_steps, stage_flops
-from anchorembed.benchmarking import Adapter, TaskScore
+from anchorembed.benchmarking import Adapter, Task, TaskScore
 from anchorembed.checkpoint import alone_in
 from anchorembed.cli import app
 from anchorembed.config import Recipe, Reconstruct, parse_recipe, read_recipe
@@ -272,8 +271,8 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
     asked: list[list[str]] = []
     evaluate = comparing.run_tasks
 
-    def spy(adapter: Adapter, tasks: list[AbsTask]) -> list[TaskScore]:
-        asked.append([task.metadata.name for task in tasks])
+    def spy(adapter: Adapter, tasks: list[Task]) -> list[TaskScore]:
+        asked.append([task.name for task in tasks])
         return evaluate(adapter, tasks)
 
     monkeypatch.setattr(comparing, "run_tasks", spy)
@@ -308,8 +307,8 @@ def test_a_collection_is_kept_as_soon_as_it_is_measured(
     """Stopped in the second, the first is kept with its items; what is run again is the second alone."""
     evaluate, asked = comparing.run_tasks, []
 
-    def stopped(adapter: Adapter, tasks: list[AbsTask]) -> list[TaskScore]:
-        asked.append(tasks[0].metadata.name)
+    def stopped(adapter: Adapter, tasks: list[Task]) -> list[TaskScore]:
+        asked.append(tasks[0].name)
         if len(asked) == 2:
             raise KeyboardInterrupt
         return evaluate(adapter, tasks)
@@ -399,7 +398,7 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
             "seed": seed,
             "cost": {},
         }
-        comparison.results.keep([line | {"collection": task.metadata.name, "metric": "Spearman", "value": 0.5}])
+        comparison.results.keep([line | {"collection": task.name, "metric": "Spearman", "value": 0.5}])
         comparing._delete_models(comparison, comparing.Run(contrast, seed, setting))
         assert sorted({path.parts[-4] for path in (tmp_path / "run").glob("*/*/*/*/*/model")}) == [
             f"seed-{number}" for number in left
@@ -416,7 +415,7 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
         trial = {"kind": "grid", "choice": comparing.choice_name(choice), "value": 0.5, "cost": {"seconds": 1800.0}}
         comparison.results.keep([line | trial])
     cost = {"first": {"seconds": 3000.0}, "contrast": {"seconds": 500.0}, "evaluate": {"seconds": 100.0}}
-    cell = {"kind": "cell", "setting": "own", "collection": task.metadata.name, "metric": "Spearman", "value": 0.5}
+    cell = {"kind": "cell", "setting": "own", "collection": task.name, "metric": "Spearman", "value": 0.5}
     comparison.results.keep([line | cell | {"cost": cost}])
     assert "about 6.0 hours to go" in comparing.plan(comparison)
     common = line | cell | {"arm": "contrast", "digest": comparison.arms[1].digest, "setting": "common", "cost": {}}
@@ -449,7 +448,7 @@ def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Pa
 def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path) -> None:
     comparison = comparing.open_comparison(make(), tmp_path)
     run, (task,) = comparing.Run(comparison.arms[0], 0, "own"), comparison.tasks["Similar"]
-    name, revision = task.metadata.name, task.metadata.dataset["revision"]
+    name, revision = task.name, task.revision
     line = {"kind": "cell", "arm": "base", "digest": run.arm.digest, "setting": "own", "seed": 0, "cost": {}}
     line |= {"collection": name, "metric": "Spearman", "value": 0.5}
     for number, known in enumerate((revision, "other")):

@@ -61,6 +61,6 @@ def test_the_extras_of_the_messages_exist() -> None:
     for path in (ROOT / "src" / "anchorembed").glob("*.py"):
         for names in re.findall(r'with extra\("([^"]+)"\)', path.read_text(encoding="utf-8")):
             named |= set(names.split(","))
-    assert named == {"eval", "search", "mine", "compare", "gguf", "ray"}
+    assert named == {"eval", "search", "mine", "mteb", "compare", "gguf", "ray"}
     assert named <= set(extras)
     assert extras["all"] == [f"anchorembed[{','.join(sorted(named))}]"]

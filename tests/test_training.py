@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from anchorembed import loop, steps, training
 from anchorembed.backbone import weights_sha256
-from anchorembed.benchmarking import measure_on
 from anchorembed.config import Contrast, Lora, Recipe, Reconstruct, Schedule, parse_recipe
 from anchorembed.embedder import Embedder, read_metadata
 from anchorembed.errors import InputError
@@ -24,6 +23,7 @@ from anchorembed.loop import Interrupted, _rounded, learning_rate
 from anchorembed.preparing import prepare
 from anchorembed.records import TextPair
 from anchorembed.steps import Contrastive
+from anchorembed.tasks import measure_on
 from anchorembed.tokens import Lengths, PairTokenizer, TokenPair, instruct
 from anchorembed.training import contrast, objective, reconstruct, train
 from conftest import save_tiny, write_pairs

@@ -68,11 +68,11 @@ def evaluate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A fixed part of each task only.")] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for mteb's result files.", show_default=False)
+        Path | None, typer.Option("-o", "--out", help="Folder for result files in mteb's form.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
-    """Measure a model on retrieval, reranking, similarity and classification tasks, by mteb."""
+    """Measure a model on retrieval, reranking, similarity and classification tasks."""
     with extra("eval"):
         from anchorembed.benchmarking import TaskScore, read_instructions
     from anchorembed.verbs import evaluate as run

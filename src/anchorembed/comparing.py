@@ -21,7 +21,6 @@ from statistics import fmean
 
 import torch
 import yaml
-from mteb.abstasks import AbsTask
 
 from anchorembed.arms import (
     Arm,
@@ -33,7 +32,7 @@ from anchorembed.arms import (
     matched_steps,
     seeds_of,
 )
-from anchorembed.benchmarking import Adapter, TaskScore, check_instructions, run_tasks
+from anchorembed.benchmarking import Adapter, Task, TaskScore, check_instructions, run_tasks
 from anchorembed.checkpoint import alone_in, write_file
 from anchorembed.config import Compare, Recipe, Schedule
 from anchorembed.embedder import METADATA, Embedder
@@ -60,7 +59,7 @@ class Comparison:
     arms: list[Arm]
     matched: dict[str, int]
     results: Results
-    tasks: dict[str, list[AbsTask]]  # by the report's tables
+    tasks: dict[str, list[Task]]  # by the report's tables
 
     def runs(self) -> Iterator[Run]:
         """All runs: every arm's first seed before any second; common settings, after own ones, with the first only."""
@@ -75,10 +74,10 @@ class Comparison:
         """Runs without results for every collection."""
         return [run for run in self.runs() if self.tasks_left(run)]
 
-    def tasks_left(self, run: Run) -> list[AbsTask]:
+    def tasks_left(self, run: Run) -> list[Task]:
         """Collections that a run has no results for."""
         done = self.results.cells(run)
-        tasks = {task.metadata.name: task for tasks in self.tasks.values() for task in tasks}
+        tasks = {task.name: task for tasks in self.tasks.values() for task in tasks}
         return [task for name, task in tasks.items() if name not in done]
 
     def _has_common(self, arm: Arm) -> bool:
@@ -103,12 +102,12 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     arms = find_arms(recipe.compare)
     quick = recipe.compare.quick
     tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
-    every = [task.metadata.name for tasks in tables.values() for task in tasks]
+    every = [task.name for tasks in tables.values() for task in tasks]
     for place, name in enumerate(every):
         if name in every[:place]:
             raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
     check_instructions(recipe.compare.instructions, [task for tasks in tables.values() for task in tasks])
-    revisions = {task.metadata.name: task.metadata.dataset["revision"] for tasks in tables.values() for task in tasks}
+    revisions = {task.name: task.revision for tasks in tables.values() for task in tasks}
     results = Results(folder, _key(recipe, arms), revisions)
     return Comparison(recipe, recipe.compare, arms, matched_steps(recipe, arms), results, tables)
 

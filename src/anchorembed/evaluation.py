@@ -8,7 +8,7 @@ Axes: Q queries, D documents, H hidden size.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ir_measures
@@ -17,7 +17,7 @@ from ir_measures import Measure
 
 from anchorembed.errors import InputError
 from anchorembed.records import Collection
-from anchorembed.similarity import Encoder, Floats, cosines, rounding, unit_rows
+from anchorembed.similarity import Encoder, Floats, cosines, near_top, rounding, unit_rows
 
 Run = dict[str, dict[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -105,6 +105,23 @@ def _rank_block(
             yield query_id, {document_ids[row]: score for row, score in zip(near.tolist(), exact, strict=True)}
 
 
+def rank_candidates(
+    queries_QH: Floats,
+    documents_DH: Floats,
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    candidates: Mapping[str, Iterable[str]],
+) -> Run:
+    """Score only each query's own ``candidates`` by cosine, as ``run[query id][document id]``."""
+    rows = {name: row for row, name in enumerate(document_ids)}
+    run: Run = {}
+    for name, query_H in zip(query_ids, unit_rows(queries_QH), strict=True):
+        own = list(candidates.get(name, ()))
+        scores = cosines(query_H, unit_rows(documents_DH[[rows[candidate] for candidate in own]]))
+        run[name] = dict(zip(own, scores.tolist(), strict=True))
+    return run
+
+
 def ordered(scores: Mapping[str, float]) -> list[str]:
     """Return document ids best first as trec_eval orders them: by float32 score, then by id, both descending."""
     return sorted(scores, key=lambda document: (float(np.float32(scores[document])), document), reverse=True)
@@ -115,25 +132,27 @@ def score_run(run: Mapping[str, Mapping[str, float]], qrels: Qrels) -> Scores:
 
     Every query of ``qrels`` counts: 0 where the run lacks it. Queries that only the run has are left out.
     """
-    by_metric = {name: per_query(run, qrels, measure) for measure, name in _MEASURES.items()}
-    every = {query: {name: scores[query] for name, scores in by_metric.items()} for query in qrels}
+    by_measure = per_query(run, qrels, _MEASURES)
+    every = {query: {name: by_measure[measure][query] for measure, name in _MEASURES.items()} for query in qrels}
     return Scores(_means(every), every)
 
 
-def per_query(run: Mapping[str, Mapping[str, float]], qrels: Qrels, measure: Measure) -> dict[str, float]:
-    """One measure of ir_measures for every query of ``qrels``, as `score_run` counts them."""
+def per_query(
+    run: Mapping[str, Mapping[str, float]], qrels: Qrels, measures: Iterable[Measure]
+) -> dict[Measure, dict[str, float]]:
+    """Measures of ir_measures for every query of ``qrels``, as `score_run` counts them."""
     if not qrels:
         raise InputError("qrels: there are no judged queries. Give at least one judgement.")
-    scores = dict.fromkeys(qrels, 0.0)
+    scores = {measure: dict.fromkeys(qrels, 0.0) for measure in measures}
     # ir_measures' providers break ties in opposite ways; scores that only count down the order leave them no ties.
     untied = {
         query: {document: float(-place) for place, document in enumerate(ordered(found))}
         for query, found in run.items()
-        if query in scores
+        if query in qrels
     }
     judged = {query: dict(grades) for query, grades in qrels.items()}
-    for result in ir_measures.iter_calc([measure], judged, untied):
-        scores[result.query_id] = float(result.value)
+    for result in ir_measures.iter_calc(list(scores), judged, untied):
+        scores[result.measure][result.query_id] = float(result.value)
     return scores
 
 
@@ -178,14 +197,6 @@ def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
             if query in kept
         },
     )
-
-
-def near_top(scores_D: Floats, top_k: int, margin: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """Rows whose score may, within ``margin``, belong to the ``top_k`` best."""
-    if top_k >= len(scores_D):
-        return np.arange(len(scores_D))
-    last = np.partition(scores_D, len(scores_D) - top_k)[len(scores_D) - top_k]
-    return np.flatnonzero(scores_D >= last - margin)
 
 
 def _chance(grades: Mapping[str, int], ids: set[str]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def _gather(comparison: Comparison, command: str) -> analysing.Evidence:
                 if "made_with" in payload
             )
         ),
-        tables={title: [task.metadata.name for task in tasks] for title, tasks in comparison.tasks.items()},
+        tables={title: [task.name for task in tasks] for title, tasks in comparison.tasks.items()},
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anchorembed.errors import InputError
-from anchorembed.records import TextPair, read_corpus, read_pairs, whole_file
+from anchorembed.records import Document, TextPair, read_corpus, read_pairs, whole_file
 
 _VERSION = b"3"
 _SCHEMA = pa.schema(
@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
 )
 _CORPUS = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
 _ROWS = 8192
+_AT_ONCE = 100  # documents read from disk at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +180,29 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
     return rows
 
 
-def open_corpus(path: Path, cache: Path) -> Path:
-    """A BEIR corpus as an Arrow stream of ``id`` and ``text``, converted if its content is not in ``cache`` yet.
+@dataclass(frozen=True, slots=True)
+class StoredDocuments:
+    """A table with columns ``id`` and ``text``, maybe ``title``, as documents; read as they are gone through."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids, without reading texts."""
+        return [str(name) for name in self.table.column("id").to_pylist()]
+
+    def __iter__(self) -> Iterator[Document]:
+        for batch in self.table.to_batches(max_chunksize=_AT_ONCE):
+            for row in batch.to_pylist():
+                title = row.get("title")
+                yield Document(str(row["id"]), f"{title} {row['text']}" if title else row["text"])  # as mteb joins them
+
+
+def open_corpus(path: Path, cache: Path) -> StoredDocuments:
+    """A BEIR corpus, memory-mapped from ``cache``, converted if its content is not there yet.
 
     Raises InputError as `records.read_corpus` does.
     """
@@ -196,7 +218,7 @@ def open_corpus(path: Path, cache: Path) -> Path:
             while batch := list(islice(documents, _ROWS)):
                 columns = {"id": [one.id for one in batch], "text": [one.text for one in batch]}
                 writer.write_batch(pa.record_batch(columns, schema=_CORPUS))
-    return target
+    return StoredDocuments(pa.ipc.open_stream(pa.memory_map(str(target))).read_all())
 
 
 def text_key(text: str) -> int:

@@ -299,7 +299,7 @@ def _evaluation(
     measure: Callable[[Embedder], Metrics] | None = None
     if settings.evaluate_on:
         with extra("eval"):
-            from anchorembed.benchmarking import measure_on  # noqa: PLC0415 - an extra
+            from anchorembed.tasks import measure_on  # noqa: PLC0415 - an extra
 
         measure = measure_on(settings.evaluate_on)
 

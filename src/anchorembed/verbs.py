@@ -55,7 +55,7 @@ def evaluate(
     out: str | Path | None = None,
     on_score: "Callable[[TaskScore], None]" = lambda _: None,
 ) -> "list[TaskScore]":
-    """Score a model on local test folders and files and on mteb's tasks and benchmarks, in mteb's own terms.
+    """Score a model on local test folders and files and on mteb's tasks and benchmarks by name.
 
     Args:
         model: model folder, hub id, ``.gguf`` file or ``smollm2-135m``.
@@ -64,7 +64,7 @@ def evaluate(
         instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
             before the texts of symmetric tasks, never before documents.
         quick: a fixed part of each task only; its name then ends in ``-quick``.
-        out: folder for mteb's result files; tasks whose result is there are not run again.
+        out: folder for result files in mteb's form; tasks whose result is there are not run again.
         on_score: called with each task's score as soon as it is known.
 
     Raises:
