@@ -43,7 +43,7 @@ def models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
     return native, SentenceTransformer(str(place / "exported"), device="cpu")
 
 
-def tested(kind: str) -> pytest.MarkDecorator:
+def each_file(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("file", sorted((TESTS / kind).glob("*_test.*")), ids=lambda path: path.name)
 
 
@@ -75,7 +75,7 @@ def test_retrieval(models: Models, folder: Path, tmp_path: Path) -> None:
         assert information(judge)["cosine_ndcg@10"] == pytest.approx(found.value, abs=CLOSE)
 
 
-@tested("rerank")
+@each_file("rerank")
 def test_reranking(models: Models, file: Path, tmp_path: Path) -> None:
     embedder, judge = models
     rows = [
@@ -87,7 +87,7 @@ def test_reranking(models: Models, file: Path, tmp_path: Path) -> None:
     assert RerankingEvaluator(rows, write_csv=False)(judge)["map"] == pytest.approx(value, abs=CLOSE)
 
 
-@tested("sts")
+@each_file("sts")
 def test_similarity(models: Models, file: Path, tmp_path: Path) -> None:
     embedder, judge = models
     rows = [row for row in read_test_set(file).rows if isinstance(row, SentencePair)]
@@ -98,6 +98,6 @@ def test_similarity(models: Models, file: Path, tmp_path: Path) -> None:
     assert similar(judge)["spearman_cosine"] == pytest.approx(value, abs=CLOSE)
 
 
-@tested("classification")
+@each_file("classification")
 def test_classification(models: Models, file: Path, tmp_path: Path) -> None:
     score(models[0], file, tmp_path)
