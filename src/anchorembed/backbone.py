@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,12 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
+
+    def token_length(self) -> Tensor:
+        """Mean Euclidean length of the input vectors of all tokens, without gradient."""
+        weight_VH = cast("Tensor", self.model.get_input_embeddings().weight).detach().float()
+        lengths_V: Tensor = weight_VH.norm(dim=-1)
+        return lengths_V.mean() * self.input_scale
 
     @property
     def layers(self) -> nn.ModuleList:

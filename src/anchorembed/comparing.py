@@ -40,10 +40,11 @@ from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.loop import Interrupted, read_log
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.results import COMMON, OWN, Results, Run
-from anchorembed.runtime import versions
+from anchorembed.runtime import find_device, versions
 from anchorembed.significance import isotropy
 from anchorembed.store import content_key
 from anchorembed.tasks import find_tasks
+from anchorembed.training import train
 from anchorembed.vectors import VectorCache
 
 _ISOTROPY_PAIRS = 512
@@ -366,10 +367,15 @@ def _place(comparison: Comparison, one: Run) -> Path:
 
 
 def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
-    """Train a recipe in a process of its own; its messages and progress bar stay visible."""
+    """Train a recipe; on the CPU in a process of its own, whose messages and progress bar stay visible."""
     path = place / "recipe.yaml"
     place.mkdir(parents=True, exist_ok=True)
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
+    if find_device(recipe.model.device).type == "cuda":  # one process for all, whose compiled layers serve every run
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        train(recipe, say, "run the comparison again")
+        return
     verb = "reconstruct" if recipe.reconstruct else "contrast"
     command = [sys.executable, "-m", "anchorembed", verb, str(path)]
     with _signals() as heard, subprocess.Popen(command) as process:  # noqa: S603 - ourselves

@@ -149,6 +149,14 @@ class Reconstruct(Schedule):
         description="Weight of a loss beside the decoder's: the text's tokens in any order, by the anchor alone "
         "(Llama2Vec); the paper has none, nor has next_token.",
     )
+    anchor: Literal["raw", "centred", "centred_gradient"] = Field(
+        "raw",
+        description="How anchors enter the decoder: as they are, as the paper has it; less the step's mean, as long as "
+        "a token's vector; or as they are, with the mean taken off their gradients.",
+    )
+    target_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Write the first so many tokens of each text only, without EOS; null for all, as the paper."
+    )
     decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone, but for next_token.")
 
     @model_validator(mode="after")
@@ -160,7 +168,7 @@ class Reconstruct(Schedule):
     @property
     def cost_only(self) -> set[str]:
         """As of a `Schedule`; and keys that came later, at their defaults, so that older results still match."""
-        later = {"bag_weight": 0.0, "decode": True}
+        later = {"bag_weight": 0.0, "decode": True, "anchor": "raw", "target_tokens": None}
         return super().cost_only | {key for key, value in later.items() if getattr(self, key) == value}
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
@@ -43,6 +44,14 @@ def summed(values: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(values)
     return values
+
+
+def summed_with_gradient(values: Tensor) -> Tensor:
+    """The sum over processes, whose gradient is the sum of theirs."""
+    if processes() == 1:
+        return values
+    total: Tensor = all_reduce(values)
+    return total
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:

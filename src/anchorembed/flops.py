@@ -34,7 +34,7 @@ def step_flops(
         rows = [row for pair in stage.rows(number, pairs) for row in pair]
         encoded = sum(len(row.source) for row in rows)
         decoded = [row for row in rows if stage.decode or not row.source]
-        written = sum(len(row.text) + 1 for row in decoded)
+        written = sum(row.targets for row in decoded)
         sinks = sum(stage.sink and bool(row.source) for row in decoded)
         bags = sum(stage.bag_weight > 0 and bool(row.source) for row in rows)
         heads = backbone.head.weight.numel() * (written + bags)

@@ -23,7 +23,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anchorembed.packing import PackedBatch, pack, send
 
@@ -61,17 +61,54 @@ class Decoding:
         )
 
 
-def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False) -> Decoding:
-    """Lay out texts, as their own tokens without template, to be written from one anchor each."""
+def target_count(text: Sequence[int], limit: int | None = None) -> int:
+    """How many targets a text has: its tokens and EOS, or its first ``limit`` tokens where it has more."""
+    return len(text) + 1 if limit is None or len(text) <= limit else limit
+
+
+def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False, limit: int | None = None) -> Decoding:
+    """Lay out texts, as their own tokens without template, to be written from one anchor each.
+
+    Of a text of more than ``limit`` tokens the first ``limit`` are targets, and no EOS.
+    """
     before = [end_id] if sink else []
-    batch = pack([[*before, end_id, *text] for text in texts])
+    targets = [[*text, end_id][: target_count(text, limit)] for text in texts]
+    batch = pack([[*before, end_id, *written[:-1]] for written in targets])
     slots = batch.offsets[:-1] + len(before)
     predicting = (batch.positions >= len(before)).nonzero().flatten()
     counts = batch.offsets.diff() - len(before)
     owners = torch.arange(len(texts)).repeat_interleave(counts)
-    # What comes before a text's own tokens is EOS, so what follows each text, the next one's start, is its last target.
-    targets = batch.tokens.roll(-1)[predicting]
-    return Decoding(batch, slots, predicting, targets, owners, tuple(counts.tolist()))
+    wanted = torch.tensor([token for written in targets for token in written], dtype=torch.long)
+    return Decoding(batch, slots, predicting, wanted, owners, tuple(counts.tolist()))
+
+
+def centred(
+    anchors_NH: Tensor,
+    sides_N: Tensor,
+    length: Tensor,
+    total: Callable[[Tensor], Tensor],
+    gradient_only: bool = False,
+) -> Tensor:
+    """Anchors of a step without what all of a side share: ``length * (e - mean) / |e - mean|``.
+
+    A decoder that ignores its anchor sends every anchor the same gradient, which makes them all alike; less their mean
+    they cannot become so. It is what batch normalisation does against posterior collapse (Zhu et al., BN-VAE, 2020,
+    arXiv 2004.12585). The paper has none.
+
+    Args:
+        anchors_NH: this process's anchors of the whole step.
+        sides_N: which side's each is, 0 or 1; sides have means of their own.
+        length: what each becomes long, that of a token's input vector.
+        total: sums over processes, with gradient.
+        gradient_only: leave the anchors as they are, and take the mean off their gradients instead.
+    """
+    is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
+    sums_SH, counts_S = total(is_side_SN @ anchors_NH), total(is_side_SN.sum(1))
+    means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
+    shifted_NH = anchors_NH - means_SH[sides_N]
+    if gradient_only:
+        return anchors_NH.detach() + (shifted_NH - shifted_NH.detach())
+    return length * nn.functional.normalize(shifted_NH, dim=-1)
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ there and waits for nothing; ``step`` is both, and reads the metrics back.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,18 @@ from anchorembed.contrastive import (
     similarities,
     too_similar,
 )
-from anchorembed.distributed import gathered, processes, rank, shares, summed
+from anchorembed.distributed import gathered, processes, rank, shares, summed, summed_with_gradient
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.packing import PackedBatch, micro_batches, pack, send
-from anchorembed.reconstruction import Decoding, decoding, insert_anchors, linear_cross_entropy
+from anchorembed.reconstruction import (
+    Decoding,
+    centred,
+    decoding,
+    insert_anchors,
+    linear_cross_entropy,
+    target_count,
+)
 from anchorembed.runtime import autocast
 from anchorembed.tokens import TokenPair
 
@@ -64,23 +71,30 @@ class ReconstructionModule(nn.Module):
     def forward(
         self,
         sources: PackedBatch | None,
-        targets: Decoding,
-        weights_P: Tensor,
+        targets: Decoding | None,
+        weights_P: Tensor | None = None,
+        anchors_NH: Tensor | None = None,
+        centre: Callable[[Tensor], Tensor] | None = None,
         bag_weight: float = 0.0,
         decode: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write text i of ``targets`` from the anchor of source i; without sources, after EOS alone.
+    ) -> tuple[Tensor, ...]:
+        """Write text i of ``targets`` from the anchor of source i, or from anchor i; without either, after EOS alone.
 
-        With ``bag_weight`` the anchor alone, without decoding, must tell the same targets in any order, too.
+        With ``bag_weight`` the anchor alone, without decoding, must tell the same targets in any order, too. ``centre``
+        is applied to the anchors of sources before they enter.
 
         Returns:
             The loss weighted by ``weights_P``, and each target token's losses [P] in nats, by decoding and by the bag;
-            zeros where there is no such loss.
+            zeros where there is no such loss. Without targets, the anchors of the sources, [N, H].
         """
         backbone = self.embedder.backbone
-        loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
         with autocast(backbone.device, self.embedder.dtype):
-            anchors_NH = None if sources is None else self.embedder(sources)
+            if sources is not None:
+                anchors_NH = self.embedder(sources)
+                anchors_NH = anchors_NH if centre is None else centre(anchors_NH)
+            if targets is None or weights_P is None:
+                return () if anchors_NH is None else (anchors_NH,)
+            loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
             if decode:
                 states_PH = self._decoded(anchors_NH, targets)
                 loss, losses_P = self._cross_entropy(states_PH, targets.targets, weights_P)
@@ -122,26 +136,42 @@ class Row:
     source: list[int]
     text: list[int]
     direction: Direction
+    limit: int | None = None  # of the text's tokens that are written
+
+    @property
+    def targets(self) -> int:
+        """Target tokens."""
+        return target_count(self.text, self.limit)
+
+    @property
+    def side(self) -> int:
+        """0 if it is written from a query, 1 from a document."""
+        return int(self.direction != "q2d")
 
     @property
     def cost(self) -> int:
         """Tokens computed in both passes, at most: with a sink."""
-        return len(self.source) + len(self.text) + 2
+        return len(self.source) + self.targets + 1
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count."""
+    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count.
+
+    ``sides_N`` is 0 for a text written from a query, 1 from a document, -1 where it counts for nothing.
+    """
 
     sources: PackedBatch | None
     targets: Decoding
     weights_P: Tensor
     masks_DP: Tensor
+    sides_N: Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the same on ``device``."""
         sources = None if self.sources is None else self.sources.to(device)
-        return MicroBatch(sources, self.targets.to(device), send(self.weights_P, device), send(self.masks_DP, device))
+        rest = (send(tensor, device) for tensor in (self.weights_P, self.masks_DP, self.sides_N))
+        return MicroBatch(sources, self.targets.to(device), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +205,15 @@ class Reconstruction:
     sink: bool = False
     bag_weight: float = 0.0
     decode: bool = True
+    anchor: Literal["raw", "centred", "centred_gradient"] = "raw"
+    target_tokens: int | None = None
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
     hard_negatives: ClassVar[int] = 0  # it uses none
 
     def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
         """What a step writes, by pair."""
-        return [[row for direction in self._weights(number) for row in _rows(pair, direction)] for pair in pairs]
+        limit = self.target_tokens
+        return [[row for direction in self._weights(number) for row in _rows(pair, direction, limit)] for pair in pairs]
 
     def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
         """Accumulate the gradient of L_I over the pairs; micro-batches and processes change nothing but memory."""
@@ -194,20 +227,20 @@ class Reconstruction:
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(rows) for rows in shares(every)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0))] * idle
+        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0), is_idle=True)] * idle
         return ReconstructionBatch(
             nothing + [self._micro_batch(rows, per_token) for rows in runs[rank()]], idle, weights, totals
         )
 
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
-        sums_2D = torch.zeros(2, len(batch.weights), device=self.device)
-        for number, micro in enumerate(batch.micro, 1):
-            with nullcontext() if number == len(batch.micro) else self.unsynced():
-                loss, found_2D = self._run(micro)
-                (loss if processes() == 1 else loss * processes()).backward()
-            if number > batch.idle:
-                sums_2D += found_2D
+        anchored = batch.micro[0].sources is not None
+        if self.anchor == "raw" or not anchored:
+            sums_2D = self._backward(batch)
+        elif len(batch.micro) == 1:
+            sums_2D = self._backward(batch, centre=self._centring(batch.micro[0].sides_N))
+        else:
+            sums_2D = self._cached_backward(batch)
         sums_2D = summed(sums_2D)
         measured: Measured = {}
         loss = torch.zeros((), device=self.device)
@@ -216,6 +249,53 @@ class Reconstruction:
             loss = loss + weight * (written + self.bag_weight * bag)
             measured |= self._named(direction, written, bag)
         return {"loss": loss, **measured}
+
+    def _backward(
+        self,
+        batch: ReconstructionBatch,
+        anchors: Sequence[Tensor] | None = None,
+        centre: Callable[[Tensor], Tensor] | None = None,
+        is_last: bool = True,
+    ) -> Tensor:
+        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [2, D]."""
+        sums_2D = torch.zeros(2, len(batch.weights), device=self.device)
+        for number, micro in enumerate(batch.micro):
+            with nullcontext() if is_last and number + 1 == len(batch.micro) else self.unsynced():
+                loss, found_2D = self._run(micro, None if anchors is None else anchors[number], centre)
+                (loss if processes() == 1 else loss * processes()).backward()
+            if number >= batch.idle:
+                sums_2D += found_2D
+        return sums_2D
+
+    def _cached_backward(self, batch: ReconstructionBatch) -> Tensor:
+        """The same where anchors depend on the whole step's, in the memory of one micro-batch, as GradCache does it.
+
+        Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
+        push its anchors' gradients through.
+        """
+        with torch.no_grad():
+            found = [self.module(micro.sources, None)[0] for micro in batch.micro]
+        sizes = [len(part) for part in found]
+        anchors_NH = torch.cat(found).requires_grad_()
+        centred_NH = self._centring(torch.cat([micro.sides_N for micro in batch.micro]))(anchors_NH)
+        leaves_NH = centred_NH.detach().requires_grad_()
+        sums_2D = self._backward(batch, leaves_NH.split(sizes), is_last=False)
+        (into_NH,) = torch.autograd.grad(centred_NH, anchors_NH, leaves_NH.grad)
+        for number, (micro, into) in enumerate(zip(batch.micro, into_NH.split(sizes), strict=True), 1):
+            with nullcontext() if number == len(batch.micro) else self.unsynced():
+                torch.autograd.backward(self.module(micro.sources, None)[0], into)
+        return sums_2D
+
+    def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
+        """What anchors go through before they enter the decoder."""
+        length = self._embedder.backbone.token_length()
+        return lambda anchors_NH: centred(
+            anchors_NH, sides_N, length, summed_with_gradient, self.anchor == "centred_gradient"
+        )
+
+    @property
+    def _embedder(self) -> Embedder:
+        return cast("ReconstructionModule", getattr(self.module, "module", self.module)).embedder  # of what wraps it
 
     def _named(self, direction: Direction, written: Tensor, bag: Tensor) -> Measured:
         """A direction's two losses, of those that are trained."""
@@ -228,42 +308,57 @@ class Reconstruction:
         order, runs = _by_length([sum(row.cost for row in pair) for pair in rows], self.budget)
         return [[row for i in order[run.start : run.stop] for row in rows[i]] for run in runs]
 
-    def _micro_batch(self, rows: Sequence[Row], per_token: dict[Direction, float]) -> MicroBatch:
+    def _micro_batch(self, rows: Sequence[Row], per_token: dict[Direction, float], is_idle: bool = False) -> MicroBatch:
         """Rows laid out on the device; each target token weighs what its direction's do."""
         anchored = all(row.source for row in rows)
         sources = pack([row.source for row in rows]) if anchored else None
-        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored)
+        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored, rows[0].limit)
         weights_P = torch.tensor([per_token[row.direction] for row in rows])[targets.owners]
         masks_DN = torch.tensor([[float(row.direction == direction) for row in rows] for direction in per_token])
-        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners]).to(self.device)
+        sides_N = torch.tensor([-1 if is_idle else row.side for row in rows])
+        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners], sides_N).to(self.device)
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
-        """Loss and anchor gain of each direction on held-out pairs, in nats a token.
+        """Loss and anchor gain of each direction on held-out pairs, in nats a token; how alike their anchors are.
 
         The gain is the loss with another pair's vector minus the loss with its own: how much of the text the decoder
-        reads from the vector, beyond what it knows about the domain. Of the bag, if that is trained, too.
+        reads from the vector, beyond what it knows about the domain; ``gain_first_...`` of each text's first 4 tokens.
+        Of the bag, if that is trained, too. ``cosine_...`` is the mean cosine of two anchors: near 1 they tell texts
+        hardly apart. Centred anchors are less the mean of the held-out ones.
         """
         metrics: Metrics = {}
-        strangers = [*pairs[1:], pairs[0]]
         own_direction: tuple[Direction, ...] = ("d2d",) if self.directions == "d2d" else ()
         for direction in _DIRECTIONS + own_direction:
-            own = self._mean_losses([_row(pair, pair, direction) for pair in pairs])
-            other = self._mean_losses(
-                [_row(stranger, pair, direction) for stranger, pair in zip(strangers, pairs, strict=True)]
-            )
-            metrics |= {f"held_out_{direction}": own[0], f"gain_{direction}": other[0] - own[0]}
+            rows = [_row(pair, pair, direction, self.target_tokens) for pair in pairs]
+            runs = list(micro_batches([row.cost for row in rows], self.budget))
+            batches = [self._micro_batch(rows[run.start : run.stop], {direction: 1.0}) for run in runs]
+            anchors_NH = torch.cat([self.module(micro.sources, None)[0] for micro in batches])
+            units_NH = nn.functional.normalize(anchors_NH, dim=-1)
+            alike = (units_NH.sum(0).square().sum() - len(pairs)) / (len(pairs) * (len(pairs) - 1))
+            if self.anchor != "raw":
+                anchors_NH = self._centring(torch.cat([micro.sides_N for micro in batches]))(anchors_NH)
+            own, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
+            gains = {name: other[name] - own[name] for name in own}
+            metrics |= {f"held_out_{direction}": own["all"], f"gain_{direction}": gains["all"]}
+            metrics |= {f"gain_first_{direction}": gains["first"], f"cosine_{direction}": float(alike)}
             if self.bag_weight:
-                metrics |= {f"held_out_bag_{direction}": own[1], f"gain_bag_{direction}": other[1] - own[1]}
+                metrics |= {f"held_out_bag_{direction}": own["bag"], f"gain_bag_{direction}": gains["bag"]}
         return metrics
 
-    def _mean_losses(self, rows: Sequence[Row]) -> tuple[float, float]:
-        """Mean losses over all target tokens of rows of one direction, in nats: by decoding and by the bag."""
-        tokens = sum(len(row.text) + 1 for row in rows)
-        runs = micro_batches([row.cost for row in rows], self.budget)
-        batches = (self._micro_batch(rows[run.start : run.stop], {rows[0].direction: 1.0}) for run in runs)
-        written, bag = (torch.stack([self._run(micro)[1] for micro in batches]).sum(0) / tokens)[:, 0].tolist()
-        return written, bag
+    def _mean_losses(self, batches: Sequence[MicroBatch], anchors_NH: Tensor) -> Metrics:
+        """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
+        sums_5 = torch.zeros(5, device=self.device)
+        parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
+        for micro, anchors in zip(batches, parts, strict=True):
+            targets = micro.targets
+            _, losses_P, bags_P = self.module(None, targets, micro.weights_P, anchors, bag_weight=self.bag_weight)
+            first_P = (targets.batch.positions[targets.predicting] < 4 + int(self.sink)).float()
+            sums_5 += torch.stack(
+                [losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()]
+            )
+        written, first, bag, tokens, early = sums_5.tolist()
+        return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
 
     def _weights(self, number: int) -> dict[Direction, float]:
         if self.directions == "both":
@@ -272,30 +367,34 @@ class Reconstruction:
             return {_DIRECTIONS[number % 2]: 1.0}
         return {self.directions: 1.0}
 
-    def _run(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, micro: MicroBatch, anchors_NH: Tensor | None, centre: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         """Run the module: the weighted loss, and each direction's summed losses in nats, [2, D], decoding and bag."""
-        anchored = micro.sources is not None
-        decode = self.decode or not anchored or not torch.is_grad_enabled()  # held-out pairs are written in any case
-        loss, *losses = self.module(micro.sources, micro.targets, micro.weights_P, self.bag_weight, decode)
+        decode = self.decode or micro.sources is None
+        sources = micro.sources if anchors_NH is None else None
+        loss, *losses = self.module(
+            sources, micro.targets, micro.weights_P, anchors_NH, centre, self.bag_weight, decode
+        )
         return loss, torch.stack(losses) @ micro.masks_DP.T
 
 
-def _rows(pair: TokenPair, direction: Direction) -> list[Row]:
+def _rows(pair: TokenPair, direction: Direction, limit: int | None) -> list[Row]:
     if direction == "next_token":
-        return [Row([], pair.query_text, direction), Row([], pair.document_text, direction)]
-    return [_row(pair, pair, direction)]
+        return [Row([], pair.query_text, direction, limit), Row([], pair.document_text, direction, limit)]
+    return [_row(pair, pair, direction, limit)]
 
 
-def _row(source: TokenPair, target: TokenPair, direction: Direction) -> Row:
+def _row(source: TokenPair, target: TokenPair, direction: Direction, limit: int | None) -> Row:
     if direction == "d2q":
-        return Row(source.document, target.query_text, direction)
-    return Row(source.query if direction == "q2d" else source.document, target.document_text, direction)
+        return Row(source.document, target.query_text, direction, limit)
+    return Row(source.query if direction == "q2d" else source.document, target.document_text, direction, limit)
 
 
 def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
     totals = dict.fromkeys((row.direction for row in rows), 0)
     for row in rows:
-        totals[row.direction] += len(row.text) + 1
+        totals[row.direction] += row.targets
     return totals
 
 

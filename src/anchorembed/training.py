@@ -20,7 +20,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from anchorembed.backbone import LoraSettings, weights_sha256
+from anchorembed.backbone import LoraSettings, compile_layers, weights_sha256
 from anchorembed.checkpoint import Plan, alone_in, read_plan, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule, read_recipe
 from anchorembed.distributed import gathered_weights, sharded, wait
@@ -147,6 +147,8 @@ def _run_alone(
     history["data"] = prepared.summary()
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     optimizer = make_optimizer(module, settings)
+    if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # whose hooks no graph can hold
+        compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
         layers = prepared.embedder.backbone.model._no_split_modules or []
         run = _together(accelerator, run, optimizer, [*layers])
@@ -361,7 +363,8 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
     if isinstance(settings, Reconstruct):
         end_id = embedder.pairs.end_id
         how = (settings.d2q_weight, budget, settings.sink, settings.bag_weight, settings.decode)
-        return module, Reconstruction(module, device, end_id, settings.directions, *how)
+        forms = (settings.anchor, settings.target_tokens)
+        return module, Reconstruction(module, device, end_id, settings.directions, *how, *forms)
     if not isinstance(settings, Contrast):
         raise TypeError(f"no stage has settings of type {type(settings).__name__}")
     guide = None
