@@ -11,6 +11,7 @@ No part begins with too little time left. Lines go to DIR/gpu.jsonl, too.
 import argparse
 import gc
 import json
+import logging
 import os
 import random
 import statistics
@@ -63,7 +64,6 @@ LORA = LoraSettings(16, 32, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj", "gate
 WORDS = 4096  # tokens that texts are drawn from, at most
 END, FIRST = 2, 3  # the end token's id, and the first that stands in texts
 HEADER = list(range(FIRST, FIRST + 10))
-WARM, TIMES = 2, 5  # steps before those that are measured, and those
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, key_heads: int, size: int, words: int) -> PreTrainedModel:
@@ -91,12 +91,13 @@ SHAPES: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm2-135m": lambda: _llama(576, 1536, 30, 9, 3, 64, 49152),
     "qwen3-0.6b": lambda: _qwen3(1024, 3072, 28, 16, 8, 128, 151936),
     "llama-1b": lambda: _llama(2048, 8192, 16, 32, 8, 64, 128256),
-    "tiny": lambda: _llama(64, 128, 3, 4, 2, 16, 512),
+    "tiny": lambda: _llama(64, 128, 2, 4, 2, 16, 512),
 }
+WORDS_OF = {"smollm2-135m": 49152, "qwen3-0.6b": 151936, "llama-1b": 128256, "tiny": 512}
 BUDGETS = {
     "smollm2-135m": (65536, 32768, 16384),
     "qwen3-0.6b": (32768, 16384),
-    "llama-1b": (32768, 16384),
+    "llama-1b": (16384, 32768),  # the larger may not fit 80 GB
     "tiny": (256, 512),
 }
 
@@ -132,7 +133,7 @@ def as_text(ids: Sequence[int]) -> str:
 
 def word_tokenizer(words: int) -> PreTrainedTokenizerFast:
     """A tokenizer of the words ``w0``, ``w1`` and so on: ``w0`` pads."""
-    backend = Tokenizer(WordLevel({f"w{number}": number for number in range(min(words, WORDS))}, unk_token="w1"))
+    backend = Tokenizer(WordLevel({f"w{number}": number for number in range(min(words, WORDS))}, unk_token="w1"))  # noqa: S106 - no password
     backend.pre_tokenizer = WhitespaceSplit()
     names = {"pad_token": "w0", "unk_token": "w1", "eos_token": f"w{END}"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
@@ -192,6 +193,7 @@ class Lab:
         self.device = torch.device("cpu" if told.tiny else "cuda")
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.bfloat16
+        self.warm, self.times = (1, 2) if self.tiny else (2, 5)  # steps before those that are measured, and those
         self.flops_s = 1.0  # the measured peak
         self.lines: list[Figures] = []
         told.out.mkdir(parents=True, exist_ok=True)
@@ -287,26 +289,28 @@ class Lab:
     def timed(self, work: Callable[[], object]) -> float:
         """Median seconds of something small."""
         found = []
-        for _ in range(WARM + TIMES):
+        for _ in range(self.warm + self.times):
             self.wait()
             began = time.perf_counter()
             work()
             self.wait()
             found.append(time.perf_counter() - began)
-        return statistics.median(found[WARM:])
+        return statistics.median(found[self.warm :])
 
     def steps(self, training: Training, prepare: Callable[[int], Any]) -> Measured:
         """Steps as the loop does them, the next one laid out in a thread; they are waited for at their ends only."""
         seconds, issued = [], []
         self.reset_peak()
-        order = ((number, [number]) for number in range(WARM + TIMES))
+        order = ((number, [number]) for number in range(self.warm + self.times))
         began = time.perf_counter()
         for _, _, (batch, _) in _one_ahead(lambda number, _: (prepare(number), {}), order):
-            training.step(batch, lambda: issued.append(time.perf_counter() - began))
+            training.step(batch, lambda began=began: issued.append(time.perf_counter() - began))
             self.wait()
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
-        return Measured(statistics.median(seconds[WARM:]), statistics.median(issued[WARM:]), seconds[0], self.peak_gb())
+        return Measured(
+            statistics.median(seconds[self.warm :]), statistics.median(issued[self.warm :]), seconds[0], self.peak_gb()
+        )
 
 
 # --- 1. The machine --------------------------------------------------------------------------------------------------
@@ -335,7 +339,7 @@ class Parity:
         self.lab, self.name = lab, lab.told.models[0]
         torch.backends.cuda.matmul.allow_tf32 = False
         model = lab.model(self.name).eval()
-        self.pairs = draw_pairs(8 if lab.tiny else 64, model.config.vocab_size, seed=1)
+        self.pairs = draw_pairs(4 if lab.tiny else 64, model.config.vocab_size, seed=1)
         self.texts = [pair.document for pair in self.pairs]
         self.own = self._own(model)
         self.backbone = Backbone(model)
@@ -395,16 +399,13 @@ class Parity:
         not_compiled = self._relative(self._states(lab.dtype, self.texts)[0])
         seconds = lab.compile(self.backbone)
         states = self._relative(self._states(lab.dtype, self.texts)[0])
-        self.backbone.residual_dtype = torch.bfloat16
-        low = self._relative(self._states(lab.dtype, self.texts)[0])
-        self.backbone.residual_dtype = torch.float32
         metrics, gradient = self._gradient(lab.dtype)
         differences = {
             f"{name}_nats": _rounded(value - self.metrics[name])
             for name, value in metrics.items()
             if name.startswith("loss")
         }
-        found = {"states": states, "states_not_compiled": not_compiled, "states_low_residual": low, **differences}
+        found = {"states": states, "states_not_compiled": not_compiled, **differences}
         found["gradient_cosine"] = round(float(F.cosine_similarity(gradient, self.gradient, dim=0)), 6)
         found["gradient_norm_ratio"] = _rounded(float(gradient.norm() / self.gradient.norm()))
         lab.say("parity", model=self.name, varlen=self.backbone.varlen, compile_s=seconds, **found)
@@ -436,7 +437,7 @@ class Parity:
             loss, _ = linear_cross_entropy(states, weight, targets, weights)
         ours = torch.autograd.grad(loss, (states, weight))
         found = [_rounded(float((x - y).norm() / y.norm())) for x, y in zip(ours, plain, strict=True)]
-        difference = _rounded(float(loss - expected))
+        difference = _rounded(float((loss - expected).detach()))
         self.lab.say(
             "parity head", rows=rows, words=count, loss_nats=difference, into_states=found[0], into_weight=found[1]
         )
@@ -498,7 +499,7 @@ def counted_syncs(lab: Lab) -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(message: Any, _: type[Warning], filename: str, lineno: int, *__: Any) -> None:
-        if "synchroniz" not in str(message):
+        if "called a synchronizing" not in str(message):
             return
         ours = [f for f in traceback.extract_stack()[:-1] if "anchorembed" in f.filename or f.filename == __file__]
         place = f"{_short(ours[-1].filename)}:{ours[-1].lineno}" if ours else "?"
@@ -521,14 +522,10 @@ def _short(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def syncs(lab: Lab, stage: str) -> None:
+def syncs(lab: Lab, training: Training, stage: str, name: str) -> None:
     """One warm step of a stage: how often the CPU waits, where, and how often before the metrics are read back."""
-    name = lab.told.models[0]
-    pairs = draw_pairs(8 if lab.tiny else 128, SHAPES_WORDS[name])
-    backbone = lab.backbone(name)
-    budget = sum(len(pair.query) + len(pair.document) for pair in pairs) // 3  # several micro-batches
-    training = getattr(lab, stage)(backbone, budget)
-    lab.compile(backbone)
+    pairs = draw_pairs(4 if lab.tiny else 128, WORDS_OF[name])
+    training.stage = replace(training.stage, budget=tokens_of(pairs) // 3)  # several micro-batches
     for number in range(2):
         training.step(training.stage.prepare(number, pairs))
     lab.wait()
@@ -538,35 +535,39 @@ def syncs(lab: Lab, stage: str) -> None:
         preparing = len(found)
         training.step(batch, lambda: before.append(len(found)))
     places = dict(Counter(found).most_common(20))
-    lab.say("syncs", stage=stage, preparing=preparing, before_read_back=before[0], in_all=len(found), places=places)
-
-
-SHAPES_WORDS = {"smollm2-135m": 49152, "qwen3-0.6b": 151936, "llama-1b": 128256, "tiny": 512}
+    counts = {"preparing": preparing, "before_read_back": before[0] - preparing, "in_all": len(found)}
+    lab.say("syncs", stage=stage, model=name, **counts, places=places)
 
 
 # --- 4. Speed of the stages ------------------------------------------------------------------------------------------
 
 
 def speed(lab: Lab, stage: str, name: str) -> None:
-    """A stage at each token budget, then, of the smallest model, not compiled and with a bfloat16 residual stream."""
-    small = name == lab.told.models[0]
-    count = lab.told.batch if small or stage == "stage2" else lab.told.batch // 2
-    batches = [draw_pairs(count, SHAPES_WORDS[name], seed) for seed in range(3)]
+    """A stage at each token budget; of the first model also where it waits, and variants of Stage I."""
+    first = name == lab.told.models[0]
+    count = lab.told.batch if first or stage == "stage2" else lab.told.batch // 2
+    batches = [draw_pairs(count, WORDS_OF[name], seed) for seed in range(3)]
     backbone = lab.backbone(name)
     budgets = BUDGETS[name]
     training = getattr(lab, stage)(backbone, budgets[0])
     compiling = {"compile_s": lab.compile(backbone)}
-    for budget in budgets:
+    if first and "syncs" in lab.told.parts:
+        lab.guarded("syncs", 15, lambda: syncs(lab, training, stage, name), stage=stage)
+    for budget in budgets if stage in lab.told.parts else ():
         at_budget(lab, training, batches, {"stage": stage, "model": name, "budget": budget, **compiling})
         compiling = {}
-    if not small:
-        return
-    variant = {"stage": stage, "model": name, "budget": sorted(budgets)[-2]}
-    backbone.residual_dtype = torch.bfloat16
-    at_budget(lab, training, batches, {**variant, "variant": "bfloat16 residual"})
-    backbone.residual_dtype = torch.float32
+    if first and stage == "stage1" and stage in lab.told.parts:
+        variants(lab, training, batches, {"stage": stage, "model": name, "budget": sorted(budgets)[-2]})
+
+
+def variants(lab: Lab, training: Training, batches: Sequence[list[TokenPair]], named: Figures) -> None:
+    """Not compiled, and compiled with a bfloat16 residual stream."""
+    backbone = _backbone(training.module)
     without_compiling(backbone)
-    at_budget(lab, training, batches, {**variant, "variant": "not compiled"})
+    at_budget(lab, training, batches, {**named, "variant": "not compiled"})
+    backbone.residual_dtype = torch.bfloat16
+    seconds = lab.compile(backbone)
+    at_budget(lab, training, batches, {**named, "variant": "bfloat16 residual", "compile_s": seconds})
 
 
 def at_budget(lab: Lab, training: Training, batches: Sequence[list[TokenPair]], named: Figures) -> None:
@@ -613,11 +614,11 @@ def _backbone(module: nn.Module) -> Backbone:
 def theirs(lab: Lab, name: str) -> None:
     """Its trainer with its plain and its cached loss, and our Stage II, on the same texts."""
     batch = lab.told.batch
-    pairs = draw_pairs(batch * (WARM + TIMES + 1), SHAPES_WORDS[name], seed=5)
+    pairs = draw_pairs(batch * (lab.warm + lab.times + 1), WORDS_OF[name], seed=5)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lab.model(name).save_pretrained(folder)
-        tokenizer = word_tokenizer(SHAPES_WORDS[name])
+        tokenizer = word_tokenizer(WORDS_OF[name])
         tokenizer.save_pretrained(folder)
         lab.free()
         lab.guarded("ours", 20, lambda: _ours(lab, name, tokenizer, pairs), model=name)
@@ -652,9 +653,9 @@ def _ours(lab: Lab, name: str, tokenizer: PreTrainedTokenizerFast, pairs: Sequen
 def _theirs(lab: Lab, name: str, folder: Path, pairs: Sequence[TokenPair], cached: bool, size: int) -> None:
     """Steps of its trainer: from beginning to end, and from end to end, which has fetching and collating in it."""
     lab.reset_peak()
-    begins, ends, facts = _train_theirs(lab, folder, pairs[: size * (WARM + TIMES + 1)], cached, size)
-    stepping = statistics.median([end - begin for begin, end in zip(begins, ends, strict=True)][-TIMES:])
-    whole = statistics.median([after - before for before, after in pairwise(ends)][-TIMES:])
+    begins, ends, facts = _train_theirs(lab, folder, pairs[: size * (lab.warm + lab.times + 1)], cached, size)
+    stepping = statistics.median([end - begin for begin, end in zip(begins, ends, strict=True)][-lab.times :])
+    whole = statistics.median([after - before for before, after in pairwise(ends)][-lab.times :])
     lab.say(
         "theirs",
         model=name,
@@ -804,32 +805,45 @@ def main() -> None:
     """Run the parts that were asked for."""
     told = arguments()
     lab = Lab(told)
+    logging.getLogger("anchorembed").addHandler(_Warnings(lab))
     if told.tiny:
         stand_ins()
     lab.guarded("machine", 5, lambda: machine(lab))
-    for what, name, need, work in _plan(lab):
-        if what in told.parts:
-            named = {"model": name} if name else {}
-            lab.guarded(what, need, work, **named)
-            torch._dynamo.reset()
-            lab.free()
+    before = told.models[0]
+    for what, name, work in _plan(lab):
+        wanted = {what} | ({"syncs"} if what.startswith("stage") and name == told.models[0] else set())
+        if not wanted & set(told.parts):
+            continue
+        if name != before:
+            torch._dynamo.reset()  # what is compiled of one model serves its other parts, and none of the others'
+        before = name
+        lab.guarded(what, 30, work, model=name)
     summary(lab)
 
 
-def _plan(lab: Lab) -> Iterator[tuple[str, str, float, Callable[[], None]]]:
-    """Parts, models, the seconds each needs at least, and the work; what is worth most comes first."""
-    yield "parity", lab.told.models[0], 30, lambda: Parity(lab).run()
-    for stage in ("stage1", "stage2"):
-        yield "syncs", lab.told.models[0], 30, lambda stage=stage: syncs(lab, stage)
-    comparisons = list(lab.told.models[:2])
-    for number, name in enumerate(lab.told.models):
+class _Warnings(logging.Handler):
+    """What the package warns of is a line, too."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(logging.WARNING)
+        self.lab = lab
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        self.lab.say("warning", text=record.getMessage()[:600])
+
+
+def _plan(lab: Lab) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Parts, models and the work; what is worth most comes first."""
+    models = lab.told.models
+    yield "parity", models[0], lambda: Parity(lab).run()
+    for name in models:
         for stage in ("stage1", "stage2"):
-            yield stage, name, 30, lambda stage=stage, name=name: speed(lab, stage, name)
-        if number and comparisons:
-            first = comparisons.pop(0)
-            yield "theirs", first, 30, lambda first=first: theirs(lab, first)
-    for name in comparisons:
-        yield "theirs", name, 30, lambda name=name: theirs(lab, name)
+            yield stage, name, lambda stage=stage, name=name: speed(lab, stage, name)
+        if name == models[0]:
+            yield "theirs", name, lambda name=name: theirs(lab, name)
+    for name in models[1:2]:
+        yield "theirs", name, lambda name=name: theirs(lab, name)
 
 
 def arguments() -> argparse.Namespace:
@@ -837,14 +851,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Both stages, and sentence-transformers' trainer, on one GPU.")
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.jsonl, which is added to")
     parser.add_argument("--seconds", type=float, default=240, help="no part begins later (default 240)")
-    parser.add_argument("--batch", type=int, help="pairs a step (default 512, tiny 8)")
+    parser.add_argument("--batch", type=int, help="pairs a step (default 512, tiny 4)")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)}")
     parser.add_argument("--models", help=f"which of {', '.join(SHAPES)}")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on a CPU")
     told = parser.parse_args()
     told.parts = told.parts.split(",")
     told.models = told.models.split(",") if told.models else ["tiny"] if told.tiny else list(SHAPES)[:3]
-    told.batch = told.batch or (8 if told.tiny else 512)
+    told.batch = told.batch or (4 if told.tiny else 512)
     if unknown := [name for name in told.parts if name not in PARTS] + [n for n in told.models if n not in SHAPES]:
         parser.error(f"unknown: {', '.join(unknown)}")
     return told
