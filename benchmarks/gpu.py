@@ -195,6 +195,7 @@ class Lab:
         self.dtype = torch.bfloat16
         self.warm, self.times = (1, 2) if self.tiny else (2, 5)  # steps before those that are measured, and those
         self.flops_s = 1.0  # the measured peak
+        self.held_gb = 0.0
         self.lines: list[Figures] = []
         told.out.mkdir(parents=True, exist_ok=True)
         self.file = (told.out / "gpu.jsonl").open("a", encoding="utf-8")
@@ -240,8 +241,9 @@ class Lab:
             torch.cuda.synchronize()
 
     def reset_peak(self) -> None:
-        """Count the most memory held from here on."""
+        """Count the most memory held from here on; ``held_gb`` is what is held already."""
         if self.cuda:
+            self.held_gb = round(torch.cuda.memory_allocated() / 1e9, 2)
             torch.cuda.reset_peak_memory_stats()
 
     def peak_gb(self) -> float:
@@ -653,6 +655,7 @@ def _ours(lab: Lab, name: str, tokenizer: PreTrainedTokenizerFast, pairs: Sequen
 def _theirs(lab: Lab, name: str, folder: Path, pairs: Sequence[TokenPair], cached: bool, size: int) -> None:
     """Steps of its trainer: from beginning to end, and from end to end, which has fetching and collating in it."""
     lab.reset_peak()
+    held_gb = lab.held_gb
     begins, ends, facts = _train_theirs(lab, folder, pairs[: size * (lab.warm + lab.times + 1)], cached, size)
     stepping = statistics.median([end - begin for begin, end in zip(begins, ends, strict=True)][-lab.times :])
     whole = statistics.median([after - before for before, after in pairwise(ends)][-lab.times :])
@@ -666,6 +669,7 @@ def _theirs(lab: Lab, name: str, folder: Path, pairs: Sequence[TokenPair], cache
         ms=round(1e3 * stepping, 1),
         ms_with_collating=round(1e3 * whole, 1),
         peak_gb=lab.peak_gb(),
+        held_before_gb=held_gb,
         **facts,
     )
 
