@@ -158,7 +158,6 @@ def _stand_ins() -> None:
         into = torch.func.vjp(forward, query.float(), key.float(), value.float())[1](grad_out.float())
         return tuple(one.to(query.dtype) for one in into)  # type: ignore[return-value]
 
-    return
 
 
 def measured(name: str) -> Backbone:
