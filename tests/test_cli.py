@@ -265,7 +265,7 @@ def test_where_memory_ends_is_said(
         cli.main()
     assert stopped.value.code == 2
     assert "not enough memory" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "_memory_ended", lambda _: False)
+    monkeypatch.setattr(cli, "memory_ended", lambda _: False)
     with pytest.raises(type(error)):
         cli.main()
 

@@ -25,8 +25,11 @@ from anchorembed.kernels import lookup
 from anchorembed.layers import fuse_layers
 from anchorembed.models import load_model
 from anchorembed.packing import PackedBatch, pack
+from anchorembed.runtime import Weights
 
-_TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # of our loss against the model's own, in nats a token
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # by which a scaled input may differ
+_MEASURING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # by which a measured scale may
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,16 @@ class Backbone(nn.Module):
     def hidden_size(self) -> int:
         """H, the length of an embedding."""
         return int(self.head.weight.shape[1])
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the weights: float32, or bfloat16, also of what is beside 4-bit ones."""
+        return self.head.weight.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear modules have 4-bit weights."""
+        return bool(getattr(self.model, "is_loaded_in_4bit", False))
 
     @property
     def device(self) -> torch.device:
@@ -139,24 +152,36 @@ class Backbone(nn.Module):
         return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
 
     def merge_lora(self) -> None:
-        """Fold the adapters, if there are any, into the weights they adapt."""
+        """Fold the adapters, if there are any, into the weights they adapt.
+
+        Raises:
+            InputError: if those have 4 bits: the sum would be rounded to 4 bits, too.
+        """
+        if self.quantized:
+            raise InputError(
+                "nf4 weights cannot be saved or merged with. Load the model with bfloat16 weights for that."
+            )
         while self.peft:
             self.model = self.peft.pop().merge_and_unload()
 
 
-def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer in float32, and check that we reproduce its forward pass.
+def load_backbone(
+    name: str, device: torch.device, weights: Weights = "float32"
+) -> tuple[Backbone, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer, and check that we reproduce its forward pass.
 
     Args:
         name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
         device: where to put the weights.
+        weights: how they are stored.
 
     Raises:
         InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
     """
-    model, tokenizer = load_model(name)
+    model, tokenizer = load_model(name, weights, device)
     backbone = Backbone(model)
-    backbone.to(device)
+    if weights != "nf4":  # those are quantised where they are to stay
+        backbone.to(device)
     reproduce(backbone, name)
     return backbone, tokenizer
 
@@ -189,9 +214,12 @@ def _varlen(batch: PackedBatch) -> dict[str, Tensor | int]:
 def reproduce(backbone: Backbone, name: str) -> None:
     """Measure the model's input and logit scales, then compare our loss on packed tokens with its own.
 
+    Both run with the weights as they are stored, so that 4 bits, or bfloat16, are on both sides.
+
     Raises:
-        InputError: if they differ by more than 0.001 nats a token.
+        InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16.
     """
+    tolerance = _TOLERANCE[backbone.stored]
     generator = torch.Generator().manual_seed(0)
     vocabulary = backbone.head.weight.shape[0]
     sequences = [torch.randint(vocabulary, (n,), generator=generator).to(backbone.device) for n in (13, 8)]
@@ -200,9 +228,9 @@ def reproduce(backbone: Backbone, name: str) -> None:
         own = torch.cat([_own_logits(backbone, sequence) for sequence in sequences])
         backbone.input_scale = _measure_input_scale(backbone, batch)
         states_TH = backbone.states(backbone.embed(batch.tokens), batch)
-        plain = F.linear(states_TH, backbone.head.weight, backbone.head.bias)
+        plain = F.linear(states_TH.to(backbone.stored), backbone.head.weight, backbone.head.bias).float()
         uncapped = own if backbone.softcap is None else backbone.softcap * torch.atanh(own / backbone.softcap)
-        backbone.logit_scale = _tidy(float((uncapped * plain).sum() / (plain * plain).sum()))
+        backbone.logit_scale = _tidy(float((uncapped * plain).sum() / (plain * plain).sum()), backbone.stored)
     except InputError:
         raise
     except Exception as error:  # any model's code runs here
@@ -211,17 +239,18 @@ def reproduce(backbone: Backbone, name: str) -> None:
     ours = logits if backbone.softcap is None else backbone.softcap * torch.tanh(logits / backbone.softcap)
     targets = batch.tokens.roll(-1)
     difference = abs(float(F.cross_entropy(ours, targets) - F.cross_entropy(own, targets)))
-    if not difference <= _TOLERANCE:
+    if not difference <= tolerance:
         raise InputError(
             f"model.name: {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
-            f"a token, over {_TOLERANCE}. It is not supported; use a causal decoder with rotary positions."
+            f"a token, over {tolerance}. It is not supported; use a causal decoder with rotary positions."
         )
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all weights, the same however they were stored."""
+    """SHA-256 over the names and values of all weights, as float32, the same however they were stored."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, stored in sorted(model.state_dict().items()):
+        tensor = stored.float() if stored.is_floating_point() else stored
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -257,16 +286,17 @@ def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
         raise InputError(
             f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
         )
-    if isinstance(angles[0], tuple):
+    if isinstance(angles[0], tuple) and backbone.stored == torch.float32:
         fuse_layers(layers, angles[0], batch.buckets, backbone.hidden_size)
-    scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))
-    if not torch.allclose(seen[0][0], vectors_TH * scale, rtol=1e-3, atol=1e-6):
+    first_TH, vectors_TH = seen[0][0].float(), vectors_TH.float()
+    scale = _tidy(float((first_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()), backbone.stored)
+    if not torch.allclose(first_TH, vectors_TH * scale, rtol=_ROUNDING[backbone.stored], atol=1e-6):
         raise InputError(
             f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
         )
     return scale
 
 
-def _tidy(scale: float) -> float:
+def _tidy(scale: float, dtype: torch.dtype) -> float:
     """Round a measured scale to the whole number it must be when it is within measuring error of one."""
-    return float(round(scale)) if abs(scale - round(scale)) < 1e-5 * abs(scale) else scale
+    return float(round(scale)) if abs(scale - round(scale)) < _MEASURING[dtype] * abs(scale) else scale

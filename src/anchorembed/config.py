@@ -98,6 +98,11 @@ class Model(Section):
     name: Name = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
     template: TemplateOverride | None = Field(None, description="Instead of the template derived from the model.")
     precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
+    weights: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32",
+        description="How the model's own weights are stored. bfloat16 and nf4 (4 bits, by bitsandbytes) are for LoRA "
+        "in Stage II: those weights are frozen, and the adapters stay float32.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from anchorembed.flops import step_flops
 from anchorembed.loop import make_optimizer
 from anchorembed.preparing import prepare
 from anchorembed.runtime import peak_memory
-from anchorembed.training import StageName, objective
+from anchorembed.training import StageName, check_weights, objective, within_memory
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),
@@ -60,29 +61,34 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
     return 2 * rows * inner * columns / best
 
 
-def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -> Profile:
+def profile(
+    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = print
+) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
-    That is done in a process of its own, whose peak memory is this stage's.
+    That is done in a process of its own, whose peak memory is this stage's. It first hands to ``say``, a function of a
+    module, what memory the stage is expected to take.
 
     Raises:
-        InputError: if the recipe has no such stage, too few pairs, or the process is killed for lack of memory.
+        InputError: if the recipe has no such stage, too few pairs, or more memory is needed than there is.
     """
     if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
         raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(_profile, recipe, stage, steps, warmup).result()
+            return pool.submit(_profile, recipe, stage, steps, warmup, say).result()
         except BrokenProcessPool as error:
             raise InputError(
                 f"{stage}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
             ) from error
 
 
-def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profile:
+def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Callable[[str], None]) -> Profile:
     settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
     if settings is None:
         raise ValueError("the recipe has no such stage")
+    check_weights(recipe, settings)
+    within_memory(recipe, stage, settings, recipe.model.name, say)
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     module, run = objective(prepared.embedder, settings)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]

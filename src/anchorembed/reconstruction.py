@@ -27,7 +27,7 @@ from anchorembed.kernels import fused, gradient_to_add_to, low
 from anchorembed.packing import PackedBatch, pack
 
 Context = Any  # torch gives autograd contexts no type that has what they have
-_CHUNK_LOGITS = 2**25  # logits that exist at once: 64 MB in bfloat16, and their gradient's, whatever the vocabulary
+CHUNK_LOGITS = 2**25  # logits that exist at once: 64 MB in bfloat16, and their gradient's, whatever the vocabulary
 
 _SLICE = 8192  # words whose gradient is made at once
 
@@ -123,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
         losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
-        step = max(16, _CHUNK_LOGITS // weight_VH.shape[0])
+        step = max(16, CHUNK_LOGITS // weight_VH.shape[0])
         with torch.autocast(states_TH.device.type, enabled=False):
             weight = low(weight_VH, options.dtype)
             buffer = states_TH.new_empty(min(step, len(states_TH)), len(weight), dtype=options.dtype)
