@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.liger import apply_liger_kernel
@@ -23,7 +23,7 @@ from anchorembed.attention import ATTENTION
 from anchorembed.errors import InputError
 from anchorembed.kernels import lookup
 from anchorembed.layers import fuse_layers
-from anchorembed.models import load_model
+from anchorembed.models import load_model, quiet
 from anchorembed.packing import PackedBatch, pack
 from anchorembed.runtime import Weights
 
@@ -152,17 +152,24 @@ class Backbone(nn.Module):
         return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
 
     def merge_lora(self) -> None:
-        """Fold the adapters, if there are any, into the weights they adapt.
-
-        Raises:
-            InputError: if those have 4 bits: the sum would be rounded to 4 bits, too.
-        """
+        """Fold the adapters, if there are any, into the weights they adapt; 4-bit weights become bfloat16 first."""
         if self.quantized:
-            raise InputError(
-                "nf4 weights cannot be saved or merged with. Load the model with bfloat16 weights for that."
-            )
+            self._dequantize()
         while self.peft:
             self.model = self.peft.pop().merge_and_unload()
+
+    def _dequantize(self) -> None:
+        """Turn 4-bit weights into bfloat16 ones of the same values, under the same adapters."""
+        held = [(peft.peft_config["default"], get_peft_model_state_dict(peft)) for peft in self.peft]
+        while self.peft:
+            self.model = self.peft.pop().unload()
+        with quiet():
+            self.model.dequantize(torch.bfloat16)
+        setattr(self.model, "is_loaded_in_4bit", False)  # noqa: B010 - no attribute of all modules
+        for config, adapters in held:
+            peft = get_peft_model(self.model, config)
+            set_peft_model_state_dict(peft, adapters)
+            self.peft.append(peft)
 
 
 def load_backbone(

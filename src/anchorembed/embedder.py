@@ -72,8 +72,8 @@ class Embedder(nn.Module):
         Args:
             name: a folder, a hub id, a ``.gguf`` file, or ``smollm2-135m``.
             precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it.
-            weights: how the model's weights are stored; ``bfloat16`` takes half the memory, and ``nf4`` an eighth, but
-                cannot be saved. Products are then bfloat16.
+            weights: how the model's weights are stored; ``bfloat16`` takes half the memory of ``float32``, and
+                ``nf4`` an eighth. Products are then bfloat16, and so is what is saved.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             template: instead of the folder's own or the one derived from the model.
             lengths: instead of the folder's own, or 512 tokens.

@@ -167,14 +167,13 @@ def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterat
     except (RuntimeError, MemoryError) as error:
         if not memory_ended(error):
             raise
-        reason = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
-    kept = False
-    if done and processes() == 1:
-        with suppress(RuntimeError, MemoryError, InputError):
-            keep(done)
-            kept = True
-    which = f"Steps up to {done} are kept" if kept else "The last checkpoint is kept"
-    raise InputError(f"{reason} {loop.less_memory} {which if done else 'No step is lost'}; to continue: {loop.resume}")
+        kept = "No step is lost" if not done else "The last checkpoint is kept"
+        if done and processes() == 1:
+            with suppress(RuntimeError, MemoryError, InputError):
+                keep(done)
+                kept = f"Steps up to {done} are kept"
+        why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
+        raise InputError(f"{why} {loop.less_memory} {kept}; to continue: {loop.resume}") from error
 
 
 def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:

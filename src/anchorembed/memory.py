@@ -68,6 +68,7 @@ class Use:
     Attributes:
         weights: how they are stored.
         product: bytes of a number in matrix products: 2 for bfloat16, 4 for float32.
+        stream: bytes of a number in the states between layers.
         rank: r, of the adapters; 0 where the weights themselves train.
         adapted: names of the linear modules with adapters.
         dropout: whether there is dropout before the adapters.
@@ -84,6 +85,7 @@ class Use:
 
     weights: Weights
     product: int
+    stream: int
     rank: int
     adapted: tuple[str, ...]
     dropout: bool
@@ -101,11 +103,6 @@ class Use:
     def tokens(self) -> int:
         """T, the tokens of the largest micro-batch."""
         return min(max(self.budget, self.longest), self.most)
-
-    @property
-    def stream(self) -> int:
-        """Bytes of a number in the states between layers, which have the dtype of the weights."""
-        return _FLOAT32 if self.weights == "float32" else _BFLOAT16
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +184,7 @@ def use_of(
     return Use(
         weights=recipe.model.weights,
         product=dtype.itemsize,
+        stream=_FLOAT32 if recipe.model.weights == "float32" else _BFLOAT16,
         rank=lora.rank if lora else 0,
         adapted=tuple(lora.targets) if lora else (),
         dropout=bool(lora and lora.dropout),
@@ -348,13 +346,15 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
     if use.rank:
         stored: tuple[Weights, ...] = ("bfloat16", "nf4")
         for weights in stored[stored.index(use.weights) + 1 if use.weights in stored else 0 :]:
-            changed = replace(use, weights=weights, product=_BFLOAT16)
+            changed = replace(use, weights=weights, product=_BFLOAT16, stream=_BFLOAT16)
             lower = use.budget if fits(changed) else lower_budget(changed, fits)
             if lower is not None:
                 also = "" if lower == use.budget else f" and {stage}.tokens_per_micro_batch={lower}"
                 return f"Set model.weights={weights}{also}."
-    elif stage == "contrast" and fits(replace(use, rank=16, adapted=tuple({name for name, _, _ in shape.linear}))):
-        return "Train adapters: leave out contrast.lora=null."
+    elif stage == "contrast":
+        adapting = replace(use, rank=16, adapted=tuple({name for name, _, _ in shape.linear}), dropout=True)
+        rest = "" if fits(adapting) else f" {cure(stage, shape, adapting, have)}"
+        return f"Train adapters: leave out contrast.lora=null.{rest}"
     return "Share it out over several GPUs (recipes/accelerate has FSDP2), or start from a smaller model."
 
 

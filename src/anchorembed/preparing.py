@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder
 from anchorembed.records import TextPair
-from anchorembed.runtime import Weights, cache_folder
+from anchorembed.runtime import cache_folder
 from anchorembed.sampling import Split, batches, share_used, split
 from anchorembed.store import PairStore, SourceFile, open_store
 from anchorembed.tokens import Lengths, Template, TokenPair, instruct
@@ -70,13 +70,13 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
     return Prepared(store, parts, embedder, data.temperature)
 
 
-def load_embedder(recipe: Recipe, start: str, device: str, weights: Weights | None = None) -> Embedder:
-    """Load the model ``start`` as the recipe wants it, or with ``weights`` stored otherwise."""
+def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
+    """Load the model ``start`` as the recipe wants it."""
     told = recipe.data.instructions
     return Embedder.load(
         start,
         precision=recipe.model.precision,
-        weights=weights or recipe.model.weights,
+        weights=recipe.model.weights,
         device=device,
         template=own_template(recipe),
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),

@@ -33,7 +33,6 @@ from anchorembed.models import load_config, load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.reconstruction import CHUNK_LOGITS
 from anchorembed.runtime import (
-    Weights,
     compute_dtype,
     find_device,
     first_process,
@@ -177,8 +176,6 @@ def _run_alone(
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
-    if prepared.embedder.backbone.quantized:  # 4-bit weights cannot take the adapters up
-        weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     if accelerator.is_main_process:
         trained = prepared.embedder if weights is None else _filled(recipe, start, settings, weights)
         write_folder(target, lambda place: trained.save(place, history))
@@ -238,11 +235,11 @@ def _shards(accelerator: Accelerator) -> tuple[int, bool]:
 
 
 def _stored_as(recipe: Recipe) -> str:
-    """How a stage's frozen weights were stored, and those that it saves, for the model's history."""
+    """How a stage's frozen weights are stored, and what is saved, for the model's history."""
     stored = recipe.model.weights
     if stored == "float32":
         return stored
-    return f"adapters trained on {stored} weights, saved merged into the start model's in bfloat16"
+    return f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
 
 
 def _check(settings: Schedule | None, prepared: Prepared) -> None:
@@ -356,17 +353,11 @@ def _supported(accelerator: Accelerator, settings: Schedule) -> None:
 
 
 def _filled(recipe: Recipe, start: str, settings: Schedule, weights: dict[str, Tensor]) -> Embedder:
-    """The model that a stage starts from, on the CPU, with the weights it has trained; in bfloat16 if those had 4 bits.
-
-    Raises:
-        InputError: if a trained weight is not the model's.
-    """
-    stored: Weights = "bfloat16" if recipe.model.weights == "nf4" else recipe.model.weights
-    embedder = load_embedder(recipe, start, "cpu", stored)
-    parameters = dict(trained_module(embedder, settings).named_parameters())
+    """The model that a stage starts from, on the CPU, with the weights it has trained."""
+    embedder = load_embedder(recipe, start, "cpu")
     with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
+        for name, parameter in trained_module(embedder, settings).named_parameters():
+            parameter.copy_(weights[name])
     return embedder
 
 
