@@ -126,7 +126,7 @@ def bytes_of(tensors: Any) -> int:
     ],
 )
 def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank: int, dropout: float) -> None:
-    """Three layers less two, as autograd keeps them for the backward pass, within a tenth."""
+    """Three layers less two, as autograd keeps them for the backward pass, within a twentieth."""
     kept = []
     for layers in (2, 3):
         config = AutoConfig.for_model(
@@ -135,7 +135,7 @@ def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank
             intermediate_size=256,
             num_hidden_layers=layers,
             num_attention_heads=4,
-            num_key_value_heads=1,
+            num_key_value_heads=2,
             head_dim=32,
             vocab_size=64,
             pad_token_id=None,
@@ -148,7 +148,7 @@ def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank
             get_peft_model(model, LoraConfig(r=rank, lora_dropout=dropout, target_modules=TARGETS))
         kept.append(kept_of_a_token(model, product == 2))
     expected = replace(use(weights), product=product, rank=rank, dropout=dropout > 0, adapted=tuple(TARGETS))
-    assert layer_bytes(shape, expected) == pytest.approx(kept[1] - kept[0], rel=0.1)
+    assert layer_bytes(shape, expected) == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
 def kept_of_a_token(model: PreTrainedModel, low: bool, tokens: int = 389) -> float:
@@ -277,7 +277,7 @@ def test_memory_that_ends_in_a_step_loses_nothing(
         contrast(recipe)
     assert str(caught.value) == (
         f"contrast: memory ended after step {ends_in}: CUDA out of memory. Tried to allocate 2.00 GiB. "
-        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192); that changes memory and time, no result. {kept}; "
+        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}; "
         "to continue: run it again"
     )
     monkeypatch.setattr(training, "_counted", real)

@@ -383,7 +383,7 @@ def less_memory(stage: str, use: Use) -> str:
 
 
 def _set(key: str, value: int, before: int) -> str:
-    return f"Set {key}={value} (it is {before}); that changes memory and time, no result."
+    return f"Set {key}={value} (it is {before}), which a started run may change."
 
 
 def _gb(size: float) -> str:
