@@ -69,8 +69,6 @@ def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -
     assert code == 0, err
     for words in ("reconstruct: ", "contrast: ", "pair tokens/s", "peak memory", "TFLOP/s", "matrix products"):
         assert words in out
-    assert "reconstruct: at most about " in err
-    assert "contrast: at most about " in err
     shares = [float(line.split("%")[0]) for line in out.splitlines() if line.lstrip()[0].isdigit() and "%  " in line]
     assert sum(shares) == pytest.approx(200, abs=1)
     assert not (tmp_path / "run").exists()

@@ -29,6 +29,7 @@ from anchorembed.memory import (
     use_of,
 )
 from anchorembed.preparing import prepare
+from anchorembed.profiling import profile
 from anchorembed.training import contrast, objective
 from conftest import save_tiny, write_pairs
 
@@ -326,6 +327,11 @@ def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
     monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"GB, and this machine has 1e-06"):
         contrast(recipe.model_copy(update={"output": recipe.output.parent / "other"}))
+
+
+def test_profile_says_it_first(recipe: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+    assert profile(recipe, "contrast", steps=1, warmup=0).peak_gb > 0
+    assert "contrast: at most about " in capfd.readouterr().out
 
 
 def test_a_cure_is_named_only_if_it_cures(eight_billion: Shape) -> None:
