@@ -159,7 +159,6 @@ def _stand_ins() -> None:
         return tuple(one.to(query.dtype) for one in into)  # type: ignore[return-value]
 
 
-
 def measured(name: str) -> Backbone:
     backbone = Backbone(tiny_model(name).eval())
     reproduce(backbone, name)

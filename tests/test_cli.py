@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed import cli, loop
+from anchorembed import cli, loop, training
 from anchorembed.config import Schedule
 from conftest import write_pairs
 
@@ -265,9 +266,28 @@ def test_where_memory_ends_is_said(
         cli.main()
     assert stopped.value.code == 2
     assert "not enough memory" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "_memory_ended", lambda _: False)
+    monkeypatch.setattr(cli, "memory_ended", lambda _: False)
     with pytest.raises(type(error)):
         cli.main()
+
+
+def test_memory_that_ends_in_a_step_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training._counted
+
+    def counted(prepared: Any, stage: Any, number: int, indices: Any) -> Any:
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(prepared, stage, number, indices)
+
+    monkeypatch.setattr(training, "_counted", counted)
+    code, _, err = run("reconstruct", recipe)
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(
+        "reconstruct: memory ended after step 2: CUDA out of memory. Tried to allocate 2.00 GiB. Set "
+    )
+    assert last.endswith(f"Steps up to 2 are kept; to continue: anchorembed reconstruct {recipe}")
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

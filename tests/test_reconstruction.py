@@ -153,7 +153,7 @@ def test_chunked_equals_full(softcap: float | None, biased: bool, monkeypatch: p
     states, weight, bias = leaf(70, 8), leaf(50, 8), leaf(50) if biased else None
     targets = torch.randint(50, (70,), generator=generator)
     weights = torch.rand(70, generator=generator)
-    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", {"cpu": 50 * 20})
+    monkeypatch.setattr(reconstruction, "CHUNK_LOGITS", {"cpu": 50 * 20})
     loss, losses = linear_cross_entropy(states, weight, targets, weights, bias, 1.5, softcap)
     (loss * 3).backward()
     leaves = [leaf for leaf in (states, weight, bias) if leaf is not None]
@@ -219,7 +219,7 @@ def test_a_bag_is_its_state_repeated(
     bags = (counts.tolist(), torch.arange(40).repeat_interleave(counts))
     targets = torch.randint(50, (int(counts.sum()),), generator=generator)
     weights = torch.rand(len(targets), generator=generator)
-    monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", {"cpu": 50 * 16})
+    monkeypatch.setattr(reconstruction, "CHUNK_LOGITS", {"cpu": 50 * 16})
     found = []
     for bag in (True, False):
         leaves = [leaf.clone().requires_grad_() for leaf in (states, weight, bias)]

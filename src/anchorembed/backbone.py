@@ -14,20 +14,22 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.attention import ATTENTION, LARGEST_HEAD
 from anchorembed.errors import InputError
-from anchorembed.models import load_model
+from anchorembed.models import load_model, quiet
 from anchorembed.packing import PackedBatch, pack
-from anchorembed.runtime import autocast
+from anchorembed.runtime import Weights, autocast
 
 _log = logging.getLogger(__name__)
 _GRAPHS = 64  # that one kind of layer may have: models, adapters, modes and devices of one process
-_TOLERANCE = 1e-3  # of our loss against the model's own, in nats a token
-_ROUNDING = 0.03  # of states by the varlen kernel against bucketed attention, both in bfloat16, relative
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # of our loss against the model's own, in nats a token
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # by which a scaled input may differ
+_MEASURING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # by which a measured scale may
+_BY_KERNEL = 0.03  # by which the varlen kernel's states may differ from bucketed attention's in bfloat16, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Backbone(nn.Module):
         self.logit_scale = 1.0
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
         self.varlen = False  # attention by the varlen kernel rather than in buckets
-        self.residual_dtype = torch.float32  # of the stream that layers add to
+        self.residual_dtype = self.stored  # of the stream that layers add to
         self.peft: list[PeftModel] = []  # in a list, so that its weights are registered once, under `model`
         model.set_attn_implementation(ATTENTION)
 
@@ -69,6 +71,16 @@ class Backbone(nn.Module):
     def hidden_size(self) -> int:
         """H, the length of an embedding."""
         return int(self.head.weight.shape[1])
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the weights: float32, or bfloat16, also of what is beside 4-bit ones."""
+        return self.head.weight.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear modules have 4-bit weights."""
+        return bool(getattr(self.model, "is_loaded_in_4bit", False))
 
     @property
     def device(self) -> torch.device:
@@ -98,15 +110,17 @@ class Backbone(nn.Module):
         vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
         kernel = {"ends": batch.ends, "longest": batch.longest} if self.varlen else {"offsets": batch.offsets}
         output = self.model.base_model(
-            inputs_embeds=torch.stack(
-                [vectors_TH.to(self.residual_dtype)]
-            ),  # a view would cost the first layer a graph
+            inputs_embeds=torch.stack([vectors_TH.to(self.residual_dtype)]),  # a view would be a graph of its own
             position_ids=batch.positions[None],
             use_cache=False,
             **kernel,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
+
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass, which computes the rest again."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def head(self) -> Head:
@@ -157,24 +171,43 @@ class Backbone(nn.Module):
         return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
 
     def merge_lora(self) -> None:
-        """Fold the adapters, if there are any, into the weights they adapt."""
+        """Fold the adapters, if there are any, into the weights they adapt; 4-bit weights become bfloat16 first."""
+        if self.quantized:
+            self._dequantize()
         while self.peft:
             self.model = self.peft.pop().merge_and_unload()
 
+    def _dequantize(self) -> None:
+        """Turn 4-bit weights into bfloat16 ones of the same values, under the same adapters."""
+        held = [(peft.peft_config["default"], get_peft_model_state_dict(peft)) for peft in self.peft]
+        while self.peft:
+            self.model = self.peft.pop().unload()
+        with quiet():
+            self.model.dequantize(torch.bfloat16)
+        setattr(self.model, "is_loaded_in_4bit", False)  # noqa: B010 - no attribute of all modules
+        for config, adapters in held:
+            peft = get_peft_model(self.model, config)
+            set_peft_model_state_dict(peft, adapters)
+            self.peft.append(peft)
 
-def load_backbone(name: str, device: torch.device) -> tuple[Backbone, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer in float32, measure its scales, and check that we reproduce its forward pass.
+
+def load_backbone(
+    name: str, device: torch.device, weights: Weights = "float32"
+) -> tuple[Backbone, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer, measure its scales, and check that we reproduce its forward pass.
 
     Args:
         name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
         device: where to put the weights.
+        weights: how they are stored.
 
     Raises:
         InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
     """
-    model, tokenizer = load_model(name)
+    model, tokenizer = load_model(name, weights, device)
     backbone = Backbone(model)
-    backbone.to(device)
+    if weights != "nf4":  # those are quantised where they are to stay
+        backbone.to(device)
     reproduce(backbone, name)
     return backbone, tokenizer
 
@@ -199,7 +232,7 @@ def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
             difference = float(
                 (backbone.states(backbone.embed(batch.tokens), batch) - bucketed).norm() / bucketed.norm()
             )
-            reason = "" if difference <= _ROUNDING else f"the varlen kernel's states differ by {difference:.3f}"
+            reason = "" if difference <= _BY_KERNEL else f"the varlen kernel's states differ by {difference:.3f}"
         except (RuntimeError, InputError) as error:
             reason = f"the varlen kernel fails: {error}"
     if reason:
@@ -259,17 +292,20 @@ def _probe(backbone: Backbone) -> PackedBatch:
 def reproduce(backbone: Backbone, name: str) -> None:
     """Measure the model's input and logit scales, then compare our loss on packed tokens with its own.
 
+    Both run with the weights as they are stored, so that 4 bits, or bfloat16, are on both sides.
+
     Raises:
-        InputError: if they differ by more than 0.001 nats a token.
+        InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16.
     """
+    tolerance = _TOLERANCE[backbone.stored]
     batch = _probe(backbone)
     try:
         own = torch.cat([_own_logits(backbone, tokens) for tokens in batch.tokens.split(batch.offsets.diff().tolist())])
         backbone.input_scale = _measure_input_scale(backbone, batch)
         states_TH = backbone.states(backbone.embed(batch.tokens), batch)
-        plain = F.linear(states_TH, backbone.head.weight, backbone.head.bias)
+        plain = F.linear(states_TH.to(backbone.stored), backbone.head.weight, backbone.head.bias).float()
         uncapped = own if backbone.softcap is None else backbone.softcap * torch.atanh(own / backbone.softcap)
-        backbone.logit_scale = _tidy(float((uncapped * plain).sum() / (plain * plain).sum()))
+        backbone.logit_scale = _tidy(float((uncapped * plain).sum() / (plain * plain).sum()), backbone.stored)
     except InputError:
         raise
     except Exception as error:  # any model's code runs here
@@ -278,17 +314,18 @@ def reproduce(backbone: Backbone, name: str) -> None:
     ours = logits if backbone.softcap is None else backbone.softcap * torch.tanh(logits / backbone.softcap)
     targets = batch.tokens.roll(-1)
     difference = abs(float(F.cross_entropy(ours, targets) - F.cross_entropy(own, targets)))
-    if not difference <= _TOLERANCE:
+    if not difference <= tolerance:
         raise InputError(
             f"model.name: {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
-            f"a token, over {_TOLERANCE}. It is not supported; use a causal decoder with rotary positions."
+            f"a token, over {tolerance}. It is not supported; use a causal decoder with rotary positions."
         )
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all weights, the same however they were stored."""
+    """SHA-256 over the names and values of all weights, as float32, the same however they were stored."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, stored in sorted(model.state_dict().items()):
+        tensor = stored.float() if stored.is_floating_point() else stored
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -321,14 +358,15 @@ def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
         raise InputError(
             f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
         )
-    scale = _tidy(float((seen[0][0] * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()))
-    if not torch.allclose(seen[0][0], vectors_TH * scale, rtol=1e-3, atol=1e-6):
+    first_TH, vectors_TH = seen[0][0].float(), vectors_TH.float()
+    scale = _tidy(float((first_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()), backbone.stored)
+    if not torch.allclose(first_TH, vectors_TH * scale, rtol=_ROUNDING[backbone.stored], atol=1e-6):
         raise InputError(
             f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
         )
     return scale
 
 
-def _tidy(scale: float) -> float:
+def _tidy(scale: float, dtype: torch.dtype) -> float:
     """Round a measured scale to the whole number it must be when it is within measuring error of one."""
-    return float(round(scale)) if abs(scale - round(scale)) < 1e-5 * abs(scale) else scale
+    return float(round(scale)) if abs(scale - round(scale)) < _MEASURING[dtype] * abs(scale) else scale

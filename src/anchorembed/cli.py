@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from anchorembed.config import Recipe, read_recipe, show_config
-from anchorembed.errors import LESS_MEMORY, InputError, extra
+from anchorembed.errors import LESS_MEMORY, InputError, extra, first_line, memory_ended
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -259,9 +259,9 @@ def profile(
     from anchorembed.profiling import report
 
     if stage != "contrast" and (resolved.reconstruct is not None or stage == "reconstruct"):
-        _print(report(run(resolved, "reconstruct", steps)))
+        _print(report(run(resolved, "reconstruct", steps, say=_say)))
     if stage != "reconstruct" and (resolved.contrast is not None or stage == "contrast"):
-        _print(report(run(resolved, "contrast", steps)))
+        _print(report(run(resolved, "contrast", steps, say=_say)))
 
 
 def main() -> None:
@@ -271,17 +271,11 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except (MemoryError, RuntimeError) as error:
-        if not _memory_ended(error):
+        if not memory_ended(error):
             raise
-        _fail(f"There is not enough memory: {str(error).splitlines()[0]} {LESS_MEMORY}", 2)
+        _fail(f"There is not enough memory: {first_line(error)} {LESS_MEMORY}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)
-
-
-def _memory_ended(error: BaseException) -> bool:
-    """Whether it is Python's, CUDA's or torch's allocator of the CPU, which has no class of its own, that gave up."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "DefaultCPUAllocator" in str(error)
 
 
 def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, skip_bad: bool) -> None:

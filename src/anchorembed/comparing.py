@@ -89,6 +89,11 @@ def open_comparison(recipe: Recipe, folder: Path) -> Comparison:
     """Read what is there of a comparison; counts FLOPs to match compute, trains nothing."""
     if recipe.compare is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    if recipe.model.weights != "float32":
+        raise InputError(
+            f"model.weights: {recipe.model.weights} is for LoRA alone, and a comparison trains all weights, too. Set "
+            "it to float32."
+        )
     if recipe.contrast is not None and recipe.contrast.from_ is not None:
         raise InputError(
             "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
@@ -130,7 +135,7 @@ def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
             "trackers": True,
             "seed": True,
             "data": {"sources": {"__all__": {"path"}}},
-            "model": {"device"},
+            "model": {"device", "weights"} | ({"residual"} if recipe.model.residual == "float32" else set()),
             "compare": {"arms", "seeds", "seeds_of", "own_arms", "collections", "declared", "explore", "notes"},
             **cost_only,
         },

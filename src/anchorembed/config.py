@@ -98,6 +98,15 @@ class Model(Section):
     name: Name = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
     template: TemplateOverride | None = Field(None, description="Instead of the template derived from the model.")
     precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
+    weights: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32",
+        description="How the model's own weights are stored. bfloat16 and nf4 (4 bits, by bitsandbytes) are for LoRA "
+        "in Stage II: those weights are frozen, and the adapters stay float32.",
+    )
+    residual: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Numbers of the stream that layers add to, in training: bfloat16 is faster on a GPU, less exact.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
@@ -114,9 +123,13 @@ class Schedule(Section):
         0, ge=0, description="Steps whose loss or gradient is not finite that are left out before training stops."
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    tokens_per_micro_batch: Positive = Field(
-        8192,
-        description="Tokens computed at once, or one pair that has more: memory, not result, but for LoRA's dropout.",
+    tokens_per_micro_batch: Positive | Literal["auto"] = Field(
+        "auto",
+        description="Tokens computed at once, or one pair that has more: memory, not result, but for LoRA's dropout. "
+        "auto is 8192 on the CPU, and on a GPU what its memory holds, at most 65536.",
+    )
+    recompute: bool = Field(
+        False, description="Compute each layer's activations again in the backward pass: a third slower, far smaller."
     )
     save_every: Positive = Field(200, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
@@ -129,7 +142,7 @@ class Schedule(Section):
     @property
     def cost_only(self) -> set[str]:
         """Keys that decide what a stage costs, not what comes out."""
-        keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch"}
+        keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch", "recompute"}
         return keys if self.keep_best else keys | {"evaluate_every", "evaluate_on"}
 
 

@@ -23,7 +23,7 @@ from anchorembed.backbone import Backbone, load_backbone, use_varlen, weights_sh
 from anchorembed.errors import InputError
 from anchorembed.models import beside, quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
-from anchorembed.runtime import Precision, autocast, compute_dtype, find_device, keep_memory
+from anchorembed.runtime import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_template, instruct
 
 Side = Literal["query", "document"]
@@ -60,6 +60,7 @@ class Embedder(nn.Module):
         name: str | Path,
         *,
         precision: Precision = "auto",
+        weights: Weights = "float32",
         device: str = "auto",
         template: Template | None = None,
         lengths: Lengths | None = None,
@@ -69,7 +70,9 @@ class Embedder(nn.Module):
 
         Args:
             name: a folder, a hub id, a ``.gguf`` file, or ``smollm2-135m``.
-            precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it. Weights are float32.
+            precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it.
+            weights: how the model's weights are stored; ``bfloat16`` takes half the memory of ``float32``, and
+                ``nf4`` an eighth. Products are then bfloat16, and so is what is saved.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             template: instead of the folder's own or the one derived from the model.
             lengths: instead of the folder's own, or 512 tokens.
@@ -81,7 +84,8 @@ class Embedder(nn.Module):
         keep_memory()
         name = Path(name).expanduser() if str(name).startswith("~") else name
         place = find_device(device)
-        backbone, tokenizer = load_backbone(str(name), place)
+        dtype = compute_dtype(precision, place, weights)
+        backbone, tokenizer = load_backbone(str(name), place, weights)
         saved = described(str(name))
         template = template or (saved.template if saved else derive_template(tokenizer))
         metadata = Metadata(
@@ -91,8 +95,8 @@ class Embedder(nn.Module):
             history=saved.history if saved else {"base": str(name)},
         )
         embedder = cls(backbone, bake(tokenizer, template), metadata)
-        embedder.dtype = compute_dtype(precision, place)
-        use_varlen(backbone, embedder.dtype)
+        embedder.dtype = dtype
+        use_varlen(backbone, dtype)
         return embedder
 
     @property

@@ -15,7 +15,7 @@ from anchorembed.tokens import TokenPair
 def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
     """(out, in) of each weight of the decoder's layers that a token is multiplied with."""
     return [
-        (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        (module.out_features, module.in_features)  # 4-bit weights have another shape
         for name, module in backbone.model.base_model.named_modules()
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]

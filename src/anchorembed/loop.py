@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -22,8 +22,8 @@ from torch import nn
 
 from anchorembed.checkpoint import Plan, load_checkpoint, save_checkpoint, write_file
 from anchorembed.config import Schedule
-from anchorembed.distributed import anywhere, rank, wait, whole
-from anchorembed.errors import InputError
+from anchorembed.distributed import anywhere, processes, rank, wait, whole
+from anchorembed.errors import LESS_MEMORY, InputError, first_line, memory_ended
 from anchorembed.progress import progress_bar
 from anchorembed.runtime import seed_step
 from anchorembed.steps import Measured, Metrics, read_back
@@ -53,6 +53,7 @@ class Loop:
     resume: str  # what to type to continue
     plan: Plan  # what decides the result
     say: Callable[[str], None]
+    less_memory: str = LESS_MEMORY  # what to do where memory ends
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -95,7 +96,8 @@ def fit(
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
 
     Raises:
-        InputError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends: what the steps
+            before have made is kept.
         Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
@@ -105,6 +107,7 @@ def fit(
         loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
+    keep = _keeper(loop, checkpoints, module, optimizer)
     shown: Metrics = {}
     skipped = sum("skipped" in entry for entry in read_log(log))
     best = max((entry.get("quality", -math.inf) for entry in read_log(log)), default=-math.inf)
@@ -122,9 +125,10 @@ def fit(
             rate = learning_rate(number, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            measured = run(batch)
-            gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
-            metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+            with _within_memory(loop, number, keep):
+                measured = run(batch)
+                gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+                metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
             norm = metrics["gradient_norm"]
             if math.isfinite(metrics["loss"]) and math.isfinite(norm):
                 optimizer.step()
@@ -135,7 +139,8 @@ def fit(
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
-                metrics |= _evaluated(module, evaluate)
+                with _within_memory(loop, done, keep):
+                    metrics |= _evaluated(module, evaluate)
                 # what the first process finds decides for all
                 quality = _rounded(
                     metrics.get("quality", -math.inf)
@@ -149,7 +154,7 @@ def fit(
             # read once: a signal during the save waits for the next step
             stopping = anywhere(stop.is_set(), parameters[0].device)
             if done % schedule.save_every == 0 or stopping:
-                save_checkpoint(checkpoints, done, module, optimizer, schedule.keep_checkpoints, loop.plan)
+                keep(done)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
     if schedule.keep_best:
@@ -170,6 +175,28 @@ def _one_ahead(
             current = following
         if current is not None:
             yield *current[:2], current[2].result()
+
+
+def _keeper(loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+    """What writes the checkpoint of a step."""
+    return lambda done: save_checkpoint(folder, done, module, optimizer, loop.schedule.keep_checkpoints, loop.plan)
+
+
+@contextmanager
+def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterator[None]:
+    """Where memory ends within, keep what ``done`` steps have made, as one process alone can, and say what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ended(error):
+            raise
+        kept = "No step is lost" if not done else "The last checkpoint is kept"
+        if done and processes() == 1:
+            with suppress(RuntimeError, MemoryError, InputError):
+                keep(done)
+                kept = f"Steps up to {done} are kept"
+        why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
+        raise InputError(f"{why} {loop.less_memory} {kept}; to continue: {loop.resume}") from error
 
 
 def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:

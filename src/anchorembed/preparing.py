@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from anchorembed.config import Recipe
 from anchorembed.embedder import Embedder
 from anchorembed.records import TextPair
@@ -73,14 +75,18 @@ def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
 def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     """Load the model ``start`` as the recipe wants it."""
     told = recipe.data.instructions
-    return Embedder.load(
+    embedder = Embedder.load(
         start,
         precision=recipe.model.precision,
+        weights=recipe.model.weights,
         device=device,
         template=own_template(recipe),
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
         instruction=told[0] if len(told) == 1 else "",
     )
+    if recipe.model.residual == "bfloat16":
+        embedder.backbone.residual_dtype = torch.bfloat16
+    return embedder
 
 
 def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:

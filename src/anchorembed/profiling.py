@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity
 
+from anchorembed.backbone import compile_layers
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.flops import step_flops
 from anchorembed.loop import make_optimizer
 from anchorembed.preparing import prepare
 from anchorembed.runtime import peak_memory
-from anchorembed.training import StageName, objective
+from anchorembed.training import StageName, check_weights, objective, within_memory
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),
@@ -42,7 +44,8 @@ class Profile:
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Return the largest rate of square products in ``dtype``, in FLOP/s: best of 5 for each of 3 sizes."""
-    return max(product_rate(size, size, size, dtype, device) for size in (1024, 2048, 4096))
+    sizes = (2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
+    return max(product_rate(size, size, size, dtype, device) for size in sizes)
 
 
 def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -52,42 +55,56 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(6):
+        _wait_for(device)
         started = time.perf_counter()
         torch.mm(left, right, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait_for(device)
         best = min(best, time.perf_counter() - started)
     return 2 * rows * inner * columns / best
 
 
-def profile(recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2) -> Profile:
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def profile(
+    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = print
+) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
-    That is done in a process of its own, whose peak memory is this stage's.
+    That is done in a process of its own, whose peak memory is this stage's. It first hands to ``say``, a function of a
+    module, what memory the stage is expected to take.
 
     Raises:
-        InputError: if the recipe has no such stage, too few pairs, or the process is killed for lack of memory.
+        InputError: if the recipe has no such stage, too few pairs, or more memory is needed than there is.
     """
     if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
         raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(_profile, recipe, stage, steps, warmup).result()
+            return pool.submit(_profile, recipe, stage, steps, warmup, say).result()
         except BrokenProcessPool as error:
             raise InputError(
                 f"{stage}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
             ) from error
 
 
-def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profile:
+def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Callable[[str], None]) -> Profile:
     settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
     if settings is None:
         raise ValueError("the recipe has no such stage")
+    check_weights(recipe, settings)
+    use = within_memory(recipe, stage, settings, recipe.model.name, say)
+    settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     module, run = objective(prepared.embedder, settings)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(module, settings)
     backbone = prepared.embedder.backbone
+    if backbone.device.type == "cuda":
+        compile_layers(backbone, prepared.embedder.dtype)
     module.train()
     seconds, counts, tokens, flops = [], [], [], []
     times: dict[str, float] = {}
@@ -100,6 +117,7 @@ def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int) -> Profi
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
+            _wait_for(backbone.device)
             seconds.append(time.perf_counter() - started)
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
@@ -136,9 +154,12 @@ class _Watch:
             return
         self._profiler.__exit__(None, None, None)
         sums = dict.fromkeys([*_KINDS, "fused and other element-wise work"], 0.0)
+        on_gpu = torch.cuda.is_available()
         for event in self._profiler.key_averages():
+            if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+                continue  # what an operation costs the GPU stands at its kernels, too
             kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), None)
-            spent = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             sums[kind or "fused and other element-wise work"] += float(spent)
         total = sum(sums.values()) or 1.0
         self._times.update({kind: value / total for kind, value in sums.items()})

@@ -30,7 +30,7 @@ from anchorembed.packing import PackedBatch, pack, send
 _log = logging.getLogger(__name__)
 Context = Any  # torch gives autograd contexts no type that has what they have
 Softmax = Callable[[Tensor, Tensor, Tensor | None, float, float | None], tuple[Tensor, Tensor]]
-_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # that exist at once, and their gradient; 2 bytes each in bfloat16
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # that exist at once, and their gradient; 2 bytes each in bfloat16
 _SLICE = 8192  # words whose gradient is made at once where a product cannot sum in float32 itself
 
 
@@ -168,7 +168,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
         losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
-        step = max(16, _CHUNK_LOGITS.get(states_TH.device.type, 2**25) // weight_VH.shape[0])
+        step = max(16, CHUNK_LOGITS.get(states_TH.device.type, 2**25) // weight_VH.shape[0])
         bounds = None if options.bags is None else [0, *accumulate(options.bags[0])]
         with torch.autocast(states_TH.device.type, enabled=False):
             weight = weight_VH.detach().to(options.dtype)

@@ -28,9 +28,18 @@ from anchorembed.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError, extra
 from anchorembed.flops import step_flops
 from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer
-from anchorembed.models import load_tokenizer
+from anchorembed.memory import Use, check_memory, fitting_budget, less_memory, shape_of, use_of
+from anchorembed.models import load_config, load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
-from anchorembed.runtime import find_device, first_process, peak_memory, seed_everything
+from anchorembed.reconstruction import CHUNK_LOGITS
+from anchorembed.runtime import (
+    compute_dtype,
+    find_device,
+    first_process,
+    memory_of,
+    peak_memory,
+    seed_everything,
+)
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
 from anchorembed.store import content_key
 from anchorembed.tokens import TokenPair
@@ -49,6 +58,8 @@ def train(recipe: Recipe | str | Path, say: Callable[[str], None] = print, resum
     recipe = _read(recipe)
     if recipe.reconstruct is None and recipe.contrast is None:
         raise InputError("recipe: both reconstruct and contrast are null. Keep one.")
+    for settings in (recipe.reconstruct, recipe.contrast):
+        check_weights(recipe, settings)
     model = Path(recipe.output)
     if recipe.reconstruct is not None:
         model = reconstruct(recipe, say, resume)
@@ -121,6 +132,7 @@ def _run_alone(
     say: Callable[[str], None],
     resume: str,
 ) -> Path:
+    check_weights(recipe, settings)
     target = folder / "model"
     plan = _plan(recipe, stage, settings, start)
     finished = read_metadata(target)
@@ -134,6 +146,8 @@ def _run_alone(
     say = say if accelerator.is_main_process else _say_nothing
     say(f"{stage}: starting from {start}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
+        use = within_memory(recipe, stage, settings, start, say, _shards(accelerator))
+        settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
         prepared = prepare(recipe, start, say)
         for later in (settings, recipe.contrast):  # also Stage II's faults, before Stage I has taken hours
             _check(later, prepared)
@@ -144,7 +158,7 @@ def _run_alone(
     if accelerator.is_main_process:
         write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-    history["data"] = prepared.summary()
+    history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     optimizer = make_optimizer(module, settings)
     if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # whose hooks no graph can hold
@@ -154,7 +168,7 @@ def _run_alone(
         run = _together(accelerator, run, optimizer, [*layers])
     held_out = prepared.tokens(prepared.split.held_out.tolist(), run.hard_negatives)
     fit(
-        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say),
+        Loop(stage, settings, recipe.seed, folder, prepared.places, resume, plan, say, less_memory(stage, use)),
         module,
         optimizer,
         accelerator,
@@ -173,6 +187,65 @@ def _run_alone(
     wait()
     say(f"{stage}: complete: {target}")
     return target
+
+
+def check_weights(recipe: Recipe, settings: Schedule | None) -> None:
+    """Refuse to train all weights where they are not stored in float32: updates smaller than bfloat16's step are lost.
+
+    Raises:
+        InputError: naming what to change.
+    """
+    stored = recipe.model.weights
+    if stored == "float32" or settings is None or (isinstance(settings, Contrast) and settings.lora is not None):
+        return
+    what = f"model.weights: {stored} is for adapters, and "
+    if isinstance(settings, Contrast):
+        raise InputError(
+            f"{what}contrast.lora is null: all weights train, which need float32. Leave lora=null out, or set "
+            "model.weights=float32."
+        )
+    raise InputError(
+        f"{what}Stage I trains all weights, which need float32. Run reconstruct with model.weights=float32, then "
+        f"contrast with {stored}; or leave Stage I out: reconstruct=null."
+    )
+
+
+def within_memory(
+    recipe: Recipe,
+    stage: StageName,
+    settings: Schedule,
+    start: str,
+    say: Callable[[str], None],
+    shards: tuple[int, bool] = (1, False),
+) -> Use:
+    """Say what memory a stage takes, before its model is loaded, and return what it does with it.
+
+    ``shards`` is the number of processes and whether weights are spread over them.
+
+    Raises:
+        InputError: if it cannot fit, with the figures and what to change; on the CPU only for what is exactly known.
+    """
+    device = find_device(recipe.model.device)
+    dtype = compute_dtype(recipe.model.precision, device, recipe.model.weights)
+    use = use_of(recipe, settings, dtype, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]), *shards)
+    where = str(device) if device.type == "cuda" else "this machine"
+    shape = shape_of(load_config(start))
+    if settings.tokens_per_micro_batch == "auto" and device.type == "cuda":
+        use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
+    say(check_memory(stage, shape, use, memory_of(device), where, strict=device.type == "cuda"))
+    return use
+
+
+def _shards(accelerator: Accelerator) -> tuple[int, bool]:
+    return accelerator.num_processes, bool(accelerator.is_fsdp2)
+
+
+def _stored_as(recipe: Recipe) -> str:
+    """How a stage's frozen weights are stored, and what is saved, for the model's history."""
+    stored = recipe.model.weights
+    if stored == "float32":
+        return stored
+    return f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
 
 
 def _check(settings: Schedule | None, prepared: Prepared) -> None:
@@ -245,6 +318,11 @@ def _accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerato
         ],
     )
     _supported(accelerator, settings)
+    if accelerator.is_fsdp2 and recipe.model.weights != "float32":
+        raise InputError(
+            f"model.weights: {recipe.model.weights} cannot be sharded beside float32 adapters (FSDP2). Set it to "
+            "float32, or use DDP."
+        )
     return accelerator
 
 
@@ -358,8 +436,11 @@ def trained_module(embedder: Embedder, settings: Schedule) -> nn.Module:
 
 def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
     """Return the module whose trainable weights a stage trains, and what runs its steps."""
-    device, budget = embedder.backbone.device, settings.tokens_per_micro_batch
+    device = embedder.backbone.device
+    budget = 8192 if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch
     module = trained_module(embedder, settings)
+    if settings.recompute:
+        embedder.backbone.recompute_layers()
     if isinstance(settings, Reconstruct):
         end_id = embedder.pairs.end_id
         how = (settings.d2q_weight, budget, settings.sink, settings.bag_weight, settings.decode)
@@ -382,13 +463,19 @@ def _plan(recipe: Recipe, stage: StageName, settings: Schedule, start: str) -> P
     """
     parts = {
         "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
-        "model": recipe.model.model_dump(mode="json", exclude={"device", "name"}),
+        "model": recipe.model.model_dump(mode="json", exclude={"device", "name"} | _unsaid(recipe, stage)),
         stage: settings.model_dump(mode="json", by_alias=True, exclude=settings.cost_only | {"from_", "guide"}),
     }
     contents = {f"data.sources.{source.name}.content": content_key(source.path) for source in recipe.data.sources}
     if isinstance(settings, Contrast) and settings.guide is not None:
         contents["guide"] = _content(settings.guide)
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
+
+
+def _unsaid(recipe: Recipe, stage: StageName) -> set[str]:
+    """Keys of the model that do not concern a stage: Stage I has float32 weights whatever Stage II has."""
+    weights = {"weights"} if stage == "reconstruct" or recipe.model.weights == "float32" else set()
+    return weights | ({"residual"} if recipe.model.residual == "float32" else set())
 
 
 def _content(model: str) -> str:
