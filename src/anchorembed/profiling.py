@@ -156,7 +156,7 @@ class _Watch:
         sums = dict.fromkeys([*_KINDS, "fused and other element-wise work"], 0.0)
         on_gpu = torch.cuda.is_available()
         for event in self._profiler.key_averages():
-            if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+            if on_gpu and str(event.device_type) != "DeviceType.CUDA":
                 continue  # what an operation costs the GPU stands at its kernels, too
             kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), None)
             spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
