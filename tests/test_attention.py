@@ -77,6 +77,20 @@ def test_bucketed_equals_plain(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_large_scores_have_finite_gradients() -> None:
+    """Padding beside a text, whose scores are far above those of its first token alone, adds nothing."""
+    lengths, generator = (9, 10), torch.Generator().manual_seed(0)
+    inputs = [torch.randn(19, 2, 8, generator=generator) for _ in range(3)]
+    inputs[1][8] = 100 * inputs[0][0]  # as far as the padding after the first text can see
+    leaves, batch = [side.requires_grad_() for side in inputs], batch_of(lengths)
+    slope = torch.randn(19, 2, 8, generator=generator)
+    ours, _ = attention._bucketed(*leaves, batch.offsets, 1.0, None, None)
+    expected = packed_plain(*leaves, batch.offsets, 1.0, None)
+    into = torch.autograd.grad(ours, leaves, slope)
+    for one, other in zip(into, torch.autograd.grad(expected, leaves, slope.double()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_bucketed_is_an_operator_that_the_compiler_can_hold() -> None:
     inputs, batch = sides(4, 2), batch_of()
     torch.library.opcheck(attention._bucketed, (*inputs, batch.offsets, 0.3, 4, 2.0))

@@ -146,9 +146,10 @@ def _bucketed_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors an
     heads, key_heads = q_TAD.shape[1], k_TKD.shape[1]
     for bucket in _buckets(offsets, q_TAD.device):
         queries, keys, values = (_side_by_side(side, bucket, key_heads) for side in (q_TAD, k_TKD, v_TKD))
-        slopes = _side_by_side(slope_TAD, bucket, key_heads, zero_padding=True)
-        inner = _side_by_side(inner_TA[..., None], bucket, key_heads, zero_padding=True)
-        sums = _side_by_side(sums_TA[..., None], bucket, key_heads)
+        slopes = _side_by_side(slope_TAD, bucket, key_heads, padding=0.0)
+        inner = _side_by_side(inner_TA[..., None], bucket, key_heads, padding=0.0)
+        # a padded row has no sum of its own: with another's, its probabilities could overflow
+        sums = _side_by_side(sums_TA[..., None], bucket, key_heads, padding=float("inf"))
         of_q, of_k, of_v = (torch.empty_like(side) for side in (queries, keys, values))
         for part in _blocks(len(queries), queries.shape[1] * keys.shape[1]):
             scores = _scores(queries[part], keys[part], scale, window, softcap)
@@ -182,11 +183,14 @@ def _differentiate(ctx: Any, slope_TAD: Tensor, _: Tensor) -> tuple[Tensor | Non
 _bucketed.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _side_by_side(x_TAD: Tensor, bucket: Bucket, key_heads: int, zero_padding: bool = False) -> Tensor:
-    """Rows of a bucket, [N, R, D]: query heads that share a key head are rows of one product."""
+def _side_by_side(x_TAD: Tensor, bucket: Bucket, key_heads: int, padding: float | None = None) -> Tensor:
+    """Rows of a bucket, [N, R, D]: query heads that share a key head are rows of one product.
+
+    What is padding has the values of its text's first token, or ``padding``.
+    """
     x_BLAD = x_TAD[bucket.index]
-    if zero_padding:
-        x_BLAD = x_BLAD * bucket.real[:, :, None, None]
+    if padding is not None:
+        x_BLAD = x_BLAD.masked_fill(~bucket.real[:, :, None, None], padding)
     x_BKGLD: Tensor = x_BLAD.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4)
     return x_BKGLD.flatten(2, 3).flatten(0, 1)
 
