@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed import cli, loop, training
+from anchorembed import cli, loop
 from anchorembed.config import Schedule
+from anchorembed.steps import Measured, Reconstruction, ReconstructionBatch
 from conftest import write_pairs
 
 Run = Any
@@ -272,14 +274,14 @@ def test_where_memory_ends_is_said(
 
 
 def test_memory_that_ends_in_a_step_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training._counted
+    real, calls = Reconstruction.run, count()
 
-    def counted(prepared: Any, stage: Any, number: int, indices: Any) -> Any:
-        if number == 2:
+    def failing(self: Reconstruction, batch: ReconstructionBatch) -> Measured:
+        if next(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(prepared, stage, number, indices)
+        return real(self, batch)
 
-    monkeypatch.setattr(training, "_counted", counted)
+    monkeypatch.setattr(Reconstruction, "run", failing)
     code, _, err = run("reconstruct", recipe)
     assert code == 2
     last = err.strip().splitlines()[-1]

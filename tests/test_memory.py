@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from anchorembed.config import Contrast, Recipe, Reconstruct, parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.loop import make_optimizer
 from anchorembed.memory import (
+    _BUDGETS,
     Shape,
     Use,
     check_memory,
     cure,
     estimate,
+    fitting_budget,
     layer_bytes,
     less_memory,
     shape_of,
@@ -30,6 +33,7 @@ from anchorembed.memory import (
 )
 from anchorembed.preparing import prepare
 from anchorembed.profiling import profile
+from anchorembed.steps import Contrastive
 from anchorembed.training import contrast, objective
 from conftest import save_tiny, write_pairs
 
@@ -258,21 +262,27 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("ends_in", [0, 3, 4])
+def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exception) -> None:
+    """Have Stage II raise an error in step ``number``, counted from 0: as it runs, or as it is laid out in a thread."""
+    real, calls = getattr(Contrastive, where), count()
+
+    def failing(self: Contrastive, *arguments: Any) -> Any:
+        if next(calls) == number:
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Contrastive, where, failing)
+
+
+@pytest.mark.parametrize(("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "prepare"), (3, "prepare")])
 def test_memory_that_ends_in_a_step_loses_nothing(
-    recipe: Recipe, ends_in: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    recipe: Recipe, ends_in: int, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One message; the steps before are kept, also those after the last checkpoint; a smaller budget goes on."""
-    real = training._counted
-
-    def counted(prepared: Any, run: Any, number: int, indices: Any) -> Any:
-        if number == ends_in:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return real(prepared, run, number, indices)
-
+    out = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     whole = recipe.model_copy(update={"output": tmp_path / "whole"})
     expected = contrast(whole)
-    monkeypatch.setattr(training, "_counted", counted)
+    fail_in(monkeypatch, where, ends_in, out)
     kept = f"Steps up to {ends_in} are kept" if ends_in else "No step is lost"
     with pytest.raises(InputError) as caught:
         contrast(recipe)
@@ -281,7 +291,7 @@ def test_memory_that_ends_in_a_step_loses_nothing(
         f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}; "
         "to continue: run it again"
     )
-    monkeypatch.setattr(training, "_counted", real)
+    monkeypatch.undo()
     said: list[str] = []
     smaller = recipe.model_copy(
         update={"contrast": recipe.contrast.model_copy(update={"tokens_per_micro_batch": 4096})}
@@ -293,24 +303,19 @@ def test_memory_that_ends_in_a_step_loses_nothing(
 
 def test_memory_that_ends_as_the_steps_are_kept(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the last checkpoint stands; an error of another kind is not taken for it."""
-    real, save = training._counted, loop_module.save_checkpoint
-
-    def counted(prepared: Any, run: Any, number: int, indices: Any) -> Any:
-        if number == 3:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(prepared, run, number, indices)
+    save = loop_module.save_checkpoint
 
     def only_even(folder: Path, step: int, *rest: Any) -> None:
         if step % 2:
             raise MemoryError
         save(folder, step, *rest)
 
-    monkeypatch.setattr(training, "_counted", counted)
+    fail_in(monkeypatch, "run", 3, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     monkeypatch.setattr(loop_module, "save_checkpoint", only_even)
     with pytest.raises(InputError, match="The last checkpoint is kept"):
         contrast(recipe)
     assert [path.name for path in (recipe.output / "contrast" / "checkpoints").glob("step-*")] == ["step-000002"]
-    monkeypatch.setattr(training, "_counted", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    fail_in(monkeypatch, "run", 0, RuntimeError("another"))
     with pytest.raises(RuntimeError, match="another"):
         contrast(recipe)
 
@@ -336,3 +341,22 @@ def test_profile_says_it_first(recipe: Recipe, capfd: pytest.CaptureFixture[str]
 
 def test_a_cure_is_named_only_if_it_cures(eight_billion: Shape) -> None:
     assert "smaller model" in cure("contrast", eight_billion, use("float32"), 10**9)
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
+def test_the_chosen_budget_is_the_largest_that_fits_nine_tenths(eight_billion: Shape, stage: str) -> None:
+    """More memory never means fewer tokens at once; where none fits it is the smallest, which is then refused."""
+    wanted = use("bfloat16" if stage == "contrast" else "float32", stage)
+    chosen = []
+    for size in range(20, 1000, 20):
+        have = size * 10**9
+        budget = fitting_budget(eight_billion, wanted, have)
+        chosen.append(budget)
+        fits = [
+            other for other in _BUDGETS if estimate(eight_billion, replace(wanted, budget=other)).total <= 0.9 * have
+        ]
+        assert budget == (max(fits) if fits else 2048)
+    assert chosen == sorted(chosen)
+    assert chosen[0] == 2048
+    assert chosen[-1] == 65536
+    assert len(set(chosen)) > 4

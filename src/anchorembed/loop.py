@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def fit(
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
-        for number, indices, (batch, costs) in _one_ahead(
+        for number, indices, prepared in _one_ahead(
             prepare, zip(range(first, schedule.steps), order(first), strict=False)
         ):
             started = time.perf_counter()
@@ -126,6 +126,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with _within_memory(loop, number, keep):
+                batch, costs = prepared.result()
                 measured = run(batch)
                 gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
                 metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
@@ -164,17 +165,17 @@ def fit(
 
 def _one_ahead(
     prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
-) -> Iterator[tuple[int, list[int], tuple[Batch, Metrics]]]:
-    """Each step's number, pairs and what was prepared of them, in a thread, while the step before it ran."""
+) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
+    """Each step's number, pairs and what is prepared of them, in a thread, while the step before it runs."""
     with ThreadPoolExecutor(1, "prepare") as pool:
         current = None
         for number, indices in order:
             following = (number, indices, pool.submit(prepare, number, indices))
             if current is not None:
-                yield *current[:2], current[2].result()
+                yield current
             current = following
         if current is not None:
-            yield *current[:2], current[2].result()
+            yield current
 
 
 def _keeper(loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
