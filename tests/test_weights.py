@@ -71,11 +71,7 @@ def test_packed_is_the_model_s_own_in_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_broken_mask_is_seen_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        attention,
-        "_causal",
-        lambda q, k, v, scaling, *rest: torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling),
-    )
+    monkeypatch.setattr(attention, "_allowed", lambda length, *_: torch.ones(length, length, dtype=torch.bool))
     with pytest.raises(InputError, match=r"over 0\.03"):
         reproduce(Backbone(tiny_model(name).eval().to(torch.bfloat16)), name)
 
