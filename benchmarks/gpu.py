@@ -59,7 +59,7 @@ from anchorembed.steps import Contrastive, Reconstruction, ReconstructionModule,
 from anchorembed.tokens import TokenPair
 
 Figures = dict[str, Any]
-PARTS = ("machine", "parity", "syncs", "stage1", "stage2", "theirs")
+PARTS = ("machine", "parity", "syncs", "stage1", "stage2", "theirs", "replay")
 LORA = LoraSettings(16, 32, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 WORDS = 4096  # tokens that texts are drawn from, at most
 END, FIRST = 2, 3  # the end token's id, and the first that stands in texts
@@ -337,13 +337,13 @@ def machine(lab: Lab) -> None:
 class Parity:
     """Packed, compiled and bfloat16 against padded float32, on one model."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, compared: bool = True) -> None:
         self.lab, self.name = lab, lab.told.models[0]
         torch.backends.cuda.matmul.allow_tf32 = False
         model = lab.model(self.name).eval()
         self.pairs = draw_pairs(4 if lab.tiny else 64, model.config.vocab_size, seed=1)
         self.texts = [pair.document for pair in self.pairs]
-        self.own = self._own(model)
+        self.own = self._own(model) if compared else torch.empty(0)
         self.backbone = Backbone(model)
         self.budget = 10**9 if lab.cuda else 10**4
 
@@ -355,7 +355,6 @@ class Parity:
             (40.0, self.bfloat16),
             (10.0, self.company),
             (10.0, self.head),
-            (30.0, self.replay),
         ):
             lab.guarded(f"parity {what.__name__}", need, what, model=self.name)
 
@@ -446,7 +445,6 @@ class Parity:
 
     def replay(self) -> None:
         """GradCache with dropout: both passes of a chunk embed alike, compiled and not."""
-        self.gradient = torch.empty(0)
         self.backbone.add_lora(LORA)
         self.backbone.to(self.lab.device)
         for name, weight in self.backbone.named_parameters():
@@ -846,6 +844,7 @@ def _plan(lab: Lab) -> Iterator[tuple[str, str, Callable[[], None]]]:
             yield stage, name, lambda stage=stage, name=name: speed(lab, stage, name)
         if name == models[0]:
             yield "theirs", name, lambda name=name: theirs(lab, name)
+            yield "replay", name, lambda: Parity(lab, compared=False).replay()
     for name in models[1:2]:
         yield "theirs", name, lambda name=name: theirs(lab, name)
 

@@ -18,11 +18,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from anchorembed.errors import InputError
 from anchorembed.packing import Bucket, lay_out, send
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError as error:
+    raise InputError(f"torch {torch.__version__} is too old. Install torch 2.11 or newer.") from error
 
 ATTENTION = "anchorembed_packed"
 LARGEST_HEAD = 256  # of varlen_attn

@@ -324,8 +324,8 @@ class Reconstruction:
 
         The gain is the loss with another pair's vector minus the loss with its own: how much of the text the decoder
         reads from the vector, beyond what it knows about the domain; ``gain_first_...`` of each text's first 4 tokens.
-        Of the bag, if that is trained, too. ``cosine_...`` is the mean cosine of two anchors: near 1 they tell texts
-        hardly apart. Centred anchors are less the mean of the held-out ones.
+        Of the bag, if that is trained, too. Anchors as they are have a mean cosine and an effective rank: near 1 and
+        small, they tell texts hardly apart. Centred anchors enter the decoder less the mean of the held-out ones.
         """
         metrics: Metrics = {}
         own_direction: tuple[Direction, ...] = ("d2d",) if self.directions == "d2d" else ()
@@ -334,14 +334,14 @@ class Reconstruction:
             runs = list(micro_batches([row.cost for row in rows], self.budget))
             batches = [self._micro_batch(rows[run.start : run.stop], {direction: 1.0}) for run in runs]
             anchors_NH = torch.cat([self.module(micro.sources, None)[0] for micro in batches])
-            units_NH = nn.functional.normalize(anchors_NH, dim=-1)
-            alike = (units_NH.sum(0).square().sum() - len(pairs)) / (len(pairs) * (len(pairs) - 1))
+            spread = _spread(anchors_NH)
             if self.anchor != "raw":
                 anchors_NH = self._centring(torch.cat([micro.sides_N for micro in batches]))(anchors_NH)
             own, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
             gains = {name: other[name] - own[name] for name in own}
             metrics |= {f"held_out_{direction}": own["all"], f"gain_{direction}": gains["all"]}
-            metrics |= {f"gain_first_{direction}": gains["first"], f"cosine_{direction}": float(alike)}
+            metrics |= {f"gain_first_{direction}": gains["first"]}
+            metrics |= {f"{name}_{direction}": value for name, value in spread.items()}
             if self.bag_weight:
                 metrics |= {f"held_out_bag_{direction}": own["bag"], f"gain_bag_{direction}": gains["bag"]}
         return metrics
@@ -377,6 +377,15 @@ class Reconstruction:
             sources, micro.targets, micro.weights_P, anchors_NH, centre, self.bag_weight, decode
         )
         return loss, torch.stack(losses) @ micro.masks_DP.T
+
+
+def _spread(anchors_NH: Tensor) -> Metrics:
+    """Mean cosine of two anchors; effective rank, e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
+    units_NH = nn.functional.normalize(anchors_NH, dim=-1)
+    count = len(units_NH)
+    cosine = (units_NH.sum(0).square().sum() - count) / (count * (count - 1))
+    shares = nn.functional.normalize(torch.linalg.svdvals(units_NH), p=1, dim=0)
+    return read_back({"cosine": cosine, "rank": torch.special.entr(shares).sum().exp()})
 
 
 def _rows(pair: TokenPair, direction: Direction, limit: int | None) -> list[Row]:

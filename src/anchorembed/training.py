@@ -27,7 +27,7 @@ from anchorembed.distributed import gathered_weights, sharded, wait
 from anchorembed.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError, extra
 from anchorembed.flops import step_flops
-from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer
+from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
 from anchorembed.memory import Use, check_memory, fitting_budget, less_memory, shape_of, use_of
 from anchorembed.models import load_config, load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
@@ -47,6 +47,8 @@ from anchorembed.tokens import TokenPair
 StageName = Literal["reconstruct", "contrast"]
 
 _PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, which is 10 minutes on GPUs otherwise
+_ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
+_READ = 0.02  # nats a token: an anchor gain below it is noise
 _MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
 
 
@@ -177,6 +179,8 @@ def _run_alone(
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(prepared.embedder, settings, run, held_out),
     )
+    if stage == "reconstruct":
+        _say_collapse(read_log(folder / "log.jsonl"), say)
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
@@ -296,6 +300,20 @@ def _say_what_is_lost(
     used, size = prepared.share_used(settings.batch_size, seed), settings.batch_size
     if used < _MOST:
         say(f"data: an epoch uses {used:.0%} of the pairs in steps of {size}; the rest repeat texts or fill no step")
+
+
+def _say_collapse(log: Sequence[Metrics], say: Callable[[str], None]) -> None:
+    """Say so where Stage I ends with anchors that are all alike and that the decoder does not read."""
+    last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
+    if last is None:
+        return
+    cosine = max(last["cosine_q2d"], last["cosine_d2q"])
+    gain = max(last["gain_q2d"], last["gain_d2q"])
+    if cosine > _ALIKE and gain < _READ:
+        say(
+            f"reconstruct: anchors are nearly alike (mean cosine {cosine:.2f}) and the decoder reads nothing from them "
+            f"(anchor gain {gain:.3f} nats a token). Stage II is likely better from the base model: reconstruct=null."
+        )
 
 
 def _clear(folder: Path) -> None:
