@@ -43,6 +43,7 @@ ORDER = [
     "tasks",
     "loop",
     "preparing",
+    "memory",
     "training",
     "profiling",
     "significance",

@@ -37,12 +37,15 @@ class Run:
         )
         optimizer = torch.optim.SGD(self.module.parameters(), lr=123.0)
 
-        def step(number: int, indices: list[int]) -> dict[str, float]:
+        def prepare(number: int, indices: list[int]) -> tuple[int, dict[str, float]]:
             assert indices == [2 * number, 2 * number + 1]
+            return number, {"tokens": 10.0 * number}
+
+        def step(number: int) -> dict[str, torch.Tensor]:
             self.rates.append(optimizer.param_groups[0]["lr"])
             self.values.append(self.module.value.item())
             self.module.value.grad = torch.tensor(gradient)
-            return {"loss": float(number)}
+            return {"loss": torch.tensor(float(number))}
 
         def order(first: int) -> Iterator[list[int]]:
             self.asked.append(first)
@@ -53,7 +56,7 @@ class Run:
             return {"quality": next(given, 0.0)}
 
         loop = Loop("stage", schedule, 0, folder, str, "again", {}, self.said.append)
-        fit(loop, self.module, optimizer, Accelerator(cpu=True), step, order, evaluate)
+        fit(loop, self.module, optimizer, Accelerator(cpu=True), prepare, step, order, evaluate)
         self.values.append(self.module.value.item())
         self.log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -78,6 +81,7 @@ def test_evaluations_come_when_asked_for_and_after_the_last_step_without_dropout
     assert run.module.training
     assert [entry["step"] for entry in run.log] == [1, 2, 3, 4, 5, 6]
     assert all({"loss", "learning_rate", "gradient_norm", "seconds"} <= entry.keys() for entry in run.log)
+    assert [(entry["loss"], entry["tokens"]) for entry in run.log] == [(number, 10 * number) for number in range(6)]
     assert Run(tmp_path / "b", evaluate_every=0).evaluated == []
 
 
