@@ -106,7 +106,7 @@ def test_show_config_names_every_key_and_reads_back() -> None:
     for key in (
         "d2q_weight: 0.8",
         "scale: 50.0",
-        "tokens_per_micro_batch: 8192",
+        "tokens_per_micro_batch: auto",
         "# Rank of the adapters.",
         "# Inverse temperature.",
     ):
