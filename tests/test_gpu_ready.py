@@ -240,7 +240,8 @@ def test_what_needs_no_value_is_not_counted() -> None:
 def onto(thing: Any, mode: FakeTensorMode, device: str) -> Any:
     """A batch without values, on a device: all but what `PackedBatch` keeps on the CPU."""
     if isinstance(thing, Tensor):
-        return mode.from_tensor(thing).to(device)
+        with mode:
+            return mode.from_tensor(thing).to(device)
     if isinstance(thing, PackedBatch):
         moved = {field.name: onto(getattr(thing, field.name), mode, device) for field in fields(thing)}
         return PackedBatch(**moved | {"offsets": mode.from_tensor(thing.offsets)})
@@ -256,7 +257,7 @@ def weights_onto(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
         for store in (part._parameters, part._buffers):
             for name, tensor in store.items():
                 if tensor is not None and id(tensor) not in made:
-                    moved = mode.from_tensor(tensor.detach()).to(device)
+                    moved = onto(tensor.detach(), mode, device)
                     is_weight = isinstance(tensor, nn.Parameter)
                     made[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if is_weight else moved
                 store[name] = None if tensor is None else made[id(tensor)]  # type: ignore[assignment]
