@@ -1,7 +1,6 @@
 """Attention within packed sequences: both ways against a plain computation, values and gradients; compiled too.
 
-The varlen kernel runs on GPUs alone. Stand-ins for its two operators, registered for the CPU, take what torch hands to
-the kernel, so that everything around it is tested: scales, windows, grouped heads, the compiler.
+The varlen kernel runs on GPUs alone; stand-ins for its two operators (``stand_ins.py``) take its place.
 """
 
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 
 from anchorembed import attention
 from anchorembed.backbone import Backbone, LoraSettings, compile_layers, reproduce
 from anchorembed.packing import PackedBatch, pack
 from anchorembed.runtime import autocast
 from conftest import ARCHITECTURES, tiny_model
+from stand_ins import varlen_on_the_cpu
 
 LORA = LoraSettings(4, 8, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 ALL_LINEAR = LORA.targets
@@ -112,65 +111,7 @@ def test_dropout_of_probabilities_keeps_their_mean_and_is_off_at_zero() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _stand_ins() -> None:
-    """CPU kernels for torch's two varlen operators, by autograd over the plain computation."""
-
-    def compute(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, scale: float | None, window: list[int]) -> Tensor:
-        assert window[1] == 0, "causal"
-        width = None if window[0] == -1 else window[0] + 1
-        parts = []
-        for a, b in pairwise(ends.tolist()):
-            allowed = attention._allowed(b - a, width, CPU)
-            groups = q.shape[1] // k.shape[1]
-            queries, keys, values = (
-                side[a:b].transpose(0, 1)
-                for side in (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
-            )
-            scores = queries @ keys.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)
-            parts.append((scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ values).transpose(0, 1))
-        return torch.cat(parts)
-
-    @varlen._varlen_attn.register_kernel("cpu")
-    def _(  # noqa: PLR0913, PLR0917 - as torch has it
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
-        max_q: int,
-        max_k: int,
-        is_causal: bool = False,
-        scale: float | None = None,
-        window_size: list[int] | None = None,
-        *rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        assert max_q == max_k == int(cu_seq_q.diff().max())
-        assert cu_seq_q.dtype == torch.int32
-        mixed = compute(query.float(), key.float(), value.float(), cu_seq_q, scale, window_size or [-1, 0])
-        return mixed.to(query.dtype), torch.zeros(query.shape[1], len(query)), torch.zeros(2, dtype=torch.uint64)
-
-    @varlen._varlen_attn_backward.register_kernel("cpu")
-    def _(  # noqa: PLR0913, PLR0917 - as torch has it
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
-        max_q: int,
-        max_k: int,
-        is_causal: bool,
-        rng_state: Tensor,
-        scale: float | None = None,
-        window_size: list[int] | None = None,
-        *rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def forward(*inputs: Tensor) -> Tensor:
-            return compute(*inputs, cu_seq_q, scale, window_size or [-1, 0])
-
-        into = torch.func.vjp(forward, query.float(), key.float(), value.float())[1](grad_out.float())
-        return tuple(one.to(query.dtype) for one in into)  # type: ignore[return-value]
+    varlen_on_the_cpu()
 
 
 def measured(name: str) -> Backbone:

@@ -23,6 +23,7 @@ ORDER = [
     "packing",
     "distributed",
     "models",
+    "memory",
     "attention",
     "backbone",
     "embedder",

@@ -55,8 +55,8 @@ def summed_with_gradient(values: Tensor) -> Tensor:
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether any process says so; all get the same answer."""
-    return bool(summed(torch.tensor(float(flag), device=device)) > 0)
+    """Whether any process says so; all get the same answer. One process alone asks the device nothing."""
+    return flag if processes() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)
 
 
 def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
