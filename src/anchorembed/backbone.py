@@ -109,8 +109,11 @@ class Backbone(nn.Module):
         """f: input vectors [T, H] to final states [T, H] after the last norm; ``batch`` says where sequences begin."""
         vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
         kernel = {"ends": batch.ends, "longest": batch.longest} if self.varlen else {"offsets": batch.offsets}
+        first_1TH = torch.stack([vectors_TH.to(self.residual_dtype)])  # a view would be a graph of its own
+        if self.peft and torch.is_grad_enabled() and not first_1TH.requires_grad:
+            first_1TH.requires_grad_()  # as other layers' inputs do, so that the first layer shares their graph
         output = self.model.base_model(
-            inputs_embeds=torch.stack([vectors_TH.to(self.residual_dtype)]),  # a view would be a graph of its own
+            inputs_embeds=first_1TH,
             position_ids=batch.positions[None],
             use_cache=False,
             **kernel,
@@ -263,6 +266,7 @@ def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "induc
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+    config.specialize_float = True  # scales and dropout are constants; as symbols each graph is traced twice
     for layer in backbone.layers:
         layer.compile(fullgraph=True, dynamic=True, backend=backend)
     batch = _probe(backbone)
