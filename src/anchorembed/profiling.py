@@ -1,6 +1,7 @@
 """What a recipe does on this machine: tokens a second, memory, share of the peak, where the time goes."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -69,8 +70,13 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _write(text: str) -> None:
+    """Write a line to standard output; unlike ``print``, which programs replace, it can be handed to a process."""
+    sys.stdout.write(f"{text}\n")
+
+
 def profile(
-    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = print
+    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = _write
 ) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
