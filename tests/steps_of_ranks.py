@@ -25,6 +25,8 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-micro": Reconstruct(tokens_per_micro_batch=110, bag_weight=0.5),
     "stage1-bag": Reconstruct(tokens_per_micro_batch=110, bag_weight=1.0, decode=False),
     "stage1-next": Reconstruct(tokens_per_micro_batch=110, directions="next_token"),
+    "stage1-centred": Reconstruct(tokens_per_micro_batch=110, anchor="centred", target_tokens=3),
+    "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
     "stage2-taught": Contrast(tokens_per_micro_batch=60, lora=None, mask_above=0.0, guide="itself", distill=0.5),

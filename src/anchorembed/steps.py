@@ -23,7 +23,7 @@ from anchorembed.contrastive import (
     similarities,
     too_similar,
 )
-from anchorembed.distributed import gathered, processes, rank, shares, summed, summed_with_gradient
+from anchorembed.distributed import gathered, processes, rank, shares, summed, summed_with_gradient, whole
 from anchorembed.embedder import Embedder
 from anchorembed.gradcache import cached_backward
 from anchorembed.packing import PackedBatch, micro_batches, pack, send
@@ -288,7 +288,7 @@ class Reconstruction:
 
     def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
         """What anchors go through before they enter the decoder."""
-        length = self._embedder.backbone.token_length()
+        length = whole(self._embedder.backbone.token_length())
         return lambda anchors_NH: centred(
             anchors_NH, sides_N, length, summed_with_gradient, self.anchor == "centred_gradient"
         )
