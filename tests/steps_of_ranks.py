@@ -25,7 +25,7 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-micro": Reconstruct(tokens_per_micro_batch=110, bag_weight=0.5),
     "stage1-bag": Reconstruct(tokens_per_micro_batch=110, bag_weight=1.0, decode=False),
     "stage1-next": Reconstruct(tokens_per_micro_batch=110, directions="next_token"),
-    "stage1-centred": Reconstruct(tokens_per_micro_batch=110, anchor="centred", target_tokens=3),
+    "stage1-centred-untied": Reconstruct(tokens_per_micro_batch=110, anchor="centred", target_tokens=3),
     "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
@@ -44,6 +44,11 @@ def pairs(count: int) -> list[TextPair]:
         )
         for n in range(count)
     ]
+
+
+def model_of(folder: Path, name: str) -> Path:
+    """The model that a setting trains: one whose head is its embedding, or has weights of its own."""
+    return folder / ("untied" if name.endswith("untied") else "tied")
 
 
 def shard_on_cpus(accelerator: Accelerator) -> None:
@@ -104,7 +109,7 @@ def main() -> None:
     """Run every setting, and write what the first process found."""
     folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
     for name, settings in SETTINGS.items():
-        found = run(folder, settings, shard)
+        found = run(model_of(folder, name), settings, shard)
         if rank() == 0:
             save_file({key: value.contiguous() for key, value in found.items()}, out / name)
     (out / f"finished-{os.environ.get('RANK', '0')}").touch()

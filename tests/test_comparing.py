@@ -558,6 +558,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
 def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
     """But for those that are ignored, as under nohup; the training is sent SIGTERM, and its exit code is waited for."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print(flush=True); time.sleep(60)"
     try:
@@ -573,6 +574,7 @@ def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])

@@ -26,15 +26,19 @@ def torchrun(*arguments: object, processes: int = 2) -> list[str]:
 
 
 def finish(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)} | environment
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "src")])  # this checkout's, whatever is installed
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=settings)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, torch.Tensor]]]:
-    folder = save_tiny(tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "tied")
+    save_tiny(folder / "untied", "llama-untied")
     found = {
-        name: steps_of_ranks.run(folder, settings, shard=False) for name, settings in steps_of_ranks.SETTINGS.items()
+        name: steps_of_ranks.run(steps_of_ranks.model_of(folder, name), settings, shard=False)
+        for name, settings in steps_of_ranks.SETTINGS.items()
     }
     return folder, found
 

@@ -93,7 +93,12 @@ class ReconstructionModule(nn.Module):
                 anchors_NH = self.embedder(sources)
                 anchors_NH = anchors_NH if centre is None else centre(anchors_NH)
             if targets is None or weights_P is None:
-                return () if anchors_NH is None else (anchors_NH,)
+                if anchors_NH is None:
+                    return ()
+                if processes() > 1 and torch.is_grad_enabled():
+                    # DDP waits for a gradient of every weight, also of a head that this pass has no use for
+                    anchors_NH = anchors_NH + 0.0 * backbone.head.weight.sum()
+                return (anchors_NH,)
             loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
             if decode:
                 states_PH = self._decoded(anchors_NH, targets)
