@@ -33,6 +33,7 @@ from anchorembed.models import load_config, load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.reconstruction import CHUNK_LOGITS
 from anchorembed.runtime import (
+    Precision,
     compute_dtype,
     find_device,
     first_process,
@@ -468,7 +469,8 @@ def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Recons
         raise TypeError(f"no stage has settings of type {type(settings).__name__}")
     guide = None
     if settings.guide is not None:
-        guide = Embedder.load(settings.guide, device=str(device))
+        precision: Precision = "float32" if embedder.dtype == torch.float32 else "bfloat16"
+        guide = Embedder.load(settings.guide, precision=precision, device=str(device))
         guide.requires_grad_(False)
     options = (settings.mask_above, guide, settings.distill, tuple(settings.dimensions))
     return module, Contrastive(module, device, settings.scale, settings.hard_negatives, budget, *options)
