@@ -50,7 +50,7 @@ from anchorembed.contrastive import SCALE
 from anchorembed.embedder import Embedder
 from anchorembed.flops import step_flops
 from anchorembed.gradcache import cached_backward
-from anchorembed.loop import _one_ahead
+from anchorembed.loop import one_ahead
 from anchorembed.packing import PackedBatch, pack
 from anchorembed.reconstruction import linear_cross_entropy
 from anchorembed.records import TextPair
@@ -305,7 +305,7 @@ class Lab:
         self.reset_peak()
         order = ((number, [number]) for number in range(self.warm + self.times))
         began = time.perf_counter()
-        for _, _, (batch, _) in _one_ahead(lambda number, _: (prepare(number), {}), order):
+        for _, _, (batch, _) in one_ahead(lambda number, _: (prepare(number), {}), order):
             training.step(batch, lambda began=began: issued.append(time.perf_counter() - began))
             self.wait()
             seconds.append(time.perf_counter() - began)

@@ -117,7 +117,7 @@ def fit(
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
-        for number, indices, prepared in _one_ahead(
+        for number, indices, prepared in one_ahead(
             prepare, zip(range(first, schedule.steps), order(first), strict=False)
         ):
             started = time.perf_counter()
@@ -163,7 +163,7 @@ def fit(
         loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
 
 
-def _one_ahead(
+def one_ahead(
     prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
 ) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
     """Each step's number, pairs and what is prepared of them, in a thread, while the step before it runs."""
