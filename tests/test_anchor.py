@@ -48,6 +48,14 @@ def test_micro_batches_are_one_step(anchor: str, budget: int) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_in_bfloat16_means_are_as_exact_as_in_float32() -> None:
+    """Whatever the step runs in, as anchors that are nearly alike differ by less than bfloat16 can tell."""
+    alike = 8 + 1e-3 * ANCHORS
+    exact = centred(alike, SIDES, torch.tensor(10.0), alone)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(centred(alike, SIDES, torch.tensor(10.0), alone), exact)
+
+
 def test_means_of_micro_batches_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the whole step's means the test above fails."""
     monkeypatch.setattr("anchorembed.steps.Reconstruction._cached_backward", lambda own, batch: own._backward(batch))

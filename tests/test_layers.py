@@ -44,7 +44,6 @@ ORDER = [
     "tasks",
     "loop",
     "preparing",
-    "memory",
     "training",
     "profiling",
     "significance",
@@ -78,6 +77,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_file_has_its_place() -> None:
+    assert len(ORDER) == len(set(ORDER))
     assert {path.stem for path in SOURCE.glob("*.py")} - ENDS == set(ORDER)
 
 

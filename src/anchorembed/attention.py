@@ -64,9 +64,8 @@ def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of trans
             raise InputError(f"{type(module).__name__}: varlen attention has neither dropout nor soft-caps.")
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         by_kernel: Any = varlen_attn
-        return by_kernel(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, **_GROUPED)[
-            None
-        ], None
+        mixed: Tensor = by_kernel(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, **_GROUPED)
+        return mixed[None], None
     if offsets is None:
         raise InputError(f"{type(module).__name__}: this model does not hand on what packed attention needs.")
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -210,8 +209,10 @@ def _scores(queries_NRD: Tensor, keys_NLD: Tensor, scale: float, window: int | N
     scores = (queries_NRD @ keys_NLD.transpose(1, 2)).float().mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    rows, length = scores.shape[1:]
-    return scores.masked_fill_(~_allowed(length, window, scores.device).repeat(rows // length, 1), float("-inf"))
+    length = scores.shape[2]
+    by_query = scores.view(len(scores), -1, length, length)
+    by_query.masked_fill_(~_allowed(length, window, scores.device), float("-inf"))
+    return scores
 
 
 def _allowed(length: int, window: int | None, device: torch.device) -> Tensor:

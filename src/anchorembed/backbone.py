@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.attention import ATTENTION, LARGEST_HEAD
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, first_line
 from anchorembed.models import load_model, quiet
 from anchorembed.packing import PackedBatch, pack
 from anchorembed.runtime import Weights, autocast
@@ -123,7 +123,9 @@ class Backbone(nn.Module):
 
     def recompute_layers(self) -> None:
         """Keep only each layer's input for the backward pass, which computes the rest again."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # its other name is not in all versions of transformers that serve
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def head(self) -> Head:
@@ -147,9 +149,7 @@ class Backbone(nn.Module):
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
         )
-        with warnings.catch_warnings():  # peft asks transformers in a way that transformers deprecates
-            warnings.simplefilter("ignore", FutureWarning)
-            self.peft.append(get_peft_model(self.model, config))
+        self.peft.append(_adapted(self.model, config))
 
     def adaptable(self, targets: Iterable[str]) -> list[str]:
         """Those of the names that linear modules have.
@@ -189,9 +189,16 @@ class Backbone(nn.Module):
             self.model.dequantize(torch.bfloat16)
         setattr(self.model, "is_loaded_in_4bit", False)  # noqa: B010 - no attribute of all modules
         for config, adapters in held:
-            peft = get_peft_model(self.model, config)
+            peft = _adapted(self.model, config)
             set_peft_model_state_dict(peft, adapters)
             self.peft.append(peft)
+
+
+def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    with warnings.catch_warnings():  # peft asks transformers in a way that transformers deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted: PeftModel = get_peft_model(model, config)
+    return adapted
 
 
 def load_backbone(
@@ -219,7 +226,7 @@ def load_backbone(
 def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
     """Let attention run by the varlen kernel, if it can and gives what bucketed attention gives.
 
-    It needs a GPU of compute capability 8.0, bfloat16 or float16, heads of at most 256, and neither soft-caps nor
+    It needs a GPU of compute capability 8.0, bfloat16, heads of at most 256, and neither soft-caps nor
     dropout; a model that asks for more stays with bucketed attention, which is said once.
     """
     if backbone.device.type != "cuda" or dtype == torch.float32:
@@ -237,7 +244,7 @@ def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
             )
             reason = "" if difference <= _BY_KERNEL else f"the varlen kernel's states differ by {difference:.3f}"
         except (RuntimeError, InputError) as error:
-            reason = f"the varlen kernel fails: {error}"
+            reason = f"the varlen kernel fails: {first_line(error)}"
     if reason:
         backbone.varlen = False
         _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
@@ -279,7 +286,7 @@ def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "induc
     except Exception as error:  # the compiler raises many kinds; each means that it does not work here
         for layer in backbone.layers:
             layer._compiled_call_impl = None
-        _log.warning("%s: layers are not compiled, slower: %s", backbone.name, str(error).strip().splitlines()[0])
+        _log.warning("%s: layers are not compiled, slower: %s", backbone.name, first_line(error))
         return False
     return True
 

@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anchorembed.embedder import Embedder, Side
+from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError, extra
 from anchorembed.models import load_tokenizer
 from anchorembed.records import Document
+from anchorembed.similarity import Side
 from anchorembed.vectors import vector_table
 
 PART = 1024  # texts a part

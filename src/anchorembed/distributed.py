@@ -54,6 +54,15 @@ def summed_with_gradient(values: Tensor) -> Tensor:
     return total
 
 
+def lowest(value: int, device: torch.device) -> int:
+    """The lowest of all processes' values."""
+    if processes() == 1:
+        return value
+    values = torch.tensor(value, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return int(values)
+
+
 def anywhere(flag: bool, device: torch.device) -> bool:
     """Whether any process says so; all get the same answer. One process alone asks the device nothing."""
     return flag if processes() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)

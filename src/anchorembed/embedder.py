@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,9 +23,9 @@ from anchorembed.errors import InputError
 from anchorembed.models import beside, quiet
 from anchorembed.packing import PackedBatch, micro_batches, pack
 from anchorembed.runtime import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
+from anchorembed.similarity import Side
 from anchorembed.tokens import Lengths, PairTokenizer, Template, bake, derive_template, instruct
 
-Side = Literal["query", "document"]
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
 _RULES = 1  # raised when the same weights and texts come to give other vectors: what is kept is then made anew
@@ -106,7 +105,7 @@ class Embedder(nn.Module):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 over the names and bytes of all weights, as they were when first asked for."""
+        """SHA-256 over the names and values of all weights, as they were when first asked for."""
         return weights_sha256(self.backbone.model)
 
     @cached_property

@@ -12,9 +12,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from anchorembed.checkpoint import write_folder
-from anchorembed.embedder import Embedder, Side
+from anchorembed.embedder import Embedder
 from anchorembed.errors import InputError
 from anchorembed.models import quiet
+from anchorembed.similarity import Side
 from anchorembed.tokens import instruct
 
 SMALLEST_COSINE = 0.9999

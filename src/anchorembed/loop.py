@@ -25,7 +25,7 @@ from anchorembed.config import Schedule
 from anchorembed.distributed import anywhere, processes, rank, wait, whole
 from anchorembed.errors import LESS_MEMORY, InputError, first_line, memory_ended
 from anchorembed.progress import progress_bar
-from anchorembed.runtime import seed_step
+from anchorembed.runtime import peak_memory, seed_step
 from anchorembed.steps import Measured, Metrics, read_back
 
 Batch = TypeVar("Batch")
@@ -122,20 +122,13 @@ def fit(
         ):
             started = time.perf_counter()
             seed_step(loop.seed, number, rank())
-            rate = learning_rate(number, schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             with _within_memory(loop, number, keep):
                 batch, costs = prepared.result()
-                measured = run(batch)
-                gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
-                metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
-            norm = metrics["gradient_norm"]
-            if math.isfinite(metrics["loss"]) and math.isfinite(norm):
-                optimizer.step()
-            else:
+                metrics, is_finite = _updated(optimizer, schedule, learning_rate(number, schedule), run, batch)
+                metrics = costs | metrics
+            if not is_finite:
                 skipped += 1
-                _skip(loop, number, indices, metrics["loss"], norm, skipped)
+                _skip(loop, number, indices, metrics, skipped)
                 metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
@@ -143,13 +136,12 @@ def fit(
                 with _within_memory(loop, done, keep):
                     metrics |= _evaluated(module, evaluate)
                 # what the first process finds decides for all
-                quality = _rounded(
-                    metrics.get("quality", -math.inf)
-                )  # as the log has it, by which a resumed run goes on
+                quality = _rounded(metrics.get("quality", -math.inf))  # as the log has it, for a resumed run
                 if schedule.keep_best and anywhere(rank() == 0 and quality > best, parameters[0].device):
                     best = quality
                     save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
-            _record(sink, accelerator, loop.name, done, metrics | {"seconds": time.perf_counter() - started})
+            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(parameters[0].device) / 1e9}
+            _record(sink, accelerator, loop.name, done, metrics | spent)
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=_note(shown))
             # read once: a signal during the save waits for the next step
@@ -161,6 +153,22 @@ def fit(
     if schedule.keep_best:
         chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
         loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+
+
+def _updated(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, rate: float, run: Callable[[Batch], Measured], batch: Batch
+) -> tuple[Metrics, bool]:
+    """Run a step and update the weights, unless its loss or gradient is not finite: its metrics, and whether it is."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    measured = run(batch)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+    metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+    is_finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])
+    if is_finite:
+        optimizer.step()
+    return metrics, is_finite
 
 
 def one_ahead(
@@ -239,11 +247,11 @@ def _note(metrics: Metrics) -> str:
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
 
 
-def _skip(loop: Loop, number: int, indices: Sequence[int], loss: float, norm: float, skipped: int) -> None:
+def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:
     """Say that a step is left out, or that it is one too many."""
     what = (
-        f"{loop.name}: step {number + 1} has loss {loss} and gradient norm {norm}, which must be finite; its pairs: "
-        f"{loop.places(indices)}."
+        f"{loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm {metrics['gradient_norm']}, "
+        f"which must be finite; its pairs: {loop.places(indices)}."
     )
     if skipped > loop.schedule.skip_steps:
         cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."

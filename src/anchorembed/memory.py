@@ -22,8 +22,9 @@ GB = 1e9
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a byte a block of 64, and a float32 each 256 of those
 _BYTES_A_LOGIT = 3 * _FLOAT32  # beside the product: logits, their softmax and slope in float32
-_ON_CPU = 8192  # tokens of a micro-batch where the recipe leaves it open
+ON_CPU = 8192  # tokens of a micro-batch where the recipe leaves it open
 _BUDGETS = [2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536]  # to choose from on a GPU
+_NOT_COMPILED = 1.7  # times as much is kept by a layer that is not compiled
 _SMALLEST = 256  # tokens below which a micro-batch is not lowered
 
 
@@ -81,6 +82,7 @@ class Use:
         logits: logits that exist at once, at most; 0 where there are none.
         queries: queries whose similarities exist at once; 0 in Stage I.
         documents: documents they are compared with.
+        compiled: whether layers are.
         recompute: whether a layer's activations are computed again in the backward pass.
         shards: processes that weights, gradients and moments are spread over.
     """
@@ -99,6 +101,7 @@ class Use:
     queries: int
     documents: int
     recompute: bool = False
+    compiled: bool = True
     shards: int = 1
 
     @property
@@ -167,7 +170,13 @@ def _linear(decoder: nn.Module) -> tuple[tuple[str, int, int], ...]:
 
 
 def use_of(
-    recipe: Recipe, settings: Schedule, dtype: torch.dtype, logits: int, processes: int = 1, sharded: bool = False
+    recipe: Recipe,
+    settings: Schedule,
+    dtype: torch.dtype,
+    logits: int,
+    processes: int = 1,
+    sharded: bool = False,
+    compiled: bool = True,
 ) -> Use:
     """What a stage of a recipe does, in each process.
 
@@ -178,6 +187,7 @@ def use_of(
         logits: logits that exist at once, at most.
         processes: how many share a step's pairs.
         sharded: whether weights, gradients and moments are spread over them.
+        compiled: whether layers are, where weights are not spread.
     """
     query, document, size = recipe.data.query_tokens, recipe.data.document_tokens, settings.batch_size
     lora = settings.lora if isinstance(settings, Contrast) else None
@@ -191,13 +201,14 @@ def use_of(
         adapted=tuple(lora.targets) if lora else (),
         dropout=bool(lora and lora.dropout),
         trains_head=isinstance(settings, Reconstruct),
-        budget=_ON_CPU if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch,
+        budget=ON_CPU if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch,
         longest=pair or max(query, document),
         most=ceil((size * pair or size * query + documents * document) / processes),
         logits=0 if isinstance(settings, Contrast) else logits,
         queries=size if documents else 0,
         documents=documents,
         recompute=settings.recompute,
+        compiled=compiled and not sharded,
         shards=processes if sharded else 1,
     )
 
@@ -256,7 +267,7 @@ def _copies(shape: Shape, use: Use) -> int:
 def _activations_a_token(shape: Shape, use: Use) -> int:
     """Bytes that all layers keep of a token; with ``recompute`` each layer's input and one layer's activations."""
     ends = 2 * use.stream * shape.hidden + 2 * _FLOAT32 * shape.queries // shape.heads  # final norm; positions' angles
-    layer = layer_bytes(shape, use)
+    layer = layer_bytes(shape, use) if use.compiled else int(_NOT_COMPILED * layer_bytes(shape, use))
     if use.recompute:
         return ends + layer + shape.layers * use.stream * shape.hidden
     return ends + layer * shape.layers
@@ -300,11 +311,12 @@ def _group(name: str) -> str:
 
 
 def _logits(shape: Shape, use: Use) -> int:
-    """The head's chunk of logits, and the gradient of its weight before it is added to the others."""
+    """The head's chunk of logits; its weight in the products' dtype, and that weight's gradient before it is added."""
     if not use.logits:
         return 0
     at_once = min(use.logits, use.tokens * shape.vocabulary)
-    return at_once * (_BYTES_A_LOGIT + use.product) + _FLOAT32 * shape.vocabulary * shape.hidden
+    copy = use.product if use.weights == "float32" and use.product < _FLOAT32 else 0
+    return at_once * (_BYTES_A_LOGIT + use.product) + (_FLOAT32 + copy) * shape.vocabulary * shape.hidden
 
 
 def _compared(shape: Shape, use: Use) -> int:
@@ -340,7 +352,7 @@ def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, s
             f"{cure(stage, shape, use, have)}"
         )
     of = f" of {where}'s {_gb(have)}" if have else ""
-    return f"{stage}: at most about {_gb(needs.total)} GB{of}: {needs}"
+    return f"{stage}: about {_gb(needs.total)} GB{of}: {needs}"
 
 
 def cure(stage: str, shape: Shape, use: Use, have: int) -> str:

@@ -4,7 +4,6 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 """
 
 import hashlib
-import importlib
 import json
 import shutil
 import subprocess
@@ -190,7 +189,7 @@ def _locate(name: str) -> tuple[str, str | None]:
 def _need_gguf() -> None:
     """Say what to install before anything is downloaded or read: transformers reads GGUF files with this package."""
     with extra("gguf"):
-        importlib.import_module("gguf")
+        import_module("gguf")
 
 
 def _read(

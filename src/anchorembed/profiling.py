@@ -20,7 +20,7 @@ from anchorembed.flops import step_flops
 from anchorembed.loop import make_optimizer
 from anchorembed.preparing import prepare
 from anchorembed.runtime import peak_memory
-from anchorembed.training import StageName, check_weights, objective, within_memory
+from anchorembed.training import StageName, check_weights, objective, plan_memory
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),
@@ -102,16 +102,16 @@ def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Cal
     if settings is None:
         raise ValueError("the recipe has no such stage")
     check_weights(recipe, settings)
-    use = within_memory(recipe, stage, settings, recipe.model.name, say)
+    use = plan_memory(recipe, stage, settings, recipe.model.name, say)
     settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
     prepared = prepare(recipe, recipe.model.name, lambda _: None)
     module, run = objective(prepared.embedder, settings)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(module, settings)
     backbone = prepared.embedder.backbone
+    module.train()
     if backbone.device.type == "cuda":
         compile_layers(backbone, prepared.embedder.dtype)
-    module.train()
     seconds, counts, tokens, flops = [], [], [], []
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)

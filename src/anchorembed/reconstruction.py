@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anchorembed.errors import first_line
 from anchorembed.packing import PackedBatch, pack, send
 
 _log = logging.getLogger(__name__)
@@ -102,13 +103,14 @@ def centred(
         total: sums over processes, with gradient.
         gradient_only: leave the anchors as they are, and take the mean off their gradients instead.
     """
-    is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
-    sums_SH, counts_S = total(is_side_SN @ anchors_NH), total(is_side_SN.sum(1))
-    means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
-    shifted_NH = anchors_NH - means_SH[sides_N]
-    if gradient_only:
-        return anchors_NH.detach() + (shifted_NH - shifted_NH.detach())
-    return length * nn.functional.normalize(shifted_NH, dim=-1)
+    with torch.autocast(anchors_NH.device.type, enabled=False):  # what anchors share is most of them
+        is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
+        sums_SH, counts_S = total(is_side_SN @ anchors_NH), total(is_side_SN.sum(1))
+        means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
+        shifted_NH = anchors_NH - means_SH[sides_N]
+        if gradient_only:
+            return anchors_NH.detach() + (shifted_NH - shifted_NH.detach())
+        return length * nn.functional.normalize(shifted_NH, dim=-1)
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:
@@ -253,7 +255,7 @@ def _compiled_softmax() -> Softmax:
     try:
         compiled(torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16), torch.ones(2, device="cuda"), None, 1.0, None)
     except Exception as error:  # the compiler raises many kinds; each means that it does not work here
-        _log.warning("the loss is not compiled, slower: %s", str(error).strip().splitlines()[0])
+        _log.warning("the loss is not compiled, slower: %s", first_line(error))
         return _softmax
     return compiled
 

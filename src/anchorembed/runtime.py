@@ -89,7 +89,7 @@ def choose_device(name: str, machine: Machine, own: int = 0, processes: int = 1)
                 "a GPU."
             )
         if not machine.gpus and machine.driver:
-            warnings.warn(f"Running on the CPU: {_no_gpu(machine)} Or set model.device=cpu.", stacklevel=3)
+            warnings.warn(f"Running on the CPU: {_no_gpu(machine)} Or set model.device=cpu.", stacklevel=1)
         return torch.device("cuda", own) if machine.gpus else torch.device("cpu")
     device = _parsed(name)
     if device.index is not None and processes > 1:
@@ -191,7 +191,10 @@ def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> t
         raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16, which 8.0 has. Use {cure}.")
     if precision == "auto" and weights == "float32":
         if card is not None and not bfloat16:
-            warnings.warn(f"{card} has no bfloat16: products are float32, several times slower.", stacklevel=3)
+            warnings.warn(
+                f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
+                stacklevel=1,
+            )
         return torch.bfloat16 if bfloat16 else torch.float32
     return torch.float32 if precision == "float32" else torch.bfloat16
 

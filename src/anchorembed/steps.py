@@ -232,7 +232,7 @@ class Reconstruction:
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(rows) for rows in shares(every)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0), is_idle=True)] * idle
+        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
         return ReconstructionBatch(
             nothing + [self._micro_batch(rows, per_token) for rows in runs[rank()]], idle, weights, totals
         )
@@ -278,18 +278,20 @@ class Reconstruction:
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        with torch.no_grad():
-            found = [self.module(micro.sources, None)[0] for micro in batch.micro]
-        sizes = [len(part) for part in found]
-        anchors_NH = torch.cat(found).requires_grad_()
-        centred_NH = self._centring(torch.cat([micro.sides_N for micro in batch.micro]))(anchors_NH)
-        leaves_NH = centred_NH.detach().requires_grad_()
-        sums_2D = self._backward(batch, leaves_NH.split(sizes), is_last=False)
-        (into_NH,) = torch.autograd.grad(centred_NH, anchors_NH, leaves_NH.grad)
-        for number, (micro, into) in enumerate(zip(batch.micro, into_NH.split(sizes), strict=True), 1):
-            with nullcontext() if number == len(batch.micro) else self.unsynced():
-                torch.autograd.backward(self.module(micro.sources, None)[0], into)
-        return sums_2D
+        sides_N = torch.cat([micro.sides_N for micro in batch.micro])
+        sizes = [len(micro.sides_N) for micro in batch.micro]
+        sums: list[Tensor] = []
+
+        def written(anchors_NH: Tensor) -> Tensor:
+            """What has the gradient of the loss with respect to the anchors, through what they become."""
+            centred_NH = self._centring(sides_N)(anchors_NH)
+            leaves_NH = centred_NH.detach().requires_grad_()
+            sums.append(self._backward(batch, leaves_NH.split(sizes), is_last=False))
+            return (centred_NH * cast("Tensor", leaves_NH.grad)).sum()
+
+        sources = [micro.sources for micro in batch.micro]
+        cached_backward(lambda one: self.module(one, None)[0], sources, written, self.device, unsynced=self.unsynced)
+        return sums[0]
 
     def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
         """What anchors go through before they enter the decoder."""
@@ -468,7 +470,7 @@ class Contrastive:
         order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]))
         chunks, rows = zip(*(self._chunks([text for texts in part for text in texts]) for part in parts), strict=True)
         # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
-        idle = [pack([pairs[0].query])] * (max(map(len, chunks)) - len(chunks[rank()]))
+        idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
             self._comparison(pairs),
             [chunk.to(self.device) for chunk in chunks[rank()] + idle],

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from anchorembed.backbone import LoraSettings, compile_layers, weights_sha256
 from anchorembed.checkpoint import Plan, alone_in, read_plan, write_file, write_folder
 from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule, read_recipe
-from anchorembed.distributed import gathered_weights, sharded, wait
+from anchorembed.distributed import gathered_weights, lowest, sharded, wait
 from anchorembed.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.errors import InputError, extra
 from anchorembed.flops import step_flops
 from anchorembed.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
-from anchorembed.memory import Use, check_memory, fitting_budget, less_memory, shape_of, use_of
+from anchorembed.memory import ON_CPU, Use, check_memory, fitting_budget, less_memory, shape_of, use_of
 from anchorembed.models import load_config, load_tokenizer
 from anchorembed.preparing import Prepared, load_embedder, prepare
 from anchorembed.reconstruction import CHUNK_LOGITS
@@ -38,7 +38,6 @@ from anchorembed.runtime import (
     find_device,
     first_process,
     memory_of,
-    peak_memory,
     seed_everything,
 )
 from anchorembed.steps import Contrastive, Metrics, Reconstruction, ReconstructionModule
@@ -149,7 +148,7 @@ def _run_alone(
     say = say if accelerator.is_main_process else _say_nothing
     say(f"{stage}: starting from {start}")
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
-        use = within_memory(recipe, stage, settings, start, say, _shards(accelerator))
+        use = plan_memory(recipe, stage, settings, start, say, _shards(accelerator))
         settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
         prepared = prepare(recipe, start, say)
         for later in (settings, recipe.contrast):  # also Stage II's faults, before Stage I has taken hours
@@ -157,6 +156,8 @@ def _run_alone(
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         module, run = objective(prepared.embedder, settings)
+    use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
+    run = replace(run, budget=use.budget)
     _say_what_is_lost(prepared, stage, settings, recipe.seed, say)
     if accelerator.is_main_process:
         write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
@@ -164,6 +165,7 @@ def _run_alone(
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
     accelerator.init_trackers("anchorembed", config={"stage": stage})
     optimizer = make_optimizer(module, settings)
+    module.train()  # layers in training and in evaluation are different graphs
     if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # whose hooks no graph can hold
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
@@ -215,7 +217,7 @@ def check_weights(recipe: Recipe, settings: Schedule | None) -> None:
     )
 
 
-def within_memory(
+def plan_memory(
     recipe: Recipe,
     stage: StageName,
     settings: Schedule,
@@ -232,12 +234,13 @@ def within_memory(
     """
     device = find_device(recipe.model.device)
     dtype = compute_dtype(recipe.model.precision, device, recipe.model.weights)
-    use = use_of(recipe, settings, dtype, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]), *shards)
-    where = str(device) if device.type == "cuda" else "this machine"
+    on_gpu, logits = device.type == "cuda", CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"])
+    use = use_of(recipe, settings, dtype, logits, *shards, compiled=on_gpu)
+    where = str(device) if on_gpu else "this machine"
     shape = shape_of(load_config(start))
-    if settings.tokens_per_micro_batch == "auto" and device.type == "cuda":
+    if settings.tokens_per_micro_batch == "auto" and on_gpu:
         use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
-    say(check_memory(stage, shape, use, memory_of(device), where, strict=device.type == "cuda"))
+    say(check_memory(stage, shape, use, memory_of(device), where, strict=on_gpu))
     return use
 
 
@@ -423,12 +426,12 @@ def _judged_by(settings: Schedule) -> list[str]:
 def _counted(
     prepared: Prepared, run: Reconstruction | Contrastive, number: int, indices: Sequence[int]
 ) -> tuple[Any, Metrics]:
-    """Lay out a step and say what it costs: the texts' own tokens, model FLOPs, peak memory so far."""
+    """Lay out a step and say what it costs: the texts' own tokens and model FLOPs."""
     pairs = prepared.tokens(indices, run.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
     backbone = prepared.embedder.backbone
-    cost = {"flops": step_flops(backbone, run, number, pairs), "peak_gb": peak_memory(backbone.device) / 1e9}
-    return run.prepare(number, pairs), {"tokens": float(tokens), **cost}
+    cost = {"tokens": float(tokens), "flops": step_flops(backbone, run, number, pairs)}
+    return run.prepare(number, pairs), cost
 
 
 def _say_nothing(_: str) -> None:
@@ -456,7 +459,7 @@ def trained_module(embedder: Embedder, settings: Schedule) -> nn.Module:
 def objective(embedder: Embedder, settings: Schedule) -> tuple[nn.Module, Reconstruction | Contrastive]:
     """Return the module whose trainable weights a stage trains, and what runs its steps."""
     device = embedder.backbone.device
-    budget = 8192 if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch
+    budget = ON_CPU if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch
     module = trained_module(embedder, settings)
     if settings.recompute:
         embedder.backbone.recompute_layers()

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from anchorembed.embedder import Embedder, Side
+from anchorembed.embedder import Embedder
 from anchorembed.records import whole_file
-from anchorembed.similarity import Floats
+from anchorembed.similarity import Floats, Side
 
 
 class Texts(Protocol):

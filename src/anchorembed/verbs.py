@@ -15,7 +15,7 @@ from anchorembed import checking, mining
 from anchorembed.checking import SourceReport
 from anchorembed.clusters import encode_by_ray
 from anchorembed.config import Recipe
-from anchorembed.embedder import Embedder, Side, described
+from anchorembed.embedder import Embedder, described
 from anchorembed.errors import InputError, extra
 from anchorembed.mining import Mined, Rules
 from anchorembed.models import load_tokenizer
@@ -24,7 +24,7 @@ from anchorembed.progress import progress_bar
 from anchorembed.records import Collection, Document, read_corpus, read_pairs, read_texts, whole_file, write_jsonl
 from anchorembed.runtime import cache_folder
 from anchorembed.significance import isotropy as measure
-from anchorembed.similarity import Floats
+from anchorembed.similarity import Floats, Side
 from anchorembed.tokens import Lengths, PairTokenizer, bake, derive_template
 from anchorembed.vectors import VectorCache, vector_table
 
