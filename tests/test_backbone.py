@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed import attention
-from anchorembed.backbone import Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
+from anchorembed.backbone import AdapterDropout, Backbone, LoraSettings, load_backbone, reproduce, weights_sha256
 from anchorembed.errors import InputError
 from anchorembed.packing import PackedBatch, pack
 from anchorembed.runtime import find_device
@@ -119,6 +119,24 @@ def test_lora_trains_adapters_only_and_merges() -> None:
     backbone.merge_lora()
     assert not any("lora" in name for name, _ in backbone.named_parameters())
     torch.testing.assert_close(states(backbone, batch), adapted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.25])
+def test_dropout_before_adapters_drops_its_share_and_the_same_with_the_same_seed(rate: float) -> None:
+    dropout, ones = AdapterDropout(rate), torch.ones(501, 397, requires_grad=True)
+    torch.manual_seed(0)
+    dropped = dropout(ones)
+    kept = dropped != 0
+    deviation = (rate * (1 - rate) / kept.numel()) ** 0.5
+    assert float(kept.float().mean()) == pytest.approx(1 - rate, abs=4 * deviation)
+    assert float(kept.float().mean(0).std()) == pytest.approx((rate * (1 - rate) / 501) ** 0.5, rel=0.35)
+    torch.testing.assert_close(dropped[kept], torch.full_like(dropped[kept], 1 / (1 - rate)))
+    (gradient,) = torch.autograd.grad(dropped.sum(), ones)
+    assert torch.equal(gradient, dropped)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(ones), dropped)
+    assert not torch.equal(dropout(ones), dropped)
+    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def test_lora_on_a_model_without_its_targets_names_them() -> None:
