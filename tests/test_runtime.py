@@ -58,7 +58,7 @@ def test_each_process_takes_its_own() -> None:
     [
         ("cuda:7", ONE, r"'cuda:7' asked for, but there is 1 GPU: cuda:0 \(NVIDIA H100\)\. Use one, or auto"),
         ("cuda:2", TWO, r"there is 2 GPUs: cuda:0 \(NVIDIA H100\), cuda:1 \(NVIDIA A100\)"),
-        ("cuda", NONE, r"has no GPU that torch can see\. Or use auto or cpu"),
+        ("cuda", NONE, r"has no GPU that torch can see\. Use auto or cpu"),
         ("cuda", CPU_BUILD, r"torch 2\.11\.0\+cpu is built for CPUs alone.*Install torch built for it"),
         (
             "cuda",

@@ -95,7 +95,8 @@ def choose_device(name: str, machine: Machine, own: int = 0, processes: int = 1)
     if device.index is not None and processes > 1:
         raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
     if device.type == "cuda" and not machine.gpus:
-        raise InputError(f"model.device: {name!r} asked for, but {_no_gpu(machine)} Or use auto or cpu.")
+        use = "Or use" if machine.driver else "Use"
+        raise InputError(f"model.device: {name!r} asked for, but {_no_gpu(machine)} {use} auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= len(machine.gpus):
         raise InputError(f"model.device: {name!r} asked for, but there is {_counted_gpus(machine)}. Use one, or auto.")
     return device
