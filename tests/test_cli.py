@@ -17,10 +17,12 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed import cli, loop
+from anchorembed import cli
 from anchorembed.config import Schedule
-from anchorembed.steps import Measured, Reconstruction, ReconstructionBatch
-from conftest import write_pairs
+from anchorembed.train import loop
+from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
+from anchorembed.train.stage import Measured
+from tiny import write_pairs
 
 Run = Any
 
@@ -239,7 +241,7 @@ def test_a_full_disk_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("anchorembed.checkpoint.save_file", full)
+    monkeypatch.setattr("anchorembed.train.checkpoint.save_file", full)
     code, _, err = run("train", recipe, "--set", "reconstruct.save_every=2")
     assert code == 2
     assert "No space left on device" in err
@@ -321,7 +323,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anchorembed.exporting.export", stop)
+    monkeypatch.setattr("anchorembed.model.export.export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err

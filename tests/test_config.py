@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from anchorembed.config import parse_recipe, read_recipe, show_config
 from anchorembed.errors import InputError
-from anchorembed.preparing import prepare
+from anchorembed.train.prepare import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}
 ROOT = Path(__file__).parents[1]

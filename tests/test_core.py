@@ -21,7 +21,7 @@ hidden = hide(*optional)
 
 import numpy as np
 from anchorembed import Embedder, encode, read_recipe, train
-from conftest import save_tiny, write_pairs
+from tiny import save_tiny, write_pairs
 
 save_tiny(folder / "tiny")
 write_pairs(folder / "pairs.jsonl")

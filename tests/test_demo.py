@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from anchorembed.config import Recipe, parse_recipe
-from anchorembed.corpora import Harvest, Package, harvest_packages
+from anchorembed.curate.docstrings import Harvest, Package, harvest_packages
+from anchorembed.data.beir import read_collection
 from anchorembed.demo import CLEARLY, Demo, Row, demo, show
 from anchorembed.errors import InputError
-from anchorembed.evaluation import METRICS
-from anchorembed.records import read_collection
-from conftest import WORDS
+from anchorembed.evaluate.ranking import METRICS
+from tiny import WORDS
 
 
 def package(root: Path, number: int) -> Package:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.errors import InputError, extra
-from conftest import write_pairs
+from tiny import write_pairs
 from without import ROOT, python
 
 FILES = {"pairs": "pairs.jsonl", "texts": "texts.jsonl", "gguf": "model.gguf", "out": "out"}

@@ -49,7 +49,7 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
         return
     with extra("eval,search,gguf"):
         from anchorembed import demo as module
-    from anchorembed.loop import Interrupted
+    from anchorembed.train.loop import Interrupted
 
     try:
         made = module.harvest(resolved.output, _say)
@@ -74,8 +74,8 @@ def evaluate(
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks."""
     with extra("eval"):
-        from anchorembed.benchmarking import TaskScore, read_instructions
-    from anchorembed.verbs import evaluate as run
+        from anchorembed.evaluate.tasks import TaskScore, read_instructions
+    from anchorembed.api import evaluate as run
 
     def show(score: TaskScore) -> None:
         record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
@@ -108,8 +108,9 @@ def compare(
     if resolved is None:
         return
     with extra("compare"):
-        from anchorembed import comparing, gathering
-    from anchorembed.loop import Interrupted
+        from anchorembed.compare import gather as gathering
+        from anchorembed.compare import run as comparing
+    from anchorembed.train.loop import Interrupted
 
     comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
     _say(comparing.plan(comparison))
@@ -146,8 +147,8 @@ def check(
         return
     from dataclasses import asdict
 
-    from anchorembed.checking import report
-    from anchorembed.verbs import check as run
+    from anchorembed.api import check as run
+    from anchorembed.curate.check import report
 
     for found in run(resolved, tests or (), say=_say):
         _print(json.dumps(asdict(found), ensure_ascii=False) if as_json else report(found))
@@ -167,8 +168,8 @@ def mine(
     skip_bad: SkipBad = False,
 ) -> None:
     """Mine hard negatives by BM25 or with a model."""
-    from anchorembed.mining import Rules
-    from anchorembed.verbs import mine as run
+    from anchorembed.api import mine as run
+    from anchorembed.curate.mine import Rules
 
     rules = Rules(count, *ranks, margin)
     mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad, say=_say)
@@ -186,7 +187,7 @@ def isotropy(
     most: Annotated[int, typer.Option(min=2, help="Pairs to take from its beginning.")] = 1000,
 ) -> None:
     """How evenly vectors fill their space: mean cosine, effective rank, alignment, uniformity."""
-    from anchorembed.verbs import isotropy as run
+    from anchorembed.api import isotropy as run
 
     for number, (model, found) in enumerate(run(models, pairs, most=most).items()):
         if not number:
@@ -207,7 +208,7 @@ def encode(
     workers: Annotated[int | None, typer.Option(min=1, help="Of ray; default one a GPU.", show_default=False)] = None,
 ) -> None:
     """Embed texts into Parquet with columns id and vector."""
-    from anchorembed.verbs import encode as run
+    from anchorembed.api import encode as run
 
     count = run(model, texts, out, side=side, instruction=instruction, engine=engine, workers=workers)
     _print(f"{count} vectors: {out}")
@@ -225,7 +226,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a hit a line.")] = False,
 ) -> None:
     """Search a corpus by meaning."""
-    from anchorembed.verbs import search as run
+    from anchorembed.api import search as run
 
     found = run(model, corpus, query, index=index, top_k=top_k)
     _say(f"index {'reused' if found.reused else 'built'}: {found.index}")
@@ -238,7 +239,7 @@ def search(
 @app.command()
 def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Write a sentence-transformers folder, reloaded and compared."""
-    from anchorembed.exporting import export as run
+    from anchorembed.model.export import export as run
 
     smallest = run(model, out)
     _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")
@@ -255,8 +256,8 @@ def profile(
     resolved = _resolve(recipe, set_, show=False, skip_bad=False)
     if resolved is None:
         return
-    from anchorembed.profiling import profile as run
-    from anchorembed.profiling import report
+    from anchorembed.train.profile import profile as run
+    from anchorembed.train.profile import report
 
     if stage != "contrast" and (resolved.reconstruct is not None or stage == "reconstruct"):
         _print(report(run(resolved, "reconstruct", steps, say=_say)))
@@ -282,9 +283,9 @@ def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, 
     resolved = _resolve(recipe, set_, show, skip_bad)
     if resolved is None:
         return
-    from anchorembed import training
-    from anchorembed.distributed import leave
-    from anchorembed.loop import Interrupted
+    from anchorembed.system.processes import leave
+    from anchorembed.train import run as training
+    from anchorembed.train.loop import Interrupted
 
     try:
         getattr(training, verb)(resolved, _say, _command())

@@ -14,19 +14,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from anchorembed.checkpoint import write_file
+from anchorembed.api import score
 from anchorembed.config import Recipe
-from anchorembed.corpora import Harvest, harvest_docstrings
-from anchorembed.embedder import Embedder, read_metadata, saved_sha256
+from anchorembed.curate.docstrings import Harvest, harvest_docstrings
+from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
-from anchorembed.evaluation import METRICS, chance, subset
-from anchorembed.exporting import export
-from anchorembed.indexing import Hit, open_or_build
-from anchorembed.progress import progress_bar
-from anchorembed.records import Collection, read_collection, write_jsonl
-from anchorembed.tokens import Lengths
-from anchorembed.training import train
-from anchorembed.verbs import score
+from anchorembed.evaluate.ranking import METRICS, chance, subset
+from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
+from anchorembed.model.export import export
+from anchorembed.model.tokens import Lengths
+from anchorembed.search.index import Hit, open_or_build
+from anchorembed.system.files import write_file, write_jsonl
+from anchorembed.system.progress import progress_bar
+from anchorembed.train.run import train
 
 POOL = 500
 CLEARLY = 5.0  # times chance

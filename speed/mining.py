@@ -1,0 +1,191 @@
+"""Do mined hard negatives help? Stage II on SciFact's training claims, in-batch negatives alone against mined ones.
+
+The claims of ``train/scifact_train.jsonl.gz`` are split by document: no document of a held-out claim is trained on.
+Claims are searched for among documents of ``test/scifact/corpus.jsonl.gz``, whose test queries are never read; what is
+mined from is without the answers to held-out claims. Same pairs, order, steps and settings for both; the mined arm
+computes one more document a pair. nDCG@10 on the held-out
+claims, each scored by every seed; the test flips signs over claims.
+"""
+
+import argparse
+import random
+import re
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Option, arguments, facts, result, run, table
+
+from anchorembed.compare.statistics import paired_interval, sign_flip_p
+from anchorembed.config import parse_recipe
+from anchorembed.curate.mine import Rules, by_bm25, by_embedder, gather, mine
+from anchorembed.data.beir import Collection
+from anchorembed.data.documents import Document, read_corpus
+from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.errors import InputError
+from anchorembed.evaluate.ranking import evaluate_collection
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
+from anchorembed.system.files import write_jsonl
+from anchorembed.train.run import contrast
+
+_METRIC = "nDCG@10"
+_HELD_OUT = 3  # one document of so many
+Arm = dict[str, list[float]]  # a claim's score by each seed
+
+
+@dataclass(frozen=True)
+class Task:
+    """Claims to train on, and those held out with what is searched."""
+
+    train: list[TextPair]
+    test: Collection
+
+
+def main() -> None:
+    """Train both arms with each seed, and report."""
+    args = arguments(
+        "Mined hard negatives against in-batch ones alone.",
+        warmup=Option(8, "steps of warm-up of the learning rate"),
+        steps=Option(72, "steps of Stage II"),
+        batch=16,
+        cut=64,
+        by=Option("bm25", "what mines: bm25, or the model trained with in-batch negatives (model)"),
+        seeds=Option(3, "seeds of both arms"),
+        documents=Option(1000, "documents searched: those of held-out claims, and others"),
+        learning_rate=Option(5e-4, "of Stage II; not tuned"),
+        margin=Option(0.95, "as in anchorembed mine"),
+    )
+    if args.by not in ("bm25", "model"):
+        raise InputError(f"--by: {args.by!r} is neither bm25 nor model.")
+    facts(args)
+    task = split(args)
+    base = score(args.model, args, task)
+    print(f"{len(task.train)} pairs to train on, {len(task.test.queries)} held-out claims, base {mean(base):.4f}")
+    arms: dict[str, Arm] = {"in-batch": defaultdict(list), "mined": defaultdict(list)}
+    for seed in range(args.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            one_seed(args, task, seed, Path(folder), arms)
+    report(args, task, base, arms)
+
+
+def one_seed(args: argparse.Namespace, task: Task, seed: int, folder: Path, arms: dict[str, Arm]) -> None:
+    """Train and score both arms; each claim's score is added to its arm."""
+    plain = train(args, task.train, seed, 0, folder / "in-batch")
+    answers = set().union(*task.test.qrels.values())
+    texts = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
+    scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain), texts)
+    found = mine(task.train, texts, scorer, Rules(margin=args.margin))
+    print(f"seed {seed}: pairs by negatives mined {found.found}, candidates left out {found.dropped}", flush=True)
+    mined = train(args, found.pairs, seed, 1, folder / "mined")
+    for name, model in (("in-batch", plain), ("mined", mined)):
+        scores = score(str(model), args, task)
+        for claim, value in scores.items():
+            arms[name][claim].append(value)
+        print(f"seed {seed}: {name} {mean(scores):.4f}", flush=True)
+
+
+def split(args: argparse.Namespace) -> Task:
+    """Split SciFact's training claims by document."""
+    if args.data is None:
+        raise InputError("--data: needed; a folder with train/scifact_train.jsonl.gz and test/scifact.")
+    corpus = {words(document.text): document for document in read_corpus(args.data / "test/scifact/corpus.jsonl.gz")}
+    pairs = [pair for pair in read_pairs(args.data / "train/scifact_train.jsonl.gz") if words(pair.positive) in corpus]
+    answers: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        answers[pair.query].add(corpus[words(pair.positive)].id)
+    rng = random.Random(args.seed)
+    ids = sorted(set().union(*answers.values()))
+    held_out = set(rng.sample(ids, len(ids) // _HELD_OUT))
+    asked = {claim: found for claim, found in answers.items() if found & held_out}
+    used = set().union(*asked.values())
+    train = [pair for pair in pairs if pair.query not in asked and corpus[words(pair.positive)].id not in used]
+    others = sorted(document.id for document in corpus.values() if document.id not in used)
+    kept = used | set(rng.sample(others, max(0, min(len(others), args.documents - len(used)))))
+    documents = tuple(document for document in corpus.values() if document.id in kept)
+    queries = tuple(Document(claim, claim) for claim in sorted(asked))
+    qrels = {claim: dict.fromkeys(sorted(found), 1) for claim, found in asked.items()}
+    return Task(train, Collection("held-out claims", documents, queries, qrels))
+
+
+def words(text: str) -> str:
+    """A text's letters and digits: titles are joined to texts in different ways."""
+    return "".join(re.findall(r"\w+", text.casefold()))
+
+
+def train(args: argparse.Namespace, pairs: list[TextPair], seed: int, negatives: int, folder: Path) -> Path:
+    """Run Stage II with LoRA from the base model; returns the model's folder."""
+    path = folder / "pairs.jsonl"
+    write_jsonl(path, ({"query": p.query, "positive": p.positive, "negative": list(p.negatives)} for p in pairs))
+    stage: dict[str, Any] = {
+        "steps": args.steps,
+        "batch_size": args.batch,
+        "learning_rate": args.learning_rate,
+        "warmup_steps": args.warmup,
+        "scale": 20,
+        "hard_negatives": negatives,
+        "tokens_per_micro_batch": 4096,
+        "evaluate_every": 0,
+    }
+    data = {"sources": [{"name": "scifact", "path": str(path)}], "held_out": 0}
+    recipe = {
+        "data": data | {"query_tokens": args.cut, "document_tokens": args.cut},
+        "model": {"name": args.model},
+        "reconstruct": None,
+        "contrast": stage,
+        "output": str(folder / "run"),
+        "seed": seed,
+    }
+    return contrast(parse_recipe(recipe), say=lambda _: None)
+
+
+def score(model: str, args: argparse.Namespace, task: Task) -> dict[str, float]:
+    """Each held-out claim's nDCG@10."""
+    embedder = Embedder.load(model, lengths=Lengths(args.cut, args.cut))
+    return {claim: found[_METRIC] for claim, found in evaluate_collection(embedder, task.test).per_query.items()}
+
+
+def mean(scores: dict[str, float]) -> float:
+    """Over claims."""
+    return float(np.mean(list(scores.values())))
+
+
+def report(args: argparse.Namespace, task: Task, base: dict[str, float], arms: dict[str, Arm]) -> None:
+    """Table and result."""
+    by_seed = {name: np.array([arm[claim] for claim in sorted(arm)]).T for name, arm in arms.items()}
+    low, high = paired_interval(by_seed["mined"], by_seed["in-batch"])
+    p = sign_flip_p(arms["mined"], arms["in-batch"])
+    difference = float(by_seed["mined"].mean() - by_seed["in-batch"].mean())
+    table(
+        f"{_METRIC} of {len(base)} held-out claims among {len(task.test.documents)} documents, {args.steps} steps of "
+        f"{args.batch}, mined by {args.by}",
+        ["", "mean", "seeds"],
+        [
+            ["base model", f"{mean(base):.4f}", ""],
+            *(
+                [name, f"{scores.mean():.4f}", ", ".join(f"{value:.4f}" for value in scores.mean(axis=1))]
+                for name, scores in by_seed.items()
+            ),
+            ["mined less in-batch", f"{difference:+.4f}", f"95 % {low:+.4f} to {high:+.4f}, p {p:.4f}"],
+        ],
+    )
+    result(
+        benchmark="mining",
+        by=args.by,
+        claims=len(base),
+        documents=len(task.test.documents),
+        steps=args.steps,
+        batch=args.batch,
+        base=mean(base),
+        **{name.replace("-", "_"): scores.mean(axis=1).tolist() for name, scores in by_seed.items()},
+        difference=difference,
+        interval=[low, high],
+        p=p,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""Our sides of the comparisons: AnchorEmbed's own parts, put together as ``anchorembed.training`` does."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from anchorembed.config import Lora
+from anchorembed.data.pairs import TextPair
+from anchorembed.model.adapters import LoraSettings
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
+from anchorembed.train.contrast import Contrastive
+from anchorembed.train.flops import encode_flops, step_flops
+from anchorembed.train.info_nce import SCALE
+from anchorembed.train.reconstruct import Reconstruction, ReconstructionModule
+
+
+class Training:
+    """A stage and its optimizer; called with a batch of pairs, it does one training step as ``loop.fit`` does."""
+
+    def __init__(
+        self, embedder: Embedder, module: nn.Module, stage: Reconstruction | Contrastive, learning_rate: float
+    ) -> None:
+        self.embedder, self.stage = embedder, stage
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+        module.train()
+
+    def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
+        """Tokenise, accumulate gradients, clip, update."""
+        pairs = self.embedder.pairs.pairs(batch, [""] * len(batch))
+        metrics = self.stage.step(0, pairs)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, 0, pairs)}
+
+
+def stage1(args: argparse.Namespace) -> Training:
+    """Stage I, both directions, all weights."""
+    embedder = _embedder(args)
+    module = ReconstructionModule(embedder)
+    device, end_id = embedder.backbone.device, embedder.pairs.end_id
+    stage = Reconstruction(module, device, end_id, "both", 0.8, args.tokens_per_micro_batch)
+    return Training(embedder, module, stage, learning_rate=4e-5)
+
+
+def stage2(args: argparse.Namespace) -> Training:
+    """Stage II with LoRA on queries and positives; a batch beyond the token budget goes through GradCache."""
+    embedder = _embedder(args)
+    lora = Lora()
+    embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+    stage = Contrastive(embedder, embedder.backbone.device, SCALE, 0, args.tokens_per_micro_batch)
+    return Training(embedder, embedder, stage, learning_rate=2e-4)
+
+
+def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """Texts to unit vectors."""
+    embedder = _embedder(args)
+
+    def step(texts: Sequence[str]) -> dict[str, Any]:
+        vectors = embedder.encode(texts)
+        tokens = sum(map(len, embedder.pairs.templated(list(texts), args.cut)))
+        return {"vectors": vectors, "flops": encode_flops(embedder.backbone, tokens)}
+
+    return step
+
+
+def _embedder(args: argparse.Namespace) -> Embedder:
+    return Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(args.cut, args.cut))

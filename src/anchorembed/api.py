@@ -1,0 +1,306 @@
+"""The command line's verbs as functions: load a model, read files, show progress, return a value."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow.parquet as pq
+
+from anchorembed.config import Recipe
+from anchorembed.curate import check as checking
+from anchorembed.curate import mine as mining
+from anchorembed.curate.check import SourceReport
+from anchorembed.curate.mine import Mined, Rules
+from anchorembed.data.beir import Collection
+from anchorembed.data.documents import Document, read_corpus, read_texts
+from anchorembed.data.pairs import read_pairs
+from anchorembed.errors import InputError, extra
+from anchorembed.evaluate.isotropy import isotropy as measure
+from anchorembed.model.embedder import Embedder, described
+from anchorembed.model.load import load_tokenizer
+from anchorembed.model.template import bake, derive_template
+from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.model.vectors import Floats, Side
+from anchorembed.search.ray import encode_by_ray
+from anchorembed.search.vector_cache import VectorCache, vector_table
+from anchorembed.system.files import cache_folder, whole_file, write_jsonl
+from anchorembed.system.progress import progress_bar
+from anchorembed.train.prepare import open_pairs, own_template
+
+if TYPE_CHECKING:  # these need packages of an extra, which only the verb that uses them imports
+    from anchorembed.evaluate.ranking import Scores
+    from anchorembed.evaluate.tasks import TaskScore
+    from anchorembed.search.index import Hit
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Hits of one query, and whether the index was there already."""
+
+    hits: "list[Hit]"
+    index: Path
+    reused: bool
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str | Path],
+    *,
+    split: str = "test",
+    instructions: Mapping[str, str] | None = None,
+    quick: bool = False,
+    out: str | Path | None = None,
+    on_score: "Callable[[TaskScore], None]" = lambda _: None,
+) -> "list[TaskScore]":
+    """Score a model on local test folders and files and on mteb's tasks and benchmarks by name.
+
+    Args:
+        model: model folder, hub id, ``.gguf`` file or ``smollm2-135m``.
+        tasks: as in `tasks.find_tasks`.
+        split: which qrels of a BEIR folder.
+        instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
+            before the texts of symmetric tasks, never before documents.
+        quick: a fixed part of each task only; its name then ends in ``-quick``.
+        out: folder for result files in mteb's form; tasks whose result is there are not run again.
+        on_score: called with each task's score as soon as it is known.
+
+    Raises:
+        InputError: for what cannot be evaluated, and where the packages of the extra ``eval`` are not installed.
+    """
+    with extra("eval"):
+        from anchorembed.evaluate.find import find_tasks
+        from anchorembed.evaluate.tasks import Adapter, check_instructions, run_tasks
+    found = find_tasks([str(task) for task in tasks], split, quick)
+    check_instructions(instructions or {}, found)
+    embedder = Embedder.load(model)
+    vectors = VectorCache(embedder, cache_folder() / "vectors")
+    name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
+    scores: list[TaskScore] = []
+    for score in run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None):
+        on_score(score)
+        scores.append(score)
+    return scores
+
+
+def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, dict[str, float]]:
+    """How evenly each model's vectors of the first ``most`` pairs of a file fill their space; see `significance`."""
+    chosen = list(islice(read_pairs(Path(pairs)), most))
+    if len(chosen) < 2:
+        raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
+    found: dict[str, dict[str, float]] = {}
+    for model in models:
+        embedder = Embedder.load(model)
+        with _bar(f"embedding for {model}", 2 * len(chosen)) as advance:
+            queries = embedder.encode([pair.query for pair in chosen], "query", progress=advance)
+            documents = embedder.encode([pair.positive for pair in chosen], progress=advance)
+        found[str(model)] = asdict(measure(queries, documents))
+    return found
+
+
+def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], None] = print) -> Iterator[SourceReport]:
+    """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
+
+    Args:
+        recipe: its model's tokenizer and template count the tokens; its limits say what is cut.
+        tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
+        say: for messages.
+    """
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
+    settings = recipe.compare
+    named = [name for names in settings.collections.values() for name in names] if settings else []
+    named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
+    local = {name: Path(name).expanduser() for name in named}
+    if elsewhere := [name for name, place in local.items() if not place.exists()]:
+        say(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
+    places = dict.fromkeys([*tests, *(place for place in local.values() if place.exists())])
+    tokenizer = load_tokenizer(recipe.model.name)
+    saved = described(recipe.model.name)
+    template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
+    store = open_pairs(recipe, lambda _: None)
+    lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
+    with _bar("checking", len(store)) as advance:
+        yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), places, advance)
+
+
+def mine(
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    by: str | Path = "bm25",
+    corpus: str | Path | None = None,
+    rules: Rules | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = print,
+) -> Mined:
+    """Write pairs with hard negatives mined for them, as JSONL that trains as it is.
+
+    Args:
+        pairs: file or folder of pairs.
+        out: JSONL to write, gzipped if its name ends in .gz.
+        by: ``bm25``, or a model as in `evaluate`.
+        corpus: corpus file to mine from, besides the pairs' positives.
+        rules: which texts become negatives.
+        skip_bad: drop unusable lines, and say how many.
+        say: for messages.
+
+    Raises:
+        InputError: for files it cannot use, and where BM25 is asked for without the extra ``mine``.
+    """
+    _check_out(Path(out))
+    if Path(out).resolve() in {Path(place).resolve() for place in (pairs, corpus) if place}:
+        raise InputError(f"{out}: is what is read. Name another file to write.")
+    dropped: list[str] = []
+    read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
+    if dropped:
+        say(f"{pairs}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
+    texts = mining.gather(read, (document.text for document in read_corpus(Path(corpus))) if corpus else ())
+    if str(by) == "bm25":
+        scorer = mining.by_bm25(texts)
+    else:
+        embedder = Embedder.load(by)
+        with _bar("embedding", len(texts)) as advance:
+            scorer = mining.by_embedder(_Shown(embedder, advance), texts)
+    with _bar("mining", len(read)) as advance:
+        mined = mining.mine(read, texts, scorer, rules or Rules(), advance)
+    rows = ({"query": pair.query, "positive": pair.positive, "negative": list(pair.negatives)} for pair in mined.pairs)
+    write_jsonl(Path(out), rows)
+    return mined
+
+
+def score(embedder: Embedder, collection: Collection) -> "Scores":
+    """Score an embedder on a collection, with a progress bar; it needs the extra ``eval``."""
+    with extra("eval"):
+        from anchorembed.evaluate.ranking import evaluate_collection
+    total = len(collection.documents) + len(collection.queries)
+    with _bar(f"embedding {collection.name}", total) as advance:
+        return evaluate_collection(_Shown(embedder, advance), collection)
+
+
+def encode(
+    model: str | Path,
+    texts: str | Path,
+    out: str | Path,
+    *,
+    side: Side = "document",
+    instruction: str | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
+) -> int:
+    """Embed a file of texts into Parquet with columns ``id`` and ``vector``; returns the number of texts.
+
+    Args:
+        model: as in `evaluate`.
+        texts: JSONL or text file.
+        out: file to write; with Ray a folder of parts.
+        side: query or document.
+        instruction: as in `Embedder.encode`.
+        engine: ``ray`` for many machines or processes.
+        workers: of Ray, as in `clusters.encode_by_ray`.
+    """
+    out = Path(out)
+    if workers is not None and engine != "ray":
+        raise InputError(f"--workers: {workers} has no effect without --engine ray. Add that, or leave workers out.")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
+    if engine == "local":
+        _check_out(out)
+    documents = read_texts(Path(texts))
+    documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
+    with _bar("embedding", None) as advance:
+        if engine == "ray":
+            named = str(model)
+            return encode_by_ray(
+                documents, out, named, side=side, instruction=instruction, workers=workers, advance=advance
+            )
+        embedder = Embedder.load(model)
+        ids: list[str] = []
+        return _write_vectors(out, ids, embedder.stream(_texts(documents, ids), side, instruction, progress=advance))
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, what cannot become a file."""
+    if out.is_dir():
+        raise InputError(f"{out}: it is a folder. Name a file.")
+    parent = next(place for place in (out.absolute().parent, *out.absolute().parents) if place.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{out}: {parent} cannot be written to. Name another place.")
+
+
+def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
+    """Write windows of vectors, whose ids are taken from the front of ``ids``; the file appears when it is whole."""
+    rows = 0
+    first = next(windows)
+    windows = chain([first], windows)
+    schema = vector_table([], first[:0]).schema
+    with whole_file(out) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for vectors in windows:
+            done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
+            writer.write_table(vector_table(done, vectors))
+            rows += len(vectors)
+    return rows
+
+
+def search(
+    model: str | Path, corpus: str | Path, query: str, *, index: str | Path | None = None, top_k: int = 10
+) -> Search:
+    """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model.
+
+    Raises:
+        InputError: for a query, corpus or index it cannot use, and where the extra ``search`` is not installed.
+    """
+    with extra("search"):
+        from anchorembed.search.index import open_or_build
+    corpus = Path(corpus)
+    if not query.strip() or query.encode(errors="replace").decode() != query:
+        raise InputError("search: the query is empty or not Unicode text. Give some words.")
+    if top_k < 1:
+        raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
+    if not corpus.is_file():
+        raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
+    embedder = Embedder.load(model)
+    if index is None:
+        place = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:16]
+        index = cache_folder() / "indexes" / f"{place}-{embedder.fingerprint[:16]}"
+    with _bar("indexing", None) as advance:
+        opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
+    return Search(opened.search(embedder, query, top_k), Path(index), reused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An encoder that moves a progress bar."""
+
+    embedder: Embedder
+    advance: Callable[[int], None]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.embedder.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self.embedder.dimension
+
+    def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
+        return self.embedder.encode(texts, side, progress=self.advance)
+
+
+@contextmanager
+def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    with progress_bar() as bar:
+        task = bar.add_task(name, total=total, note="")
+        yield lambda done: bar.advance(task, done)
+
+
+def _texts(documents: Iterator[Document], ids: list[str]) -> Iterator[str]:
+    """Yield texts and note their ids."""
+    for document in documents:
+        ids.append(document.id)
+        yield document.text

@@ -1,0 +1,259 @@
+"""The arms of a comparison: each is an ordinary recipe for what comes before Stage II, and one for Stage II.
+
+What an arm does before Stage II gets the compute of the primary arm's Stage I, in model FLOPs (`flops`): a count that
+is the same on every machine. Pairs, their order and Stage II's steps are the same for all.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule, parse_recipe
+from anchorembed.errors import InputError, nearest
+from anchorembed.train.flops import step_flops
+from anchorembed.train.prepare import Prepared, prepare
+from anchorembed.train.run import objective
+
+_COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
+
+Values = dict[str, Any]
+First = Literal["nothing", "reconstruct", "contrast"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What is trained: ``first`` is what comes before Stage II, by keys that differ from the recipe's."""
+
+    name: str
+    title: str
+    what: str
+    first: First = "nothing"
+    first_keys: Values = field(default_factory=dict)
+    contrast_keys: Values = field(default_factory=dict)
+    longer: bool = False  # Stage II gets Stage I's compute as well
+    trained: bool = True
+
+    @property
+    def digest(self) -> str:
+        """Of what decides its results: an arm whose settings change is another one."""
+        settings = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+READY = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "Base model", "The LLM as it is, never trained to embed.", trained=False),
+        Arm("contrast", "Contrastive only", "Stage II from the base model."),
+        Arm(
+            "contrast_longer",
+            "Contrastive only, equal compute",
+            "Stage II from the base model, longer by Stage I's model FLOPs.",
+            longer=True,
+        ),
+        Arm(
+            "q2d",
+            "EBQ2D + contrastive",
+            "Stage I writes documents from queries' vectors only.",
+            "reconstruct",
+            {"directions": "q2d"},
+        ),
+        Arm(
+            "d2q",
+            "EBD2Q + contrastive",
+            "Stage I writes queries from documents' vectors only.",
+            "reconstruct",
+            {"directions": "d2q"},
+        ),
+        Arm(
+            "both",
+            "Both + contrastive",
+            "The paper's method: Stage I in both directions as the recipe has it, then Stage II.",
+            "reconstruct",
+        ),
+        Arm(
+            "auto",
+            "Auto-encoding + contrastive",
+            "Before Stage II each document is written from its own vector.",
+            "reconstruct",
+            {"directions": "d2d"},
+        ),
+        Arm(
+            "full_contrast",
+            "Full contrastive + contrastive",
+            "Before Stage II, contrastive learning of all weights at Stage I's learning rate.",
+            "contrast",
+            {"lora": None},
+        ),
+        Arm(
+            "next_token",
+            "Next token + contrastive",
+            "Before Stage II, ordinary next-token training of all weights on the same texts.",
+            "reconstruct",
+            {"directions": "next_token"},
+        ),
+    )
+}
+
+
+def find_arms(compare: Compare) -> list[Arm]:
+    """The arms a recipe asks for, its own among them.
+
+    Raises:
+        InputError: if a name is not known.
+    """
+    known = dict(READY)
+    for name, own in compare.own_arms.items():
+        if name in READY:
+            raise InputError(f"compare.own_arms: {name!r} is a ready arm. Choose another name.")
+        like = _named(own.like, known, "compare.own_arms")
+        _possible(compare, name, own, like)
+        known[name] = replace(
+            like,
+            name=name,
+            title=own.title or name,
+            what=own.what or f"As {like.name}, with other settings.",
+            first_keys=like.first_keys | own.first,
+            contrast_keys=like.contrast_keys | own.contrast,
+        )
+    explored = [name for first, others in compare.explore.items() for name in (first, *others)]
+    for where, names in (
+        ("declared", compare.declared),
+        ("explore", explored),
+        ("seeds_of", compare.seeds_of),
+        ("arms", compare.arms),
+    ):
+        for name in names:
+            _named(name, known, f"compare.{where}")
+    chosen = [known[name] for name in compare.arms]
+    if compare.primary not in compare.arms:
+        raise InputError(f"compare.primary: {compare.primary!r} is not among compare.arms. Add it.")
+    for first, others in compare.explore.items():
+        if first in (compare.primary, *others):
+            why = "is in its own list" if first in others else "is compare.primary, tested against all others anyway"
+            raise InputError(f"compare.explore: {first!r} {why}. Leave it out.")
+    if compare.primary in compare.declared:
+        raise InputError(f"compare.declared: {compare.primary!r} is compare.primary, tested against the others.")
+    return chosen
+
+
+def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
+    """Refuse keys of an own arm that something else decides."""
+    chosen = sorted(own.contrast.keys() & set(Choice.model_fields)) if compare.grid else []
+    for stage, keys, why in (
+        ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
+        ("contrast", () if like.trained else own.contrast, f"{like.name} is not trained"),
+        ("first", own.first.keys() & {"steps"}, "steps follow from the primary arm's compute"),
+        ("first", own.first.keys() & {"from"}, "every arm starts from the recipe's model"),
+        ("contrast", own.contrast.keys() & {"from"}, "Stage II starts from what comes before it"),
+        ("contrast", own.contrast.keys() & {"steps"}, "Stage II's steps are the same for all arms"),
+        ("contrast", chosen, "every arm takes it from compare.grid"),
+    ):
+        for key in keys:
+            raise InputError(f"compare.own_arms.{name}.{stage}.{key}: no arm may set it, as {why}. Leave it out.")
+
+
+def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
+    if name not in known:
+        raise InputError(f"{key}: no arm is called {name!r}.{nearest(name, known)} Arms: {', '.join(known)}.")
+    return known[name]
+
+
+def seeds_of(compare: Compare, arm: Arm) -> list[int]:
+    """Seeds of an arm: its own, the common ones, or only the first for a model that is not trained."""
+    chosen = compare.seeds_of.get(arm.name, compare.seeds)
+    return chosen if arm.trained else chosen[:1]
+
+
+def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> Recipe | None:
+    """What an arm trains before Stage II, for ``steps`` steps; None if nothing."""
+    if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
+        return None
+    stage_one = recipe.reconstruct.model_dump(mode="json")
+    if arm.first == "reconstruct":
+        keys = stage_one | {"steps": steps} | arm.first_keys
+        return _derive(recipe, arm, seed, output, reconstruct=keys, contrast=None)
+    like_stage_one = {key: stage_one[key] for key in ("learning_rate", "warmup_steps", "weight_decay")}
+    stage_two = recipe.contrast.model_dump(mode="json", by_alias=True)
+    return _derive(
+        recipe,
+        arm,
+        seed,
+        output,
+        reconstruct=None,
+        contrast=stage_two | like_stage_one | {"steps": steps, "from": None} | arm.first_keys,
+    )
+
+
+def contrast_recipe(
+    recipe: Recipe, arm: Arm, seed: int, choice: Values, start: str | None, extra: int, output: Path
+) -> Recipe:
+    """Stage II of an arm, from the model ``start``, with the grid's ``choice`` and ``extra`` steps."""
+    if recipe.contrast is None:
+        raise InputError("recipe: contrast is null. A comparison needs Stage II.")
+    settings = recipe.contrast.model_dump(mode="json", by_alias=True) | arm.contrast_keys | choice
+    settings |= {"from": start, "steps": settings["steps"] + (extra if arm.longer else 0)}
+    return _derive(recipe, arm, seed, output, reconstruct=None, contrast=settings)
+
+
+def choices(recipe: Recipe) -> list[Values]:
+    """Stage II settings of the grid, each once; without one, none but what recipe and arm say."""
+    if recipe.compare is None or recipe.contrast is None:
+        raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    if not recipe.compare.grid:
+        return [{}]
+    own = recipe.contrast.model_dump(include=set(Choice.model_fields))
+    found = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
+    return [choice for number, choice in enumerate(found) if choice not in found[:number]]
+
+
+def stage_flops(recipe: Recipe, prepared: Prepared) -> float:
+    """Mean model FLOPs a step of the one stage that a derived recipe has, with the data and base model of all."""
+    settings: Schedule | None = recipe.reconstruct or recipe.contrast
+    if settings is None:
+        raise ValueError("the recipe has no stage")
+    backbone = prepared.embedder.backbone
+    backbone.requires_grad_(requires_grad=True)
+    _, run = objective(prepared.embedder, settings)
+    order = prepared.order(settings.batch_size, recipe.seed)
+    counted = [
+        step_flops(backbone, run, number, prepared.tokens(indices, run.hard_negatives))
+        for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
+    ]
+    backbone.merge_lora()  # untrained, they change no weight
+    return sum(counted) / len(counted)
+
+
+def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
+    """Steps of each arm's compute that the primary arm's Stage I costs, before Stage II or within it (``longer``)."""
+    compare = recipe.compare
+    if compare is None or recipe.reconstruct is None:
+        raise InputError("recipe: compare needs both a compare section and reconstruct. Add what is missing.")
+    seed, steps = compare.seeds[0], recipe.reconstruct.steps
+    nowhere = Path(recipe.output)
+    primary = _named(compare.primary, {arm.name: arm for arm in arms}, "compare.primary")
+    of_primary = first_recipe(recipe, primary, seed, steps, nowhere)
+    if of_primary is None:
+        raise InputError(f"compare.primary: {primary.name!r} has no stage before Stage II. Name one that has.")
+    prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name, lambda _: None)
+    budget = stage_flops(of_primary, prepared) * steps
+    matched: dict[str, int] = {}
+    for arm in arms:
+        own = first_recipe(recipe, arm, seed, steps, nowhere)
+        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # for all: no key is refused later
+        if arm.longer:
+            own = second
+        if arm.name == primary.name or own is None:
+            matched[arm.name] = steps if own else 0
+        else:
+            matched[arm.name] = max(1, round(budget / stage_flops(own, prepared)))
+    return matched
+
+
+def _derive(recipe: Recipe, arm: Arm, seed: int, output: Path, **stages: Values | None) -> Recipe:
+    values = recipe.model_dump(mode="json", by_alias=True, exclude={"compare"})
+    return parse_recipe(values | stages | {"seed": seed, "output": str(output)}, f"arm {arm.name}")

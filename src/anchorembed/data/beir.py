@@ -1,0 +1,115 @@
+"""BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``, as retrieval tests and as pairs."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from anchorembed.data.documents import Document, Documents, read_corpus
+from anchorembed.data.rows import (
+    BadRow,
+    Rows,
+    existing,
+    lines,
+    listed,
+)
+from anchorembed.errors import InputError
+
+_QRELS_HEADER = ["query-id", "corpus-id", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A retrieval test: what is searched, what is asked, and ``qrels[query id][document id]`` = graded relevance."""
+
+    name: str
+    documents: Documents
+    queries: tuple[Document, ...]
+    qrels: dict[str, dict[str, int]]
+
+
+def read_collection(
+    folder: Path, split: str = "test", hold: Callable[[Path], Documents] = lambda corpus: tuple(read_corpus(corpus))
+) -> Collection:
+    """Read a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` (each also .gz) and ``qrels/<split>.tsv``.
+
+    Only queries with a judgement above 0 are kept. A judgement that names an unknown id raises InputError. ``hold``
+    reads the corpus, by default into memory.
+    """
+    qrels_path = existing(folder) / "qrels" / f"{split}.tsv"
+    if not qrels_path.is_file():
+        raise InputError(f"{qrels_path}: no such file. {listed('Splits there', splits(folder))}")
+    documents = hold(beir_file(folder, "corpus"))
+    queries = tuple(read_corpus(beir_file(folder, "queries")))
+    qrels = _qrels(qrels_path, {query.id for query in queries}, {document.id for document in documents})
+    kept = {query: scores for query, scores in qrels.items() if max(scores.values()) > 0}
+    if not kept:
+        raise InputError(f"{qrels_path}: no judgement above 0. Give at least one relevant document.")
+    return Collection(folder.resolve().name, documents, tuple(query for query in queries if query.id in kept), kept)
+
+
+def judged_pair_rows(folder: Path, qrels: Path) -> Rows:
+    """Pair each query with each document judged above 0; only the texts that pairs need are held in memory."""
+    judged = [(line, query, document) for line, query, document, score in judgements(qrels) if score > 0]
+    wanted = {query for _, query, _ in judged}, {document for _, _, document in judged}
+    queries, documents = (
+        {document.id: document.text for document in read_corpus(beir_file(folder, name)) if document.id in ids}
+        for name, ids in zip(("queries", "corpus"), wanted, strict=True)
+    )
+    for line, query, document in judged:
+        if query not in queries or document not in documents:
+            yield line, _unknown(query, document, queries)
+        else:
+            yield line, {"query": queries[query], "positive": documents[document]}
+
+
+def _unknown(query: str, document: str, queries: Iterable[str]) -> BadRow:
+    if query not in queries:
+        return BadRow(f"query {query!r} is not in queries.jsonl")
+    return BadRow(f"document {document!r} is not in corpus.jsonl")
+
+
+def _qrels(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for line, query, document, score in judgements(path):
+        if query not in queries or document not in documents:
+            raise InputError(f"{path}:{line}: {_unknown(query, document, queries).what}. Add it, or remove the line.")
+        if qrels.setdefault(query, {}).setdefault(document, score) != score:
+            raise InputError(f"{path}:{line}: query {query!r} and document {document!r} have two scores. Keep one.")
+    return qrels
+
+
+def judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Stream ``(line, query id, document id, score)`` below a header; scores may be graded or negative."""
+    header_seen = False
+    for line, text in lines(path):
+        fields = text.rstrip("\r\n").split("\t")
+        if not header_seen:
+            header_seen = True
+            if fields != _QRELS_HEADER:
+                raise InputError(f"{path}:{line}: the header is {fields}. Write {_QRELS_HEADER}, separated by tabs.")
+        elif text.strip():
+            yield line, *_judgement(f"{path}:{line}", fields)
+
+
+def _judgement(place: str, fields: list[str]) -> tuple[str, str, int]:
+    if len(fields) != len(_QRELS_HEADER):
+        raise InputError(
+            f"{place}: {len(fields)} fields, not 3. Write query id, document id and score, separated by tabs."
+        )
+    try:
+        return fields[0], fields[1], int(fields[2])
+    except ValueError:
+        raise InputError(f"{place}: the score {fields[2]!r} is not an integer. Write 0, 1, 2, ...") from None
+
+
+def beir_file(folder: Path, name: str) -> Path:
+    """The folder's file of that name, plain or gzipped; InputError if it has neither."""
+    for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder}: no {name}.jsonl or {name}.jsonl.gz. A BEIR folder needs one of them.")
+
+
+def splits(folder: Path) -> list[str]:
+    """Names of the splits that a folder has judgements for."""
+    return sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))

@@ -1,0 +1,97 @@
+"""Texts with ids: corpus files, and files of texts to encode."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from anchorembed.data.rows import (
+    BadRow,
+    Row,
+    Rows,
+    checked,
+    existing,
+    json_rows,
+    lines,
+    missing,
+    not_empty,
+    optional_text,
+    required_text,
+    suffix_of,
+)
+from anchorembed.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with an id; a title, where there is one, is the text's first line."""
+
+    id: str
+    text: str
+
+
+class Documents(Protocol):
+    """Documents in order, in memory or on disk, to be gone through as often as needed."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+def read_corpus(path: Path) -> Iterator[Document]:
+    """Stream a BEIR corpus (JSONL of ``_id``, ``title``, ``text``); any fault or repeated id raises InputError."""
+    return not_empty(_documents(existing(path), needs_id=True), f"{path}: no document. Give at least one line.")
+
+
+def read_texts(path: Path) -> Iterator[Document]:
+    """Stream texts to encode: corpus lines, lines with only ``text``, or a ``.txt`` with one text a line.
+
+    A text without an id is called by its 1-based line number. Any fault or repeated id raises InputError.
+    """
+    suffix = suffix_of(existing(path))
+    if suffix == ".txt":
+        texts = _plain_texts(path)
+    elif suffix == ".jsonl":
+        texts = _documents(path, needs_id=False)
+    else:
+        raise InputError(f"{path}: texts cannot be read from this. Give .jsonl or .txt (each also with .gz).")
+    return not_empty(texts, f"{path}: no text. Give at least one line.")
+
+
+# Documents
+
+
+def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
+    seen: set[str] = set()
+
+    def make(line: int, row: Row) -> Document:
+        document = Document(_id(row, None if needs_id else line), _titled_text(row))
+        if document.id in seen:
+            raise BadRow(f"the id {document.id!r} is already taken by an earlier line")
+        seen.add(document.id)
+        return document
+
+    return checked(path, json_rows(path), make, cure="Correct or remove the line.")
+
+
+def _id(row: Row, default: int | None) -> str:
+    if "_id" not in row:
+        if default is None:
+            raise missing(("_id",), list(row))
+        return str(default)
+    value = row["_id"]
+    return str(value) if type(value) is int else required_text(row, "_id")
+
+
+def _titled_text(row: Row) -> str:
+    """Join title and text; both may be empty (BEIR corpora hold empty documents), but not both missing."""
+    if "text" not in row and "title" not in row:
+        raise missing(("text", "title"), list(row))
+    title, text = (optional_text(row, key) for key in ("title", "text"))
+    return f"{title}\n{text}" if title.strip() else text
+
+
+def _plain_texts(path: Path) -> Iterator[Document]:
+    rows: Rows = ((line, {"text": text.rstrip("\r\n")}) for line, text in lines(path) if text.strip())
+    return checked(
+        path, rows, lambda line, row: Document(str(line), required_text(row, "text")), cure="Correct the line."
+    )

@@ -1,0 +1,226 @@
+"""Text on disk: what is read becomes a memory-mapped Arrow file, once, reused while its content is the same.
+
+A pair's ``query_key`` and ``positive_key`` are 64-bit hashes of its texts, by which sampling sees duplicates without
+reading text.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from anchorembed.data.documents import Document, read_corpus
+from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.system.files import content_key, whole_file
+
+_SCHEMA = pa.schema(
+    {
+        "query": pa.large_string(),
+        "positive": pa.large_string(),
+        "negatives": pa.list_(pa.large_string()),
+        "line": pa.int64(),
+        "scores": pa.list_(pa.float64()),
+        "query_key": pa.uint64(),
+        "positive_key": pa.uint64(),
+    }
+)
+_CORPUS = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
+_ROWS = 8192
+_AT_ONCE = 100  # documents read from disk at once
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A named source of pairs, and the instruction of its queries; if ``symmetric``, of its documents as well."""
+
+    name: str
+    path: Path
+    instruction: str = ""
+    symmetric: bool = False
+
+
+class PairStore:
+    """All pairs of several sources, by global index; only the pairs asked for are read from disk.
+
+    ``dropped[source]`` counts the lines that held no usable pair, by reason.
+    """
+
+    def __init__(
+        self, sources: Sequence[SourceFile], tables: Sequence[pa.Table], dropped: Sequence[dict[str, int]]
+    ) -> None:
+        self.sources = tuple(sources)
+        self.dropped = tuple(dropped)
+        self._tables = tuple(tables)
+        self.bounds = np.cumsum([0, *(table.num_rows for table in tables)])
+        self.query_keys = self._keys("query_key")
+        self.positive_keys = self._keys("positive_key")
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def scored(self) -> int:
+        """How many pairs have given scores of a negative, too."""
+        lengths = (pc.list_value_length(table.column("scores")) for table in self._tables)
+        return sum(int(pc.sum(pc.greater(length, 1)).as_py() or 0) for length in lengths)
+
+    @property
+    def most_negatives(self) -> int:
+        """The largest number of hard negatives that a pair has."""
+        lengths = (pc.list_value_length(table.column("negatives")) for table in self._tables)
+        return max(int(pc.max(length).as_py() or 0) for length in lengths)
+
+    def source_of(self, index: int) -> int:
+        """Number of the source that a pair is from."""
+        return int(np.searchsorted(self.bounds, index, side="right")) - 1
+
+    def __getitem__(self, index: int) -> TextPair:
+        source = self.source_of(index)
+        row = index - int(self.bounds[source])
+        return next(self._pairs(source, self._tables[source].slice(row, 1)))
+
+    def chunks(self, source: int) -> Iterator[list[TextPair]]:
+        """All pairs of a source, some thousands at a time."""
+        for batch in self._tables[source].to_batches():
+            yield list(self._pairs(source, batch))
+
+    def _pairs(self, source: int, rows: pa.Table | pa.RecordBatch) -> Iterator[TextPair]:
+        columns = (rows.column(name).to_pylist() for name in _SCHEMA.names[:5])
+        for query, positive, negatives, line, scores in zip(*columns, strict=True):
+            yield TextPair(query, positive, tuple(negatives), self.sources[source].name, line, tuple(scores))
+
+    def _keys(self, column: str) -> NDArray[np.uint64]:
+        return np.concatenate([table.column(column).to_numpy() for table in self._tables])
+
+
+def open_store(
+    sources: Sequence[SourceFile],
+    cache: Path,
+    *,
+    skip_bad: bool = False,
+    log: Callable[[str], None] = lambda message: None,
+) -> PairStore:
+    """Open the sources, converting those whose content is not in ``cache`` yet.
+
+    Raises:
+        InputError: if a source is missing, has a bad line (unless ``skip_bad``), or no usable pair.
+    """
+    places = [_convert(source, cache, skip_bad, log) for source in sources]
+    tables = [pa.ipc.open_file(pa.memory_map(str(place))).read_all() for place in places]
+    dropped: list[dict[str, int]] = [json.loads(_dropped(place).read_text(encoding="utf-8")) for place in places]
+    for source, counts in zip(sources, dropped, strict=True):
+        for reason, count in counts.items():
+            log(f"{source.name}: {count} lines dropped: {reason}")
+    return PairStore(sources, tables, dropped)
+
+
+def _dropped(table: Path) -> Path:
+    """Where the counts of dropped lines stand."""
+    return table.with_suffix(".dropped.json")
+
+
+def _convert(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str], None]) -> Path:
+    key = hashlib.sha256(f"{content_key(source.path)} {skip_bad}".encode()).hexdigest()[:32]
+    target = cache / f"{key}.arrow"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        dropped = _Dropped()
+        pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add)
+        with whole_file(target) as partial:
+            rows = _write(pairs, partial)
+            _dropped(target).write_text(json.dumps(dropped.counts()), encoding="utf-8")
+        log(f"{source.name}: {rows} pairs read from {source.path}")
+    return target
+
+
+class _Dropped:
+    """Faults of dropped lines, counted by what they say but for numbers, with the first line of each."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, str] = {}
+        self.many: Counter[str] = Counter()
+
+    def add(self, fault: str) -> None:
+        """Take a fault as `read_pairs` tells it: ``place:line: what``."""
+        _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
+        reason = re.sub(r"\d+", "N", what)
+        self.first.setdefault(reason, line)
+        self.many[reason] += 1
+
+    def counts(self) -> dict[str, int]:
+        """How many lines, by reason."""
+        return {f"{reason} First on line {self.first[reason]}.": count for reason, count in self.many.items()}
+
+
+def _write(pairs: Iterator[TextPair], target: Path) -> int:
+    rows = 0
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        while batch := list(islice(pairs, _ROWS)):
+            columns = [
+                [pair.query for pair in batch],
+                [pair.positive for pair in batch],
+                [list(pair.negatives) for pair in batch],
+                [pair.line for pair in batch],
+                [list(pair.scores) for pair in batch],
+                [text_key(pair.query) for pair in batch],
+                [text_key(pair.positive) for pair in batch],
+            ]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
+            rows += len(batch)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocuments:
+    """A table with columns ``id`` and ``text``, maybe ``title``, as documents; read as they are gone through."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids, without reading texts."""
+        return [str(name) for name in self.table.column("id").to_pylist()]
+
+    def __iter__(self) -> Iterator[Document]:
+        for batch in self.table.to_batches(max_chunksize=_AT_ONCE):
+            for row in batch.to_pylist():
+                title = row.get("title")
+                yield Document(str(row["id"]), f"{title} {row['text']}" if title else row["text"])  # as mteb joins them
+
+
+def open_corpus(path: Path, cache: Path) -> StoredDocuments:
+    """A BEIR corpus, memory-mapped from ``cache``, converted if its content is not there yet.
+
+    Raises InputError as `records.read_corpus` does.
+    """
+    target = cache / f"{content_key(path)}.arrow"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        documents = read_corpus(path)
+        with (
+            whole_file(target) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_stream(sink, _CORPUS) as writer,
+        ):
+            while batch := list(islice(documents, _ROWS)):
+                columns = {"id": [one.id for one in batch], "text": [one.text for one in batch]}
+                writer.write_batch(pa.record_batch(columns, schema=_CORPUS))
+    return StoredDocuments(pa.ipc.open_stream(pa.memory_map(str(target))).read_all())
+
+
+def text_key(text: str) -> int:
+    """64-bit hash of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

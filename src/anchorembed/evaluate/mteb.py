@@ -1,0 +1,305 @@
+"""mteb's own tasks and benchmarks by name, evaluated by mteb itself: the one module that needs it installed.
+
+The search is our own exact one (`evaluation.rank`), so ties at the cut fall as trec_eval breaks them. Beside mteb's
+scores stand those of each query or item, as far as their mean is the task's main score.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+from datasets import Dataset
+from datasets.exceptions import DatasetsError
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.cache import ResultCache
+from mteb.models import ModelMeta
+from mteb.types import PromptType
+
+from anchorembed.data.beir import Collection
+from anchorembed.data.judged import QUICK_DOCUMENTS, quick_items
+from anchorembed.data.store import StoredDocuments
+from anchorembed.errors import InputError, nearest
+from anchorembed.evaluate.metrics import (
+    MAIN,
+    Items,
+    StrippedTexts,
+    numbered,
+    paired_cosines,
+    pseudo_values,
+    ranking_scores,
+)
+from anchorembed.evaluate.ranking import Run, rank, rank_candidates, subset
+from anchorembed.evaluate.tasks import Adapter, TaskScore
+from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.search.vector_cache import Texts
+
+_ROUNDED = 1e-5  # mteb's scores have five digits
+_METRICS = dict(MAIN.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MtebTask:
+    """A task of mteb."""
+
+    task: AbsTask
+
+    @property
+    def name(self) -> str:
+        """Mteb's name for it, ``-quick`` at its end where it is a part."""
+        return self.task.metadata.name
+
+    @property
+    def kind(self) -> str:
+        """Its type."""
+        return self.task.metadata.type
+
+    @property
+    def revision(self) -> str:
+        """Of its data on the hub."""
+        return str(self.task.metadata.dataset["revision"])
+
+    def run(self, adapter: Adapter, out: Path | None) -> TaskScore:
+        """Evaluate by mteb; what its result folder ``out`` has of the same data is read."""
+        return _run(self.task, Encoder(adapter), ResultCache(out) if out else None)
+
+
+def find(name: str, quick: bool) -> list[MtebTask]:
+    """The task, or the tasks of the benchmark, that mteb has by a name.
+
+    Raises:
+        InputError: if there is none, or it holds other things than texts.
+    """
+    try:
+        found = [mteb.get_task(name)]
+    except KeyError:
+        found = _benchmark(name)
+    for task in found:
+        if others := sorted(set(task.metadata.modalities) - {"text"}):
+            raise InputError(
+                f"{task.metadata.name}: it holds {', '.join(others)}; only texts can be embedded. Leave it out."
+            )
+        if quick:
+            _shorten(task)
+    return [MtebTask(task) for task in found]
+
+
+def _benchmark(name: str) -> list[AbsTask]:
+    known = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name in known:
+        return list(known[name].tasks)
+    every = [*known, *(task.metadata.name for task in mteb.get_tasks())]
+    raise InputError(
+        f"{name}: neither a folder or file here nor a task or benchmark of mteb.{nearest(name, every)} Check the name."
+    )
+
+
+class Encoder:
+    """An embedder as mteb sees it: an encoder for pairs and classes, a search engine for queries."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.mteb_model_meta = ModelMeta.create_empty(adapter.described)  # what mteb writes beside the results
+        self.corpus: StoredDocuments  # from `index`, which mteb calls before any search
+
+    def encode(
+        self,
+        inputs: Any,  # noqa: ANN401 - a DataLoader of dictionaries with a list of texts
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,  # noqa: ANN401 - mteb's protocol
+    ) -> Floats:
+        """Vectors of texts; an instruction goes before all but documents."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self._embed(task_metadata, texts, "document" if prompt_type == PromptType.document else "query")
+
+    def index(self, corpus: Dataset, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
+        """Take a corpus to search: a dataset of ids, texts and maybe titles."""
+        self.corpus = _documents(corpus)
+
+    def search(
+        self,
+        queries: Any,  # noqa: ANN401 - rows with id and text
+        *,
+        task_metadata: TaskMetadata,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - mteb's protocol
+    ) -> Run:
+        """Rank the corpus for each query, or only the candidates ``top_ranked`` gives it."""
+        names = [str(row["id"]) for row in queries]
+        queries_QH = self._embed(task_metadata, [_query_text(row) for row in queries], "query")
+        documents_DH = self._embed(task_metadata, StrippedTexts(self.corpus), "document")
+        if top_ranked is None:
+            return rank(queries_QH, documents_DH, names, self.corpus.ids, top_k)
+        candidates = {query: [str(document) for document in found] for query, found in top_ranked.items()}
+        return rank_candidates(queries_QH, documents_DH, names, self.corpus.ids, candidates)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
+        """Cosines of all pairs."""
+        similar: Floats = unit_rows(np.atleast_2d(embeddings1)) @ unit_rows(np.atleast_2d(embeddings2)).T
+        return similar
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
+        """Cosine of each pair."""
+        return paired_cosines(np.asarray(embeddings1), np.asarray(embeddings2))
+
+    def _embed(self, task: TaskMetadata, texts: Texts, side: Side) -> Floats:
+        return self.adapter.embed(task.name, task.type, texts, side)
+
+
+def _query_text(row: Mapping[str, Any]) -> str:
+    """A query as mteb's encoders read it: its own instruction, where a task has one each, follows the text."""
+    return " ".join(filter(None, (str(row["text"]), row.get("instruction"))))
+
+
+def _documents(data: Dataset) -> StoredDocuments:
+    return StoredDocuments(data.with_format("arrow")[:])
+
+
+def _run(task: AbsTask, encoder: Encoder, cache: ResultCache | None) -> TaskScore:
+    name, main = task.metadata.name, task.metadata.main_score
+    kept = None
+    with suppress(ValueError):  # a result cut short is none
+        kept = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
+    same = kept is not None and kept.dataset_revision == task.metadata.dataset["revision"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _quiet(),
+        nullcontext() if same or task.is_aggregate else _loaded(task),
+    ):
+        found = mteb.evaluate(
+            encoder,
+            task,
+            cache=cache,
+            overwrite_strategy="only-missing" if same else "always",  # mteb itself would reuse one of other data
+            co2_tracker=False,
+            prediction_folder=Path(folder),
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": 4096},
+        )
+        predictions = Path(folder) / task.prediction_file_name
+        saved = json.loads(predictions.read_text(encoding="utf-8")) if predictions.exists() else {}
+        items = _items(task, saved)
+    result = found.task_results[0]
+    value = math.fsum(items.values()) / len(items) if items else math.nan
+    if not abs(value - result.get_score()) <= _ROUNDED:  # a task with rules of its own, such as what it leaves out
+        items, value = {}, result.get_score()
+    return TaskScore(name, task.metadata.type, _METRICS.get(main, main), value, items, result.scores)
+
+
+@contextmanager
+def _loaded(task: AbsTask) -> Iterator[None]:
+    """Hold a task's data, by which items are scored, as long as it is needed: mteb drops what it loaded itself."""
+    before = task.data_loaded
+    if not before:
+        _load(task)
+    try:
+        yield
+    finally:
+        if not before:
+            task.unload_data()
+
+
+def _load(task: AbsTask) -> None:
+    """Fetch a task's data from the hub or its cache.
+
+    Raises:
+        InputError: if it cannot be had.
+    """
+    try:
+        task.load_data()
+    except (OSError, RuntimeError, ValueError, DatasetsError) as error:  # RuntimeError: data that a script makes
+        raise InputError(
+            f"{task.metadata.name}: its data cannot be had from the hub ({' '.join(str(error).split())}). Check the "
+            "network and your access to it, or name a local folder."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars of datasets silent beside ours."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
+    """Scores of queries, pairs or texts whose mean is the main score; none of other kinds, or of several subsets."""
+    parts = {
+        (hf_subset, hf_split): predictions
+        for hf_subset, splits in saved.items()
+        if hf_subset != "mteb_model_meta"
+        for hf_split, predictions in splits.items()
+    }
+    if len(parts) != 1 or task.dataset is None:
+        return {}
+    ((hf_subset, hf_split), predictions) = next(iter(parts.items()))
+    data: Any = task.dataset
+    data = data.get(hf_subset, data)
+    main = task.metadata.main_score
+    if main in ("ndcg_at_10", "map_at_1000"):
+        return ranking_scores(predictions, data[hf_split]["relevant_docs"], main).items
+    if task.metadata.type == "STS" and main == "cosine_spearman":
+        values = pseudo_values(data[hf_split]["score"], predictions["cosine_scores"])
+        return numbered(values) if np.isfinite(values).all() else {}
+    if isinstance(task, AbsTaskClassification) and task.metadata.type == "Classification" and main == "accuracy":
+        labels = np.asarray(data[hf_split][task.label_column_name])
+        return numbered((np.asarray(predictions) == labels).mean(0)) if not task.is_cross_validation else {}
+    return {}
+
+
+# --- A part of a task ------------------------------------------------------------------------------------------------
+
+
+def _shorten(task: AbsTask) -> None:
+    """Load a task and keep a fixed part of each split that is evaluated."""
+    _load(task)
+    if isinstance(task, AbsTaskRetrieval):
+        task.convert_v1_dataset_format_to_v2(None)
+        for splits in task.dataset.values():
+            for data in splits.values():
+                _shorten_search(task.metadata.name, data)
+    else:
+        _shorten_splits(task.dataset, set(task.eval_splits))
+    task.metadata = task.metadata.model_copy(update={"name": f"{task.metadata.name}-quick"})
+
+
+def _shorten_search(name: str, data: Any) -> None:  # noqa: ANN401 - mteb's dictionary of a split
+    if data["top_ranked"] is None:
+        qrels = {query: dict(grades) for query, grades in data["relevant_docs"].items()}
+        queries = tuple(_documents(data["queries"]))
+        part = subset(Collection(name, _documents(data["corpus"]), queries, qrels), QUICK_DOCUMENTS)
+        data["corpus"], data["queries"] = (
+            Dataset.from_dict({"id": [one.id for one in side], "text": [one.text for one in side]})
+            for side in (part.documents, part.queries)
+        )
+        data["relevant_docs"] = part.qrels
+    else:
+        data["queries"] = data["queries"].select(quick_items(len(data["queries"])))
+        kept = set(data["queries"]["id"])
+        data["relevant_docs"] = {query: found for query, found in data["relevant_docs"].items() if query in kept}
+
+
+def _shorten_splits(data: Any, splits: set[str]) -> None:  # noqa: ANN401 - mteb nests data sets as each task likes
+    for name, value in data.items():
+        if isinstance(value, Dataset):
+            if name in splits:
+                data[name] = value.select(quick_items(len(value)))
+        else:
+            _shorten_splits(value, splits)

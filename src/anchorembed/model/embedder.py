@@ -1,0 +1,260 @@
+"""Embedder: a decoder, its baked tokenizer, and the rule that a text's embedding is the state at its EOS.
+
+``forward(PackedBatch) -> [N, H]`` is all that training needs; ``encode(texts)`` is all that users need. A saved folder
+is an ordinary transformers folder with one more file, ``anchorembed.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from anchorembed.errors import InputError
+from anchorembed.model.backbone import Backbone, weights_sha256
+from anchorembed.model.fast import use_varlen
+from anchorembed.model.load import beside, load_model, quiet
+from anchorembed.model.packing import PackedBatch, micro_batches, pack
+from anchorembed.model.template import Template, bake, derive_template, instruct
+from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.model.vectors import Side
+from anchorembed.model.verify import check_reproduced, measure_scales
+from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
+
+METADATA = "anchorembed.json"
+_WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
+_RULES = 1  # raised when the same weights and texts come to give other vectors: what is kept is then made anew
+_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens computed at once when encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a model folder knows beyond its weights; ``history`` says what made them."""
+
+    template: Template
+    lengths: Lengths
+    instruction: str = ""
+    history: dict[str, object] = field(default_factory=dict)
+
+
+class Embedder(nn.Module):
+    """Turns texts into vectors: the decoder's final state at each text's EOS."""
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, metadata: Metadata) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.metadata = metadata
+        self.pairs = PairTokenizer(tokenizer, metadata.lengths)
+        self.dtype = torch.float32
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        precision: Precision = "auto",
+        weights: Weights = "float32",
+        device: str = "auto",
+        template: Template | None = None,
+        lengths: Lengths | None = None,
+        instruction: str | None = None,
+    ) -> "Embedder":
+        """Load a trained folder, or any decoder as an untrained embedder.
+
+        Args:
+            name: a folder, a hub id, a ``.gguf`` file, or ``smollm2-135m``.
+            precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it.
+            weights: how the model's weights are stored; ``bfloat16`` takes half the memory of ``float32``, and
+                ``nf4`` an eighth. Products are then bfloat16, and so is what is saved.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            template: instead of the folder's own or the one derived from the model.
+            lengths: instead of the folder's own, or 512 tokens.
+            instruction: instead of the folder's own, or none.
+
+        Raises:
+            InputError: if the model cannot be had or is not supported.
+        """
+        keep_memory()
+        name = Path(name).expanduser() if str(name).startswith("~") else name
+        place = find_device(device)
+        dtype = compute_dtype(precision, place, weights)
+        backbone, tokenizer = load_backbone(str(name), place, weights)
+        saved = described(str(name))
+        template = template or (saved.template if saved else derive_template(tokenizer))
+        metadata = Metadata(
+            template=template,
+            lengths=lengths or (saved.lengths if saved else Lengths(512, 512)),
+            instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
+            history=saved.history if saved else {"base": str(name)},
+        )
+        embedder = cls(backbone, bake(tokenizer, template), metadata)
+        embedder.dtype = dtype
+        use_varlen(backbone, dtype)
+        return embedder
+
+    @property
+    def dimension(self) -> int:
+        """H, the length of an embedding."""
+        return self.backbone.hidden_size
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the names and values of all weights, as they were when first asked for."""
+        return weights_sha256(self.backbone.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, template, lengths, instruction and our rules: equal fingerprints give equal vectors."""
+        rule = [_RULES, asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
+        text = self.weights_sha256 + json.dumps(rule, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Embed packed templated texts: [N, H], float32, not normalised."""
+        with autocast(self.backbone.device, self.dtype):
+            states_TH = self.backbone.states(self.backbone.embed(batch.tokens), batch)
+        return states_TH[batch.anchors].float()
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        side: Side = "document",
+        instruction: str | None = None,
+        normalize: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed texts, in order.
+
+        Args:
+            texts: any iterable of strings; a generator is read 4,096 texts ahead.
+            side: ``query`` or ``document``; they differ in length limit and in the default instruction.
+            instruction: a task to put before each text; by default the model's own for queries, none for documents.
+            normalize: scale to unit length.
+            progress: called with the number of texts done since the last call.
+
+        Returns:
+            float32 [N, H].
+        """
+        windows = list(self.stream(texts, side, instruction, normalize, progress))
+        return np.concatenate(windows) if windows else np.zeros((0, self.dimension), dtype=np.float32)
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        side: Side = "document",
+        instruction: str | None = None,
+        normalize: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Like ``encode``, yielding the vectors of 4,096 texts at a time, so that memory stays bounded."""
+        if isinstance(texts, str):
+            raise InputError("encode: got one string. Pass a list of texts.")
+        if side not in ("query", "document"):
+            raise InputError(f"encode: side is {side!r}. Use 'query' or 'document'.")
+        task = instruction if instruction is not None else (self.metadata.instruction if side == "query" else "")
+        prefix = instruct(task)
+        limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
+        self.pairs.check_room(prefix, limit)
+        remaining = iter(texts)
+        while window := list(islice(remaining, _WINDOW)):
+            sequences = self.pairs.templated([prefix + text for text in window], limit)
+            vectors = self.encode_tokens(sequences, progress)
+            yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if normalize else vectors.numpy()
+
+    @torch.inference_mode()
+    def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
+        """Embed templated texts, longest first, as many at once as the token budget holds: [N, H] on the CPU."""
+        training, device = self.training, self.backbone.device
+        self.eval()
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
+        parts = []
+        for run in micro_batches([len(sequences[i]) for i in order], budget):
+            parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
+            if progress:
+                progress(len(run))
+        vectors = torch.empty(len(sequences), self.dimension)
+        if parts:
+            vectors[order] = torch.cat(parts).cpu()  # on a GPU the one time that anything waits for it
+        self.train(training)
+        return vectors
+
+    def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
+        """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
+        self.backbone.merge_lora()
+        model = self.backbone.model
+        with quiet():
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        self.write_metadata(folder, history)
+
+    def write_metadata(self, folder: Path, history: dict[str, object] | None = None) -> None:
+        """Write ``anchorembed.json`` into a model folder."""
+        record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
+        record["weights_sha256"] = weights_sha256(self.backbone.model)
+        (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_backbone(
+    name: str, device: torch.device, weights: Weights = "float32"
+) -> tuple[Backbone, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer, measure its scales, and check that we reproduce its forward pass.
+
+    Args:
+        name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
+        device: where to put the weights.
+        weights: how they are stored.
+
+    Raises:
+        InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
+    """
+    model, tokenizer = load_model(name, weights, device)
+    backbone = Backbone(model)
+    if weights != "nf4":  # those are quantised where they are to stay
+        backbone.to(device)
+    measure_scales(backbone, name)
+    check_reproduced(backbone, name)
+    return backbone, tokenizer
+
+
+def described(name: str) -> Metadata | None:
+    """What a model that we saved, in a folder or on the hub, knows beyond its weights; None of any other."""
+    found = beside(name, METADATA)
+    return read_metadata(found.parent) if found else None
+
+
+def saved_sha256(folder: Path) -> str:
+    """SHA-256 of the weights of a folder we saved, as its ``anchorembed.json`` says; empty for any other model."""
+    if read_metadata(folder) is None:
+        return ""
+    return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))
+
+
+def read_metadata(folder: Path) -> Metadata | None:
+    """Read a model folder's ``anchorembed.json``, or return None where there is none.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = folder / METADATA
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Metadata(
+            template=Template(**record["template"]),
+            lengths=Lengths(**record["lengths"]),
+            instruction=record["instruction"],
+            history=record["history"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}). Export or train the model again.") from error

@@ -1,0 +1,91 @@
+"""Export as a sentence-transformers folder, reloaded and compared before it counts as done.
+
+The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, the two prompts and the
+two length limits, so ``SentenceTransformer(folder)`` gives our vectors without knowing of us.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import quiet
+from anchorembed.model.template import instruct
+from anchorembed.model.vectors import Side
+from anchorembed.system.files import write_folder
+
+SMALLEST_COSINE = 0.9999
+_TEXTS = (
+    "cat",
+    ".",
+    "How do I read a file line by line?",
+    "Die Würde des Menschen ist unantastbar.",
+    "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
+    "A sentence that says one thing after another. " * 400,
+)
+
+
+def export(name: str | Path, target: str | Path) -> float:
+    """Write a sentence-transformers folder and compare it with ours, both in float32.
+
+    Args:
+        name: a trained folder, or anything ``Embedder.load`` takes.
+        target: folder to write; it must not exist.
+
+    Returns:
+        The smallest cosine between the two over six texts as query and as document.
+
+    Raises:
+        InputError: if the target exists, or a cosine is not above 0.9999; nothing is left behind then.
+    """
+    target = Path(target)
+    if target.exists():
+        raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
+    embedder = Embedder.load(name, precision="float32", device="cpu")
+    smallest = 1.0
+
+    def fill(folder: Path) -> None:
+        nonlocal smallest
+        _write(embedder, folder)
+        smallest = compare(embedder, folder)
+        if not smallest > SMALLEST_COSINE:
+            raise InputError(f"{target}: the reloaded export differs from the model (cosine {smallest:.6f}). Not kept.")
+
+    write_folder(target, fill)
+    return smallest
+
+
+def compare(embedder: Embedder, folder: Path) -> float:
+    """Smallest cosine between our vectors and those of the exported folder, over texts short, long and strange."""
+    with quiet():
+        exported = SentenceTransformer(str(folder), device="cpu")
+    encoders = {"query": exported.encode_query, "document": exported.encode_document}
+    sides: tuple[Side, Side] = ("query", "document")
+    cosines = [
+        (embedder.encode(_TEXTS, side=side) * np.asarray(encoders[side](list(_TEXTS)))).sum(axis=1).min()
+        for side in sides
+    ]
+    return float(min(cosines))
+
+
+def _write(embedder: Embedder, folder: Path) -> None:
+    metadata = embedder.metadata
+    with tempfile.TemporaryDirectory(dir=folder.parent) as native, quiet():
+        embedder.save(Path(native))
+        transformer = Transformer(
+            native,
+            query_length=metadata.lengths.query,
+            document_length=metadata.lengths.document,
+            max_seq_length=max(metadata.lengths.query, metadata.lengths.document),
+        )
+        model = SentenceTransformer(
+            modules=[transformer, Pooling(embedder.dimension, "lasttoken"), Normalize()],
+            prompts={"query": instruct(metadata.instruction), "document": ""},
+            device="cpu",
+        )
+        model.save(str(folder), create_model_card=False)
+    embedder.write_metadata(folder)

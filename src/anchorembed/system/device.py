@@ -1,0 +1,303 @@
+"""What machine this is: device, number format, threads, memory. The only file that asks it."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import random
+import re
+import resource
+import sys
+import warnings
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from anchorembed.errors import InputError, first_line
+
+Precision = Literal["auto", "bfloat16", "float32"]
+Weights = Literal["float32", "bfloat16", "nf4"]
+_OLDEST_TORCH = (2, 11)
+_COMPUTING = ("torch", "transformers", "tokenizers", "peft", "accelerate")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST_KEPT = 32 * 2**20  # bytes: the most that glibc takes; larger arrays are few in a step
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides whether work can run on a GPU.
+
+    Attributes:
+        torch: version of torch, such as ``2.11.0+cu130``.
+        build: CUDA or ROCm version that torch is built for; None of a CPU build.
+        driver: whether NVIDIA's driver offers a GPU to this process.
+        gpus: names of the GPUs that torch finds.
+        fault: why torch finds none, in its own words; empty where it finds some or none is there.
+    """
+
+    torch: str
+    build: str | None
+    driver: bool
+    gpus: tuple[str, ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU: name, CUDA compute capability, architectures that torch has code for, whether it multiplies bfloat16."""
+
+    name: str
+    capability: tuple[int, int]
+    architectures: tuple[str, ...]
+    bfloat16: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InputError: if the machine has no such device, or torch cannot use it.
+    """
+    own, processes = (int(os.environ.get(key, default)) for key, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
+    device = choose_device(name, _machine(), own, processes)
+    if device.type == "cuda":
+        check_card(_card(device))
+    return device
+
+
+def choose_device(name: str, machine: Machine, own: int = 0, processes: int = 1) -> torch.device:
+    """The device of that name on a machine, for process ``own`` of it, of so many in all.
+
+    With ``auto`` it is the process's own GPU, or the CPU, with a warning where torch cannot use a GPU that is there.
+
+    Raises:
+        InputError: if the machine has no such device, or torch is too old.
+    """
+    check_torch(machine.torch)
+    if name == "auto":
+        if own >= len(machine.gpus) > 0:
+            raise InputError(
+                f"model.device: process {own + 1} on this machine finds {_counted_gpus(machine)}. Start one process "
+                "a GPU."
+            )
+        if not machine.gpus and machine.driver:
+            warnings.warn(f"Running on the CPU: {_no_gpu(machine)} Or set model.device=cpu.", stacklevel=1)
+        return torch.device("cuda", own) if machine.gpus else torch.device("cpu")
+    device = _parsed(name)
+    if device.index is not None and processes > 1:
+        raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
+    if device.type == "cuda" and not machine.gpus:
+        use = "Or use" if machine.driver else "Use"
+        raise InputError(f"model.device: {name!r} asked for, but {_no_gpu(machine)} {use} auto or cpu.")
+    if device.type == "cuda" and (device.index or 0) >= len(machine.gpus):
+        raise InputError(f"model.device: {name!r} asked for, but there is {_counted_gpus(machine)}. Use one, or auto.")
+    return device
+
+
+def _parsed(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"model.device: {name!r} is not a device. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"model.device: {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def _counted_gpus(machine: Machine) -> str:
+    """The machine's GPUs by number and name, as words in a sentence."""
+    named = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(machine.gpus))
+    return f"{len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}: {named}"
+
+
+def _no_gpu(machine: Machine) -> str:
+    """Why torch finds no GPU, and what helps."""
+    if not machine.driver:
+        return "this machine has no GPU that torch can see."
+    if machine.build is None:
+        return f"torch {machine.torch} is built for CPUs alone, and this machine has a GPU. Install torch built for it."
+    return (
+        f"torch {machine.torch}, built for {machine.build}, cannot use this machine's GPU: "
+        f"{machine.fault or 'it finds none'} Update the driver, or install torch built for the driver's version."
+    )
+
+
+def check_torch(version: str) -> None:
+    """Refuse a torch that is too old.
+
+    Raises:
+        InputError: if ``version`` is below 2.11.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    oldest = ".".join(map(str, _OLDEST_TORCH))
+    if found and (int(found[1]), int(found[2])) < _OLDEST_TORCH:
+        raise InputError(
+            f"torch {version} is older than {oldest}, the oldest this runs with. Install torch {oldest} or newer."
+        )
+
+
+def check_card(card: Card) -> None:
+    """Refuse a GPU that torch has no code for: one that is too new for it, or too old.
+
+    Raises:
+        InputError: if none of ``card.architectures`` runs on it.
+    """
+    own = [name for name in card.architectures if name.startswith(("sm_", "compute_"))]  # ROCm's begin otherwise
+    if own and not any(_runs_on(name, card.capability) for name in own):
+        raise InputError(
+            f"model.device: torch {torch.__version__} has no code for {card}, only for {', '.join(own)}. Install a "
+            "torch built for this GPU, or use model.device=cpu."
+        )
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``sm_80`` (this generation, this step or a later one) or ``compute_80`` (any later) runs."""
+    kind, _, digits = architecture.partition("_")
+    number = int("".join(filter(str.isdigit, digits)))
+    generation, step = divmod(number, 10)
+    return (generation, step) <= capability and (kind == "compute" or generation == capability[0])
+
+
+def compute_dtype(precision: Precision, device: torch.device, weights: Weights = "float32") -> torch.dtype:
+    """Return the dtype of matrix products on a device; see `choose_dtype`."""
+    return choose_dtype(precision, weights, _card(device) if device.type == "cuda" else None)
+
+
+def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> torch.dtype:
+    """The dtype of matrix products: bfloat16 where the hardware multiplies it, unless told otherwise.
+
+    On a GPU without bfloat16 that is float32, said in a warning: float16's range is too small for gradients.
+
+    Args:
+        precision: what is asked for.
+        weights: how the weights are stored; products with bfloat16 or 4-bit weights are bfloat16.
+        card: the GPU, or None on the CPU.
+
+    Raises:
+        InputError: if ``precision`` and ``weights`` contradict each other, or the GPU has no bfloat16.
+    """
+    bfloat16 = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
+    if weights != "float32" and precision == "float32":
+        raise InputError(f"model.precision: float32, but products with {weights} weights are bfloat16. Set it to auto.")
+    if card is not None and not bfloat16 and (weights != "float32" or precision == "bfloat16"):
+        key, value, cure = ("precision", precision, "auto") if weights == "float32" else ("weights", weights, "float32")
+        raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16, which 8.0 has. Use {cure}.")
+    if precision == "auto" and weights == "float32":
+        if card is not None and not bfloat16:
+            warnings.warn(
+                f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
+                stacklevel=1,
+            )
+        return torch.bfloat16 if bfloat16 else torch.float32
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Run matrix products in ``dtype``; weights, sums, norms and losses stay float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def first_process() -> bool:
+    """Whether this process is the first of several, or alone: the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed torch for one step of one process, so that a resumed step draws what it would have drawn."""
+    digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory, which a training step asks for again at once, rather than fault it in again.
+
+    Does nothing where there is no glibc.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this process ever held: of the GPU's memory on one, else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux hands a parent's peak on to ru_maxrss of its children; VmHWM is the process's own.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes that this process can have at most: free on the GPU and its own, or the machine's main memory.
+
+    0 where neither can be told.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # a container's limit; "max" where it has none
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(found, default=0)
+
+
+def versions() -> dict[str, str]:
+    """What computes: Python and the libraries whose numbers training depends on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _COMPUTING}
+
+
+def _machine() -> Machine:
+    """Ask torch and the operating system."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    driver = not hidden and any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg"))
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else None
+    build = f"ROCm {torch.version.hip}" if torch.version.hip else build
+    with warnings.catch_warnings():  # torch warns of a driver that is too old, and counts no GPU
+        warnings.simplefilter("ignore")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the count alone asks no driver
+        gpus = tuple(torch.cuda.get_device_name(number) for number in range(count))
+        fault = _fault() if driver and build and not gpus else ""
+    return Machine(torch.__version__, build, driver, gpus, fault)
+
+
+def _fault() -> str:
+    """Why torch cannot start CUDA, in its own words."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return ""
+
+
+def _card(device: torch.device) -> Card:
+    capability = torch.cuda.get_device_capability(device)
+    bfloat16 = torch.version.hip is not None or capability >= (8, 0)
+    return Card(torch.cuda.get_device_name(device), capability, tuple(torch.cuda.get_arch_list()), bfloat16)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

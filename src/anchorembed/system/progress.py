@@ -1,0 +1,33 @@
+"""The one progress bar: done, rate, time left and a note, on standard error."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from anchorembed.system.device import first_process
+
+
+class _Rate(ProgressColumn):
+    """Items a second, or seconds an item where that reads better."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.speed
+        if not speed:
+            return Text("-", style="progress.data.speed")
+        text = f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
+        return Text(text, style="progress.data.speed")
+
+
+def progress_bar() -> Progress:
+    """Progress with rate, time left and a note, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        speed_estimate_period=120,
+        disable=not first_process(),
+    )

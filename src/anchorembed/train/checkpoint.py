@@ -1,0 +1,123 @@
+"""Checkpoints: written whole or not at all, and enough to continue as if nothing had happened.
+
+A checkpoint is a folder ``step-000200`` with trainable weights and optimizer state as safetensors and the rest as JSON:
+the step, the run's plan and the versions of what computed it. It is written beside its place, synced, and renamed.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anchorembed.system.device import versions
+from anchorembed.system.files import write_folder
+from anchorembed.system.processes import like, on_the_first, rank, reshard, wait
+
+Plan = dict[str, Any]  # what decides a run's result, by key
+
+
+def save_checkpoint(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int, plan: Plan | None = None
+) -> None:
+    """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``; all processes must call it.
+
+    Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state, schedule
+    and the place in the data are not in it: they follow from the ``plan`` and the step (`runtime.seed_step`).
+    """
+    parameters = _trainable(module)
+    moments = (
+        (f"{name}/{key}", value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    )
+    tensors = {"weights": on_the_first(parameters.items()), "optimizer": on_the_first(moments)}
+    if rank() == 0:
+        _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
+    wait()
+
+
+def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
+
+    def fill(target: Path) -> None:
+        for name, content in tensors.items():
+            save_file({key: value.contiguous() for key, value in content.items()}, target / f"{name}.safetensors")
+        (target / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    write_folder(folder / f"step-{state['step']:06d}", fill)
+    have = checkpoints(folder)
+    here = have.index(folder / f"step-{state['step']:06d}")
+    for old in have[:here] + have[here + keep :]:  # newer ones were not usable, or this one would not be written
+        shutil.rmtree(old)
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in the newest checkpoint that can be read; None without one."""
+    for path in checkpoints(folder):
+        with suppress(OSError, ValueError, AttributeError):
+            plan: Plan | None = json.loads((path / "state.json").read_text(encoding="utf-8")).get("plan")
+            return plan
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
+) -> int:
+    """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
+
+    Where other versions of libraries wrote it, that is said: the rest of the run may then differ in its last bits.
+
+    Returns:
+        The step reached, 0 if there is no checkpoint.
+    """
+    if rank() == 0:
+        for unfinished in folder.glob(".step-*"):
+            shutil.rmtree(unfinished)
+    for path in checkpoints(folder):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            step, before, now = int(state["step"]), dict(state.get("versions", {})), versions()
+            tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
+            _restore(module, optimizer, tensors)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            warn(f"{path}: damaged ({error}); using the one before.")
+            continue
+        other = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+        if other:
+            warn(f"{path}: written with {'; '.join(other)}. Going on may differ in the last bits.")
+        return step
+    return 0
+
+
+def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, dict[str, Tensor]]) -> None:
+    parameters = _trainable(module)
+    if set(parameters) != set(tensors["weights"]):
+        raise ValueError("its weights are not this model's")
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for key, value in tensors["optimizer"].items():
+        name, moment = key.rsplit("/", 1)
+        moments[name][moment] = value
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(like(tensors["weights"][name], parameter))
+            optimizer.state[parameter] = {
+                key: like(value, parameter) if value.ndim else value.to(parameter.device)
+                for key, value in moments[name].items()
+            }
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that train, as the optimizer knows them."""
+    reshard(module)
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

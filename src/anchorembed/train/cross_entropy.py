@@ -1,0 +1,205 @@
+"""Stage I: write the other side of a pair from one anchor vector (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
+
+Pure functions that never see a model. The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]``
+and its targets are ``x_1 .. x_n, EOS``: the anchor stands directly before the first target, whatever the batch, and
+every position from the anchor on has a target.
+
+A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
+Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
+anchor, they write worse until they are trained to (results/README.md).
+
+A *bag* is asked of the anchor alone, without decoding: the same targets, EOS and repeats among them, in any order, each
+by the one distribution that the head makes of the anchor (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has
+none.
+
+Axes: T packed positions, H hidden size, V vocabulary, N texts.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchorembed.errors import first_line
+
+_log = logging.getLogger(__name__)
+Context = Any  # torch gives autograd contexts no type that has what they have
+Softmax = Callable[[Tensor, Tensor, Tensor | None, float, float | None], tuple[Tensor, Tensor]]
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # that exist at once, and their gradient; 2 bytes each in bfloat16
+_SLICE = 8192  # words whose gradient is made at once where a product cannot sum in float32 itself
+
+
+def linear_cross_entropy(
+    states_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    bags: tuple[Sequence[int], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
+
+    Each state has one target, or those of its bag: ``bags`` says how many each state has, in order, and names each
+    target's state, [T].
+
+    Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
+    positions at a time; nothing waits for a GPU.
+
+    Returns:
+        The sum over positions of ``weights_T`` times the loss, and the unweighted losses [T] in nats, without gradient.
+    """
+    device = states_TH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
+    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), bags)
+    return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    with_gradients: bool
+    bags: tuple[Sequence[int], Tensor] | None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Context,
+        states_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        weights_T: Tensor,
+        options: _Options,
+    ) -> tuple[Tensor, Tensor]:
+        need_states, need_weight, need_bias = (options.with_gradients and need for need in ctx.needs_input_grad[:3])
+        grad_states = torch.empty_like(states_TH) if need_states else None
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
+        losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
+        step = max(16, CHUNK_LOGITS.get(states_TH.device.type, 2**25) // weight_VH.shape[0])
+        bounds = None if options.bags is None else [0, *accumulate(options.bags[0])]
+        with torch.autocast(states_TH.device.type, enabled=False):
+            weight = weight_VH.detach().to(options.dtype)
+            for start in range(0, len(states_TH), step):
+                rows = slice(start, min(start + step, len(states_TH)))
+                asked = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # of the targets
+                states = states_TH[rows].to(options.dtype)
+                problem = (
+                    states @ weight.T,
+                    targets_T[asked],
+                    weights_T[asked],
+                    bias_V,
+                    options.scale,
+                    options.softcap,
+                )
+                if options.bags is None:
+                    losses_T[asked], slope = _loss_and_slope(*problem)
+                else:
+                    losses_T[asked], slope = _bag_and_slope(options.bags[1][asked] - start, *problem)
+                if grad_states is not None:
+                    grad_states[rows] = slope @ weight
+                if grad_weight is not None:
+                    _add_product(grad_weight, slope, states)
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(losses_T)
+        return (losses_T * weights_T).sum(), losses_T
+
+    @staticmethod
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0]
+        scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
+        return (*scaled, None, None, None)
+
+
+_apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
+
+
+def _add_product(total_VH: Tensor, slope_TV: Tensor, states_TH: Tensor) -> None:
+    """Add ``slope.T @ states`` to a float32 total: in float32 throughout on a GPU, a slice of words elsewhere."""
+    if total_VH.device.type == "cuda" and slope_TV.dtype != torch.float32:
+        torch.addmm(total_VH, slope_TV.T, states_TH, out_dtype=torch.float32, out=total_VH)
+        return
+    for start in range(0, len(total_VH), _SLICE):
+        words = slice(start, start + _SLICE)
+        total_VH[words] += slope_TV[:, words].T @ states_TH
+
+
+def _loss_and_slope(
+    products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
+    wanted = _capped(
+        products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
+    )
+    softmax = _compiled_softmax() if products.is_cuda else _softmax
+    normalizer, slope = softmax(products, weights, bias_V, scale, softcap)
+    losses = (normalizer - wanted)[:, 0]
+    at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
+    if softcap is not None:
+        at_target = at_target * (1.0 - (wanted[:, 0] / softcap) ** 2)
+    return losses, slope.scatter_(1, targets[:, None], at_target[:, None].to(slope.dtype))
+
+
+def _softmax(
+    products: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log of the softmax's sum, [T, 1], and the gradient of the weighted losses but for what each target adds to it."""
+    logits = _capped(products, bias_V, scale, softcap)
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    slope = (logits - normalizer).exp_().mul_(weights[:, None] * scale)
+    if softcap is not None:
+        slope = slope * (1.0 - (logits / softcap) ** 2)
+    return normalizer, slope.to(products.dtype)
+
+
+@functools.cache
+def _compiled_softmax() -> Softmax:
+    """The same in one pass over the GPU's memory; as it is where it cannot be compiled, which is said."""
+    compiled: Softmax = torch.compile(_softmax, dynamic=True)
+    try:
+        compiled(torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16), torch.ones(2, device="cuda"), None, 1.0, None)
+    except Exception as error:  # the compiler raises many kinds; each means that it does not work here
+        _log.warning("the loss is not compiled, slower: %s", first_line(error))
+        return _softmax
+    return compiled
+
+
+def _bag_and_slope(
+    rows: Tensor,
+    products: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    bias_V: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """As `_loss_and_slope`, with any number of targets a row; ``rows`` names each target's."""
+    logits = _capped(products, bias_V, scale, softcap)
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    losses = normalizer[rows, 0] - logits[rows, targets]
+    asked = torch.zeros(len(products), device=products.device).index_add_(0, rows, weights)
+    slope = (logits - normalizer).exp() * asked[:, None]
+    slope = slope.index_put_((rows, targets), -weights, accumulate=True) * scale
+    if softcap is not None:
+        slope = slope * (1.0 - (logits / softcap) ** 2)
+    return losses, slope.to(products.dtype)
+
+
+def _capped(products: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = products.float()
+    if bias_V is not None:
+        logits = logits + bias_V.float()
+    logits = logits * scale if scale != 1.0 else logits
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -1,0 +1,95 @@
+"""Where anchors and targets of Stage I stand: each text to write follows the vector it is written from.
+
+Axes: N texts, P positions that have a target, T packed tokens, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anchorembed.model.packing import PackedBatch, pack, send
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Texts to be written: ``batch`` has a free slot in each text for its anchor, after a sink if there is one.
+
+    ``slots`` [N] are the anchors' positions, ``predicting`` [P] those with a target, and ``targets`` [P] are theirs;
+    text i has ``counts[i]`` of them, and ``owners`` [P] names each target's text.
+    """
+
+    batch: PackedBatch
+    slots: Tensor
+    predicting: Tensor
+    targets: Tensor
+    owners: Tensor
+    counts: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Decoding":
+        """Return the same on ``device``."""
+        return Decoding(
+            self.batch.to(device),
+            send(self.slots, device),
+            send(self.predicting, device),
+            send(self.targets, device),
+            send(self.owners, device),
+            self.counts,
+        )
+
+
+def target_count(text: Sequence[int], limit: int | None = None) -> int:
+    """How many targets a text has: its tokens and EOS, or its first ``limit`` tokens where it has more."""
+    return len(text) + 1 if limit is None or len(text) <= limit else limit
+
+
+def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False, limit: int | None = None) -> Decoding:
+    """Lay out texts, as their own tokens without template, to be written from one anchor each.
+
+    Of a text of more than ``limit`` tokens the first ``limit`` are targets, and no EOS.
+    """
+    before = [end_id] if sink else []
+    targets = [[*text, end_id][: target_count(text, limit)] for text in texts]
+    batch = pack([[*before, end_id, *written[:-1]] for written in targets])
+    slots = batch.offsets[:-1] + len(before)
+    predicting = (batch.positions >= len(before)).nonzero().flatten()
+    counts = batch.offsets.diff() - len(before)
+    owners = torch.arange(len(texts)).repeat_interleave(counts)
+    wanted = torch.tensor([token for written in targets for token in written], dtype=torch.long)
+    return Decoding(batch, slots, predicting, wanted, owners, tuple(counts.tolist()))
+
+
+def centred(
+    anchors_NH: Tensor,
+    sides_N: Tensor,
+    length: Tensor,
+    total: Callable[[Tensor], Tensor],
+    gradient_only: bool = False,
+) -> Tensor:
+    """Anchors of a step without what all of a side share: ``length * (e - mean) / |e - mean|``.
+
+    A decoder that ignores its anchor sends every anchor the same gradient, which makes them all alike; less their mean
+    they cannot become so. It is what batch normalisation does against posterior collapse (Zhu et al., BN-VAE, 2020,
+    arXiv 2004.12585). The paper has none.
+
+    Args:
+        anchors_NH: this process's anchors of the whole step.
+        sides_N: which side's each is, 0 or 1; sides have means of their own.
+        length: what each becomes long, that of a token's input vector.
+        total: sums over processes, with gradient.
+        gradient_only: leave the anchors as they are, and take the mean off their gradients instead.
+    """
+    with torch.autocast(anchors_NH.device.type, enabled=False):  # what anchors share is most of them
+        is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
+        sums_SH, counts_S = total(is_side_SN @ anchors_NH), total(is_side_SN.sum(1))
+        means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
+        shifted_NH = anchors_NH - means_SH[sides_N]
+        if gradient_only:
+            return anchors_NH.detach() + (shifted_NH - shifted_NH.detach())
+        return length * nn.functional.normalize(shifted_NH, dim=-1)
+
+
+def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:
+    """Put each text's anchor, unscaled, into its slot; gradients flow to both."""
+    return vectors_TH.index_copy(0, slots, anchors_NH.to(vectors_TH.dtype))

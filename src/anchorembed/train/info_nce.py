@@ -1,0 +1,136 @@
+"""Stage II: InfoNCE on anchors, in float32. Pure functions that never see a model.
+
+Axes: Q queries, D documents (positives first, then hard negatives), H hidden size.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anchorembed.model.packing import send
+
+SCALE = 50.0
+
+
+def info_nce(
+    queries_QH: Tensor,
+    documents_DH: Tensor,
+    positives_Q: Tensor,
+    scale: float = SCALE,
+    excluded_QD: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of ``scale * cos(query, document)`` against each query's positive: L_II of Su et al.
+
+    Args:
+        queries_QH: query anchors, any length.
+        documents_DH: anchors of all documents of the step, which are each other's in-batch negatives.
+        positives_Q: index into the documents of each query's positive.
+        scale: inverse temperature.
+        excluded_QD: true where a document must not count as a negative of a query.
+    """
+    scores_QD = scale * similarities(queries_QH, documents_DH)
+    if excluded_QD is not None:
+        scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
+    return F.cross_entropy(scores_QD, positives_Q)
+
+
+def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
+    """Cosines [Q, D] in float32, whatever autocast says: times 50 in bfloat16 they would have steps of 0.2."""
+    with torch.autocast(queries_QH.device.type, enabled=False):
+        return F.normalize(queries_QH.float(), dim=-1) @ F.normalize(documents_DH.float(), dim=-1).T
+
+
+def false_negatives(
+    query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
+) -> Tensor:
+    """Mark, [Q, D], documents that must not be negatives of a query, as they would be right.
+
+    Their text equals the query's positive, the positive of another query with the same text, or the query itself.
+    """
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(document_keys))}
+    documents_D = torch.tensor([numbers[key] for key in document_keys])
+    positives_Q = torch.tensor(positives)
+    excluded = documents_D[positives_Q][:, None] == documents_D
+    groups: dict[Hashable, list[int]] = {}
+    for row, query in enumerate(query_keys):
+        groups.setdefault(query, []).append(row)
+    for query, rows in groups.items():
+        excluded[rows] = excluded[rows].any(dim=0) | (documents_D == numbers.get(query, -1))
+    excluded[torch.arange(len(positives)), positives_Q] = False
+    return excluded
+
+
+def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, margin: float) -> Tensor:
+    """Mark, [Q, D], documents nearer to a query than its positive by more than ``margin``: likely unjudged positives.
+
+    The vectors may be the model's own or another model's, a guide's (Solatorio, 2024). A positive is never marked.
+    """
+    scores_QD = similarities(queries_QH.detach(), documents_DH.detach())
+    is_positive_QD = torch.arange(scores_QD.shape[1], device=scores_QD.device) == positives_Q[:, None]
+    return (scores_QD > scores_QD.gather(1, positives_Q[:, None]) + margin) & ~is_positive_QD
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Documents with scores that another model gave: C at most a query, those of fewer filled up.
+
+    ``documents_QC`` are indices into the documents, ``targets_QC`` the log softmax of the given scores, minus infinity
+    where filled up; ``weights_Q`` is 1 / n for each of the n queries with two candidates or more, 0 for the others.
+    """
+
+    documents_QC: Tensor
+    targets_QC: Tensor
+    weights_Q: Tensor
+
+    def to(self, device: torch.device) -> "Candidates":
+        """Return the same on ``device``."""
+        return Candidates(*(send(part, device) for part in (self.documents_QC, self.targets_QC, self.weights_Q)))
+
+
+def candidates(documents: Sequence[Sequence[int]], given: Sequence[Sequence[float]]) -> Candidates:
+    """Tabulate, on the CPU, each query's candidates and their given scores: logits, of which only differences matter.
+
+    A query with fewer than two teaches nothing and is left out of the mean.
+    """
+    most = max([1, *map(len, documents)])
+    table, scores = torch.zeros(len(documents), most, dtype=torch.long), torch.full((len(documents), most), -torch.inf)
+    for row, (chosen, values) in enumerate(zip(documents, given, strict=True)):
+        table[row, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
+        scores[row, : len(chosen)] = torch.tensor(values, dtype=torch.float32)
+        scores[row, len(chosen) : 1] = 0.0  # one without any is filled up with a document that counts for nothing
+    teaches = torch.tensor([float(len(chosen) > 1) for chosen in documents])
+    return Candidates(table, scores.log_softmax(1), teaches / teaches.sum().clamp(min=1))
+
+
+def distillation(queries_QH: Tensor, documents_DH: Tensor, given: Candidates, scale: float = SCALE) -> Tensor:
+    """Mean over queries of KL(softmax(given scores) || softmax(scale * cosines)), each over the query's own candidates.
+
+    Args:
+        queries_QH: query anchors, any length.
+        documents_DH: anchors of all documents of the step.
+        given: the candidates and another model's scores of them.
+        scale: inverse temperature of the cosines.
+    """
+    scores_QC = (scale * similarities(queries_QH, documents_DH)).gather(1, given.documents_QC)
+    filled_up_QC = given.targets_QC == -torch.inf
+    ours_QC = scores_QC.masked_fill(filled_up_QC, -torch.inf).log_softmax(1)
+    terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(filled_up_QC, 0.0)
+    return (terms_QC.sum(1) * given.weights_Q).sum()
+
+
+def matryoshka(
+    loss: Callable[[Tensor, Tensor], Tensor], queries_QH: Tensor, documents_DH: Tensor, dimensions: Sequence[int]
+) -> Tensor:
+    """Mean of a loss over the first ``dimensions`` of the vectors, so that cut vectors still compare (Kusupati, 2022).
+
+    Raises:
+        ValueError: if a dimension is below 1 or above H.
+    """
+    for dimension in dimensions:
+        if not 1 <= dimension <= queries_QH.shape[-1]:
+            raise ValueError(f"dimensions: {dimension} is not between 1 and {queries_QH.shape[-1]}")
+    losses = [loss(queries_QH[:, :dimension], documents_DH[:, :dimension]) for dimension in dimensions]
+    return torch.stack(losses).mean()

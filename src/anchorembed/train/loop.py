@@ -1,0 +1,287 @@
+"""The loop over a stage's steps: ``fit`` gives a step its batches, and does everything else.
+
+Schedule, clipping, checkpoints, log, evaluation by callback, signals, resuming; what a step does it does not know.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from anchorembed.config import Schedule
+from anchorembed.errors import LESS_MEMORY, InputError, first_line, memory_ended
+from anchorembed.system.device import peak_memory, seed_step
+from anchorembed.system.files import write_file
+from anchorembed.system.processes import anywhere, processes, rank, wait, whole
+from anchorembed.system.progress import progress_bar
+from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
+from anchorembed.train.stage import Measured, Metrics, read_back
+
+Batch = TypeVar("Batch")
+
+BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and can go on from its last checkpoint; ``signal`` is the number of the signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What ``fit`` needs beside the step: the schedule and where things go."""
+
+    name: str
+    schedule: Schedule
+    seed: int
+    folder: Path
+    places: Callable[[Sequence[int]], str]  # where pairs come from
+    resume: str  # what to type to continue
+    plan: Plan  # what decides the result
+    say: Callable[[str], None]
+    less_memory: str = LESS_MEMORY  # what to do where memory ends
+
+
+def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW over the float32 weights that train, in one pass."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+
+
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then the decay to zero after the last step."""
+    if step < schedule.warmup_steps:
+        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
+    if schedule.decay == "none":
+        return schedule.learning_rate
+    done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    factor = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.learning_rate * factor
+
+
+def fit(
+    loop: Loop,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]],
+    run: Callable[[Batch], Measured],
+    order: Callable[[int], Iterator[list[int]]],
+    evaluate: Callable[[], Metrics],
+) -> None:
+    """Run the steps of a stage, from the last checkpoint if there is one.
+
+    Args:
+        loop: schedule and places.
+        module: its trainable weights are trained.
+        optimizer: of those weights.
+        accelerator: for its trackers.
+        prepare: lays out the pairs of one step, and says what they cost; called in a thread, one step ahead.
+        run: accumulates gradients for what was laid out.
+        order: the pairs of all steps from a given one on.
+        evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
+
+    Raises:
+        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends: what the steps
+            before have made is kept.
+        Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    first = load_checkpoint(checkpoints, module, optimizer, loop.say)
+    if first:
+        loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
+    log = _open_log(loop.folder / "log.jsonl", first)
+    module.train()
+    keep = _keeper(loop, checkpoints, module, optimizer)
+    shown: Metrics = {}
+    skipped = sum("skipped" in entry for entry in read_log(log))
+    best = max((entry.get("quality", -math.inf) for entry in read_log(log)), default=-math.inf)
+    with (
+        (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
+        _stop_signals() as stop,
+        progress_bar() as bar,
+    ):
+        task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
+        for number, indices, prepared in one_ahead(
+            prepare, zip(range(first, schedule.steps), order(first), strict=False)
+        ):
+            started = time.perf_counter()
+            seed_step(loop.seed, number, rank())
+            with _within_memory(loop, number, keep):
+                batch, costs = prepared.result()
+                metrics, is_finite = _updated(optimizer, schedule, learning_rate(number, schedule), run, batch)
+                metrics = costs | metrics
+            if not is_finite:
+                skipped += 1
+                _skip(loop, number, indices, metrics, skipped)
+                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
+            optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
+            done = number + 1
+            if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
+                with _within_memory(loop, done, keep):
+                    metrics |= _evaluated(module, evaluate)
+                # what the first process finds decides for all
+                quality = _rounded(metrics.get("quality", -math.inf))  # as the log has it, for a resumed run
+                if schedule.keep_best and anywhere(rank() == 0 and quality > best, parameters[0].device):
+                    best = quality
+                    save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
+            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(parameters[0].device) / 1e9}
+            _record(sink, accelerator, loop.name, done, metrics | spent)
+            shown |= metrics  # so that the last evaluation stays in sight
+            bar.update(task, advance=1, note=_note(shown))
+            # read once: a signal during the save waits for the next step
+            stopping = anywhere(stop.is_set(), parameters[0].device)
+            if done % schedule.save_every == 0 or stopping:
+                keep(done)
+            if stopping:
+                raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
+    if schedule.keep_best:
+        chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
+        loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+
+
+def _updated(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, rate: float, run: Callable[[Batch], Measured], batch: Batch
+) -> tuple[Metrics, bool]:
+    """Run a step and update the weights, unless its loss or gradient is not finite: its metrics, and whether it is."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    measured = run(batch)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
+    metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+    is_finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])
+    if is_finite:
+        optimizer.step()
+    return metrics, is_finite
+
+
+def one_ahead(
+    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
+) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
+    """Each step's number, pairs and what is prepared of them, in a thread, while the step before it runs."""
+    with ThreadPoolExecutor(1, "prepare") as pool:
+        current = None
+        for number, indices in order:
+            following = (number, indices, pool.submit(prepare, number, indices))
+            if current is not None:
+                yield current
+            current = following
+        if current is not None:
+            yield current
+
+
+def _keeper(loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+    """What writes the checkpoint of a step."""
+    return lambda done: save_checkpoint(folder, done, module, optimizer, loop.schedule.keep_checkpoints, loop.plan)
+
+
+@contextmanager
+def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterator[None]:
+    """Where memory ends within, keep what ``done`` steps have made, as one process alone can, and say what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ended(error):
+            raise
+        kept = "No step is lost" if not done else "The last checkpoint is kept"
+        if done and processes() == 1:
+            with suppress(RuntimeError, MemoryError, InputError):
+                keep(done)
+                kept = f"Steps up to {done} are kept"
+        why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
+        raise InputError(f"{why} {loop.less_memory} {kept}; to continue: {loop.resume}") from error
+
+
+def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
+    """What evaluating finds, without dropout."""
+    module.eval()
+    metrics = evaluate()
+    module.train()
+    return metrics
+
+
+class _Stop(threading.Event):
+    number = signal.SIGINT
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second SIGINT stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT == stop.number:
+            raise KeyboardInterrupt
+        stop.number = signal.Signals(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(metrics: Metrics) -> str:
+    shown = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+
+
+def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:
+    """Say that a step is left out, or that it is one too many."""
+    what = (
+        f"{loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm {metrics['gradient_norm']}, "
+        f"which must be finite; its pairs: {loop.places(indices)}."
+    )
+    if skipped > loop.schedule.skip_steps:
+        cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
+        raise InputError(f"{what} {cure}")
+    loop.say(f"{what} Left out, {skipped} of at most {loop.schedule.skip_steps}.")
+
+
+def _open_log(path: Path, first: int) -> Path:
+    """Drop what the log says of steps after the checkpoint: they are run again. Every process reads what is left."""
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [entry for entry in read_log(path) if entry["step"] <= first]
+        write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+    wait()
+    return path
+
+
+def read_log(log: Path) -> list[Metrics]:
+    """Metrics of a stage's steps, from its ``log.jsonl``; a line cut off by a crash is left out."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _rounded(value: float) -> float:
+    """To 6 digits after the point; of what is below 1 to 6 digits that count."""
+    return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)
+
+
+def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
+    sink.write(json.dumps({"step": step, **{name: _rounded(value) for name, value in metrics.items()}}) + "\n")
+    sink.flush()
+    accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)

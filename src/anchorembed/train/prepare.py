@@ -1,0 +1,110 @@
+"""From a recipe to what a stage trains on: its pairs on disk, their split and order, and the model that embeds them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from anchorembed.config import Recipe
+from anchorembed.data.pairs import TextPair
+from anchorembed.data.sampling import Split, batches, share_used, split
+from anchorembed.data.store import PairStore, SourceFile, open_store
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import Template, instruct
+from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.system.files import cache_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data of a run: pairs on disk, how they are split, and how they become tokens."""
+
+    store: PairStore
+    split: Split
+    embedder: Embedder
+    temperature: float
+
+    def order(self, size: int, seed: int, first: int = 0) -> Iterator[list[int]]:
+        """Pairs of each step from ``first`` on."""
+        return batches(self.store, self.split.train, size, seed, first, self.temperature)
+
+    def share_used(self, size: int, seed: int) -> float:
+        """Share of the pairs to train on that an epoch uses in steps of ``size``."""
+        return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
+
+    def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
+        """Read and tokenise the pairs of a step, of each all hard negatives or the first so many."""
+        pairs: list[TextPair] = [self.store[index] for index in indices]
+        sources = [self.store.sources[self.store.source_of(index)] for index in indices]
+        tasks = [instruct(source.instruction) for source in sources]
+        of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
+        return self.embedder.pairs.pairs(pairs, tasks, of_documents, most_negatives)
+
+    def summary(self) -> dict[str, object]:
+        """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
+        dropped = {
+            source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
+        }
+        counts = {"pairs": len(self.store), "train": len(self.split.train), "held_out": len(self.split.held_out)}
+        return {**counts, "near_held_out": len(self.store) - counts["train"] - counts["held_out"], "dropped": dropped}
+
+    def places(self, indices: Sequence[int]) -> str:
+        """Source and line of pairs, the first ten."""
+        named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
+        return ", ".join(named) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
+
+
+def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+    """Open the recipe's data and load the model ``start``."""
+    data = recipe.data
+    store = open_pairs(recipe, say)
+    parts = split(store, data.held_out, recipe.seed)
+    shared = len(store) - len(parts.train) - len(parts.held_out)
+    say(
+        f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
+        + (f"; {shared} are left out, which share a text with those held out" if shared else "")
+    )
+    if len(data.instructions) > 1:
+        say("data: instructions differ by source, so the model keeps none as its own; data.instruction says which")
+    embedder = load_embedder(recipe, start, recipe.model.device)
+    for source in store.sources:
+        for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
+            embedder.pairs.check_room(instruct(source.instruction), limit)
+    return Prepared(store, parts, embedder, data.temperature)
+
+
+def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
+    """Load the model ``start`` as the recipe wants it."""
+    told = recipe.data.instructions
+    embedder = Embedder.load(
+        start,
+        precision=recipe.model.precision,
+        weights=recipe.model.weights,
+        device=device,
+        template=own_template(recipe),
+        lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
+        instruction=told[0] if len(told) == 1 else "",
+    )
+    if recipe.model.residual == "bfloat16":
+        embedder.backbone.residual_dtype = torch.bfloat16
+    return embedder
+
+
+def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
+    """Open the recipe's sources, converting what is not in the cache yet."""
+    data = recipe.data
+    sources = [
+        SourceFile(
+            source.name,
+            source.path,
+            data.instruction_of(source),
+            source.symmetric,
+        )
+        for source in data.sources
+    ]
+    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+
+
+def own_template(recipe: Recipe) -> Template | None:
+    """The recipe's template, where it does not leave it to the model."""
+    return Template(**recipe.model.template.model_dump()) if recipe.model.template else None

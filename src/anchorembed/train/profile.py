@@ -1,0 +1,182 @@
+"""What a recipe does on this machine: tokens a second, memory, share of the peak, where the time goes."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity
+
+from anchorembed.config import Recipe, Schedule
+from anchorembed.errors import LESS_MEMORY, InputError
+from anchorembed.model.fast import compile_layers
+from anchorembed.system.device import peak_memory
+from anchorembed.train.flops import step_flops
+from anchorembed.train.loop import make_optimizer
+from anchorembed.train.prepare import prepare
+from anchorembed.train.run import StageName, check_weights, objective, plan_memory
+
+_KINDS = {  # of what torch's profiler calls a piece of work, first match
+    "matrix products": ("mm", "matmul", "linear", "convolution"),
+    "optimizer": ("adam", "optimizer", "_foreach", "clip_grad"),
+    "copies, gathers, sums of gradients": ("copy", "index", "cat", "zero", "fill", "add_", "AccumulateGrad", "empty"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Medians over the measured steps of a stage."""
+
+    stage: StageName
+    pairs_per_second: float
+    tokens_per_second: float  # own tokens of both texts
+    peak_gb: float
+    teraflops: float
+    share_of_peak: float
+    hours: float  # for all steps of the stage
+    times: dict[str, float]  # share of the step, by kind of work
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the largest rate of square products in ``dtype``, in FLOP/s: best of 5 for each of 3 sizes."""
+    sizes = (2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
+    return max(product_rate(size, size, size, dtype, device) for size in sizes)
+
+
+def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best of 5 rates of a product [rows, inner] @ [inner, columns], in FLOP/s."""
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(columns, inner, device=device).to(dtype).T
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        _wait_for(device)
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        _wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inner * columns / best
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _write(text: str) -> None:
+    """Write a line to standard output; unlike ``print``, which programs replace, it can be handed to a process."""
+    sys.stdout.write(f"{text}\n")
+
+
+def profile(
+    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = _write
+) -> Profile:
+    """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
+
+    That is done in a process of its own, whose peak memory is this stage's. It first hands to ``say``, a function of a
+    module, what memory the stage is expected to take.
+
+    Raises:
+        InputError: if the recipe has no such stage, too few pairs, or more memory is needed than there is.
+    """
+    if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
+        raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_profile, recipe, stage, steps, warmup, say).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{stage}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
+            ) from error
+
+
+def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Callable[[str], None]) -> Profile:
+    settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
+    if settings is None:
+        raise ValueError("the recipe has no such stage")
+    check_weights(recipe, settings)
+    use = plan_memory(recipe, stage, settings, recipe.model.name, say)
+    settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
+    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    module, run = objective(prepared.embedder, settings)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(module, settings)
+    backbone = prepared.embedder.backbone
+    module.train()
+    if backbone.device.type == "cuda":
+        compile_layers(backbone, prepared.embedder.dtype)
+    seconds, counts, tokens, flops = [], [], [], []
+    times: dict[str, float] = {}
+    order = prepared.order(settings.batch_size, recipe.seed)
+    for number, indices in zip(range(warmup + steps + 1), order, strict=False):
+        with _Watch(times if number == warmup + steps else None):
+            started = time.perf_counter()
+            pairs = prepared.tokens(indices, run.hard_negatives)
+            run.step(number, pairs)
+            nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            _wait_for(backbone.device)
+            seconds.append(time.perf_counter() - started)
+        counts.append(len(pairs))
+        tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
+        flops.append(step_flops(backbone, run, number, pairs))
+    measured = range(warmup, warmup + steps)
+    rate = statistics.median(flops[i] / seconds[i] for i in measured)
+    step_seconds = statistics.median(seconds[i] for i in measured)
+    return Profile(
+        stage=stage,
+        pairs_per_second=statistics.median(counts[i] / seconds[i] for i in measured),
+        tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
+        peak_gb=peak_memory(backbone.device) / 1e9,
+        teraflops=rate / 1e12,
+        share_of_peak=rate / matmul_peak(prepared.embedder.dtype, backbone.device),
+        hours=settings.steps * step_seconds / 3600,
+        times=times,
+    )
+
+
+class _Watch:
+    """Fill ``times`` with the share of each kind of work within; does nothing if it is None."""
+
+    def __init__(self, times: dict[str, float] | None) -> None:
+        self._times = times
+        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        self._profiler = torch.profiler.profile(activities=kinds) if times is not None else None
+
+    def __enter__(self) -> None:
+        if self._profiler is not None:
+            self._profiler.__enter__()
+
+    def __exit__(self, *what: object) -> None:
+        if self._profiler is None or self._times is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        sums = dict.fromkeys([*_KINDS, "fused and other element-wise work"], 0.0)
+        on_gpu = torch.cuda.is_available()
+        for event in self._profiler.key_averages():
+            if on_gpu and str(event.device_type) != "DeviceType.CUDA":
+                continue  # what an operation costs the GPU stands at its kernels, too
+            kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), None)
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            sums[kind or "fused and other element-wise work"] += float(spent)
+        total = sum(sums.values()) or 1.0
+        self._times.update({kind: value / total for kind, value in sums.items()})
+
+
+def report(found: Profile) -> str:
+    """Lines for the screen."""
+    lines = [
+        f"{found.stage}: {found.pairs_per_second:.2f} pairs/s, {found.tokens_per_second:.0f} pair tokens/s, "
+        f"peak memory {found.peak_gb:.2f} GB",
+        f"  {found.teraflops:.3f} TFLOP/s, {found.share_of_peak:.0%} of this machine's matrix-product peak; "
+        f"the whole stage takes about {found.hours:.2f} h",
+    ]
+    return "\n".join([*lines, *(f"  {share:5.1%}  {kind}" for kind, share in found.times.items())])

@@ -1,0 +1,252 @@
+"""The report's numbers are those of its cells; everything is escaped, what is missing is said, a browser shows it."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from anchorembed.compare import figures
+from anchorembed.compare.analysis import ArmShown, Cell, Cost, Curve, Evidence, analyse
+from anchorembed.compare.report import html, markdown, write
+from anchorembed.compare.statistics import holm, sign_flip_p
+
+EVIL = '<b>&"'
+VOID = {"meta", "br", "link", "img", "use", "path", "rect", "line", "hr"}
+
+
+def items(seed: int, shift: float) -> dict[str, float]:
+    return {f"q{number}": float(value) + shift for number, value in enumerate(np.random.default_rng(seed).random(40))}
+
+
+def cell(arm: str, seed: int, collection: str, shift: float, setting: str = "own") -> Cell:
+    scores = items(seed, shift)
+    return Cell(arm, setting, seed, collection, "nDCG@10", sum(scores.values()) / len(scores), scores)
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran once."""
+    cells = [cell("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
+    cells += [cell("both", seed, "one", 0.2) for seed in (0, 1)] + [cell("both", seed, "two", 0.0) for seed in (0, 1)]
+    cells += [cell("evil", 0, "one", -0.1), cell("plain", 0, "one", 0.05, "common")]
+    cells += [Cell("plain", "own", 0, "pairs", "AP", 0.5, {}), Cell("both", "own", 0, "pairs", "AP", 0.75, {})]
+    return Evidence(
+        title=f"Made {EVIL}",
+        arms=[
+            ArmShown("plain", "Plain", "Nothing before.", {"steps": "3"}),
+            ArmShown("both", "Both", "Stage I before.", {}),
+            ArmShown("evil", EVIL, "Escaped.", {}),
+        ],
+        cells=cells,
+        costs={("both", "own", 0): {"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0, 0, 0.0, 0.0)}},
+        curves=[
+            Curve("both", "own", 0, "contrast", "held_out_accuracy", [5, 10], [0.25, 0.5]),
+            Curve("both", "own", 0, "first", "loss_q2d", [1, 2], [3.0, 2.0]),
+        ],
+        isotropy=[
+            ("both", "own", 0, "base", dict(mean_cosine=0.9, effective_rank=2.5, alignment=0.1, uniformity=-0.3))
+        ],
+        primary="both",
+        declared=["plain", "evil"],
+        explore={"plain": ["evil"]},
+        notes=["A note."],
+        recipe=f"seed: 0  # {EVIL}",
+        command="anchorembed compare x.yaml",
+        made_with=["torch 1, threads 2"],
+        tables={"Zero-shot": ["one", "two"], "Other": ["pairs"]},
+    )
+
+
+def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
+    analysis = analyse(evidence)
+    both, plain = (analysis.scores[arm, "own", "one"] for arm in ("both", "plain"))
+    assert both.mean == pytest.approx(plain.mean + 0.2)
+    assert both.seeds == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
+    assert both.interval is not None
+    assert both.interval[0] < both.mean < both.interval[1]
+    assert analysis.scores["plain", "own", "pairs"].interval is None
+    found = {(test.against, test.collection): test for test in analysis.declared}
+    assert set(found) == {("plain", "one"), ("plain", "two"), ("evil", "one")}
+    averaged = {
+        arm: {q: [items(0, shift)[q], items(1, shift)[q]] for q in items(0, 0.0)}
+        for arm, shift in (("both", 0.2), ("plain", 0.0))
+    }
+    assert found["plain", "one"].p == sign_flip_p(averaged["both"], averaged["plain"])
+    assert found["plain", "two"].p == 1.0
+    assert found["plain", "one"].difference == pytest.approx(0.2)
+    adjusted = holm({key: test.p for key, test in found.items()} | {("evil", "two"): 1.0})  # which was not run
+    assert {key: test.adjusted for key, test in found.items()} == {key: adjusted[key] for key in found}
+    assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
+    explored = [(test.arm, test.against, test.setting, test.collection) for test in analysis.exploratory]
+    assert explored == [("both", "plain", "common", "one"), ("plain", "evil", "own", "one")]
+    assert analysis.exploratory[1].difference == pytest.approx(0.1)
+    assert {test.adjusted for test in analysis.exploratory} == {None}
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> None:
+    far = [cell("both", 1, "one", 9.2), cell("both", 1, "two", 9.0)]
+    cells = [c for c in evidence.cells if (c.arm, c.seed) != ("both", 1)] + far
+    found = {(test.against, test.collection): test for test in analyse(replace(evidence, cells=cells)).declared}
+    assert found["plain", "one"].seeds == (0, 1)
+    assert found["plain", "one"].difference == pytest.approx(0.2 + 9.0 / 2)
+    assert found["evil", "one"].seeds == (0,)
+    assert found["evil", "one"].difference == pytest.approx(0.3)
+    assert found["evil", "one"].p == sign_flip_p(*({q: [v] for q, v in items(0, s).items()} for s in (0.2, -0.1)))
+    others = [c for c in cells if c.arm != "evil"] + [cell("evil", 7, "one", -0.1)]
+    analysis = analyse(replace(evidence, cells=others))
+    assert "evil" not in {test.against for test in analysis.declared}
+    assert analysis.sentences[1] == f"Both against {EVIL}: not run."
+
+
+def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence) -> None:
+    """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
+    cells = [c for c in evidence.cells if c.arm != "both" or c.collection != "one"]
+    cells += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
+    (test, *_) = (test for test in analyse(replace(evidence, cells=cells)).declared if test.against == "plain")
+    assert test.adjusted is not None
+    assert test.adjusted < 0.05
+    assert test.interval[0] < 0 < test.interval[1]
+    assert test.sure
+    assert not test.sure_over_seeds
+    lower = [c for c in cells if c.arm != "both" or c.collection != "one"]
+    lower += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # two means above, but apart
+    (test, *_) = (test for test in analyse(replace(evidence, cells=lower)).declared if test.against == "plain")
+    assert test.interval[0] > 0
+    assert test.over_seeds is not None
+    assert test.over_seeds[0] < 0
+    assert not test.sure_over_seeds
+
+
+def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
+    first, second = analyse(evidence).sentences
+    assert first == (
+        "Both against Plain on 2 collections, seeds 0, 1: higher on 1, lower on 0. Beyond chance over queries of these "
+        "models: higher on 1, lower on 0. Over other seeds, too: higher on 1, lower on 0. No test, as it was not run "
+        "or has no score per item: pairs."
+    )
+    assert "on 1 collections, seed 0: higher on 1, lower on 0." in second
+    assert (
+        "Over other seeds: not known from one. No test, as it was not run or has no score per item: two, pairs."
+        in second
+    )
+    turned = replace(evidence, primary="plain", declared=["both", "missing"])
+    first, second = analyse(turned).sentences
+    assert (
+        "seeds 0, 1: higher on 0, lower on 1. Beyond chance over queries of these models: higher on 0, lower on 1."
+        in first
+    )
+    assert second == "Plain against missing: not run."
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed where it must be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
+    page = html(evidence, analyse(evidence))
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.tags.count("svg") == 4
+    assert parser.tags.count("table") >= 7
+    assert "script" not in parser.tags
+    assert not re.search(r'(src|href)\s*=\s*"(https?:)?//', page)
+    assert EVIL not in page
+    assert "not run" in page
+    assert page == html(evidence, analyse(evidence))
+    assert f"<td>{analyse(evidence).scores['both', 'own', 'one'].mean:.3f} [" in page
+    for word in (
+        "Declared tests",
+        "Exploratory",
+        "accuracy on held-out pairs",
+        "effective rank",
+        "PFLOPs",
+        "A note.",
+        "threads 2",
+    ):
+        assert word in page, word
+    bare = replace(evidence, curves=[], isotropy=[])
+    assert "effective rank" not in html(bare, analyse(bare))
+
+
+def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> None:
+    text = markdown(evidence, analyse(evidence))
+    mean = analyse(evidence).scores["both", "own", "one"].mean
+    assert f"{mean:.3f} \\[" in text
+    assert "\\<b\\>&" in text
+    assert "| Plain | own | one | 0, 1 | +0.200 |" in text
+    (common,) = (line for line in text.splitlines() if line.startswith("| Plain | common | 0."))
+    assert "; seed 0 |" in common
+    for told in ("seeds, where there are several", "sign flips", "corrected for nothing", "alignment", "Minutes are"):
+        assert told in text
+        assert told in html(evidence, analyse(evidence))
+    assert "1.5 GB" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) >= 3
+    page, pages = write(evidence, tmp_path / "new")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert pages.read_text(encoding="utf-8") == text
+
+
+def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By marker and dash, without colour; an arm's style is that of its place, whoever else is there."""
+    drawn: list[tuple[object, ...]] = []
+    plot = Axes.plot
+
+    def spy(self: Axes, *points: object, **style: object) -> object:
+        drawn.append((style["marker"], style["linestyle"]))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    every = {str(number): [[(1, 0.0), (2, 1.0)]] for number in range(12)}
+    figures.lines("Stage II: x", every)
+    assert len(set(drawn)) == 12
+    figures.lines("Stage II: x", every | {"3": []})
+    assert drawn[12:] == drawn[:3] + drawn[4:12]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")
+def test_a_browser_shows_tables_and_figures(evidence: Evidence, tmp_path: Path) -> None:
+    page, _ = write(evidence, tmp_path)
+    browser = [
+        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1200"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    probe = "<script>document.title = [...document.querySelectorAll('table, svg')].map(e => e.tagName + ' ' + "
+    probe += "Math.round(e.getBoundingClientRect().width) + 'x' + Math.round(e.getBoundingClientRect().height))"
+    shown = tmp_path / "probe.html"
+    text = page.read_text(encoding="utf-8").replace("</body>", f"{probe}.join(', ')</script></body>")
+    shown.write_text(text, encoding="utf-8")
+    found = subprocess.run(
+        [*browser, "--dump-dom", shown.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
+    title = re.search(r"<title>(.*?)</title>", found.stdout)
+    assert title is not None
+    sizes = re.findall(r"(table|svg) (\d+)x(\d+)", title[1], re.IGNORECASE)
+    assert [kind.lower() for kind, _, _ in sizes].count("svg") == 4
+    assert all(int(width) > 100 and int(height) > 40 for _, width, height in sizes)
+    picture = tmp_path / "page.png"
+    subprocess.run([*browser, f"--screenshot={picture}", page.as_uri()], capture_output=True, check=True, timeout=120)
+    assert picture.stat().st_size > 20_000

@@ -1,0 +1,138 @@
+"""Hard negatives: every filter on hand-made scores, BM25 by its formula, the output trains as it is."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anchorembed.api import mine as mine_file
+from anchorembed.curate.mine import MARGIN, NEAR, POSITIVE, QUERY, Mined, Rules, by_bm25, by_embedder, gather, mine
+from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.vectors import Floats
+from tiny import write_pairs
+
+TEXTS = [
+    "the answer in six words here",  # 0: the positive
+    "The answer, in six words here",  # 1: five of its six words and one other: 5/7
+    "the answer  in six words HERE",  # 2: the same words
+    "What is asked",  # 3: the query itself
+    "another answer of the same query",  # 4: the query's other positive
+    "something else entirely",  # 5
+    "quite far away",  # 6
+]
+PAIR = TextPair("what is asked", TEXTS[0], ("given",))
+OTHER = TextPair("What is  asked", TEXTS[4])
+SCORES = {0: 1.0, 1: 0.96, 2: 0.9, 3: 0.8, 4: 0.7, 5: 0.6, 6: 0.5}
+
+
+def scored(queries: list[str]) -> Floats:
+    return np.array([[SCORES[row] for row in range(len(TEXTS))]] * len(queries), np.float32)
+
+
+def mined(**rules: object) -> Mined:
+    return mine([PAIR, OTHER], TEXTS, scored, Rules(**rules))  # type: ignore[arg-type]
+
+
+def test_each_filter_drops_what_it_names() -> None:
+    found = mined(count=2)
+    assert found.pairs[0].negatives == (TEXTS[5], TEXTS[6], "given")
+    # the other pair's positive scores 0.7, and so the margin is 0.665
+    assert found.pairs[1].negatives == (TEXTS[5], TEXTS[6])
+    assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 1, MARGIN: 3}
+    assert found.found == {2: 2}
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"margin": 0.97}, TEXTS[1]),  # what was above the margin no longer is
+        ({"margin": 0.97, "near": 0.7}, TEXTS[5]),  # 5/7 is more than 0.7
+        ({"near": 1.0, "margin": 0.95}, TEXTS[2]),
+        ({"first": 5}, TEXTS[6]),  # rank 5 without the query's own positives
+    ],
+)
+def test_a_filter_loosened_or_tightened_changes_what_is_found(rules: dict[str, object], expected: str) -> None:
+    assert mined(**rules).pairs[0].negatives[0] == expected
+
+
+def test_ranks_end_where_they_are_told_to() -> None:
+    found = mined(last=3, count=5)
+    assert found.pairs[0].negatives == ("given",)
+    assert found.found == {0: 2}
+
+
+def test_a_margin_of_a_positive_below_zero_asks_for_less_than_it() -> None:
+    def negative(queries: list[str]) -> Floats:
+        return scored(queries) - 1.55
+
+    assert mine([PAIR], TEXTS, negative, Rules(near=1.0)).pairs[0].negatives[0] == TEXTS[1]
+
+
+@pytest.mark.parametrize("rules", [{"first": 0}, {"first": 5, "last": 4}, {"count": 0}])
+def test_rules_that_ask_for_nothing_are_refused(rules: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        Rules(**rules)  # type: ignore[arg-type]
+
+
+def test_bm25_is_its_formula() -> None:
+    texts = ["cat cat dog", "dog bird", "fish"]
+    scores = by_bm25(texts)(["cat dog", "?"])
+    lengths, mean = [3, 2, 1], 2.0
+
+    def weight(count: int, length: int, documents: int) -> float:
+        idf = math.log(1 + (3 - documents + 0.5) / (documents + 0.5))
+        return idf * count / (count + 1.2 * (1 - 0.75 + 0.75 * length / mean))
+
+    expected = [weight(2, lengths[0], 1) + weight(1, lengths[0], 2), weight(1, lengths[1], 2), -math.inf]
+    assert scores[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert scores[1].tolist() == [-math.inf] * 3
+
+
+def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
+    pairs = [TextPair("cat", "cat dog"), TextPair("two", "other words")]
+    found = mine(
+        pairs,
+        [*gather(pairs), "bird", "cat", "two birds"],
+        by_bm25([*gather(pairs), "bird", "cat", "two birds"]),
+        Rules(count=5),
+    )
+    assert [pair.negatives for pair in found.pairs] == [(), ()]
+    assert found.dropped == {POSITIVE: 1, QUERY: 1, NEAR: 0, MARGIN: 1}
+
+
+def test_an_embedder_scores_by_cosine(embedder: Embedder) -> None:
+    texts = ["read a file", "sort rows"]
+    expected = embedder.encode(["open a table"], "query") @ embedder.encode(texts).T
+    assert np.allclose(by_embedder(embedder, texts)(["open a table"]), expected, atol=1e-6)
+
+
+def test_texts_are_gathered_once() -> None:
+    assert gather([PAIR, OTHER, PAIR], ["a", TEXTS[0], "a"]) == ["a", TEXTS[0], TEXTS[4]]
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    (tmp_path / "link.jsonl").symlink_to(pairs)
+    before = pairs.read_bytes()
+    with pytest.raises(InputError, match=r"is what is read\. Name another file"):
+        mine_file(pairs, tmp_path / "link.jsonl")
+    assert pairs.read_bytes() == before
+
+
+@pytest.mark.parametrize("by", ["bm25", "tiny"])
+def test_what_is_written_trains_as_it_is(tmp_path: Path, tiny_folder: Path, by: str) -> None:
+    source, out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "mined.jsonl.gz"
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": str(n), "text": f"file number {n}"}) + "\n" for n in range(40)))
+    rules = Rules(count=2, margin=1.0, near=0.9)
+    found = mine_file(source, out, by=tiny_folder if by == "tiny" else by, corpus=corpus, rules=rules)
+    before, after = list(read_pairs(source)), list(read_pairs(out))
+    assert [(pair.query, pair.positive) for pair in after] == [(pair.query, pair.positive) for pair in before]
+    assert [pair.negatives for pair in after] == [pair.negatives for pair in found.pairs]
+    assert sum(found.found.values()) == len(before)
+    assert all(pair.positive not in pair.negatives for pair in after)
+    assert sum(len(pair.negatives) for pair in after) > len(before)

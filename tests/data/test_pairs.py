@@ -1,0 +1,569 @@
+"""Reading text: every format gives the same pairs, every fault names its file and line, and nothing is read ahead."""
+
+import gzip
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from anchorembed.data.beir import read_collection
+from anchorembed.data.documents import Document, read_corpus, read_texts
+from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.errors import InputError
+from anchorembed.system.files import write_jsonl
+
+CURE = "Remove the line, or drop and count such lines by data.skip_bad or --skip-bad."
+GOOD = '{"query": "why", "positive": "because"}'
+ROWS = [
+    {"query": "why ☃", "positive": 'because, "so"', "negative": "no\nway"},
+    {"query": "how", "positive": "  thus", "negative": None},
+]
+EXPECTED = [("why ☃", 'because, "so"', ("no\nway",)), ("how", "  thus", ())]
+
+
+def texts(pairs: Iterable[TextPair]) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(pair.query, pair.positive, pair.negatives) for pair in pairs]
+
+
+def lines(path: Path, *rows: str | Mapping[str, object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def fault(path: Path) -> str:
+    """Return the message of the InputError that reading the pairs ends with."""
+    with pytest.raises(InputError) as caught:
+        list(read_pairs(path))
+    return str(caught.value)
+
+
+def beir(folder: Path, judgements: str, *, split: str = "test", header: str = "query-id\tcorpus-id\tscore\n") -> Path:
+    lines(
+        folder / "corpus.jsonl",
+        {"_id": "d1", "title": "T", "text": "one"},
+        {"_id": "d2", "text": "two"},
+        {"_id": "d3", "title": "", "text": ""},
+    )
+    lines(
+        folder / "queries.jsonl",
+        {"_id": "q1", "text": "first"},
+        {"_id": 2, "text": "second"},
+        {"_id": "q3", "text": "third"},
+    )
+    (folder / "qrels").mkdir(exist_ok=True)
+    (folder / "qrels" / f"{split}.tsv").write_text(header + judgements, encoding="utf-8")
+    return folder
+
+
+# Formats
+
+CSV_TEXT = 'query,positive,negative,note\n"why ☃","because, ""so""","no\nway",1\n\nhow,  thus,,2\n'
+
+
+def write_as(path: Path) -> Path:
+    if path.name.endswith(".gz"):
+        plain = write_as(path.with_suffix(""))
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        return path
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist([{"note": 1, **row} for row in ROWS]), path, row_group_size=1)
+    elif path.suffix == ".csv":
+        path.write_text(CSV_TEXT, encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        lines(path, *ROWS)
+    elif path.name == "dict":
+        datasets.DatasetDict(
+            train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1])
+        ).save_to_disk(path)
+    elif path.name == "shuffled":
+        datasets.Dataset.from_list(ROWS[::-1]).select([1, 0]).save_to_disk(path)
+    else:
+        datasets.Dataset.from_list(ROWS).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["p.jsonl", "p.jsonl.gz", "P.JSONL", "p.csv", "p.csv.gz", "p.parquet", "saved", "dict", "shuffled"]
+)
+def test_every_format_gives_the_same_pairs(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "P.JSONL":
+        lines(path, *ROWS)
+    else:
+        write_as(path)
+    assert texts(read_pairs(path)) == EXPECTED
+
+
+def test_quotes_in_tsv_are_letters(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.tsv", "query\tpositive\tnegative", '15" screen\t"so"\t', '"a\tb\tc" d')
+    assert texts(read_pairs(path)) == [('15" screen', '"so"', ()), ('"a', "b", ('c" d',))]
+
+
+def test_several_negatives_in_a_cell_are_json(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.csv", "query,positive,negatives", 'a,b,"[""c"", ""d""]"', "e,f,[g]", "h,i,[]")
+    assert [pair.negatives for pair in read_pairs(path)] == [("c", "d"), ("[g]",), ()]
+
+
+def test_a_pair_knows_its_source_and_where_it_begins(tmp_path: Path) -> None:
+    rows = lines(tmp_path / "p.jsonl", "", GOOD, "  ", GOOD)
+    assert [(pair.source, pair.line) for pair in read_pairs(rows, source="faq")] == [("faq", 2), ("faq", 4)]
+    assert [pair.line for pair in read_pairs(write_as(tmp_path / "p.csv"))] == [2, 5]
+    assert [pair.line for pair in read_pairs(write_as(tmp_path / "p.parquet"))] == [1, 2]
+
+
+def test_given_scores_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a", "positive": "b", "negatives": ["c", "d"], "scores": [2, -1.5, 0]},
+        {"query": "e", "positive": "f", "negatives": None, "scores": None},
+    ]
+    assert [pair.scores for pair in read_pairs(lines(tmp_path / "p.jsonl", *rows))] == [(2.0, -1.5, 0.0), ()]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert [pair.scores for pair in read_pairs(tmp_path / "p.parquet")] == [(2.0, -1.5, 0.0), ()]
+    path = tmp_path / "p.csv"
+    path.write_text('query,positive,negative,scores\na,b,c,"[1, 0.5]"\nd,e,,\n', encoding="utf-8")
+    assert [pair.scores for pair in read_pairs(path)] == [(1.0, 0.5), ()]
+
+
+def test_rows_are_numbered_on_across_parquet_batches(tmp_path: Path) -> None:
+    table = pa.table({"query": [f"q{at}" for at in range(3000)], "positive": ["p"] * 2999 + [" "]})
+    pa.parquet.write_table(table, tmp_path / "p.parquet")
+    assert fault(tmp_path / "p.parquet") == f'{tmp_path}/p.parquet:3000: "positive" is empty. {CURE}'
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path, name: str) -> None:
+    content = f"{GOOD}\n{GOOD}\n" if name == "p.jsonl" else "query,positive\nwhy,because\nwhy,because\n"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
+    assert texts(read_pairs(tmp_path / name)) == [("why", "because", ())] * 2
+
+
+def test_other_names_for_the_columns(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "p.jsonl",
+        {"anchor": "a", "document": "b", "negatives": ["c", "d"], "id": 7},
+        {"anchor": "a", "positive": "b", "negatives": "c"},
+        {"query": "a", "document": "b", "negative": []},
+        {"query": "a", "document": "b", "negatives": None},
+    )
+    assert texts(read_pairs(path)) == [("a", "b", ("c", "d")), ("a", "b", ("c",)), ("a", "b", ()), ("a", "b", ())]
+
+
+# Bad rows
+
+BAD_ROWS = [
+    (
+        '{"query": "a", "positive": "b", "scores": [1, 2]}',
+        '"scores" must be a list: a number for the positive and for each negative, 1 here.',
+    ),
+    (
+        '{"query": "a", "positive": "b", "scores": 1}',
+        '"scores" must be a list: a number for the positive and for each negative, 1 here.',
+    ),
+    ('{"query": "a", "positive": "b", "scores": [NaN]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
+    ('{"query": "a", "positive": "b", "scores": [true]}', '"scores" must hold numbers between -1e+06 and 1e+06.'),
+    ('{"query": "why", "positive": ""}', '"positive" is empty.'),
+    ('{"query": " \\t\\u00a0", "positive": "x"}', '"query" is empty.'),
+    ('{"query": "why", "positive": 7}', '"positive" is a number, not text.'),
+    ('{"query": null, "positive": "x"}', '"query" is null, not text.'),
+    ('{"query": ["why"], "positive": "x"}', '"query" is a list, not text.'),
+    ('{"query": "why", "positive": "x", "negative": ""}', '"negative" is empty.'),
+    ('{"query": "why", "positive": "x", "negatives": ["a", " "]}', '"negatives" is empty.'),
+    ('{"query": "why", "positive": "x", "negatives": ["a", {}]}', '"negatives" is an object, not text.'),
+    ('{"query": "why", "positive": "x", "negatives": true}', '"negatives" is a boolean, not text.'),
+    ('{"query": "why", "anchor": "x", "positive": "x"}', 'both "query" and "anchor" are given. Keep one of them.'),
+    (
+        '{"query": "why", "positive": "x", "negative": "x", "negatives": []}',
+        'both "negative" and "negatives" are given. Keep one of them.',
+    ),
+    (
+        '{"querry": "why", "positive": "x"}',
+        "no \"query\" or \"anchor\" here, only 'querry', 'positive'. Did you mean 'query'?",
+    ),
+    (
+        '{"query": "why", "docment": "x"}',
+        "no \"positive\" or \"document\" here, only 'query', 'docment'. Did you mean 'document'?",
+    ),
+    ("{}", 'no "query" or "anchor" here, only nothing.'),
+    ('{"query": "a \\ud83d b", "positive": "x"}', '"query" is not valid UTF-8 at character 3 (a lone surrogate).'),
+    (
+        '{"query": "why',
+        "the line is not valid JSON (Unterminated string starting at, column 11).",
+    ),
+    ('["why", "x"]', "the line is a list, not a JSON object."),
+    ("NaN", "the line is a number, not a JSON object."),
+    ('{"query": "why", "positive": "caf\udce9"}', "the line is not valid UTF-8."),
+]
+
+
+@pytest.mark.parametrize(("row", "what"), BAD_ROWS)
+def test_a_bad_line_is_named_with_its_cure_or_dropped_and_told(tmp_path: Path, row: str, what: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(f"{GOOD}\n{row}\n{GOOD}\n".encode(errors="surrogateescape"))
+    assert fault(path) == f"{path}:2: {what} {CURE}"
+
+    told: list[str] = []
+    assert [pair.line for pair in read_pairs(path, skip_bad=True, on_skip=told.append)] == [1, 3]
+    assert told == [f"{path}:2: {what}"]
+    assert len(list(read_pairs(path, skip_bad=True))) == 2
+
+
+@pytest.mark.parametrize("row", ["[" * 100_000, '{"query": ' + "9" * 5000 + "}"])
+def test_json_beyond_the_parser_is_a_bad_line(tmp_path: Path, row: str) -> None:
+    path = lines(tmp_path / "p.jsonl", row, GOOD)
+    assert "p.jsonl:1: the line's JSON is beyond what can be read" in fault(path)
+    assert len(list(read_pairs(path, skip_bad=True))) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("why", "the row has 1 cells, the header 2."),
+        ("why,because,so", "the row has 3 cells, the header 2."),
+        ("why,be\0cause", "the row holds a NUL byte."),
+        ('why,"be"cause', "the row is not valid CSV (',' expected after '\"')."),
+        ("caf\udce9,because", '"query" is not valid UTF-8 at character 4 (a lone surrogate).'),
+        ("why,", '"positive" is empty.'),
+    ],
+)
+def test_bad_csv_rows(tmp_path: Path, row: str, what: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_bytes(f'query,positive\n"two\nlines",x\n{row}\nhow,thus\n'.encode(errors="surrogateescape"))
+    assert fault(path) == f"{path}:4: {what} {CURE}"
+    assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2, 5]
+
+
+def test_an_unclosed_quote_is_told_by_the_line_it_opens_on(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.csv", "query,positive", "how,thus", 'why,"because', "x,y")
+    assert "p.csv:3: the row of lines 3 to 4 is not valid CSV (unexpected end of data)" in fault(path)
+    skipped: list[str] = []
+    assert [pair.query for pair in read_pairs(path, skip_bad=True, on_skip=skipped.append)] == ["how"]
+    assert [message.split(": ")[0] for message in skipped] == [f"{path}:3", f"{path}:4"]
+    assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2]
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.csv", "query,positive", f"how,{'long ' * 100_000}")
+    assert len(next(read_pairs(path)).positive) == 500_000
+
+
+def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
+    broken = pa.array([b"why", b"caf\xe9"]).view(pa.string())
+    pa.parquet.write_table(pa.table({"query": broken, "positive": ["x", "y"]}), tmp_path / "p.parquet")
+    assert "p.parquet:2: the row is not valid UTF-8." in fault(tmp_path / "p.parquet")
+    assert len(list(read_pairs(tmp_path / "p.parquet", skip_bad=True))) == 1
+
+
+# Faults of a whole file, which --skip-bad does not mend
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("text,label", ":1: no \"query\" or \"anchor\" here, only 'text', 'label'. Rename the columns."),
+        (
+            "qery,positive",
+            ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? Rename the columns.",
+        ),
+        (
+            "query,positive,document",
+            ':1: both "positive" and "document" are given. Keep one of them. Rename the columns.',
+        ),
+        (
+            "query,query,positive",
+            ":1: a column name occurs twice among ['query', 'query', 'positive']. Rename or remove one of them.",
+        ),
+    ],
+)
+def test_wrong_columns_stop_the_reading(tmp_path: Path, header: str, message: str) -> None:
+    path = lines(tmp_path / "p.csv", header, "a,b,c")
+    assert fault(path) == f"{path}{message}"
+    with pytest.raises(InputError):
+        list(read_pairs(path, skip_bad=True))
+
+
+def test_wrong_columns_in_parquet_and_saved_datasets(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"query": ["a"], "text": ["b"]}), tmp_path / "p.parquet")
+    datasets.Dataset.from_list([{"query": "a", "text": "b"}]).save_to_disk(tmp_path / "saved")
+    for name in ("p.parquet", "saved"):
+        assert f"{name}: no \"positive\" or \"document\" here, only 'query', 'text'" in fault(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.gz", "p.csv.gz"])
+def test_a_gzip_file_cut_short_gives_what_it_holds_and_then_says_so(tmp_path: Path, name: str) -> None:
+    rows = [f"{os.urandom(30).hex()},x" for _ in range(2000)]
+    if name.startswith("p.jsonl"):
+        rows = [json.dumps({"query": row, "positive": "x"}) for row in rows]
+    else:
+        rows.insert(0, "query,positive")
+    data = gzip.compress("\n".join(rows).encode())
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) // 2])
+    read: list[TextPair] = []
+    with pytest.raises(InputError, match=rf"{name}:\d+: the gzip data is cut short .*Copy the file again") as caught:
+        read.extend(read_pairs(path, skip_bad=True))
+    assert 100 < len(read) < 1900
+    assert str(caught.value).startswith((f"{path}:{read[-1].line + 1}:", f"{path}:{read[-1].line + 2}:"))
+
+    path.write_bytes(data[:200] + bytes(50) + data[250:])
+    assert "the gzip data is cut short or damaged" in fault(path)
+    path.write_text("plain text", encoding="utf-8")
+    assert "the gzip data is cut short or damaged (Not a gzipped file" in fault(path)
+
+
+def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
+    assert "p.parquet:1: not readable as Parquet" in fault(lines(tmp_path / "p.parquet", GOOD))
+    lines(tmp_path / "saved" / "dataset_info.json", "{}")
+    assert "saved: not readable as a saved dataset" in fault(tmp_path / "saved")
+    (tmp_path / "dir.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"dir\.jsonl: cannot be read \(Is a directory\)"):
+        list(read_corpus(tmp_path / "dir.jsonl"))
+
+
+def test_missing_and_unknown_files_are_told_at_once(tmp_path: Path) -> None:
+    lines(tmp_path / "pairs.jsonl", GOOD)
+    with pytest.raises(
+        InputError, match=r"pair\.jsonl: no such file or folder\. Did you mean 'pairs\.jsonl'\? Check the path"
+    ):
+        read_pairs(tmp_path / "pair.jsonl")
+    with pytest.raises(InputError, match=r"p\.xlsx: unknown format\. Give \.jsonl, \.csv.*BEIR"):
+        read_pairs(lines(tmp_path / "p.xlsx", "x"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: a folder of unknown format\. Give \.jsonl"):
+        read_pairs(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.jsonl", ""), ("p.jsonl", "\n{}\n"), ("p.csv", ""), ("p.csv", "query,positive\n"), ("p.jsonl.gz", "")],
+)
+def test_a_file_without_a_usable_pair_is_an_error(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        list(read_pairs(tmp_path / name, skip_bad=True))
+    assert str(caught.value) == f"{tmp_path / name}: no usable pair. Give at least one query with its positive."
+
+
+def test_a_saved_dataset_without_a_train_split(tmp_path: Path) -> None:
+    some = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict(all=some).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(validation=some).save_to_disk(tmp_path / "held")
+    datasets.DatasetDict(dev=some, test=some).save_to_disk(tmp_path / "two")
+    assert texts(read_pairs(tmp_path / "one")) == EXPECTED
+    assert fault(tmp_path / "two") == f"{tmp_path}/two: no split 'train' to read pairs of. Rename one of: dev, test."
+    assert fault(tmp_path / "held") == f"{tmp_path}/held: no split 'train' to read pairs of. Rename one of: validation."
+    assert texts(read_pairs(tmp_path / "two" / "dev")) == EXPECTED
+
+
+# Streaming
+
+
+@pytest.mark.parametrize(("name", "header"), [("p.jsonl", ""), ("p.csv", "query,positive\n")])
+def test_the_first_pair_comes_before_the_rest_is_written(tmp_path: Path, name: str, header: str) -> None:
+    """The writer waits for the first pair to be read; a reader that reads ahead would wait for the writer."""
+    path = tmp_path / name
+    os.mkfifo(path)
+    first_read = threading.Event()
+    waited: list[bool] = []
+
+    def write() -> None:
+        row = f"{GOOD}\n" if not header else "why,because\n"
+        with path.open("w", encoding="utf-8") as pipe:
+            pipe.write(header + row)
+            pipe.flush()
+            waited.append(first_read.wait(timeout=10))
+            pipe.write(row)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    pairs = read_pairs(path)
+    assert next(pairs).query == "why"
+    first_read.set()
+    assert len(list(pairs)) == 1
+    writer.join()
+    assert waited == [True]
+
+
+def test_a_bad_line_far_down_is_told_only_when_reached(tmp_path: Path) -> None:
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", *[GOOD] * 50_000, "{"))
+    assert [next(pairs).line for _ in range(50_000)][-1] == 50_000
+    with pytest.raises(InputError, match=r"p\.jsonl:50001: the line is not valid JSON"):
+        next(pairs)
+
+
+# Documents
+
+
+def test_a_corpus_joins_titles_and_keeps_empty_documents(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "corpus.jsonl",
+        {"_id": "a", "title": "T", "text": "x"},
+        {"_id": 7, "title": "", "text": "y", "metadata": {}},
+        {"_id": "c", "title": None, "text": "z"},
+        {"_id": "d", "title": "only"},
+        {"_id": "e", "title": "", "text": ""},
+    )
+    assert list(read_corpus(path)) == [
+        Document("a", "T\nx"),
+        Document("7", "y"),
+        Document("c", "z"),
+        Document("d", "only\n"),
+        Document("e", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ('{"id": "a", "text": "x"}', "no \"_id\" here, only 'id', 'text'. Did you mean '_id'?"),
+        ('{"_id": 1.5, "text": "x"}', '"_id" is a number, not text.'),
+        ('{"_id": true, "text": "x"}', '"_id" is a boolean, not text.'),
+        ('{"_id": "", "text": "x"}', '"_id" is empty.'),
+        ('{"_id": "a", "txt": "x"}', "no \"text\" or \"title\" here, only '_id', 'txt'. Did you mean 'text'?"),
+        ('{"_id": "a", "text": 3}', '"text" is a number, not text.'),
+        (
+            '{"_id": "a", "title": "\\udc00", "text": ""}',
+            '"title" is not valid UTF-8 at character 1 (a lone surrogate).',
+        ),
+        ('{"_id": "first", "text": "x"}', "the id 'first' is already taken by an earlier line."),
+        ('{"_id": nope}', "the line is not valid JSON (Expecting value, column 9)."),
+    ],
+)
+def test_bad_corpus_lines(tmp_path: Path, row: str, what: str) -> None:
+    path = lines(tmp_path / "corpus.jsonl", {"_id": "first", "text": "x"}, row)
+    with pytest.raises(InputError) as caught:
+        list(read_corpus(path))
+    assert str(caught.value) == f"{path}:2: {what} Correct or remove the line."
+
+
+def test_texts_may_go_without_ids(tmp_path: Path) -> None:
+    mixed = lines(tmp_path / "t.jsonl", {"text": "x"}, "", {"text": "y"}, {"_id": "c", "title": "T", "text": "z"})
+    assert list(read_texts(mixed)) == [Document("1", "x"), Document("3", "y"), Document("c", "T\nz")]
+    plain = tmp_path / "t.txt.gz"
+    plain.write_bytes(gzip.compress(b"\xef\xbb\xbfx \r\n\r\n  y"))
+    assert list(read_texts(plain)) == [Document("1", "x "), Document("3", "  y")]
+    (tmp_path / "t.txt").write_bytes(b"fine\ncaf\xe9\n")
+    with pytest.raises(InputError, match=r't\.txt:2: "text" is not valid UTF-8'):
+        list(read_texts(tmp_path / "t.txt"))
+    with pytest.raises(InputError, match=r"t\.csv: texts cannot be read from this\. Give \.jsonl or \.txt"):
+        read_texts(lines(tmp_path / "t.csv", "x"))
+
+
+@pytest.mark.parametrize(("read", "what"), [(read_corpus, "no document"), (read_texts, "no text")])
+def test_empty_files_of_documents_are_an_error(
+    tmp_path: Path, read: Callable[[Path], Iterator[Document]], what: str
+) -> None:
+    path = lines(tmp_path / "empty.jsonl", "")
+    with pytest.raises(InputError, match=f"empty.jsonl: {what}. Give at least one line."):
+        list(read(path))
+
+
+# BEIR folders
+
+
+def test_a_collection_keeps_the_queries_with_something_to_find(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "set", "q1\td1\t2\nq1\td2\t0\n2\td3\t-1\r\n\n2\td1\t1\nq3\td2\t0\n")
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes()))
+    (folder / "corpus.jsonl").unlink()
+    collection = read_collection(folder)
+    assert collection.name == "set"
+    assert collection.documents == (Document("d1", "T\none"), Document("d2", "two"), Document("d3", ""))
+    assert collection.queries == (Document("q1", "first"), Document("2", "second"))
+    assert collection.qrels == {"q1": {"d1": 2, "d2": 0}, "2": {"d3": -1, "d1": 1}}
+
+
+@pytest.mark.parametrize(
+    ("judgements", "message"),
+    [
+        ("q1\td1\t1\nq9\td1\t1\n", "test.tsv:3: query 'q9' is not in queries.jsonl. Add it, or remove the line."),
+        ("q1\td9\t0\n", "test.tsv:2: document 'd9' is not in corpus.jsonl. Add it, or remove the line."),
+        ("q1\td1\t1.0\n", "test.tsv:2: the score '1.0' is not an integer. Write 0, 1, 2, ..."),
+        ("q1 d1 1\n", "test.tsv:2: 1 fields, not 3. Write query id, document id and score, separated by tabs."),
+        ("q1\td1\t1\nq1\td1\t2\n", "test.tsv:3: query 'q1' and document 'd1' have two scores. Keep one."),
+        ("q1\td1\t0\n", "test.tsv: no judgement above 0. Give at least one relevant document."),
+    ],
+)
+def test_bad_judgements(tmp_path: Path, judgements: str, message: str) -> None:
+    folder = beir(tmp_path, judgements)
+    with pytest.raises(InputError) as caught:
+        read_collection(folder)
+    assert str(caught.value) == f"{folder}/qrels/{message}"
+
+
+def test_judgements_need_their_header_and_every_file(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "a", "q1\td1\t1\n", header="")
+    with pytest.raises(InputError, match=r"test\.tsv:1: the header is \['q1', 'd1', '1'\]\. Write \['query-id'"):
+        read_collection(folder)
+    with pytest.raises(InputError, match=r"dev\.tsv: no such file\. Splits there: test\."):
+        read_collection(folder, "dev")
+    (folder / "queries.jsonl").unlink()
+    with pytest.raises(InputError, match=r"no queries\.jsonl or queries\.jsonl\.gz"):
+        read_collection(folder)
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        read_collection(tmp_path / "nowhere")
+
+
+def test_pairs_of_a_beir_folder_are_its_positive_judgements(tmp_path: Path) -> None:
+    folder = beir(tmp_path, "q3\td2\t1\n", split="all")
+    assert texts(read_pairs(folder)) == [("third", "two", ())]
+    beir(tmp_path, "q1\td1\t2\nq1\td2\t0\n2\td2\t1\n", split="train")
+    assert texts(read_pairs(folder)) == [("first", "T\none", ()), ("second", "two", ())]
+    assert [pair.line for pair in read_pairs(folder)] == [2, 4]
+
+
+def test_bad_judgements_of_pairs_can_be_skipped(tmp_path: Path) -> None:
+    folder = beir(tmp_path, "q1\td3\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t1\n", split="train")
+    assert fault(folder) == f'{folder}/qrels/train.tsv:2: "positive" is empty. {CURE}'
+    told: list[str] = []
+    assert [pair.line for pair in read_pairs(folder, skip_bad=True, on_skip=told.append)] == [5]
+    assert [message.removeprefix(f"{folder}/qrels/") for message in told] == [
+        'train.tsv:2: "positive" is empty.',
+        "train.tsv:3: query 'q9' is not in queries.jsonl.",
+        "train.tsv:4: document 'd9' is not in corpus.jsonl.",
+    ]
+
+
+def test_pairs_of_a_beir_folder_with_several_splits_but_no_train(tmp_path: Path) -> None:
+    beir(tmp_path, "q1\td1\t1\n", split="dev")
+    folder = beir(tmp_path, "q1\td1\t1\n")
+    assert fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: dev, test."
+    (folder / "qrels" / "dev.tsv").unlink()
+    assert (
+        fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: test."
+    )  # not to train on
+
+
+# Writing
+
+
+@pytest.mark.parametrize("name", ["new/p.jsonl", "new/p.jsonl.gz"])
+def test_what_is_written_reads_back(tmp_path: Path, name: str) -> None:
+    assert write_jsonl(tmp_path / name, ROWS) == 2
+    assert texts(read_pairs(tmp_path / name)) == EXPECTED
+    once = (tmp_path / name).read_bytes()
+    write_jsonl(tmp_path / name, iter(ROWS))
+    assert (tmp_path / name).read_bytes() == once
+    assert not name.endswith(".gz") or once[4:8] == bytes(4), "no time stamp"
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / name, ROWS)
+    before = (tmp_path / name).read_bytes()
+
+    def breaks() -> Iterable[Mapping[str, object]]:
+        yield {"query": "new"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(tmp_path / name, breaks())
+    assert (tmp_path / name).read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -1,0 +1,125 @@
+"""Run by torchrun in test_distributed.py, and alone: steps of both stages; writes losses, gradients and weights."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from anchorembed.config import Contrast, Reconstruct, Schedule
+from anchorembed.data.pairs import TextPair
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
+from anchorembed.system.processes import gathered_weights, leave, rank, whole
+from anchorembed.train.run import _together, objective
+
+SETTINGS: dict[str, Schedule] = {
+    "stage1": Reconstruct(tokens_per_micro_batch=4000, sink=False),
+    "stage1-micro": Reconstruct(tokens_per_micro_batch=110, bag_weight=0.5),
+    "stage1-bag": Reconstruct(tokens_per_micro_batch=110, bag_weight=1.0, decode=False),
+    "stage1-next": Reconstruct(tokens_per_micro_batch=110, directions="next_token"),
+    "stage1-centred-untied": Reconstruct(tokens_per_micro_batch=110, anchor="centred"),
+    "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
+    "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
+    "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
+    # The scale keeps positives from a share of nearly 1, where the gradient is what rounding leaves of a difference.
+    "stage2-taught": Contrast(
+        tokens_per_micro_batch=60, lora=None, mask_above=0.0, guide="itself", distill=0.5, scale=5
+    ),
+}
+BATCHES = (6, 5, 1)  # pairs: even, uneven, and fewer than processes
+
+
+def pairs(count: int) -> list[TextPair]:
+    return [
+        TextPair(
+            f"sort {n} rows",
+            f"the rows {n} are sorted {'again ' * (n % 3)}",
+            (f"other {n}",) * (n % 2),
+            scores=(2.0, 1.0 - n) if n % 2 else (),
+        )
+        for n in range(count)
+    ]
+
+
+def model_of(folder: Path, name: str) -> Path:
+    """The model that a setting trains: one whose head is its embedding, or has weights of its own."""
+    return folder / ("untied" if name.endswith("untied") else "tied")
+
+
+def shard_on_cpus(accelerator: Accelerator) -> None:
+    """Have accelerate prepare by FSDP2 as recipes/accelerate/8gpus-fsdp2.yaml says, which it does for GPUs only."""
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor]:
+    """Three steps; everything that must not depend on the number of processes."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    torch.manual_seed(0)
+    embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
+    if isinstance(settings, Contrast) and settings.guide:
+        settings = settings.model_copy(update={"guide": str(folder)})
+    module, stage = objective(embedder, settings)
+    updates = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-4)
+    if accelerator.num_processes > 1:
+        assert accelerator.distributed_type == DistributedType.MULTI_CPU
+        if shard:
+            shard_on_cpus(accelerator)
+        stage = _together(accelerator, stage, updates, ["LlamaDecoderLayer"])
+        assert isinstance(stage.module, FSDPModule if shard else nn.parallel.DistributedDataParallel)
+        assert all(isinstance(parameter, DTensor) == shard for parameter in module.parameters())
+        assert not shard or all(isinstance(layer, FSDPModule) for layer in embedder.backbone.model.base_model.layers)
+    found: dict[str, torch.Tensor] = {}
+    module.train()
+    for number, count in enumerate(BATCHES):
+        batch = pairs(count)
+        metrics = stage.step(number, embedder.pairs.pairs(batch, [""] * count))
+        found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
+        for name, parameter in module.named_parameters():
+            found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
+        updates.step()
+        updates.zero_grad(set_to_none=False)
+    weights = gathered_weights(module)
+    return found | {f"weights/{name}": value.clone() for name, value in weights.items()}
+
+
+def leave_shards() -> NoReturn:
+    """Leave, and end without the interpreter's teardown.
+
+    DTensor's caches hold the mesh, and that gloo's threads, whatever `leave` destroys. One that has yet to let go of
+    the last collective's tensors asks for the GIL, and is killed with its process if teardown has begun (pytorch
+    issue 190489). Only tests shard on CPUs: without a mesh `leave` ends these threads.
+    """
+    leave()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Run every setting, and write what the first process found."""
+    folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
+    for name, settings in SETTINGS.items():
+        found = run(model_of(folder, name), settings, shard)
+        if rank() == 0:
+            save_file({key: value.contiguous() for key, value in found.items()}, out / name)
+    (out / f"finished-{os.environ.get('RANK', '0')}").touch()
+    if shard:
+        leave_shards()
+    leave()
+
+
+if __name__ == "__main__":
+    main()

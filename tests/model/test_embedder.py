@@ -1,0 +1,142 @@
+"""A text's embedding is the state at its EOS and depends on nothing but the text."""
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import METADATA, Embedder, read_metadata
+from anchorembed.model.packing import pack
+from anchorembed.model.template import Template, instruct
+from anchorembed.model.tokens import Lengths
+from tiny import WORDS
+
+
+def texts(count: int = 60) -> list[str]:
+    rng = random.Random(3)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(count)]
+
+
+def test_embedding_does_not_depend_on_its_batch(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = embedder.encode(texts())
+    alone = np.concatenate([embedder.encode([text]) for text in texts()])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    monkeypatch.setattr("anchorembed.model.embedder._TOKENS", {"cpu": 64})
+    monkeypatch.setattr("anchorembed.model.embedder._WINDOW", 7)
+    np.testing.assert_allclose(embedder.encode(iter(texts())), together, atol=1e-5)
+    backwards = embedder.encode(texts()[::-1])[::-1]
+    np.testing.assert_allclose(backwards, together, atol=1e-5)
+
+
+def test_the_anchor_is_the_state_at_eos(embedder: Embedder) -> None:
+    sequences = embedder.pairs.templated(texts(5), 48)
+    batch = pack(sequences)
+    found = embedder(batch)
+    states = embedder.backbone.states(embedder.backbone.embed(batch.tokens), batch)
+    ends = (batch.tokens == embedder.pairs.end_id).nonzero().flatten()
+    torch.testing.assert_close(found, states[ends])
+
+
+def test_shape_length_and_kind(embedder: Embedder) -> None:
+    vectors = embedder.encode(texts(3))
+    assert vectors.shape == (3, 32)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    raw = embedder.encode(texts(3), normalize=False)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), vectors, atol=1e-5)
+    assert embedder.encode([]).shape == (0, 32)
+
+
+def test_sides_and_instructions(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(40, 48), instruction="find code")
+    plain = embedder.encode(["sort"], side="document")
+    query = embedder.encode(["sort"], side="query")
+    np.testing.assert_allclose(query, embedder.encode([instruct("find code") + "sort"], side="query", instruction=""))
+    np.testing.assert_allclose(plain, embedder.encode(["sort"], side="query", instruction=""), atol=1e-6)
+    assert np.abs(plain - query).max() > 1e-3
+
+
+def test_saved_and_loaded_it_is_the_same(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "model", {"stage": "test"})
+    again = Embedder.load(tmp_path / "model", precision="float32")
+    np.testing.assert_array_equal(again.encode(texts()), embedder.encode(texts()))
+    assert again.fingerprint == embedder.fingerprint
+    assert again.metadata.lengths == Lengths(24, 48)
+    assert again.metadata.history["stage"] == "test"
+
+
+def test_other_weights_or_template_have_another_fingerprint(embedder: Embedder, tiny_folder: Path) -> None:
+    other = Embedder.load(tiny_folder, precision="float32", template=Template("", "query: ", "", "</s>"))
+    assert other.fingerprint != embedder.fingerprint
+
+
+def test_bfloat16_is_near_float32(tiny_folder: Path) -> None:
+    exact = Embedder.load(tiny_folder, precision="float32").encode(texts())
+    rough = Embedder.load(tiny_folder, precision="bfloat16").encode(texts())
+    assert (exact * rough).sum(1).min() > 0.999
+    assert np.abs(exact - rough).max() > 0
+
+
+def test_wrong_use_is_named(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="one string"):
+        embedder.encode("text")
+    with pytest.raises(InputError, match="'doc'"):
+        embedder.encode(["text"], side="doc")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="24 tokens leaves no room for text"):
+        embedder.encode(["text"], side="query", instruction="sort " * 30)
+    with pytest.raises(InputError, match="'cuda:99' asked for"):
+        Embedder.load("x", device="cuda:99")
+
+
+def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+    (tmp_path / METADATA).write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        read_metadata(tmp_path)
+
+
+def test_many_short_texts_stream_without_growing(embedder: Embedder) -> None:
+    """Never more than a window ahead of what was yielded, and nothing kept of what was: memory stays as it is."""
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for number in range(12 * 4096):
+            read += 1
+            yield f"row {number % 97}"
+
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        for number, vectors in enumerate(embedder.stream(texts()), 1):
+            assert vectors.shape == (4096, embedder.dimension)
+            assert read == number * 4096
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 12
+    assert max(held[3:]) - held[2] < 200_000  # a window's texts alone are more
+
+
+def test_a_trained_model_on_the_hub_is_the_folder_it_was(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = Template("<s>", "read: ", " :end", "</s>")
+    trained = Embedder.load(tiny_folder, template=template, lengths=Lengths(40, 48), instruction="find code")
+    commit = "0" * 40
+    repository = tmp_path / "models--somebody--trained"
+    trained.save(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    loaded = Embedder.load("somebody/trained")
+    assert loaded.metadata == trained.metadata
+    np.testing.assert_allclose(loaded.encode(texts(3), "query"), trained.encode(texts(3), "query"))
+    (repository / "snapshots" / commit / METADATA).unlink()
+    assert Embedder.load("somebody/trained").metadata.instruction == ""

@@ -1,0 +1,50 @@
+"""Exported = native: sentence-transformers gives our vectors for both sides, whatever the text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from anchorembed.errors import InputError
+from anchorembed.model import export as exporting
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.export import export
+from anchorembed.model.tokens import Lengths
+from tiny import save_tiny
+
+TEXTS = ["sort", "", "  ", "sort the list " * 80, "文字 списки", "open a file"]
+
+
+@pytest.fixture(params=["llama", "llama-untied"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = save_tiny(tmp_path / "base", request.param)
+    embedder = Embedder.load(folder, precision="float32", lengths=Lengths(40, 48), instruction="find code")
+    embedder.save(tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def test_exported_equals_native(trained: Path, tmp_path: Path) -> None:
+    smallest = export(trained, tmp_path / "out")
+    assert smallest > 0.9999
+    native = Embedder.load(trained, precision="float32")
+    exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(exported.encode_query(TEXTS), native.encode(TEXTS, side="query"), atol=1e-4)
+    np.testing.assert_allclose(exported.encode_document(TEXTS), native.encode(TEXTS, side="document"), atol=1e-4)
+    assert exported.prompts == {"query": "Instruct: find code\nQuery: ", "document": ""}
+    again = Embedder.load(tmp_path / "out", precision="float32")
+    np.testing.assert_allclose(again.encode(TEXTS, side="query"), native.encode(TEXTS, side="query"), atol=1e-4)
+    assert np.abs(exported.encode_query(TEXTS) - exported.encode_document(TEXTS)).max() > 1e-2
+
+
+def test_an_export_that_differs_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "instruct", lambda task: "Another: ")
+    with pytest.raises(InputError, match="differs from the model"):
+        export(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_not_touched(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        export(trained, tmp_path / "out")

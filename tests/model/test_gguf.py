@@ -1,0 +1,103 @@
+"""A GGUF file gives its model in float32 and its tokenizer with the ids and special tokens it has in the file."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import load_model, load_tokenizer
+from tiny import DATA, SIZES, tiny_model, tiny_tokenizer
+
+BOS, EOS = "<s>", "</s>"
+QUANTISED = gguf.GGMLQuantizationType.Q8_0
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.layers.": "blk.",
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a GGUF file, with the byte-level tokenizer of the tests."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tokenizer = tiny_tokenizer()
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    model = tiny_model(vocabulary=len(tokens))
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in (BOS, EOS) else 1 for token in tokens])
+    merges = json.loads((DATA / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokens.index(BOS))
+    writer.add_eos_token_id(tokens.index(EOS))
+    for name, weight in model.state_dict().items():
+        if name != "lm_head.weight":  # tied
+            stored = _as_stored(name, weight)
+            kind = QUANTISED if name.endswith("gate_proj.weight") else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(_renamed(name), gguf.quants.quantize(stored, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _renamed(name: str) -> str:
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _as_stored(name: str, weight: torch.Tensor) -> np.ndarray:
+    """Queries and keys are stored with the two halves of a head, which rotary positions pair, interleaved."""
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        half = SIZES["head_dim"] // 2
+        weight = weight.reshape(-1, 2, half, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.contiguous().numpy()
+
+
+def test_the_model_is_the_one_that_was_stored(file: Path) -> None:
+    model, _ = load_model(str(file))
+    expected = tiny_model(vocabulary=model.config.vocab_size).state_dict()
+    assert {name: weight.dtype for name, weight in model.state_dict().items()} == dict.fromkeys(expected, torch.float32)
+    for name, weight in model.state_dict().items():
+        rounding = 0.01 if name.endswith("gate_proj.weight") else 0.0  # it is stored in 8 bits
+        torch.testing.assert_close(weight, expected[name], rtol=0.0, atol=rounding, msg=name)
+
+
+def test_the_tokenizer_is_the_one_that_was_stored(file: Path) -> None:
+    tokenizer, expected = load_tokenizer(str(file)), tiny_tokenizer()
+    for text in ("sort a list", "", "  two  spaces", "文字 42\n"):
+        assert tokenizer(text)["input_ids"] == expected(text)["input_ids"], text
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (BOS, EOS)
+
+
+def test_it_embeds(file: Path) -> None:
+    vectors = Embedder.load(file, precision="float32").encode(["sort a list", "open a file"])
+    assert vectors.shape == (2, 32)
+    assert np.isfinite(vectors).all()

@@ -1,0 +1,101 @@
+"""Two Ray workers give what one process gives, also when one of them is killed."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from anchorembed.api import encode
+from anchorembed.data.documents import read_texts
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.search.ray import _share, encode_by_ray
+
+pytest.importorskip("ray")
+TEXTS = 400
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = ({"_id": f"t{number}", "text": f"text number {number} " * (1 + number % 40)} for number in range(TEXTS))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def kill_a_worker(vectors: Path, killed: list[int]) -> None:
+    """Once the first part is there, kill the first worker found."""
+    while not list(vectors.glob("part-*.parquet")):
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if any("ray::" in part and "Worker" in part for part in process.cmdline()):
+            process.kill()
+            killed.append(process.pid)
+            return
+
+
+def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
+    tmp_path: Path, tiny_folder: Path, texts: Path
+) -> None:
+    killed: list[int] = []
+    done: list[int] = []
+    out = tmp_path / "vectors"
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / ".vectors.work" / "vectors", killed), daemon=True)
+    killer.start()
+    rows = encode_by_ray(read_texts(texts), out, str(tiny_folder), workers=2, advance=done.append, part=5)
+    killer.join(timeout=10)
+    assert killed, "no worker was found to kill: the test shows nothing"
+    assert rows == sum(done) == TEXTS
+    assert encode(tiny_folder, texts, tmp_path / "plain.parquet") == TEXTS
+    plain, parts = pq.read_table(tmp_path / "plain.parquet"), pq.read_table(out)
+    assert parts.schema == plain.schema
+    assert parts["id"].to_pylist() == plain["id"].to_pylist()
+    ours, theirs = (np.stack(table["vector"].to_pylist()) for table in (parts, plain))
+    assert (ours * theirs).sum(axis=1).min() > 0.999
+    assert all(path.name.startswith("part-") and path.suffix == ".parquet" for path in out.iterdir())
+    left = {path.name for path in tmp_path.iterdir()} - {"cache"}
+    assert left == {"plain.parquet", "texts.jsonl", "vectors"}
+
+
+def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
+    tmp_path: Path, tiny_folder: Path, texts: Path
+) -> None:
+    out = tmp_path / "vectors"
+    assert encode(tiny_folder, texts, out, side="query", engine="ray", workers=1) == TEXTS
+    expected = Embedder.load(tiny_folder).encode([document.text for document in read_texts(texts)], "query")
+    assert np.allclose(np.stack(pq.read_table(out)["vector"].to_pylist()), expected, atol=2e-2)
+    with pytest.raises(InputError, match="is there already"):
+        encode(tiny_folder, texts, out, engine="ray")
+
+
+def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
+    with pytest.raises(InputError, match="leaves no room"):
+        encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "expected"),
+    [
+        ([{"CPU": 4.0}] * 8, 1, (1, {"num_cpus": 4})),
+        ([{"CPU": 4.0}] * 8, None, (8, {"num_cpus": 4})),
+        ([{"CPU": 2.0}], 2, (2, {"num_cpus": 1})),
+        ([{"CPU": 4.0}, {"CPU": 16.0}], 3, (3, {"num_cpus": 2})),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}], None, (4, {"num_gpus": 1.0})),
+        ([{"CPU": 8.0, "GPU": 1.0}], 2, (2, {"num_gpus": 0.5})),
+        ([{"CPU": 8.0, "GPU": 2.0}], 3, (3, {"num_gpus": 0.5})),
+        ([{"memory": 1.0}, {"CPU": 16.0}, {"CPU": 16.0}], None, (2, {"num_cpus": 16})),
+    ],
+)
+def test_what_a_worker_asks_for_fits_on_a_machine(
+    machines: list[dict[str, float]], workers: int | None, expected: tuple[int, dict[str, float]]
+) -> None:
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    cluster = SimpleNamespace(nodes=lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 1.0}}])
+    assert _share(cluster, workers) == expected

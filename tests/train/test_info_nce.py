@@ -1,0 +1,97 @@
+"""InfoNCE against numbers computed by hand; a positive never counts as a negative."""
+
+import math
+
+import pytest
+import torch
+
+from anchorembed.train.info_nce import (
+    candidates,
+    distillation,
+    false_negatives,
+    info_nce,
+    matryoshka,
+    similarities,
+    too_similar,
+)
+
+
+def test_hand_computed() -> None:
+    queries = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
+    documents = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0]])
+    # cosines: query 0: 1, 0.6, 0; query 1: 0, 0.8, -1
+    first = -math.log(math.exp(2.0) / (math.exp(2.0) + math.exp(1.2) + 1))
+    second = -math.log(math.exp(1.6) / (1 + math.exp(1.6) + math.exp(-2.0)))
+    loss = info_nce(queries, documents, torch.tensor([0, 1]), scale=2.0)
+    assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
+
+
+def test_excluded_documents_do_not_count() -> None:
+    queries, documents = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    excluded = torch.tensor([[False, False, True], [False, False, False]])
+    loss = info_nce(queries, documents, torch.tensor([0, 1]), 1.0, excluded)
+    first = -math.log(math.e / (math.e + 1))
+    second = -math.log(math.e / (math.e + 2))
+    assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
+
+
+def test_a_duplicate_positive_is_no_negative() -> None:
+    found = false_negatives(["a", "b", "a"], ["x", "y", "z", "x", "y"], [0, 1, 2])
+    assert found.tolist() == [
+        [False, False, True, True, False],  # query a: x (its own and its copy) and z answer it
+        [False, False, False, False, True],
+        [True, False, False, True, False],
+    ]
+
+
+def test_a_query_is_no_negative_of_itself() -> None:
+    """Where both sides are alike: b is asked for, and stands among the documents as a's answer."""
+    assert false_negatives(["a", "b"], ["b", "c"], [0, 1]).tolist() == [[False, False], [True, False]]
+
+
+def test_cosines_stay_float32_under_autocast() -> None:
+    queries, documents = torch.randn(4, 64), torch.randn(6, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = similarities(queries.bfloat16(), documents.bfloat16())
+        assert (queries @ documents.T).dtype == torch.bfloat16  # what would happen without care
+    assert found.dtype == torch.float32
+    assert len(found.unique()) == 24
+
+
+def test_what_is_nearer_than_the_positive_is_masked() -> None:
+    """Cosines of query 0: 0.6, 1, 0.8 with the first its positive; of query 1: 0.8, 0, 0.6 with the last."""
+    queries, documents = torch.eye(2), torch.tensor([[3.0, 4.0], [1.0, 0.0], [8.0, 6.0]])
+    positives = torch.tensor([0, 2])
+    expected = [[False, True, True], [True, False, False]]
+    assert too_similar(queries, documents, positives, 0.1).tolist() == expected
+    assert too_similar(queries, documents, positives, 0.3).tolist() == [[False, True, False], [False, False, False]]
+    guide = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert not too_similar(guide, torch.ones(3, 2), positives, 0.0).any()
+
+
+def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(3, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    positives = torch.tensor([0, 1, 2])
+
+    def loss(queries_QH: torch.Tensor, documents_DH: torch.Tensor) -> torch.Tensor:
+        return info_nce(queries_QH, documents_DH, positives, 3.0)
+
+    expected = (loss(queries[:, :2], documents[:, :2]) + loss(queries, documents)) / 2
+    torch.testing.assert_close(matryoshka(loss, queries, documents, (2, 8)), expected)
+    with pytest.raises(ValueError, match="9 is not between 1 and 8"):
+        matryoshka(loss, queries, documents, (9,))
+
+
+def test_distillation_is_the_divergence_from_the_given_scores() -> None:
+    """Query 0 has cosines 0.6 and 1 with its candidates; queries 1 (no scores) and 2 (one candidate) teach nothing."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    documents = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0], [5.0, 0.0]])
+    found = distillation(queries, documents, candidates([[0, 3], [], [2]], [[4.0, 1.0], [], [7.0]]), scale=2.0)
+    teacher = 1 / (1 + math.exp(-3.0))
+    student = 1 / (1 + math.exp(2.0 - 1.2))
+    expected = teacher * math.log(teacher / student) + (1 - teacher) * math.log((1 - teacher) / (1 - student))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+    shifted = distillation(queries, documents, candidates([[0, 3], [], [2]], [[14.0, 11.0], [], [7.0]]), scale=2.0)
+    assert float(shifted) == pytest.approx(expected, abs=1e-5)
+    assert float(distillation(queries, documents, candidates([[], [], []], [[], [], []]))) == 0.0

@@ -1,0 +1,362 @@
+"""What a stage takes: exact where it is a sum of tensors, near where it is what layers keep; refused with figures."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from anchorembed.config import Contrast, Recipe, Reconstruct, parse_recipe
+from anchorembed.errors import InputError
+from anchorembed.train import loop as loop_module
+from anchorembed.train import run as training
+from anchorembed.train.contrast import Contrastive
+from anchorembed.train.loop import make_optimizer
+from anchorembed.train.memory import (
+    _BUDGETS,
+    Shape,
+    Use,
+    check_memory,
+    cure,
+    estimate,
+    fitting_budget,
+    layer_bytes,
+    less_memory,
+    shape_of,
+    stored_bytes,
+    use_of,
+)
+from anchorembed.train.prepare import prepare
+from anchorembed.train.profile import profile
+from anchorembed.train.run import contrast, objective
+from tiny import save_tiny, write_pairs
+
+CARD = 80 * 10**9
+LLAMA_8B = AutoConfig.for_model(
+    "llama",
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PAIRS = {"data": {"sources": [{"name": "a", "path": "x"}]}, "output": "o"}
+
+
+def use(weights: str = "float32", stage: str = "contrast", **changes: Any) -> Use:
+    """The paper's settings, with another way to store weights."""
+    recipe = parse_recipe(PAIRS | {"model": {"weights": weights}, stage: changes})
+    settings = recipe.contrast if stage == "contrast" else recipe.reconstruct
+    assert settings is not None
+    return use_of(recipe, settings, torch.bfloat16, 2**28)
+
+
+@pytest.fixture(scope="session")
+def eight_billion() -> Shape:
+    return shape_of(LLAMA_8B)
+
+
+def test_an_8b_model_s_second_stage_fits_a_card_and_its_first_does_not(eight_billion: Shape) -> None:
+    assert eight_billion.count == 8_030_261_248
+    assert estimate(eight_billion, use("bfloat16")).total < CARD
+    assert estimate(eight_billion, use("nf4")).total < estimate(eight_billion, use("bfloat16")).total
+    assert estimate(eight_billion, use("float32")).total > CARD
+    assert estimate(eight_billion, use(stage="reconstruct")).fixed == 16 * eight_billion.count > CARD
+    shared = replace(use(stage="reconstruct"), shards=8)
+    assert estimate(eight_billion, shared).fixed == 2 * eight_billion.count
+
+
+@pytest.fixture(scope="session")
+def models_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return lambda name: save_tiny(tmp_path_factory.mktemp(name), name)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3"])
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        (Reconstruct(), "float32"),
+        (Contrast(lora=None), "float32"),
+        (Contrast(), "float32"),
+        (Contrast(), "bfloat16"),
+    ],
+    ids=["stage-one", "full", "adapters", "adapters-on-bfloat16"],
+)
+def test_weights_gradients_and_moments_are_exact(
+    name: str, settings: Any, weights: str, tmp_path: Path, models_of: Callable[[str], Path]
+) -> None:
+    folder = models_of(name)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 40)
+    data = {"sources": [{"name": "p", "path": str(pairs)}], "query_tokens": 24, "document_tokens": 48, "held_out": 4}
+    model = {"name": str(folder), "device": "cpu", "weights": weights}
+    recipe = parse_recipe({"data": data, "model": model, "output": "o"})
+    prepared = prepare(recipe, str(folder), lambda _: None)
+    config = prepared.embedder.backbone.model.config
+    found = estimate(shape_of(config), use_of(recipe, settings, torch.float32, 2**20))
+    module, run = objective(prepared.embedder, settings)
+    optimizer = make_optimizer(module, settings)
+    run.step(0, prepared.tokens(list(range(4)), 0))
+    optimizer.step()
+    every = {weight.data_ptr(): weight for weight in module.parameters()}.values()
+    gradients = [weight.grad for weight in every if weight.grad is not None]
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert found.weights == bytes_of(every)
+    assert found.gradients == bytes_of(gradients)
+    assert found.moments == bytes_of(moments)
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "product", "rank", "dropout"),
+    [
+        ("llama", "float32", 2, 0, 0.0),
+        ("llama", "float32", 4, 0, 0.0),
+        ("qwen3", "float32", 2, 0, 0.0),
+        ("llama", "bfloat16", 2, 4, 0.05),
+        ("qwen3", "bfloat16", 2, 4, 0.05),
+        ("llama", "bfloat16", 2, 4, 0.0),
+        ("qwen3", "float32", 4, 4, 0.05),
+    ],
+)
+def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank: int, dropout: float) -> None:
+    """Three layers less two, as autograd keeps them for the backward pass, within a twentieth."""
+    kept = []
+    for layers in (2, 3):
+        config = AutoConfig.for_model(
+            kind,
+            hidden_size=80,
+            intermediate_size=256,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            vocab_size=64,
+            pad_token_id=None,
+        )
+        torch.manual_seed(0)
+        stored = torch.float32 if weights == "float32" else torch.bfloat16
+        model = AutoModelForCausalLM.from_config(config, dtype=stored)
+        shape = shape_of(config)
+        if rank:
+            get_peft_model(model, LoraConfig(r=rank, lora_dropout=dropout, target_modules=TARGETS))
+        kept.append(kept_of_a_token(model, product == 2))
+    expected = replace(use(weights), product=product, rank=rank, dropout=dropout > 0, adapted=tuple(TARGETS))
+    assert layer_bytes(shape, expected) == pytest.approx(kept[1] - kept[0], rel=0.05)
+
+
+def kept_of_a_token(model: PreTrainedModel, low: bool, tokens: int = 389) -> float:
+    """Bytes a token that autograd keeps of what is as long as the text, each layer compiled."""
+    torch._dynamo.reset()
+    model.set_attn_implementation("sdpa")
+    for layer in next(module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        layer.compile(fullgraph=True, dynamic=True)
+    model.train()
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tokens in tensor.shape:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    def forward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            return model.base_model(input_ids=torch.arange(tokens)[None] % 64, use_cache=False).last_hidden_state
+
+    forward().float().sum().backward()  # compiles
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values()) / tokens
+
+
+def test_recomputed_layers_keep_their_input_alone(eight_billion: Shape) -> None:
+    whole = use("bfloat16")
+    again = estimate(eight_billion, replace(whole, recompute=True)).activations
+    inputs = 8192 * 2 * 4096 * 32
+    assert inputs < again < inputs + 2 * estimate(eight_billion, whole).activations / 32
+
+
+def test_what_it_says(eight_billion: Shape) -> None:
+    said = check_memory("contrast", eight_billion, use("bfloat16"), CARD, "cuda:0", strict=True)
+    assert said.startswith("contrast: about 72 GB of cuda:0's 80: weights 16, gradients 0.17, moments 0.34, ")
+    assert check_memory("contrast", eight_billion, use(), 0, "cuda:0", strict=True).startswith(
+        "contrast: about 105 GB: "
+    )
+
+
+def test_what_cannot_fit_is_refused_with_figures_and_a_cure(eight_billion: Shape) -> None:
+    def refused(have: float, wanted: Use, stage: str = "contrast") -> str:
+        with pytest.raises(InputError) as caught:
+            check_memory(stage, eight_billion, wanted, int(have), "cuda:0", strict=True)
+        return str(caught.value)
+
+    said = refused(80e9, use(stage="reconstruct"), "reconstruct")
+    assert said.startswith("reconstruct: weights 32, gradients 32 and moments 64 GB are 128 GB, and cuda:0 has 80. ")
+    assert "FSDP2" in said
+    said = refused(80e9, use())
+    assert "it takes about 105 GB" in said
+    assert "Set contrast.tokens_per_micro_batch=4096 (it is 8192)" in said
+    lower = replace(use(), budget=4096)
+    assert estimate(eight_billion, lower).total < 80e9, "the cure cures"
+    assert "Set model.weights=bfloat16 and contrast.tokens_per_micro_batch=" in refused(24e9, use())
+    assert "Set model.weights=nf4" in refused(12e9, use("bfloat16"))
+    said = refused(80e9, use(lora=None))
+    assert said.startswith("contrast: weights 32, gradients 30 and moments 60 GB are 122 GB, and cuda:0 has 80. ")
+    assert "leave out contrast.lora=null. Set contrast.tokens_per_micro_batch=4096" in said
+    assert "smaller model" in refused(4e9, use("nf4"))
+
+
+def test_what_is_only_estimated_refuses_no_cpu(eight_billion: Shape) -> None:
+    assert "about 105 GB of" in check_memory("contrast", eight_billion, use(), CARD, "this machine", strict=False)
+    with pytest.raises(InputError, match="are 33 GB"):
+        check_memory("contrast", eight_billion, use(), CARD // 4, "this machine", strict=False)
+
+
+def test_what_to_lower_where_memory_ended() -> None:
+    assert "Set contrast.tokens_per_micro_batch=4096 (it is 8192)" in less_memory("contrast", use())
+    least = replace(use(), budget=1000)
+    assert "model.weights=bfloat16" in less_memory("contrast", least)
+    assert "model.weights=nf4" in less_memory("contrast", replace(least, weights="bfloat16"))
+    assert "data.query_tokens" in less_memory("contrast", replace(least, weights="nf4"))
+    first = replace(use(stage="reconstruct"), budget=3000)  # a pair may have 2,052 tokens
+    assert "a micro-batch has 3000 tokens, the longest pair" in less_memory("reconstruct", first)
+
+
+def test_a_small_step_takes_less_than_its_budget() -> None:
+    assert use(batch_size=2).tokens == 2 * 3 * 512
+    assert use(stage="reconstruct", batch_size=2).tokens == 2 * 2 * 1026
+    assert use(stage="reconstruct", tokens_per_micro_batch=100).tokens == 2 * 1026
+    assert use(stage="reconstruct", directions="q2d", tokens_per_micro_batch=100).tokens == 1026
+
+
+def test_four_bits_are_counted_with_their_scales(eight_billion: Shape) -> None:
+    products = eight_billion.products
+    rest = 2 * (eight_billion.count - products)
+    assert 0.515 * products < stored_bytes(eight_billion, "nf4") - rest < 0.517 * products
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path) -> Recipe:
+    data = {
+        "sources": [{"name": "p", "path": str(write_pairs(tmp_path / "pairs.jsonl", 80))}],
+        "query_tokens": 24,
+        "document_tokens": 48,
+        "held_out": 8,
+    }
+    stage = {"batch_size": 8, "steps": 6, "warmup_steps": 1, "save_every": 2, "evaluate_every": 5}
+    model = {"name": str(tiny_folder), "precision": "float32", "device": "cpu"}
+    return parse_recipe(
+        {"data": data, "model": model, "reconstruct": None, "contrast": stage, "output": str(tmp_path / "run")}
+    )
+
+
+def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exception) -> None:
+    """Have Stage II raise an error in step ``number``, counted from 0: as it runs, or as it is laid out in a thread."""
+    real, calls = getattr(Contrastive, where), count()
+
+    def failing(self: Contrastive, *arguments: Any) -> Any:
+        if next(calls) == number:
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Contrastive, where, failing)
+
+
+@pytest.mark.parametrize(("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "prepare"), (3, "prepare")])
+def test_memory_that_ends_in_a_step_loses_nothing(
+    recipe: Recipe, ends_in: int, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One message; the steps before are kept, also those after the last checkpoint; a smaller budget goes on."""
+    out = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    whole = recipe.model_copy(update={"output": tmp_path / "whole"})
+    expected = contrast(whole)
+    fail_in(monkeypatch, where, ends_in, out)
+    kept = f"Steps up to {ends_in} are kept" if ends_in else "No step is lost"
+    with pytest.raises(InputError) as caught:
+        contrast(recipe)
+    assert str(caught.value) == (
+        f"contrast: memory ended after step {ends_in}: CUDA out of memory. Tried to allocate 2.00 GiB. "
+        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}; "
+        "to continue: run it again"
+    )
+    monkeypatch.undo()
+    said: list[str] = []
+    smaller = recipe.model_copy(
+        update={"contrast": recipe.contrast.model_copy(update={"tokens_per_micro_batch": 4096})}
+    )
+    finished = contrast(smaller, said.append)
+    assert any(f"resumed after step {ends_in} of 6" in line for line in said) == bool(ends_in)
+    assert (finished / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+
+
+def test_memory_that_ends_as_the_steps_are_kept(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the last checkpoint stands; an error of another kind is not taken for it."""
+    save = loop_module.save_checkpoint
+
+    def only_even(folder: Path, step: int, *rest: Any) -> None:
+        if step % 2:
+            raise MemoryError
+        save(folder, step, *rest)
+
+    fail_in(monkeypatch, "run", 3, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    monkeypatch.setattr(loop_module, "save_checkpoint", only_even)
+    with pytest.raises(InputError, match="The last checkpoint is kept"):
+        contrast(recipe)
+    assert [path.name for path in (recipe.output / "contrast" / "checkpoints").glob("step-*")] == ["step-000002"]
+    fail_in(monkeypatch, "run", 0, RuntimeError("another"))
+    with pytest.raises(RuntimeError, match="another"):
+        contrast(recipe)
+
+
+def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    contrast(recipe, said.append)
+    place = next(number for number, line in enumerate(said) if "about" in line)
+    assert "weights" in said[place]
+    assert place < next(number for number, line in enumerate(said) if "pairs to train on" in line)
+    monkeypatch.setattr(training, "memory_of", lambda _: 1000)
+    monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(InputError, match=r"GB, and this machine has 1e-06"):
+        contrast(recipe.model_copy(update={"output": recipe.output.parent / "other"}))
+
+
+def test_profile_says_it_first(recipe: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+    assert profile(recipe, "contrast", steps=1, warmup=0).peak_gb > 0
+    assert "contrast: about " in capfd.readouterr().out
+
+
+def test_a_cure_is_named_only_if_it_cures(eight_billion: Shape) -> None:
+    assert "smaller model" in cure("contrast", eight_billion, use("float32"), 10**9)
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
+def test_the_chosen_budget_is_the_largest_that_fits_nine_tenths(eight_billion: Shape, stage: str) -> None:
+    """More memory never means fewer tokens at once; where none fits it is the smallest, which is then refused."""
+    wanted = use("bfloat16" if stage == "contrast" else "float32", stage)
+    chosen = []
+    for size in range(20, 1000, 20):
+        have = size * 10**9
+        budget = fitting_budget(eight_billion, wanted, have)
+        chosen.append(budget)
+        fits = [
+            other for other in _BUDGETS if estimate(eight_billion, replace(wanted, budget=other)).total <= 0.9 * have
+        ]
+        assert budget == (max(fits) if fits else 2048)
+    assert chosen == sorted(chosen)
+    assert chosen[0] == 2048
+    assert chosen[-1] == 65536
+    assert len(set(chosen)) > 4
