@@ -293,7 +293,7 @@ def test_the_same_packages_give_the_same_bytes_whatever_the_order(tmp_path: Path
 
 def test_the_content_does_not_hang_on_the_seed_of_hash(tmp_path: Path, packages: list[Package]) -> None:
     code = (
-        "import sys; from pathlib import Path; from anchorembed.corpora import *\n"
+        "import sys; from pathlib import Path; from anchorembed.curate.docstrings import *\n"
         "root = Path(sys.argv[1]); found = [Package(p.name, p) for p in root.iterdir()]\n"
         "harvest_packages(Path(sys.argv[2]), lambda: found, 'first', held_out_share=0.2)"
     )

@@ -11,7 +11,7 @@ from anchorembed.config import Contrast, Reconstruct
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train.cross_entropy import linear_cross_entropy
-from anchorembed.train.decoding import decoding
+from anchorembed.train.decoding import decoding, insert_anchors
 from anchorembed.train.flops import encode_flops, step_flops, weight_count
 from anchorembed.train.run import objective
 from stage_one import PAIRS, make, stage
@@ -100,7 +100,7 @@ def test_every_target_sends_gradient_into_the_encoder() -> None:
     laid = decoding([pair.document_text for pair in pairs], embedder.pairs.end_id)
     anchors = torch.randn(len(pairs), 32, requires_grad=True)
     backbone = embedder.backbone
-    vectors = reconstruction.insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.slots)
+    vectors = insert_anchors(backbone.embed(laid.batch.tokens), anchors, laid.slots)
     states = backbone.states(vectors, laid.batch)
     owner = torch.arange(len(pairs)).repeat_interleave(laid.batch.offsets.diff())
     for position in range(len(laid.targets)):
