@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 import anchorembed
 from anchorembed import cli
 from anchorembed.config import Schedule
-from anchorembed.train import loop
+from anchorembed.train import checkpoint, loop
 from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
 from anchorembed.train.stage import Measured
 from tiny import write_pairs
@@ -241,12 +242,31 @@ def test_a_full_disk_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("anchorembed.train.checkpoint.save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     code, _, err = run("train", recipe, "--set", "reconstruct.save_every=2")
     assert code == 2
     assert "No space left on device" in err
     assert "Traceback" not in err
     assert [path.name for path in (tmp_path / "run" / "reconstruct" / "checkpoints").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("rank", "printed"), [(None, ["100% [bold]", "slow"]), ("0", ["100% [bold]", "slow"]), ("1", ["slow"])]
+)
+def test_messages_are_printed_once_and_as_they_are(
+    rank: str | None, printed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the first of several processes; the others print warnings alone."""
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    cli._show_messages()
+    cli._show_messages()
+    log = logging.getLogger("anchorembed.data.store")
+    log.debug("hidden")
+    log.info("100% [bold]")
+    log.warning("slow")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.splitlines()) == ("", printed)
 
 
 def test_the_installed_command() -> None:
@@ -290,7 +310,7 @@ def test_memory_that_ends_in_a_step_is_one_message(run: Run, recipe: Path, monke
     assert last.startswith(
         "reconstruct: memory ended after step 2: CUDA out of memory. Tried to allocate 2.00 GiB. Set "
     )
-    assert last.endswith(f"Steps up to 2 are kept; to continue: anchorembed reconstruct {recipe}")
+    assert last.endswith(f"Steps up to 2 are kept. To continue: anchorembed reconstruct {recipe}")
     assert "Traceback" not in err
 
 

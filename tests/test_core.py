@@ -65,3 +65,16 @@ def test_no_dependency_of_the_core_is_one_of_them() -> None:
     core = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["dependencies"]}
     assert "torch" in core
     assert not core & {*OPTIONAL, *BROUGHT}
+
+
+def test_functions_are_not_hidden_by_folders_of_the_same_name() -> None:
+    """Both before and after their folder is imported."""
+    code = """
+from anchorembed import evaluate, search, train
+assert not {type(value).__name__ for value in (evaluate, search, train)} - {"function"}
+import anchorembed.evaluate.isotropy, anchorembed.search.vector_cache, anchorembed.train.flops
+from anchorembed import evaluate, search, train
+assert not {type(value).__name__ for value in (evaluate, search, train)} - {"function"}
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

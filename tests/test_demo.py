@@ -50,7 +50,9 @@ def recipe(made: Harvest, tmp_path: Path, tiny_folder: Path) -> Recipe:
     )
 
 
-def test_every_row_and_a_second_run_that_reuses(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:
+def test_every_row_and_a_second_run_that_reuses(
+    made: Harvest, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = demo(recipe, made)
     assert list(result.rows) == ["chance", "base model", "contrastive only", "Stage I + contrastive"]
     weights = [row.weights_sha256 for row in result.rows.values()]
@@ -60,21 +62,23 @@ def test_every_row_and_a_second_run_that_reuses(made: Harvest, recipe: Recipe, t
     assert [len(hits) for _, hits in result.searches] == [3, 3, 3]
     assert (result.exported / "modules.json").exists()
 
-    said: list[str] = []
-    again = demo(recipe, made, said.append)
-    assert again.rows == result.rows
-    assert sum("finished before" in line for line in said) == 3
-    assert sum("reused" in line for line in said) == 3
-    assert any("export: kept" in line for line in said)
+    caplog.set_level("INFO", "anchorembed")
+    caplog.clear()
+    repeated = demo(recipe, made)
+    assert repeated.rows == result.rows
+    assert sum("finished before" in message for message in caplog.messages) == 3
+    assert sum("reused" in message for message in caplog.messages) == 3
+    assert any("export: kept" in message for message in caplog.messages)
 
     (document, *_), scores = made.collection.glob("corpus.jsonl"), tmp_path / "run" / "evaluation" / "base-model.json"
     document.write_text(document.read_text(encoding="utf-8").replace("at once", "later"), encoding="utf-8")
     saved = json.loads((result.exported / "anchorembed.json").read_text(encoding="utf-8"))
     (result.exported / "anchorembed.json").write_text(json.dumps(saved | {"weights_sha256": "other"}), encoding="utf-8")
-    before, said = json.loads(scores.read_text(encoding="utf-8"))["key"], []
-    demo(recipe, made, said.append)
+    before = json.loads(scores.read_text(encoding="utf-8"))["key"]
+    caplog.clear()
+    demo(recipe, made)
     assert json.loads(scores.read_text(encoding="utf-8"))["key"] != before, "texts changed, their ids did not"
-    assert not any("export: kept" in line for line in said)
+    assert not any("export: kept" in message for message in caplog.messages)
 
 
 def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ FILES = {"pairs": "pairs.jsonl", "texts": "texts.jsonl", "gguf": "model.gguf", "
 
 
 def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return python(ROOT / "tests" / "without.py", package, *arguments)
+    return python(ROOT / "tests" / "helpers" / "without.py", package, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_extras_of_the_messages_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     named: set[str] = set()
-    for path in (ROOT / "src" / "anchorembed").glob("*.py"):
+    for path in (ROOT / "src" / "anchorembed").rglob("*.py"):
         for names in re.findall(r'with extra\("([^"]+)"\)', path.read_text(encoding="utf-8")):
             named |= set(names.split(","))
     assert named == {"eval", "search", "mine", "mteb", "compare", "gguf", "ray"}

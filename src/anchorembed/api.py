@@ -1,6 +1,7 @@
 """The command line's verbs as functions: load a model, read files, show progress, return a value."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # these need packages of an extra, which only the verb that u
     from anchorembed.evaluate.ranking import Scores
     from anchorembed.evaluate.tasks import TaskScore
     from anchorembed.search.index import Hit
+
+_log = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
 
@@ -104,13 +107,12 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     return found
 
 
-def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], None] = print) -> Iterator[SourceReport]:
+def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
 
     Args:
         recipe: its model's tokenizer and template count the tokens; its limits say what is cut.
         tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
-        say: for messages.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
     settings = recipe.compare
@@ -118,7 +120,7 @@ def check(recipe: Recipe, tests: Sequence[Path] = (), *, say: Callable[[str], No
     named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     local = {name: Path(name).expanduser() for name in named}
     if elsewhere := [name for name, place in local.items() if not place.exists()]:
-        say(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
+        _log.info(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
     places = dict.fromkeys([*tests, *(place for place in local.values() if place.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
     saved = described(recipe.model.name)
@@ -137,7 +139,6 @@ def mine(
     corpus: str | Path | None = None,
     rules: Rules | None = None,
     skip_bad: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Mined:
     """Write pairs with hard negatives mined for them, as JSONL that trains as it is.
 
@@ -148,7 +149,6 @@ def mine(
         corpus: corpus file to mine from, besides the pairs' positives.
         rules: which texts become negatives.
         skip_bad: drop unusable lines, and say how many.
-        say: for messages.
 
     Raises:
         InputError: for files it cannot use, and where BM25 is asked for without the extra ``mine``.
@@ -159,7 +159,7 @@ def mine(
     dropped: list[str] = []
     read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
     if dropped:
-        say(f"{pairs}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
+        _log.info(f"{pairs}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
     texts = mining.gather(read, (document.text for document in read_corpus(Path(corpus))) if corpus else ())
     if str(by) == "bm25":
         scorer = mining.by_bm25(texts)

@@ -1,9 +1,12 @@
 """The command line: verbs to functions. Faults a user can mend are printed alone, with exit code 2."""
 
 import json
+import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -11,7 +14,9 @@ import typer
 from rich.console import Console
 
 from anchorembed.config import Recipe, read_recipe, show_config
-from anchorembed.errors import LESS_MEMORY, InputError, extra, first_line, memory_ended
+from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -23,22 +28,60 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, h
 SideOption = Annotated[Literal["query", "document"], typer.Option("--side", help="What the texts are.")]
 
 
+class _Messages(logging.Handler):
+    """Prints what the package logs to standard error: the messages alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        _say(record.getMessage())
+
+
+_MESSAGES = _Messages()
+
+
+@app.callback()
+def _show_messages() -> None:
+    """Print what the package logs; of several processes the first prints all of it, the others only warnings."""
+    logger = logging.getLogger("anchorembed")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_MESSAGES)
+    _MESSAGES.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
 @app.command()
 def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
     """Train both stages; finished ones are skipped, interrupted ones resumed."""
-    _stages("train", recipe, set_, show, skip_bad)
+    resolved = _resolve(recipe, set_, show, skip_bad)
+    if resolved is None:
+        return
+    from anchorembed.train import run as training
+
+    with _resumable():
+        training.train(resolved, _log.info)
 
 
 @app.command()
 def reconstruct(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
     """Train Stage I alone: reconstruct each side of a pair from the other's anchor."""
-    _stages("reconstruct", recipe, set_, show, skip_bad)
+    resolved = _resolve(recipe, set_, show, skip_bad)
+    if resolved is None:
+        return
+    from anchorembed.train import run as training
+
+    with _resumable():
+        training.reconstruct(resolved, _log.info)
 
 
 @app.command()
 def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
     """Train Stage II alone: contrastive learning, from the Stage I model if it is complete."""
-    _stages("contrast", recipe, set_, show, skip_bad)
+    resolved = _resolve(recipe, set_, show, skip_bad)
+    if resolved is None:
+        return
+    from anchorembed.train import run as training
+
+    with _resumable():
+        training.contrast(resolved, _log.info)
 
 
 @app.command()
@@ -49,13 +92,9 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
         return
     with extra("eval,search,gguf"):
         from anchorembed import demo as module
-    from anchorembed.train.loop import Interrupted
 
-    try:
-        made = module.harvest(resolved.output, _say)
-        module.show(module.demo(resolved, made, _say, _command()), Console())
-    except Interrupted as stop:
-        _fail(str(stop), 128 + stop.signal)
+    with _resumable():
+        module.show(module.demo(resolved, module.harvest(resolved.output)), Console())
 
 
 @app.command()
@@ -110,18 +149,13 @@ def compare(
     with extra("compare"):
         from anchorembed.compare import gather as gathering
         from anchorembed.compare import run as comparing
-    from anchorembed.train.loop import Interrupted
 
     comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
     _say(comparing.plan(comparison))
     if only_plan:
         return
-    try:
-        left = 0 if only_report else comparing.run(comparison, _say, hours)
-    except Interrupted as stop:
-        _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
-    except KeyboardInterrupt:
-        _fail(f"Stopped. To continue: {_command()}", 130)
+    with _resumable():
+        left = 0 if only_report else comparing.run(comparison, _log.info, hours)
     same = [part for change in set_ or [] for part in ("--set", change)]
     same += ["--data", "DIR"] if "ANCHOREMBED_DATA" in os.environ else []
     again = ["anchorembed", "compare", str(recipe), *same, "--results", str(comparison.results.folder)]
@@ -150,7 +184,7 @@ def check(
     from anchorembed.api import check as run
     from anchorembed.curate.check import report
 
-    for found in run(resolved, tests or (), say=_say):
+    for found in run(resolved, tests or ()):
         _print(json.dumps(asdict(found), ensure_ascii=False) if as_json else report(found))
 
 
@@ -172,7 +206,7 @@ def mine(
     from anchorembed.curate.mine import Rules
 
     rules = Rules(count, *ranks, margin)
-    mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad, say=_say)
+    mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad)
     for number, many in mined.found.items():
         _print(f"{many:>9,} pairs with {number} mined")
     for reason, many in mined.dropped.items():
@@ -269,6 +303,8 @@ def main() -> None:
     """Run the command line; the exit code is 2 for faults a user can mend, 130 or 143 when stopped."""
     try:
         app(standalone_mode=True)
+    except OutOfMemory as error:
+        _fail(f"{error} To continue: {_command()}", 2)
     except InputError as error:
         _fail(str(error), 2)
     except (MemoryError, RuntimeError) as error:
@@ -279,19 +315,19 @@ def main() -> None:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)
 
 
-def _stages(verb: str, recipe: Path | None, set_: list[str] | None, show: bool, skip_bad: bool) -> None:
-    resolved = _resolve(recipe, set_, show, skip_bad)
-    if resolved is None:
-        return
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Where what runs within is stopped, print the command that continues it; exit code 128 + the signal's number."""
     from anchorembed.system.processes import leave
-    from anchorembed.train import run as training
     from anchorembed.train.loop import Interrupted
 
     try:
-        getattr(training, verb)(resolved, _say, _command())
+        yield
     except Interrupted as stop:
         leave()
-        _fail(str(stop), 128 + stop.signal)
+        _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
+    except KeyboardInterrupt:
+        _fail(f"Stopped. To continue: {_command()}", 130)
     leave()
 
 

@@ -5,9 +5,9 @@ Everything that is there from an earlier run is reused, and said to be.
 
 import hashlib
 import json
+import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.run import train
+
+_log = logging.getLogger(__name__)
 
 POOL = 500
 CLEARLY = 5.0  # times chance
@@ -52,7 +54,7 @@ class Demo:
     minutes: float
 
 
-def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
+def harvest(output: Path) -> Harvest:
     """Make or reuse the docstring pairs of this Python."""
     with progress_bar() as bar:
         task = bar.add_task("reading packages", total=None, note="")
@@ -60,14 +62,14 @@ def harvest(output: Path, say: Callable[[str], None]) -> Harvest:
             output / "data", progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     word = "reused" if made.reused else "harvested"
-    say(
+    _log.info(
         f"data: {made.counts.train} docstring pairs {word}, {made.counts.held_out} held out from "
         f"{len(made.held_out_packages)} whole packages: {made.folder}"
     )
     return made
 
 
-def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resume: str = "run it again") -> Demo:
+def demo(recipe: Recipe, made: Harvest) -> Demo:
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
 
     Raises:
@@ -84,23 +86,21 @@ def demo(recipe: Recipe, made: Harvest, say: Callable[[str], None] = print, resu
     source = recipe.data.sources[0].model_copy(update={"path": made.train})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
     alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
-    say("--- contrastive only ---")
-    without = train(alone, say, resume)
-    say("--- Stage I + contrastive ---")
-    anchored = train(recipe, say, resume)
+    _log.info("--- contrastive only ---")
+    without = train(alone, _log.info)
+    _log.info("--- Stage I + contrastive ---")
+    anchored = train(recipe, _log.info)
     models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
     rows = {"chance": Row(chance(collection))}
     for name, model in models.items():
         # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
         embedder = Embedder.load(model, lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens))
-        rows[name] = _measure(
-            recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection, say
-        )
+        rows[name] = _measure(recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection)
     if exported.exists() and saved_sha256(exported) == saved_sha256(anchored):
-        say(f"export: kept: {exported}")
+        _log.info(f"export: kept: {exported}")
     else:
         shutil.rmtree(exported, ignore_errors=True)
-        say(f"export: {exported}, cosine to ours at least {export(anchored, exported):.6f}")
+        _log.info(f"export: {exported}, cosine to ours at least {export(anchored, exported):.6f}")
     searches = _searches(anchored, collection, recipe.output / "index")
     return Demo(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
 
@@ -132,7 +132,7 @@ def show(result: Demo, console: Console) -> None:
     console.print(f"took {result.minutes:.1f} minutes", highlight=False)
 
 
-def _measure(path: Path, embedder: Embedder, collection: Collection, say: Callable[[str], None]) -> Row:
+def _measure(path: Path, embedder: Embedder, collection: Collection) -> Row:
     """Scores of a model on the collection, from an earlier run if model and collection are the same."""
     content = repr((tuple(collection.documents), collection.queries, sorted(collection.qrels.items())))
     key = {
@@ -142,7 +142,7 @@ def _measure(path: Path, embedder: Embedder, collection: Collection, say: Callab
     }
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:
-        say(f"evaluation: reused: {path}")
+        _log.info(f"evaluation: reused: {path}")
         return Row(saved["mean"], embedder.weights_sha256)
     scores = score(embedder, collection)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,10 @@ class InputError(Exception):
     """
 
 
+class OutOfMemory(InputError):
+    """Memory ended in a training step; the steps before it are kept, and the same command continues after them."""
+
+
 def memory_ended(error: BaseException) -> bool:
     """Whether it is Python's, CUDA's or torch's allocator of the CPU, which has no class of its own, that gave up."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

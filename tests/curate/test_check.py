@@ -86,7 +86,9 @@ def test_a_test_that_is_not_there_is_an_error(tmp_path: Path, embedder: Embedder
         list(check(open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs, [tmp_path / "none"]))
 
 
-def test_tests_that_are_no_files_are_named(tmp_path: Path, tiny_folder: Path, tests: Path) -> None:
+def test_tests_that_are_no_files_are_named(
+    tmp_path: Path, tiny_folder: Path, tests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "a", "positive": "The document itself"}) + "\n")
     recipe = parse_recipe(
@@ -97,9 +99,9 @@ def test_tests_that_are_no_files_are_named(tmp_path: Path, tiny_folder: Path, te
             "compare": {"collections": {"Some": [str(tests), "SciFact"]}},
         }
     )
-    said: list[str] = []
-    (found,) = check_recipe(recipe, say=said.append)
-    assert said == ["not looked into, as they are no files here: SciFact"]
+    caplog.set_level("INFO", "anchorembed.api")
+    (found,) = check_recipe(recipe)
+    assert caplog.messages == ["not looked into, as they are no files here: SciFact"]
     assert found.findings["text of a test"].count == 1
 
 

@@ -1,7 +1,7 @@
 """On real collections, too, our scores are those of mteb, ir-measures and sentence-transformers.
 
-Runs where there are some: `ANCHOREMBED_DATA=DIR pytest tests/evaluate/test_agreement.py`, with the folder of docs/data.md. The
-embedder is the tiny random one: it is the scorers that are compared.
+To run it: `ANCHOREMBED_DATA=DIR pytest tests/evaluate/test_agreement.py`, with the folder of docs/data.md. The embedder
+is a tiny random model, because the scorers are compared, not models.
 """
 
 import os

@@ -60,7 +60,7 @@ def hidden(folder: Path, names: tuple[str, ...], *arguments: object) -> "subproc
     hiding = folder / "hiding"
     hiding.mkdir(exist_ok=True)
     (hiding / "sitecustomize.py").write_text(f"from without import hide\nhide(*{names!r})\n", encoding="utf-8")
-    path = os.pathsep.join(map(str, (hiding, ROOT / "tests", ROOT / "src")))
+    path = os.pathsep.join(map(str, (hiding, ROOT / "tests" / "helpers", ROOT / "src")))
     environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
     command = [sys.executable, "-m", "anchorembed", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)

@@ -51,7 +51,7 @@ def hide(*names: str) -> Hidden:
 
 def python(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run Python, with this checkout's package and tests, to its end."""
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])
+    path = os.pathsep.join([str(ROOT / "tests" / "helpers"), str(ROOT / "src")])
     environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from anchorembed.train import gradcache
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.info_nce import info_nce
 
@@ -43,6 +44,6 @@ def test_cached_equals_uncached(size: int) -> None:
 
 
 def test_without_replay_dropout_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorembed.train.gradcache._set_random_state", lambda *_: None)
+    monkeypatch.setattr(gradcache, "_set_random_state", lambda *_: None)
     with pytest.raises(AssertionError):
         test_cached_equals_uncached(3)

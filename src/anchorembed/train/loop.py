@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from anchorembed.config import Schedule
-from anchorembed.errors import LESS_MEMORY, InputError, first_line, memory_ended
+from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
 from anchorembed.system.device import peak_memory, seed_step
 from anchorembed.system.files import write_file
 from anchorembed.system.processes import anywhere, processes, rank, wait, whole
@@ -150,7 +150,7 @@ def fit(
             if done % schedule.save_every == 0 or stopping:
                 keep(done)
             if stopping:
-                raise Interrupted(stop.number, f"Stopped after step {done}. To continue: {loop.resume}")
+                raise Interrupted(stop.number, f"Stopped after step {done}.")
     if schedule.keep_best:
         chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
         loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
@@ -206,7 +206,7 @@ def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterat
                 keep(done)
                 kept = f"Steps up to {done} are kept"
         why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
-        raise InputError(f"{why} {loop.less_memory} {kept}; to continue: {loop.resume}") from error
+        raise OutOfMemory(f"{why} {loop.less_memory} {kept}.") from error
 
 
 def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
