@@ -288,8 +288,7 @@ def test_memory_that_ends_in_a_step_loses_nothing(
         contrast(recipe)
     assert str(caught.value) == (
         f"contrast: memory ended after step {ends_in}: CUDA out of memory. Tried to allocate 2.00 GiB. "
-        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}; "
-        "to continue: run it again"
+        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}."
     )
     monkeypatch.undo()
     said: list[str] = []
