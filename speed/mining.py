@@ -26,7 +26,7 @@ from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
-from anchorembed.evaluate.ranking import evaluate_collection
+from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.files import write_jsonl
@@ -77,7 +77,7 @@ def one_seed(args: argparse.Namespace, task: Task, seed: int, folder: Path, arms
     plain = train(args, task.train, seed, 0, folder / "in-batch")
     answers = set().union(*task.test.qrels.values())
     texts = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
-    scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain), texts)
+    scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain).encode, texts)
     found = mine(task.train, texts, scorer, Rules(margin=args.margin))
     print(f"seed {seed}: pairs by negatives mined {found.found}, candidates left out {found.dropped}", flush=True)
     mined = train(args, found.pairs, seed, 1, folder / "mined")
@@ -145,7 +145,7 @@ def train(args: argparse.Namespace, pairs: list[TextPair], seed: int, negatives:
 def score(model: str, args: argparse.Namespace, task: Task) -> dict[str, float]:
     """Each held-out claim's nDCG@10."""
     embedder = Embedder.load(model, lengths=Lengths(args.cut, args.cut))
-    return {claim: found[_METRIC] for claim, found in evaluate_collection(embedder, task.test).per_query.items()}
+    return {claim: found[_METRIC] for claim, found in evaluate_collection(embedder.encode, task.test).per_query.items()}
 
 
 def mean(scores: dict[str, float]) -> float:

@@ -1,11 +1,15 @@
-"""The command line's verbs as functions: load a model, read files, show progress, return a value."""
+"""The functions behind the command line's verbs: each loads a model, reads files, shows progress, returns a value.
+
+Training is in `train.run`, exporting in `model.export`, comparing in `compare.run`.
+"""
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +25,8 @@ from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus, read_texts
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.isotropy import isotropy as measure
+from anchorembed.evaluate.isotropy import Isotropy
+from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder, described
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.template import bake, derive_template
@@ -34,7 +39,7 @@ from anchorembed.system.progress import progress_bar
 from anchorembed.train.prepare import open_pairs, own_template
 
 if TYPE_CHECKING:  # these need packages of an extra, which only the verb that uses them imports
-    from anchorembed.evaluate.ranking import Scores
+    from anchorembed.evaluate.metrics import RankingScores
     from anchorembed.evaluate.tasks import TaskScore
     from anchorembed.search.index import Hit
 
@@ -66,7 +71,7 @@ def evaluate(
 
     Args:
         model: model folder, hub id, ``.gguf`` file or ``smollm2-135m``.
-        tasks: as in `tasks.find_tasks`.
+        tasks: as in `find.find_tasks`.
         split: which qrels of a BEIR folder.
         instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
             before the texts of symmetric tasks, never before documents.
@@ -79,56 +84,60 @@ def evaluate(
     """
     with extra("eval"):
         from anchorembed.evaluate.find import find_tasks
-        from anchorembed.evaluate.tasks import Adapter, check_instructions, run_tasks
-    found = find_tasks([str(task) for task in tasks], split, quick)
-    check_instructions(instructions or {}, found)
+        from anchorembed.evaluate.tasks import TaskEmbedder, check_instructions, run_tasks
+    chosen = find_tasks([str(task) for task in tasks], split, quick)
+    check_instructions(instructions or {}, chosen)
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
     scores: list[TaskScore] = []
-    for score in run_tasks(Adapter(embedder, name, vectors, instructions or {}), found, Path(out) if out else None):
+    for score in run_tasks(TaskEmbedder(vectors, name, instructions or {}), chosen, Path(out) if out else None):
         on_score(score)
         scores.append(score)
     return scores
 
 
-def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, dict[str, float]]:
-    """How evenly each model's vectors of the first ``most`` pairs of a file fill their space; see `significance`."""
+def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, Isotropy]:
+    """How evenly each model's vectors of the first ``most`` pairs of a file fill their space, by model.
+
+    Raises:
+        InputError: if there are fewer than two pairs.
+    """
     chosen = list(islice(read_pairs(Path(pairs)), most))
     if len(chosen) < 2:
         raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
-    found: dict[str, dict[str, float]] = {}
+    by_model: dict[str, Isotropy] = {}
     for model in models:
         embedder = Embedder.load(model)
         with _bar(f"embedding for {model}", 2 * len(chosen)) as advance:
             queries = embedder.encode([pair.query for pair in chosen], "query", progress=advance)
             documents = embedder.encode([pair.positive for pair in chosen], progress=advance)
-        found[str(model)] = asdict(measure(queries, documents))
-    return found
+        by_model[str(model)] = measure_isotropy(queries, documents)
+    return by_model
 
 
 def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
-    """What is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
+    """Report what is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
 
     Args:
         recipe: its model's tokenizer and template count the tokens; its limits say what is cut.
-        tests: whose texts should not be trained on, as in `checking.check`; the recipe's own local ones are added.
+        tests: whose texts should not be trained on, as in `curate.check.check`; the recipe's local ones are added.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
     settings = recipe.compare
     named = [name for names in settings.collections.values() for name in names] if settings else []
     named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
-    local = {name: Path(name).expanduser() for name in named}
-    if elsewhere := [name for name, place in local.items() if not place.exists()]:
+    paths = {name: Path(name).expanduser() for name in named}
+    if elsewhere := [name for name, path in paths.items() if not path.exists()]:
         _log.info(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
-    places = dict.fromkeys([*tests, *(place for place in local.values() if place.exists())])
+    local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
     saved = described(recipe.model.name)
     template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
     store = open_pairs(recipe, lambda _: None)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
-        yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), places, advance)
+        yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), local, advance)
 
 
 def mine(
@@ -148,13 +157,13 @@ def mine(
         by: ``bm25``, or a model as in `evaluate`.
         corpus: corpus file to mine from, besides the pairs' positives.
         rules: which texts become negatives.
-        skip_bad: drop unusable lines, and say how many.
+        skip_bad: drop unusable lines, and log how many.
 
     Raises:
         InputError: for files it cannot use, and where BM25 is asked for without the extra ``mine``.
     """
     _check_out(Path(out))
-    if Path(out).resolve() in {Path(place).resolve() for place in (pairs, corpus) if place}:
+    if Path(out).resolve() in {Path(path).resolve() for path in (pairs, corpus) if path}:
         raise InputError(f"{out}: is what is read. Name another file to write.")
     dropped: list[str] = []
     read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
@@ -166,7 +175,7 @@ def mine(
     else:
         embedder = Embedder.load(by)
         with _bar("embedding", len(texts)) as advance:
-            scorer = mining.by_embedder(_Shown(embedder, advance), texts)
+            scorer = mining.by_embedder(partial(embedder.encode, progress=advance), texts)
     with _bar("mining", len(read)) as advance:
         mined = mining.mine(read, texts, scorer, rules or Rules(), advance)
     rows = ({"query": pair.query, "positive": pair.positive, "negative": list(pair.negatives)} for pair in mined.pairs)
@@ -174,13 +183,13 @@ def mine(
     return mined
 
 
-def score(embedder: Embedder, collection: Collection) -> "Scores":
+def score(embedder: Embedder, collection: Collection) -> "RankingScores":
     """Score an embedder on a collection, with a progress bar; it needs the extra ``eval``."""
     with extra("eval"):
-        from anchorembed.evaluate.ranking import evaluate_collection
+        from anchorembed.evaluate.task_types import evaluate_collection
     total = len(collection.documents) + len(collection.queries)
     with _bar(f"embedding {collection.name}", total) as advance:
-        return evaluate_collection(_Shown(embedder, advance), collection)
+        return evaluate_collection(partial(embedder.encode, progress=advance), collection)
 
 
 def encode(
@@ -202,7 +211,7 @@ def encode(
         side: query or document.
         instruction: as in `Embedder.encode`.
         engine: ``ray`` for many machines or processes.
-        workers: of Ray, as in `clusters.encode_by_ray`.
+        workers: of Ray, as in `search.ray.encode_by_ray`.
     """
     out = Path(out)
     if workers is not None and engine != "ray":
@@ -215,9 +224,8 @@ def encode(
     documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
     with _bar("embedding", None) as advance:
         if engine == "ray":
-            named = str(model)
             return encode_by_ray(
-                documents, out, named, side=side, instruction=instruction, workers=workers, advance=advance
+                documents, out, str(model), side=side, instruction=instruction, workers=workers, advance=advance
             )
         embedder = Embedder.load(model)
         ids: list[str] = []
@@ -228,23 +236,22 @@ def _check_out(out: Path) -> None:
     """Refuse, before any work, what cannot become a file."""
     if out.is_dir():
         raise InputError(f"{out}: it is a folder. Name a file.")
-    parent = next(place for place in (out.absolute().parent, *out.absolute().parents) if place.exists())
+    parent = next(path for path in out.absolute().parents if path.exists())
     if not os.access(parent, os.W_OK):
         raise InputError(f"{out}: {parent} cannot be written to. Name another place.")
 
 
 def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
     """Write windows of vectors, whose ids are taken from the front of ``ids``; the file appears when it is whole."""
-    rows = 0
-    first = next(windows)
-    windows = chain([first], windows)
-    schema = vector_table([], first[:0]).schema
-    with whole_file(out) as partial, pq.ParquetWriter(partial, schema) as writer:
-        for vectors in windows:
+    count = 0
+    window = next(windows)
+    schema = vector_table([], window[:0]).schema
+    with whole_file(out) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for vectors in chain([window], windows):
             done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
             writer.write_table(vector_table(done, vectors))
-            rows += len(vectors)
-    return rows
+            count += len(vectors)
+    return count
 
 
 def search(
@@ -266,34 +273,16 @@ def search(
         raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     if index is None:
-        place = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:16]
-        index = cache_folder() / "indexes" / f"{place}-{embedder.fingerprint[:16]}"
+        name = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:16]
+        index = cache_folder() / "indexes" / f"{name}-{embedder.fingerprint[:16]}"
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
     return Search(opened.search(embedder, query, top_k), Path(index), reused)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """An encoder that moves a progress bar."""
-
-    embedder: Embedder
-    advance: Callable[[int], None]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.embedder.fingerprint
-
-    @property
-    def dimension(self) -> int:
-        return self.embedder.dimension
-
-    def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
-        return self.embedder.encode(texts, side, progress=self.advance)
-
-
 @contextmanager
 def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar of ``total`` texts or pairs; yields what moves it by a number of them."""
     with progress_bar() as bar:
         task = bar.add_task(name, total=total, note="")
         yield lambda done: bar.advance(task, done)

@@ -221,12 +221,14 @@ def isotropy(
     most: Annotated[int, typer.Option(min=2, help="Pairs to take from its beginning.")] = 1000,
 ) -> None:
     """How evenly vectors fill their space: mean cosine, effective rank, alignment, uniformity."""
+    from dataclasses import asdict
+
     from anchorembed.api import isotropy as run
 
-    for number, (model, found) in enumerate(run(models, pairs, most=most).items()):
-        if not number:
-            _print("".join(f"{name.replace('_', ' '):>16}" for name in found) + "  model")
-        _print("".join(f"{value:16.4f}" for value in found.values()) + f"  {model}")
+    by_model = {model: asdict(measured) for model, measured in run(models, pairs, most=most).items()}
+    _print("".join(f"{name.replace('_', ' '):>16}" for name in next(iter(by_model.values()))) + "  model")
+    for model, measured in by_model.items():
+        _print("".join(f"{value:16.4f}" for value in measured.values()) + f"  {model}")
 
 
 @app.command()

@@ -19,7 +19,8 @@ from anchorembed.config import Recipe
 from anchorembed.curate.docstrings import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
-from anchorembed.evaluate.ranking import METRICS, chance, subset
+from anchorembed.evaluate.metrics import METRICS, chance
+from anchorembed.evaluate.quick import subset
 from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths

@@ -30,7 +30,7 @@ from anchorembed.compare.arms import (
 )
 from anchorembed.config import Recipe, Reconstruct, parse_recipe, read_recipe
 from anchorembed.errors import InputError
-from anchorembed.evaluate.tasks import Adapter, Task, TaskScore
+from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
 from anchorembed.model.embedder import METADATA
 from anchorembed.system.files import alone_in
 from anchorembed.train import run as training
@@ -281,7 +281,7 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
     asked: list[list[str]] = []
     evaluate = comparing.run_tasks
 
-    def spy(adapter: Adapter, tasks: list[Task]) -> list[TaskScore]:
+    def spy(adapter: TaskEmbedder, tasks: list[Task]) -> list[TaskScore]:
         asked.append([task.name for task in tasks])
         return evaluate(adapter, tasks)
 
@@ -317,7 +317,7 @@ def test_a_collection_is_kept_as_soon_as_it_is_measured(
     """Stopped in the second, the first is kept with its items; what is run again is the second alone."""
     evaluate, asked = comparing.run_tasks, []
 
-    def stopped(adapter: Adapter, tasks: list[Task]) -> list[TaskScore]:
+    def stopped(adapter: TaskEmbedder, tasks: list[Task]) -> list[TaskScore]:
         asked.append(tasks[0].name)
         if len(asked) == 2:
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Tests and intervals against exact enumeration and numbers worked out by hand."""
 
 from itertools import product
-from math import exp, log, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from scipy import stats
 
 from anchorembed.compare import statistics as significance
 from anchorembed.compare.statistics import bootstrap_interval, holm, paired_interval, seeds_interval, sign_flip_p
-from anchorembed.evaluate.isotropy import Isotropy, isotropy
 
 
 def by_item(scores_SQ: list[list[float]]) -> dict[str, list[float]]:
@@ -131,52 +130,3 @@ def test_holm_by_hand() -> None:
     assert holm({}) == {}
     with pytest.raises(ValueError, match=r"b: p is 1\.5"):
         holm({"a": 0.1, "b": 1.5})
-
-
-def test_orthonormal_rows() -> None:
-    rows = np.eye(4, 6)
-    # squared distances are all 2, so uniformity is log exp(-4)
-    assert values(isotropy(rows, 3 * rows)) == pytest.approx((0, 4, 0, -4), abs=1e-12)
-
-
-def test_identical_rows() -> None:
-    rows = np.tile([3.0, 4.0], (5, 1))
-    assert values(isotropy(-rows, rows)) == pytest.approx((1, 1, 4, 0), abs=1e-9)
-
-
-def test_three_rows_by_hand() -> None:
-    documents = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
-    queries = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    shares = [sqrt(2) / (sqrt(2) + 1), 1 / (sqrt(2) + 1)]
-    rank = exp(-sum(share * log(share) for share in shares))
-    expected = (1 / 3, rank, (0 + 2 + 4) / 3, log((1 + 2 * exp(-4)) / 3))
-    assert values(isotropy(queries, documents)) == pytest.approx(expected)
-
-
-def test_isotropy_in_blocks_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, documents = np.random.default_rng(6).normal(size=(2, 33, 7)).astype(np.float32)
-    monkeypatch.setattr(significance, "_NUMBERS_PER_BLOCK", 100)
-    units = documents / np.linalg.norm(documents, axis=1, keepdims=True)
-    pairs = [(units[i], units[j]) for i in range(33) for j in range(i)]
-    found = isotropy(queries, documents)
-    assert found.mean_cosine == pytest.approx(np.mean([a @ b for a, b in pairs]), abs=1e-6)
-    assert found.uniformity == pytest.approx(log(np.mean([exp(-2 * ((a - b) ** 2).sum()) for a, b in pairs])), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("queries", "documents"),
-    [(np.ones((1, 2)), np.ones((1, 2))), (np.ones((2, 2)), np.ones((3, 2)))],
-)
-def test_isotropy_needs_pairs(queries: np.ndarray, documents: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="two or more pairs"):
-        isotropy(queries, documents)
-
-
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_isotropy_needs_directions(bad: float) -> None:
-    with pytest.raises(ValueError, match="no direction"):
-        isotropy(np.ones((2, 2)), np.array([[1.0, 1.0], [bad, bad]]))
-
-
-def values(measured: Isotropy) -> tuple[float, ...]:
-    return (measured.mean_cosine, measured.effective_rank, measured.alignment, measured.uniformity)

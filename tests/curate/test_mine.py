@@ -107,7 +107,7 @@ def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
 def test_an_embedder_scores_by_cosine(embedder: Embedder) -> None:
     texts = ["read a file", "sort rows"]
     expected = embedder.encode(["open a table"], "query") @ embedder.encode(texts).T
-    assert np.allclose(by_embedder(embedder, texts)(["open a table"]), expected, atol=1e-6)
+    assert np.allclose(by_embedder(embedder.encode, texts)(["open a table"]), expected, atol=1e-6)
 
 
 def test_texts_are_gathered_once() -> None:

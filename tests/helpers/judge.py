@@ -11,9 +11,9 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from anchorembed.data.beir import read_collection
 from anchorembed.data.documents import Document
 from anchorembed.data.judged import read_test_set
-from anchorembed.evaluate.metrics import MAIN
-from anchorembed.evaluate.mteb import Encoder, MtebTask
-from anchorembed.evaluate.tasks import Adapter, TaskScore
+from anchorembed.evaluate.mteb import MtebEncoder, MtebTask
+from anchorembed.evaluate.task_types import MAIN_METRICS
+from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
 
 BASES = {
     "Retrieval": AbsTaskRetrieval,
@@ -24,15 +24,15 @@ BASES = {
 }
 
 
-def judged(path: Path, adapter: Adapter) -> tuple[TaskScore, dict[str, float]]:
+def judged(path: Path, embedder: TaskEmbedder) -> tuple[TaskScore, dict[str, float]]:
     """What mteb says of a BEIR folder or test file, and each query's main score, unrounded."""
     task = mteb_task(path)
-    return MtebTask(task).run(adapter, None), unrounded(task, adapter) if isinstance(task, AbsTaskRetrieval) else {}
+    return MtebTask(task).run(embedder, None), unrounded(task, embedder) if isinstance(task, AbsTaskRetrieval) else {}
 
 
-def unrounded(task: AbsTaskRetrieval, adapter: Adapter) -> dict[str, float]:
+def unrounded(task: AbsTaskRetrieval, embedder: TaskEmbedder) -> dict[str, float]:
     """Each query's main score as mteb computes it before it rounds."""
-    data, encoder = task.dataset["default"]["test"], Encoder(adapter)
+    data, encoder = task.dataset["default"]["test"], MtebEncoder(embedder)
     encoder.index(data["corpus"])
     run = encoder.search(
         data["queries"], task_metadata=task.metadata, top_k=1000, top_ranked=data["top_ranked"] or None
@@ -86,7 +86,7 @@ def _made(kind: str, name: str, data: Any) -> AbsTask:
         dataset={"path": f"local/{name}", "revision": "1"},
         eval_splits=["test"],
         eval_langs=["und-Zyyy"],
-        main_score=MAIN[kind][0],
+        main_score=MAIN_METRICS[kind][0],
     )
     task = type("Made", (BASES[kind],), {"metadata": metadata, "samples_per_label": 8, "n_experiments": 10})()
     task.dataset, task.data_loaded = data, True

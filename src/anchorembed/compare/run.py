@@ -37,7 +37,7 @@ from anchorembed.config import Compare, Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.isotropy import isotropy
-from anchorembed.evaluate.tasks import Adapter, Task, TaskScore, check_instructions, run_tasks
+from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, check_instructions, run_tasks
 from anchorembed.model.embedder import METADATA, Embedder
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.device import find_device, versions
@@ -251,7 +251,7 @@ def _keep_as_common(results: Results, own: Run, one: Run) -> None:
 def _evaluate(comparison: Comparison, one: Run, embedder: Embedder) -> Iterator[tuple[TaskScore, float]]:
     """Scores of a run on what it lacks, one collection after the other, with the seconds each took."""
     with tempfile.TemporaryDirectory() as vectors:
-        adapter = Adapter(embedder, one.name, VectorCache(embedder, Path(vectors)), comparison.settings.instructions)
+        adapter = TaskEmbedder(VectorCache(embedder, Path(vectors)), one.name, comparison.settings.instructions)
         for task in comparison.tasks_left(one):
             began = time.perf_counter()
             (score,) = run_tasks(adapter, [task])

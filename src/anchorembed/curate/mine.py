@@ -16,7 +16,7 @@ import numpy as np
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError, extra
-from anchorembed.model.vectors import Encoder, Floats, near_top, unit_rows
+from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
 Scorer = Callable[[list[str]], Floats]  # queries -> their scores of all texts [Q, D], higher is nearer
 _SCORES_PER_BLOCK = 1 << 24
@@ -78,12 +78,12 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
     return score
 
 
-def by_embedder(encoder: Encoder, texts: Sequence[str]) -> Scorer:
-    """Score by cosine."""
-    documents_HD = unit_rows(encoder.encode(texts)).T
+def by_embedder(embed: Callable[[Sequence[str], Side], Floats], texts: Sequence[str]) -> Scorer:
+    """Score by cosine; ``embed`` gives the vectors [N, H] of texts."""
+    documents_HD = unit_rows(embed(texts, "document")).T
 
     def score(queries: list[str]) -> Floats:
-        scores_QD: Floats = unit_rows(encoder.encode(queries, "query")) @ documents_HD
+        scores_QD: Floats = unit_rows(embed(queries, "query")) @ documents_HD
         return scores_QD
 
     return score

@@ -6,7 +6,6 @@ In a cell of CSV a list stands as JSON; quotes in a TSV are text, as in the sets
 """
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 from anchorembed.data.rows import BadRow, Row, checked, json_list, not_empty, required_text, table_rows
 from anchorembed.errors import InputError
 
-QUICK_DOCUMENTS, QUICK_ITEMS = 1000, 500  # what a quick evaluation takes of a task at most
 _CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -103,11 +101,6 @@ def test_files(path: Path) -> list[Path]:
 def stem(path: Path) -> str:
     """A file's name without its suffix, and without that of compression."""
     return Path(path.name.removesuffix(".gz")).stem
-
-
-def quick_items(count: int) -> list[int]:
-    """Indices of a fixed choice of `QUICK_ITEMS` of ``count`` items, in their order; of all if there are fewer."""
-    return sorted(random.Random(0).sample(range(count), min(count, QUICK_ITEMS)))  # noqa: S311 - a fixed choice
 
 
 def _columns(names: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """From a model and a test to a score.
 
-Read `ranking` (documents in order, metrics of each query), `metrics` (the scores of each kind of task), `tasks` (what a
-task is, and running some), `mteb` (mteb's tasks), `find` (tasks by name, folder or file) and `isotropy` (how evenly
-vectors fill their space).
+Read `ranking` (documents in order of their cosine), `metrics` (nDCG, Spearman and their kind, as numbers from numbers),
+`task_types` (retrieval, reranking, similarity, pairs, classification: which texts are embedded and which metrics they
+give), `tasks` (what a task is, running some, instructions), `quick` (a fixed part of a task), `local` (a folder or file
+as a task), `mteb` (mteb's tasks), `find` (tasks by name) and `isotropy` (how evenly vectors fill their space).
 """

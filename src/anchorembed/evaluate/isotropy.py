@@ -1,4 +1,7 @@
-"""How evenly vectors fill their space."""
+"""How evenly vectors fill their space.
+
+Axes: N pairs, H hidden size.
+"""
 
 from dataclasses import dataclass
 from typing import Any

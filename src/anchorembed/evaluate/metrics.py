@@ -1,197 +1,148 @@
-"""Score an embedder on the data of one test, each kind as mteb scores it, without mteb.
+"""Metrics as numbers from numbers: no text and no model here.
 
-Retrieval and reranking by trec_eval's definitions (ir-measures), similarity by Spearman's correlation of cosines, pairs
-by average precision, classification by logistic regressions on a few texts a label. Scores have mteb's names; beside
-them stand those of each query or item, whose mean is the main score, for paired tests.
+Rankings are scored by trec_eval's definitions (ir-measures), with chance as the yardstick; similarities by Spearman's
+correlation. Names such as ``ndcg_at_10`` are mteb's.
 
-Axes: N items, H hidden size.
+Axes: N pairs of values.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import ir_measures
 import numpy as np
 from ir_measures import AP, RR, P, R, Success, nDCG
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, f1_score, pairwise
 
 from anchorembed.data.beir import Collection
-from anchorembed.data.documents import Documents
-from anchorembed.data.judged import LabelledText, SentencePair
-from anchorembed.data.store import StoredDocuments
-from anchorembed.evaluate.ranking import Qrels, Run, per_query, rank, rank_candidates
-from anchorembed.model.vectors import Floats, Side, unit_rows
-from anchorembed.search.vector_cache import Texts
+from anchorembed.errors import InputError
+from anchorembed.evaluate.ranking import ordered
 
-_CUTS = (1, 3, 5, 10, 20, 100, 1000)
-_MEASURES = {"ndcg": nDCG, "map": AP, "recall": R, "precision": P, "mrr": RR, "hit_rate": Success}
-_RANKING = {f"{name}_at_{cut}": measure @ cut for name, measure in _MEASURES.items() for cut in _CUTS}
-_TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's
-
-# kind of task -> mteb's name of its main score, and the field's
-MAIN = {
-    "Retrieval": ("ndcg_at_10", "nDCG@10"),
-    "Reranking": ("map_at_1000", "MAP"),
-    "STS": ("cosine_spearman", "Spearman"),
-    "PairClassification": ("max_ap", "AP"),
-    "Classification": ("accuracy", "accuracy"),
-}
-
-Embed = Callable[[Texts, Side], Floats]  # texts -> vectors [N, H]
-Items = dict[str, float]
+Qrels = Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
 Array = NDArray[np.float64]
 
+METRICS = {"nDCG@10": "ndcg_at_10", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}  # as shown: mteb's name
+_SHALLOW, _DEEP = 10, 100  # the cuts of METRICS
+DEEPEST = 1000  # the last of mteb's cuts
+_FAMILIES = {"ndcg": nDCG, "map": AP, "recall": R, "precision": P, "mrr": RR, "hit_rate": Success}
+MTEB_MEASURES = {
+    f"{name}_at_{cut}": measure @ cut for name, measure in _FAMILIES.items() for cut in (1, 3, 5, 10, 20, 100, DEEPEST)
+}
+
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Scores by mteb's names, and those of single items; no items where the main score is no mean over any."""
+class RankingScores:
+    """``per_query[query id][metric]`` for every judged query, and each metric's ``mean`` over them."""
 
-    scores: dict[str, Any]
-    items: Items
-
-
-@dataclass(frozen=True, slots=True)
-class StrippedTexts:
-    """The texts of documents, read as they are gone through."""
-
-    documents: Documents
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def __iter__(self) -> Iterator[str]:
-        return (document.text.strip() for document in self.documents)
+    mean: dict[str, float]
+    per_query: dict[str, dict[str, float]]
 
 
-def retrieval(collection: Collection, embed: Embed) -> Measured:
-    """Every document ranked for each query; the main score is nDCG@10."""
-    queries_QH, documents_DH, queries, documents = _embedded(collection, embed)
-    run = rank(queries_QH, documents_DH, queries, documents, _CUTS[-1])
-    return ranking_scores(run, collection.qrels, "ndcg_at_10")
+def score_rankings(rankings: Mapping[str, Mapping[str, float]], qrels: Qrels) -> RankingScores:
+    """Score rankings against graded ``qrels`` by `METRICS`: above 0 a document is relevant, its grade is its gain.
 
+    Every query of ``qrels`` counts: 0 where the rankings lack it. Queries that only the rankings have are left out.
 
-def reranking(collection: Collection, embed: Embed) -> Measured:
-    """The documents judged for each query ranked; the main score is MAP."""
-    run = rank_candidates(*_embedded(collection, embed), collection.qrels)
-    return ranking_scores(run, collection.qrels, "map_at_1000")
-
-
-def similarity(pairs: Sequence[SentencePair], embed: Embed) -> Measured:
-    """Spearman's correlation of the pairs' cosines with their values; its items are `pseudo_values`."""
-    cosine_N = 1 - pairwise.paired_cosine_distances(*_both_sides(pairs, embed))
-    both_2N = np.stack([np.array([pair.value for pair in pairs]), cosine_N.astype(np.float64)])
-    values_N = pseudo_values(*both_2N)
-    scores = {"cosine_pearson": _correlation(both_2N), "cosine_spearman": _correlation(rankdata(both_2N, axis=1))}
-    return Measured(scores, numbered(values_N) if np.isfinite(values_N).all() else {})
-
-
-def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> Measured:
-    """The best average precision that any of five measures of nearness has; it is no mean over pairs."""
-    first_NH, second_NH = _both_sides(pairs, embed)
-    near = {
-        "similarity": paired_cosines(first_NH, second_NH),
-        "cosine": 1 - pairwise.paired_cosine_distances(first_NH, second_NH),
-        "manhattan": -pairwise.paired_manhattan_distances(first_NH, second_NH),
-        "euclidean": -pairwise.paired_euclidean_distances(first_NH, second_NH),
-        "dot": np.array([first_H @ second_H for first_H, second_H in zip(first_NH, second_NH, strict=True)]),
-    }
-    labels = [int(pair.value) for pair in pairs]
-    scores = {f"{name}_ap": float(average_precision_score(labels, near_N)) for name, near_N in near.items()}
-    return Measured(scores | {"max_ap": max(scores.values())}, {})
-
-
-def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], embed: Embed) -> Measured:
-    """Accuracy of a logistic regression on 8 texts a label, mean of 10 draws; a text's score is its mean over them."""
-    draws = drawn([row.label for row in train])
-    used = sorted({index for draw in draws for index in draw})
-    train_NH = embed([train[index].text for index in used], "query")
-    test_NH = embed([row.text for row in test], "query")
-    labels = np.array([row.label for row in test])
-    right_N, experiments = np.zeros(len(test)), []
-    for draw in draws:
-        regression = LogisticRegression(max_iter=100, random_state=_SEED)
-        regression.fit(train_NH[np.searchsorted(used, draw)], [train[index].label for index in draw])
-        predicted = regression.predict(test_NH)
-        right_N += predicted == labels
-        f1 = float(f1_score(labels, predicted, average="macro"))
-        experiments.append({"accuracy": float(np.mean(predicted == labels)), "f1": f1})
-    means = {name: float(np.mean([scores[name] for scores in experiments])) for name in ("accuracy", "f1")}
-    return Measured(means | {"scores_per_experiment": experiments}, numbered(right_N / _DRAWS))
-
-
-def drawn(labels: Sequence[str]) -> list[list[int]]:
-    """Indices of the texts that each classifier learns from: mteb's own draws, each of which shuffles the last."""
-    order, draws = list(range(len(labels))), []
-    for _ in range(_DRAWS):
-        np.random.RandomState(_SEED).shuffle(order)
-        seen: Counter[str] = Counter()
-        draw = []
-        for index in order:
-            seen[labels[index]] += 1
-            if seen[labels[index]] <= _TEXTS_PER_LABEL:
-                draw.append(index)
-        draws.append(draw)
-    return draws
-
-
-def ranking_scores(run: Run, qrels: Qrels, main: str) -> Measured:
-    """Measures of a ranking at mteb's cuts, means over queries; the items are of the measure called ``main``."""
-    by_measure = per_query(run, qrels, _RANKING.values())
-    means = {name: math.fsum(by_measure[measure].values()) / len(qrels) for name, measure in _RANKING.items()}
-    return Measured(means, by_measure[_RANKING[main]])
-
-
-def paired_cosines(first_NH: Floats, second_NH: Floats) -> Floats:
-    """Cosine of each pair of rows, [N]."""
-    similar_N: Floats = (unit_rows(first_NH) * unit_rows(second_NH)).sum(-1)
-    return similar_N
-
-
-def pseudo_values(first: Sequence[float] | Array, second: Sequence[float] | Array) -> Array:
-    """What each of N pairs of values does to Spearman's correlation, [N]; their mean is the correlation.
-
-    Jackknife pseudo-values, N times the correlation less N - 1 times that without the pair (Miller, 1974), shifted by
-    their small bias. Their spread is the correlation's own, so that a bootstrap of their mean has its interval; the
-    products of standardised ranks, whose mean is the correlation too, spread more the higher it is. Of a list that is
-    constant, or is so without one pair, all are nan.
+    Raises:
+        InputError: if there are no qrels.
     """
-    pairs_2N = np.stack([np.asarray(first, np.float64), np.asarray(second, np.float64)])
-    ranks_2N = rankdata(pairs_2N, axis=1)
-    without = np.empty(len(first))
-    for place, pair in enumerate(pairs_2N.T):
-        above, tied = pairs_2N > pair[:, None], pairs_2N == pair[:, None]
-        without[place] = _correlation(np.delete(ranks_2N - above - 0.5 * tied, place, axis=1))
-    values: Array = _correlation(ranks_2N) + (len(without) - 1) * (without.mean() - without)
+    measured = measure_queries(rankings, qrels, METRICS.values())
+    per_query = {query: {shown: measured[name][query] for shown, name in METRICS.items()} for query in qrels}
+    return RankingScores(_means(per_query), per_query)
+
+
+def measure_queries(
+    rankings: Mapping[str, Mapping[str, float]], qrels: Qrels, names: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """The named `MTEB_MEASURES` of every query of ``qrels``, counted as in `score_rankings`: values[name][query id]."""
+    if not qrels:
+        raise InputError("qrels: there are no judged queries. Give at least one judgement.")
+    measures = {MTEB_MEASURES[name]: name for name in names}
+    values = {name: dict.fromkeys(qrels, 0.0) for name in measures.values()}
+    # ir_measures' providers break ties in opposite ways; scores that count down the order have no ties.
+    untied = {
+        query: {document: float(-position) for position, document in enumerate(ordered(scores))}
+        for query, scores in rankings.items()
+        if query in qrels
+    }
+    judged = {query: dict(grades) for query, grades in qrels.items()}
+    for result in ir_measures.iter_calc(list(measures), judged, untied):
+        values[measures[result.measure]][result.query_id] = float(result.value)
     return values
 
 
-def _correlation(rows_2N: Array) -> float:
-    centred = rows_2N - rows_2N.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(centred, axis=1)
-    return float(centred[0] @ centred[1] / lengths.prod()) if lengths.all() else math.nan
+def chance(collection: Collection) -> dict[str, float]:
+    """Return each metric's exact expectation if every query ranked all documents uniformly at random.
+
+    Raises:
+        InputError: if there is no judged query or no document.
+    """
+    ids = {document.id for document in collection.documents}
+    if not collection.qrels or not ids:
+        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
+    return _means({query: _chance(grades, ids) for query, grades in collection.qrels.items()})
 
 
-def _embedded(collection: Collection, embed: Embed) -> tuple[Floats, Floats, list[str], list[str]]:
-    """Vectors of queries and documents, and their ids."""
-    queries, documents = collection.queries, collection.documents
-    queries_QH = embed([query.text for query in queries], "query")
-    documents_DH = embed(StrippedTexts(documents), "document")
-    return queries_QH, documents_DH, [query.id for query in queries], _ids(documents)
+def _chance(grades: Mapping[str, int], ids: set[str]) -> dict[str, float]:
+    """One query's expectations; a relevant document outside the corpus is wanted but never ranked."""
+    wanted = relevant(grades)
+    if not wanted:
+        return dict.fromkeys(METRICS, 0.0)
+    total, present = len(ids), wanted & ids
+    gain = sum(grades[document] for document in present) / total  # of a document drawn at random
+    best = sorted((grades[document] for document in wanted), reverse=True)
+    return {
+        "nDCG@10": _dcg([gain] * min(_SHALLOW, total)) / _dcg(best[:_SHALLOW]),
+        "MRR@10": _expected_reciprocal_rank(total, len(present)),
+        "Recall@100": min(1.0, _DEEP / total) * len(present) / len(wanted),
+    }
 
 
-def _ids(documents: Documents) -> list[str]:
-    return documents.ids if isinstance(documents, StoredDocuments) else [document.id for document in documents]
+def _dcg(gains: Sequence[float]) -> float:
+    return math.fsum(gain / math.log2(position + 1) for position, gain in enumerate(gains, start=1))
 
 
-def _both_sides(pairs: Sequence[SentencePair], embed: Embed) -> tuple[Floats, Floats]:
-    return embed([pair.first for pair in pairs], "query"), embed([pair.second for pair in pairs], "query")
+def _expected_reciprocal_rank(total: int, relevant_count: int) -> float:
+    """Sum of 1/k times the chance that the first relevant document of a random order stands at k, for k up to 10."""
+    expected, none_before = 0.0, 1.0
+    for position in range(1, min(_SHALLOW, total) + 1):
+        here = relevant_count / (total - position + 1) if none_before else 0.0
+        expected += none_before * here / position
+        none_before *= 1 - here
+    return expected
 
 
-def numbered(values_N: Array) -> Items:
-    """Scores of items that have no ids, by their number from 0."""
-    return {str(number): float(value) for number, value in enumerate(values_N)}
+def relevant(grades: Mapping[str, int]) -> set[str]:
+    """Ids of the documents graded above 0."""
+    return {document for document, grade in grades.items() if grade > 0}
+
+
+def _means(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(scores[name] for scores in per_query.values()) / len(per_query) for name in METRICS}
+
+
+def correlation(rows_2N: Array) -> float:
+    """Pearson's correlation of two rows, [2, N]; of ranks it is Spearman's. It is nan if a row is constant."""
+    centred_2N = rows_2N - rows_2N.mean(axis=1, keepdims=True)
+    lengths_2 = np.linalg.norm(centred_2N, axis=1)
+    return float(centred_2N[0] @ centred_2N[1] / lengths_2.prod()) if lengths_2.all() else math.nan
+
+
+def pseudo_values(first_N: Sequence[float] | Array, second_N: Sequence[float] | Array) -> Array:
+    """What each of N pairs of values contributes to Spearman's correlation, [N]; their mean is the correlation.
+
+    Jackknife pseudo-values (Miller, 1974): N times the correlation less N - 1 times that without the pair, shifted by
+    their small bias. They spread as the correlation does, so a bootstrap of their mean gives its interval. (Products of
+    standardised ranks have the same mean, but spread too much where the correlation is high.) All are nan if a list is
+    constant, or is so without one of the pairs.
+    """
+    pairs_2N = np.stack([np.asarray(first_N, np.float64), np.asarray(second_N, np.float64)])
+    ranks_2N = rankdata(pairs_2N, axis=1)
+    without_N = np.empty(pairs_2N.shape[1])
+    for column, pair in enumerate(pairs_2N.T):
+        above_2N, tied_2N = pairs_2N > pair[:, None], pairs_2N == pair[:, None]
+        without_N[column] = correlation(np.delete(ranks_2N - above_2N - 0.5 * tied_2N, column, axis=1))
+    values_N: Array = correlation(ranks_2N) + (len(without_N) - 1) * (without_N.mean() - without_N)
+    return values_N

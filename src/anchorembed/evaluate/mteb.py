@@ -1,7 +1,7 @@
-"""mteb's own tasks and benchmarks by name, evaluated by mteb itself: the one module that needs it installed.
+"""mteb's tasks and benchmarks by name, evaluated by mteb: the one file that needs it installed.
 
-The search is our own exact one (`evaluation.rank`), so ties at the cut fall as trec_eval breaks them. Beside mteb's
-scores stand those of each query or item, as far as their mean is the task's main score.
+mteb searches through `ranking.rank`, so ties at the cut are broken as trec_eval breaks them. Beside mteb's metrics
+stand the main metric of each query or item, where their mean is the task's.
 """
 
 import json
@@ -25,25 +25,25 @@ from mteb.models import ModelMeta
 from mteb.types import PromptType
 
 from anchorembed.data.beir import Collection
-from anchorembed.data.judged import QUICK_DOCUMENTS, quick_items
 from anchorembed.data.store import StoredDocuments
 from anchorembed.errors import InputError, nearest
-from anchorembed.evaluate.metrics import (
-    MAIN,
+from anchorembed.evaluate.metrics import pseudo_values
+from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset
+from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
+from anchorembed.evaluate.task_types import (
+    MAIN_METRICS,
     Items,
     StrippedTexts,
     numbered,
     paired_cosines,
-    pseudo_values,
-    ranking_scores,
+    ranking_metrics,
 )
-from anchorembed.evaluate.ranking import Run, rank, rank_candidates, subset
-from anchorembed.evaluate.tasks import Adapter, TaskScore
+from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
 from anchorembed.model.vectors import Floats, Side, unit_rows
 from anchorembed.search.vector_cache import Texts
 
-_ROUNDED = 1e-5  # mteb's scores have five digits
-_METRICS = dict(MAIN.values())
+_ROUNDING = 1e-5  # mteb's metrics have five digits
+_SHOWN_METRICS = dict(MAIN_METRICS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class MtebTask:
 
     @property
     def name(self) -> str:
-        """Mteb's name for it, ``-quick`` at its end where it is a part."""
+        """Mteb's name for it, with ``-quick`` at its end where it is a part."""
         return self.task.metadata.name
 
     @property
@@ -64,50 +64,50 @@ class MtebTask:
 
     @property
     def revision(self) -> str:
-        """Of its data on the hub."""
+        """The revision of its data on the hub."""
         return str(self.task.metadata.dataset["revision"])
 
-    def run(self, adapter: Adapter, out: Path | None) -> TaskScore:
-        """Evaluate by mteb; what its result folder ``out`` has of the same data is read."""
-        return _run(self.task, Encoder(adapter), ResultCache(out) if out else None)
+    def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
+        """Evaluate by mteb, or read the result for the same data and model in the folder ``out``."""
+        return _run(self.task, MtebEncoder(embedder), ResultCache(out) if out else None)
 
 
-def find(name: str, quick: bool) -> list[MtebTask]:
-    """The task, or the tasks of the benchmark, that mteb has by a name.
+def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
+    """Return mteb's task of this name, or the tasks of its benchmark of this name.
 
     Raises:
-        InputError: if there is none, or it holds other things than texts.
+        InputError: if there is none, or it holds more than texts.
     """
     try:
-        found = [mteb.get_task(name)]
+        tasks = [mteb.get_task(name)]
     except KeyError:
-        found = _benchmark(name)
-    for task in found:
+        tasks = _benchmark(name)
+    for task in tasks:
         if others := sorted(set(task.metadata.modalities) - {"text"}):
             raise InputError(
                 f"{task.metadata.name}: it holds {', '.join(others)}; only texts can be embedded. Leave it out."
             )
         if quick:
             _shorten(task)
-    return [MtebTask(task) for task in found]
+    return [MtebTask(task) for task in tasks]
 
 
 def _benchmark(name: str) -> list[AbsTask]:
-    known = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    if name in known:
-        return list(known[name].tasks)
-    every = [*known, *(task.metadata.name for task in mteb.get_tasks())]
+    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name in benchmarks:
+        return list(benchmarks[name].tasks)
+    known = [*benchmarks, *(task.metadata.name for task in mteb.get_tasks())]
     raise InputError(
-        f"{name}: neither a folder or file here nor a task or benchmark of mteb.{nearest(name, every)} Check the name."
+        f"{name}: neither a folder or file here nor a task or benchmark of mteb.{nearest(name, known)} Check the name."
     )
 
 
-class Encoder:
-    """An embedder as mteb sees it: an encoder for pairs and classes, a search engine for queries."""
+class MtebEncoder:
+    """An embedder by mteb's protocols: an encoder for pairs and classes, a search engine for queries."""
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-        self.mteb_model_meta = ModelMeta.create_empty(adapter.described)  # what mteb writes beside the results
+    def __init__(self, embedder: TaskEmbedder) -> None:
+        self.embedder = embedder
+        self.mteb_model_meta = ModelMeta.create_empty(embedder.description())  # what mteb writes beside the results
         self.corpus: StoredDocuments  # from `index`, which mteb calls before any search
 
     def encode(
@@ -136,31 +136,31 @@ class Encoder:
         top_k: int,
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,  # noqa: ANN401 - mteb's protocol
-    ) -> Run:
-        """Rank the corpus for each query, or only the candidates ``top_ranked`` gives it."""
-        names = [str(row["id"]) for row in queries]
+    ) -> Rankings:
+        """Rank the corpus for each query, or only the candidates that ``top_ranked`` gives it."""
+        query_ids = [str(row["id"]) for row in queries]
         queries_QH = self._embed(task_metadata, [_query_text(row) for row in queries], "query")
         documents_DH = self._embed(task_metadata, StrippedTexts(self.corpus), "document")
         if top_ranked is None:
-            return rank(queries_QH, documents_DH, names, self.corpus.ids, top_k)
-        candidates = {query: [str(document) for document in found] for query, found in top_ranked.items()}
-        return rank_candidates(queries_QH, documents_DH, names, self.corpus.ids, candidates)
+            return rank(queries_QH, documents_DH, query_ids, self.corpus.ids, top_k)
+        candidates = {query: [str(document) for document in ranked] for query, ranked in top_ranked.items()}
+        return rank_candidates(queries_QH, documents_DH, query_ids, self.corpus.ids, candidates)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
         """Cosines of all pairs."""
-        similar: Floats = unit_rows(np.atleast_2d(embeddings1)) @ unit_rows(np.atleast_2d(embeddings2)).T
-        return similar
+        cosines: Floats = unit_rows(np.atleast_2d(embeddings1)) @ unit_rows(np.atleast_2d(embeddings2)).T
+        return cosines
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Floats:  # noqa: ANN401 - mteb's protocol
         """Cosine of each pair."""
         return paired_cosines(np.asarray(embeddings1), np.asarray(embeddings2))
 
     def _embed(self, task: TaskMetadata, texts: Texts, side: Side) -> Floats:
-        return self.adapter.embed(task.name, task.type, texts, side)
+        return self.embedder.embed(task.name, task.type, texts, side)
 
 
 def _query_text(row: Mapping[str, Any]) -> str:
-    """A query as mteb's encoders read it: its own instruction, where a task has one each, follows the text."""
+    """A query as mteb's encoders read it: where each query has an instruction, that follows the text."""
     return " ".join(filter(None, (str(row["text"]), row.get("instruction"))))
 
 
@@ -168,47 +168,46 @@ def _documents(data: Dataset) -> StoredDocuments:
     return StoredDocuments(data.with_format("arrow")[:])
 
 
-def _run(task: AbsTask, encoder: Encoder, cache: ResultCache | None) -> TaskScore:
+def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> TaskScore:
     name, main = task.metadata.name, task.metadata.main_score
-    kept = None
-    with suppress(ValueError):  # a result cut short is none
-        kept = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
-    same = kept is not None and kept.dataset_revision == task.metadata.dataset["revision"]
+    saved = None
+    with suppress(ValueError):  # raised for a result file that was cut short
+        saved = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
+    same_data = saved is not None and saved.dataset_revision == task.metadata.dataset["revision"]
     with (
         tempfile.TemporaryDirectory() as folder,
         _quiet(),
-        nullcontext() if same or task.is_aggregate else _loaded(task),
+        nullcontext() if same_data or task.is_aggregate else _loaded(task),
     ):
-        found = mteb.evaluate(
+        results = mteb.evaluate(
             encoder,
             task,
             cache=cache,
-            overwrite_strategy="only-missing" if same else "always",  # mteb itself would reuse one of other data
+            overwrite_strategy="only-missing" if same_data else "always",  # mteb would reuse a result of other data
             co2_tracker=False,
             prediction_folder=Path(folder),
             show_progress_bar=False,
             encode_kwargs={"batch_size": 4096},
         )
-        predictions = Path(folder) / task.prediction_file_name
-        saved = json.loads(predictions.read_text(encoding="utf-8")) if predictions.exists() else {}
-        items = _items(task, saved)
-    result = found.task_results[0]
+        file = Path(folder) / task.prediction_file_name
+        items = _items(task, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
+    result = results.task_results[0]
     value = math.fsum(items.values()) / len(items) if items else math.nan
-    if not abs(value - result.get_score()) <= _ROUNDED:  # a task with rules of its own, such as what it leaves out
+    if not abs(value - result.get_score()) <= _ROUNDING:  # a task with its own rules, such as documents it leaves out
         items, value = {}, result.get_score()
-    return TaskScore(name, task.metadata.type, _METRICS.get(main, main), value, items, result.scores)
+    return TaskScore(name, task.metadata.type, _SHOWN_METRICS.get(main, main), value, items, result.scores)
 
 
 @contextmanager
 def _loaded(task: AbsTask) -> Iterator[None]:
-    """Hold a task's data, by which items are scored, as long as it is needed: mteb drops what it loaded itself."""
-    before = task.data_loaded
-    if not before:
+    """Keep a task's data, by which items are scored, in memory: mteb unloads what it loaded."""
+    loaded_before = task.data_loaded
+    if not loaded_before:
         _load(task)
     try:
         yield
     finally:
-        if not before:
+        if not loaded_before:
             task.unload_data()
 
 
@@ -216,7 +215,7 @@ def _load(task: AbsTask) -> None:
     """Fetch a task's data from the hub or its cache.
 
     Raises:
-        InputError: if it cannot be had.
+        InputError: if neither has it.
     """
     try:
         task.load_data()
@@ -229,7 +228,7 @@ def _load(task: AbsTask) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the progress bars of datasets silent beside ours."""
+    """Hide the progress bars of datasets."""
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
@@ -240,7 +239,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
-    """Scores of queries, pairs or texts whose mean is the main score; none of other kinds, or of several subsets."""
+    """Main metric of each query, pair or text, from the predictions mteb saved; none if a task has several subsets."""
     parts = {
         (hf_subset, hf_split): predictions
         for hf_subset, splits in saved.items()
@@ -254,7 +253,7 @@ def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
     data = data.get(hf_subset, data)
     main = task.metadata.main_score
     if main in ("ndcg_at_10", "map_at_1000"):
-        return ranking_scores(predictions, data[hf_split]["relevant_docs"], main).items
+        return ranking_metrics(predictions, data[hf_split]["relevant_docs"], main).items
     if task.metadata.type == "STS" and main == "cosine_spearman":
         values = pseudo_values(data[hf_split]["score"], predictions["cosine_scores"])
         return numbered(values) if np.isfinite(values).all() else {}
@@ -286,14 +285,14 @@ def _shorten_search(name: str, data: Any) -> None:  # noqa: ANN401 - mteb's dict
         queries = tuple(_documents(data["queries"]))
         part = subset(Collection(name, _documents(data["corpus"]), queries, qrels), QUICK_DOCUMENTS)
         data["corpus"], data["queries"] = (
-            Dataset.from_dict({"id": [one.id for one in side], "text": [one.text for one in side]})
+            Dataset.from_dict({"id": [text.id for text in side], "text": [text.text for text in side]})
             for side in (part.documents, part.queries)
         )
         data["relevant_docs"] = part.qrels
     else:
         data["queries"] = data["queries"].select(quick_items(len(data["queries"])))
         kept = set(data["queries"]["id"])
-        data["relevant_docs"] = {query: found for query, found in data["relevant_docs"].items() if query in kept}
+        data["relevant_docs"] = {query: grades for query, grades in data["relevant_docs"].items() if query in kept}
 
 
 def _shorten_splits(data: Any, splits: set[str]) -> None:  # noqa: ANN401 - mteb nests data sets as each task likes

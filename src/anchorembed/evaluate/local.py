@@ -1,0 +1,186 @@
+"""Folders and files as tasks: a BEIR folder is searched; a test file's columns say what it asks.
+
+A local task never uses the network. Its revision is a hash of its rows, so results of changed data are not mixed.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anchorembed.data.beir import Collection, read_collection
+from anchorembed.data.documents import Document
+from anchorembed.data.judged import Candidates, LabelledText, TestSet, read_test_set, stem, test_files
+from anchorembed.data.store import open_corpus
+from anchorembed.errors import InputError
+from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset
+from anchorembed.evaluate.task_types import (
+    MAIN_METRICS,
+    Embed,
+    Items,
+    TaskMetrics,
+    classification,
+    pair_classification,
+    reranking,
+    retrieval,
+    similarity,
+)
+from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
+from anchorembed.system.files import cache_folder, write_file
+
+Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """A task on local data; ``revision`` is a hash of it, ``measure`` a function of `task_types` with its data."""
+
+    name: str
+    kind: str
+    revision: str
+    measure: Callable[[Embed], TaskMetrics]
+
+    def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
+        """Evaluate, or read the result for the same data and model in the folder ``out``."""
+        main, metric = MAIN_METRICS[self.kind]
+        scores, items = self._read_result(embedder.result_file(out, self.name)) if out else None, Items()
+        if scores is None:
+            started = time.perf_counter()
+            measured = self.measure(partial(embedder.embed, self.name, self.kind))
+            items = measured.items
+            values = measured.values | {"main_score": measured.values[main]}
+            scores = {"test": [values | {"hf_subset": "default", "languages": ["und-Zyyy"]}]}
+            if out:
+                seconds = time.perf_counter() - started
+                self._write_result(embedder.result_file(out, self.name), scores, seconds)
+                embedder.describe(out)
+        return TaskScore(self.name, self.kind, metric, float(scores["test"][0]["main_score"]), items, scores)
+
+    def _read_result(self, path: Path) -> Scores | None:
+        """The scores in a result file, if it is whole and of the same data."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            scores: Scores = result["scores"]
+            if result["dataset_revision"] == self.revision and isinstance(scores["test"][0]["main_score"], float):
+                return scores
+        return None
+
+    def _write_result(self, path: Path, scores: Mapping[str, Any], seconds: float) -> None:
+        result = {
+            "dataset_revision": self.revision,
+            "task_name": self.name,
+            "mteb_version": None,
+            "scores": scores,
+            "evaluation_time": seconds,
+            "kg_co2_emissions": None,
+            "date": time.time(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(result, indent=2))
+
+
+def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
+    """The tasks of a BEIR folder, a test file or a folder of test files; the arguments are as in `find.find_tasks`.
+
+    Raises:
+        InputError: for what cannot be evaluated.
+    """
+    return [_local_task(file, split, quick) for file in _files_to_evaluate(path)]
+
+
+def _files_to_evaluate(path: Path) -> list[Path]:
+    """A BEIR folder or a file alone; of a folder of test files those named ``*_test``, or all but training texts."""
+    files = test_files(path)
+    if files == [path]:
+        return files
+    tests = [file for file in files if stem(file).endswith("_test")]
+    return tests or [file for file in files if not stem(file).endswith("_train")]
+
+
+def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
+    if path.is_dir():
+        collection = read_collection(path, split, lambda corpus: open_corpus(corpus, cache_folder() / "corpora"))
+        name = collection.name if split == "test" else f"{collection.name}-{split}"
+        return _retrieval_task(replace(collection, name=name), quick)
+    test = read_test_set(path)
+    rows: Sequence[Any] = [test.rows[index] for index in quick_items(len(test.rows))] if quick else test.rows
+    if test.kind == "Reranking":
+        return _file_task(test, partial(reranking, _as_collection(test.name, rows)), quick)
+    if test.kind == "Classification":
+        return _classification_task(path, test, rows, quick)
+    if test.kind == "STS" and len(rows) < 2:
+        raise InputError(f"{test.name}: 1 pair of sentences, whose rank correlates with nothing. Give at least two.")
+    return _file_task(test, partial(similarity if test.kind == "STS" else pair_classification, rows), quick)
+
+
+def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
+    revision = _hash(_shown_collection(collection))
+    chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
+    return LocalTask(_name(collection.name, quick), "Retrieval", revision, partial(retrieval, chosen))
+
+
+def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText], quick: bool) -> LocalTask:
+    train = _training_texts(path)
+    labels = {row.label for row in train}
+    if len(labels) < 2:
+        raise InputError(
+            f"{test.name}: all training texts have the label {next(iter(labels))!r}. Give at least two labels."
+        )
+    if unknown := sorted({row.label for row in rows} - labels):
+        raise InputError(f"{test.name}: label {unknown[0]!r} is in no training text. Correct it, or add such texts.")
+    return _file_task(test, partial(classification, train, rows), quick, train)
+
+
+def _training_texts(path: Path) -> list[LabelledText]:
+    beside = path.with_name(path.name.replace("_test.", "_train."))
+    if beside == path or not beside.is_file():
+        raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
+    return [row for row in read_test_set(beside).rows if isinstance(row, LabelledText)]
+
+
+def _file_task(
+    test: TestSet, measure: Callable[[Embed], TaskMetrics], quick: bool, train: Sequence[LabelledText] = ()
+) -> LocalTask:
+    return LocalTask(_name(test.name, quick), test.kind, _hash(_shown_rows([*train, *test.rows])), measure)
+
+
+def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
+    """Each query with its candidates; a document's id is a hash of its text, so ids favour neither side in a tie."""
+    ids = {text: _hash([text])[:16] for row in rows for text in (*row.positives, *row.negatives)}
+    return Collection(
+        name,
+        tuple(Document(document_id, text) for text, document_id in ids.items()),
+        tuple(Document(row.id, row.query) for row in rows),
+        {row.id: {ids[text]: 0 for text in row.negatives} | {ids[text]: 1 for text in row.positives} for row in rows},
+    )
+
+
+def _name(name: str, quick: bool) -> str:
+    return f"{name}-quick" if quick else name
+
+
+def _hash(parts: Iterable[str]) -> str:
+    """SHA-256 of a text given in parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _shown_rows(rows: Iterable[object]) -> Iterator[str]:
+    """Rows as ``repr`` shows them, one a line."""
+    for number, row in enumerate(rows):
+        yield ("\n" if number else "") + repr(row)
+
+
+def _shown_collection(collection: Collection) -> Iterator[str]:
+    """A tuple of the documents, the queries and the qrels as ``repr`` shows them, one a line; the tuple is not made."""
+    yield "("
+    for number, document in enumerate(collection.documents):
+        yield f"{', ' if number else ''}{document!r}"
+    yield f"{',' if len(collection.documents) == 1 else ''})\n{collection.queries!r}\n{collection.qrels!r}"

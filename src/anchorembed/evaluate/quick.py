@@ -1,0 +1,57 @@
+"""A fixed part of a task, the same on every machine: what ``--quick`` evaluates."""
+
+import hashlib
+import random
+
+from anchorembed.data.beir import Collection
+from anchorembed.errors import InputError
+from anchorembed.evaluate.metrics import relevant
+
+QUICK_DOCUMENTS, QUICK_ITEMS = 1000, 500
+
+
+def quick_items(count: int) -> list[int]:
+    """Indices of a fixed choice of `QUICK_ITEMS` of ``count`` items, in their order; of all if there are fewer."""
+    return sorted(random.Random(0).sample(range(count), min(count, QUICK_ITEMS)))  # noqa: S311 - a fixed choice
+
+
+def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
+    """Return a collection of at most ``documents`` documents that depends only on ids, judgements and ``seed``.
+
+    Queries are taken in an order hashed from their ids, each with all its relevant documents where they still fit;
+    other documents, in a like order, fill the rest. Kept are the queries that have all their relevant documents there.
+
+    Raises:
+        InputError: if there are no such queries.
+    """
+    if documents < 1:
+        raise InputError(f"documents: {documents} is below 1. Ask for at least one document.")
+    ids = {document.id for document in collection.documents}
+    grades = {query.id: collection.qrels.get(query.id, {}) for query in collection.queries}
+    wanted = {query: relevant(judged) for query, judged in grades.items() if relevant(judged) <= ids}
+    pool: set[str] = set()
+    for query in sorted(wanted, key=lambda name: _shuffled(name, seed)):
+        if len(pool | wanted[query]) <= documents:
+            pool |= wanted[query]
+    others = sorted(ids - pool, key=lambda name: _shuffled(name, seed))
+    pool.update(others[: documents - len(pool)])
+    kept = {query for query, needed in wanted.items() if needed and needed <= pool}
+    if not kept:
+        raise InputError(
+            f"{collection.name}: no query has all its relevant documents in {documents}. Ask for more documents."
+        )
+    return Collection(
+        f"{collection.name}-{len(pool)}",
+        tuple(document for document in collection.documents if document.id in pool),
+        tuple(query for query in collection.queries if query.id in kept),
+        {
+            query: {document: grade for document, grade in judged.items() if document in pool}
+            for query, judged in grades.items()
+            if query in kept
+        },
+    )
+
+
+def _shuffled(name: str, seed: int) -> bytes:
+    """A sort key that puts names in a fixed random order."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -1,0 +1,194 @@
+"""The types of tasks: which texts each embeds, and which metrics it has. They are mteb's, computed without mteb.
+
+Retrieval and reranking are scored as rankings, similarity by Spearman's correlation of cosines, pairs by average
+precision, classification by logistic regressions on a few texts a label. Beside a task's metrics stand the main metric
+of each query, pair or text, whose mean is the task's, for paired tests.
+
+Axes: Q queries, D documents, N items, H hidden size.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, pairwise
+
+from anchorembed.data.beir import Collection
+from anchorembed.data.documents import Documents
+from anchorembed.data.judged import LabelledText, SentencePair
+from anchorembed.data.store import StoredDocuments
+from anchorembed.errors import InputError
+from anchorembed.evaluate.metrics import (
+    DEEPEST,
+    MTEB_MEASURES,
+    Array,
+    Qrels,
+    RankingScores,
+    correlation,
+    measure_queries,
+    pseudo_values,
+    score_rankings,
+)
+from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
+from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.search.vector_cache import Texts
+
+_TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's
+
+# type of task -> main metric, by mteb's name and as it is shown
+MAIN_METRICS = {
+    "Retrieval": ("ndcg_at_10", "nDCG@10"),
+    "Reranking": ("map_at_1000", "MAP"),
+    "STS": ("cosine_spearman", "Spearman"),
+    "PairClassification": ("max_ap", "AP"),
+    "Classification": ("accuracy", "accuracy"),
+}
+
+Embed = Callable[[Texts, Side], Floats]  # texts -> vectors [N, H]
+Items = dict[str, float]  # id of a query, pair or text -> its main metric
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMetrics:
+    """A task's metrics by mteb's names; no items where the main metric is not a mean over items."""
+
+    values: dict[str, Any]
+    items: Items
+
+
+@dataclass(frozen=True, slots=True)
+class StrippedTexts:
+    """The texts of documents without the space around them, read as they are iterated over."""
+
+    documents: Documents
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __iter__(self) -> Iterator[str]:
+        return (document.text.strip() for document in self.documents)
+
+
+def evaluate_collection(embed: Embed, collection: Collection) -> RankingScores:
+    """Rank all documents for each judged query, and score the best 100.
+
+    Raises:
+        InputError: if there is no judged query or no document.
+    """
+    judged = tuple(query for query in collection.queries if query.id in collection.qrels)
+    if not judged or not collection.documents:
+        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
+    rankings = rank(*_embed_collection(replace(collection, queries=judged), embed))
+    return score_rankings(rankings, collection.qrels)
+
+
+def retrieval(collection: Collection, embed: Embed) -> TaskMetrics:
+    """Rank all documents for each query; the main metric is nDCG@10."""
+    rankings = rank(*_embed_collection(collection, embed), DEEPEST)
+    return ranking_metrics(rankings, collection.qrels, "ndcg_at_10")
+
+
+def reranking(collection: Collection, embed: Embed) -> TaskMetrics:
+    """Rank the documents judged for each query; the main metric is MAP."""
+    rankings = rank_candidates(*_embed_collection(collection, embed), collection.qrels)
+    return ranking_metrics(rankings, collection.qrels, "map_at_1000")
+
+
+def ranking_metrics(rankings: Rankings, qrels: Qrels, main: str) -> TaskMetrics:
+    """Measures at mteb's cuts, means over queries; the items are of the measure called ``main``."""
+    measured = measure_queries(rankings, qrels, MTEB_MEASURES)
+    means = {name: math.fsum(by_query.values()) / len(qrels) for name, by_query in measured.items()}
+    return TaskMetrics(means, measured[main])
+
+
+def similarity(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetrics:
+    """Correlate the pairs' cosines with their values; the main metric is Spearman's, its items `pseudo_values`."""
+    cosines_N = 1 - pairwise.paired_cosine_distances(*_embed_pairs(pairs, embed))
+    both_2N = np.stack([np.array([pair.value for pair in pairs]), cosines_N.astype(np.float64)])
+    values_N = pseudo_values(*both_2N)
+    metrics = {"cosine_pearson": correlation(both_2N), "cosine_spearman": correlation(rankdata(both_2N, axis=1))}
+    return TaskMetrics(metrics, numbered(values_N) if np.isfinite(values_N).all() else {})
+
+
+def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetrics:
+    """Tell alike pairs from others; the main metric is the best average precision of five measures of nearness."""
+    first_NH, second_NH = _embed_pairs(pairs, embed)
+    nearness = {
+        "similarity": paired_cosines(first_NH, second_NH),
+        "cosine": 1 - pairwise.paired_cosine_distances(first_NH, second_NH),
+        "manhattan": -pairwise.paired_manhattan_distances(first_NH, second_NH),
+        "euclidean": -pairwise.paired_euclidean_distances(first_NH, second_NH),
+        "dot": np.array([first_H @ second_H for first_H, second_H in zip(first_NH, second_NH, strict=True)]),
+    }
+    labels = [int(pair.value) for pair in pairs]
+    metrics = {f"{name}_ap": float(average_precision_score(labels, near_N)) for name, near_N in nearness.items()}
+    return TaskMetrics(metrics | {"max_ap": max(metrics.values())}, {})
+
+
+def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], embed: Embed) -> TaskMetrics:
+    """Fit a logistic regression on 8 texts a label, 10 times; the main metric is the mean accuracy.
+
+    A text's item is the share of the regressions that label it right.
+    """
+    draws = draw_training_texts([row.label for row in train])
+    used = sorted({index for draw in draws for index in draw})
+    train_NH = embed([train[index].text for index in used], "query")
+    test_NH = embed([row.text for row in test], "query")
+    labels = np.array([row.label for row in test])
+    right_N, experiments = np.zeros(len(test)), []
+    for draw in draws:
+        regression = LogisticRegression(max_iter=100, random_state=_SEED)
+        regression.fit(train_NH[np.searchsorted(used, draw)], [train[index].label for index in draw])
+        predicted = regression.predict(test_NH)
+        right_N += predicted == labels
+        f1 = float(f1_score(labels, predicted, average="macro"))
+        experiments.append({"accuracy": float(np.mean(predicted == labels)), "f1": f1})
+    means = {name: float(np.mean([metrics[name] for metrics in experiments])) for name in ("accuracy", "f1")}
+    return TaskMetrics(means | {"scores_per_experiment": experiments}, numbered(right_N / _DRAWS))
+
+
+def draw_training_texts(labels: Sequence[str]) -> list[list[int]]:
+    """Indices of the texts that each regression is fitted on: mteb's draws, each of which shuffles the last order."""
+    order, draws = list(range(len(labels))), []
+    for _ in range(_DRAWS):
+        np.random.RandomState(_SEED).shuffle(order)
+        seen: Counter[str] = Counter()
+        draw = []
+        for index in order:
+            seen[labels[index]] += 1
+            if seen[labels[index]] <= _TEXTS_PER_LABEL:
+                draw.append(index)
+        draws.append(draw)
+    return draws
+
+
+def paired_cosines(first_NH: Floats, second_NH: Floats) -> Floats:
+    """Cosine of each pair of rows, [N]."""
+    cosines_N: Floats = (unit_rows(first_NH) * unit_rows(second_NH)).sum(-1)
+    return cosines_N
+
+
+def numbered(values_N: Array) -> Items:
+    """Values of items that have no ids, by their number from 0."""
+    return {str(number): float(value) for number, value in enumerate(values_N)}
+
+
+def _embed_collection(collection: Collection, embed: Embed) -> tuple[Floats, Floats, list[str], list[str]]:
+    """Vectors of queries [Q, H] and documents [D, H], and their ids."""
+    queries, documents = collection.queries, collection.documents
+    queries_QH = embed([query.text for query in queries], "query")
+    documents_DH = embed(StrippedTexts(documents), "document")
+    return queries_QH, documents_DH, [query.id for query in queries], _ids(documents)
+
+
+def _ids(documents: Documents) -> list[str]:
+    return documents.ids if isinstance(documents, StoredDocuments) else [document.id for document in documents]
+
+
+def _embed_pairs(pairs: Sequence[SentencePair], embed: Embed) -> tuple[Floats, Floats]:
+    return embed([pair.first for pair in pairs], "query"), embed([pair.second for pair in pairs], "query")
