@@ -29,6 +29,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -45,6 +47,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from anchorembed.config import Contrast, Lora, Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.adapters import LoraSettings
 from anchorembed.model.backbone import Backbone
@@ -56,16 +59,16 @@ from anchorembed.model.verify import reproduce
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import linear_cross_entropy
-from anchorembed.train.flops import step_flops
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.info_nce import SCALE
 from anchorembed.train.loop import one_ahead
-from anchorembed.train.reconstruct import Reconstruction, ReconstructionModule
-from anchorembed.train.stage import read_back
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.stage import Stage, read_back, step
 
 Figures = dict[str, Any]
 PARTS = ("machine", "parity", "syncs", "stage1", "stage2", "theirs", "replay")
-LORA = LoraSettings(16, 32, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+CONTRAST = Contrast(hard_negatives=0)
+LORA = Lora()
 WORDS = 4096  # tokens that texts are drawn from, at most
 END, FIRST = 2, 3  # the end token's id, and the first that stands in texts
 HEADER = list(range(FIRST, FIRST + 10))
@@ -153,6 +156,7 @@ class Bare(nn.Module):
     def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
         super().__init__()
         self.backbone, self.dtype = backbone, dtype
+        self.pairs = SimpleNamespace(end_id=END)
 
     forward = Embedder.forward
 
@@ -160,9 +164,9 @@ class Bare(nn.Module):
 class Training:
     """A stage with its optimizer: ``step`` is what the training loop does with a batch that is laid out."""
 
-    def __init__(self, module: nn.Module, stage: Reconstruction | Contrastive, learning_rate: float) -> None:
-        self.module, self.stage = module.train(), stage
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def __init__(self, stage: Stage, learning_rate: float) -> None:
+        self.module, self.stage = stage.module.train(), stage
+        self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
 
     def step(self, batch: Any, before_read_back: Callable[[], None] = lambda: None) -> Figures:
@@ -284,14 +288,14 @@ class Lab:
 
     def stage1(self, backbone: Backbone, budget: int, dtype: torch.dtype | None = None) -> Training:
         """Stage I, both directions, all weights."""
-        module = ReconstructionModule(Bare(backbone, dtype or self.dtype))  # type: ignore[arg-type]
-        return Training(module, Reconstruction(module, self.device, END, "both", 0.8, budget), 4e-5)
+        bare = Bare(backbone, dtype or self.dtype)
+        return Training(Reconstruction.build(bare, Reconstruct(sink=False), budget), 4e-5)  # type: ignore[arg-type]
 
     def stage2(self, backbone: Backbone, budget: int) -> Training:
         """Stage II with LoRA."""
-        backbone.add_lora(LORA)
-        module = Bare(backbone.to(self.device), self.dtype)
-        return Training(module, Contrastive(module, self.device, SCALE, 0, budget), 2e-4)
+        stage = Contrastive.build(Bare(backbone, self.dtype), CONTRAST, budget)  # type: ignore[arg-type]
+        backbone.to(self.device)
+        return Training(stage, 2e-4)
 
     def timed(self, work: Callable[[], object]) -> float:
         """Median seconds of something small."""
@@ -386,7 +390,7 @@ class Parity:
     def _gradient(self, dtype: torch.dtype) -> tuple[Figures, Tensor]:
         """Stage I's metrics, and the gradient of all weights as one vector."""
         training = self.lab.stage1(self.backbone, self.budget, dtype)
-        metrics = training.stage.step(0, self.pairs)
+        metrics = step(training.stage, 0, self.pairs)
         gradient = torch.cat([weight.grad.flatten() for weight in training.parameters if weight.grad is not None])
         training.drop_gradients()
         return metrics, gradient
@@ -450,7 +454,7 @@ class Parity:
 
     def replay(self) -> None:
         """GradCache with dropout: both passes of a chunk embed alike, compiled and not."""
-        self.backbone.add_lora(LORA)
+        self.backbone.add_lora(LoraSettings(LORA.rank, LORA.alpha, LORA.dropout, tuple(LORA.targets)))
         self.backbone.to(self.lab.device)
         for name, weight in self.backbone.named_parameters():
             if "lora_B" in name:
@@ -591,7 +595,7 @@ def _at_budget(lab: Lab, training: Training, batches: Sequence[list[TokenPair]],
     preparing = time.perf_counter() - began
     measured = lab.steps(training, lambda number: stage.prepare(number, batches[number % len(batches)]))
     pairs = batches[0]
-    flops = statistics.mean(step_flops(backbone, stage, 0, batch) for batch in batches)
+    flops = statistics.mean(stage.flops(0, batch) for batch in batches)
     seconds = measured.seconds
     lab.say(
         "speed",

@@ -7,54 +7,45 @@ from typing import Any
 import torch
 from torch import nn
 
-from anchorembed.config import Lora
+from anchorembed.config import Contrast, Reconstruct
 from anchorembed.data.pairs import TextPair
-from anchorembed.model.adapters import LoraSettings
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.flops import encode_flops, step_flops
-from anchorembed.train.info_nce import SCALE
-from anchorembed.train.reconstruct import Reconstruction, ReconstructionModule
+from anchorembed.train.flops import encode_flops
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.stage import Stage, step
 
 
 class Training:
     """A stage and its optimizer; called with a batch of pairs, it does one training step as ``loop.fit`` does."""
 
-    def __init__(
-        self, embedder: Embedder, module: nn.Module, stage: Reconstruction | Contrastive, learning_rate: float
-    ) -> None:
-        self.embedder, self.stage = embedder, stage
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def __init__(self, stage: Stage, learning_rate: float) -> None:
+        self.embedder, self.stage = stage.embedder, stage
+        self.parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
-        module.train()
+        stage.module.train()
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
         """Tokenise, accumulate gradients, clip, update."""
         pairs = self.embedder.pairs.pairs(batch, [""] * len(batch))
-        metrics = self.stage.step(0, pairs)
+        metrics = step(self.stage, 0, pairs)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        return {**metrics, "flops": step_flops(self.embedder.backbone, self.stage, 0, pairs)}
+        return {**metrics, "flops": self.stage.flops(0, pairs)}
 
 
 def stage1(args: argparse.Namespace) -> Training:
     """Stage I, both directions, all weights."""
-    embedder = _embedder(args)
-    module = ReconstructionModule(embedder)
-    device, end_id = embedder.backbone.device, embedder.pairs.end_id
-    stage = Reconstruction(module, device, end_id, "both", 0.8, args.tokens_per_micro_batch)
-    return Training(embedder, module, stage, learning_rate=4e-5)
+    stage = Reconstruction.build(_embedder(args), Reconstruct(sink=False), args.tokens_per_micro_batch)
+    return Training(stage, learning_rate=4e-5)
 
 
 def stage2(args: argparse.Namespace) -> Training:
     """Stage II with LoRA on queries and positives; a batch beyond the token budget goes through GradCache."""
-    embedder = _embedder(args)
-    lora = Lora()
-    embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
-    stage = Contrastive(embedder, embedder.backbone.device, SCALE, 0, args.tokens_per_micro_batch)
-    return Training(embedder, embedder, stage, learning_rate=2e-4)
+    stage = Contrastive.build(_embedder(args), Contrast(hard_negatives=0), args.tokens_per_micro_batch)
+    return Training(stage, learning_rate=2e-4)
 
 
 def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:

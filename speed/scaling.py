@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from common import Option, Side, arguments, facts, peak, result, run, table
 
+from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths, TokenPair
-from anchorembed.train.reconstruct import Reconstruction, ReconstructionModule
+from anchorembed.train.reconstruct import Reconstruction
 
 _LENGTHS = (24, 96)  # own tokens of a query and of a document
 _LONG = 8192
@@ -121,9 +122,8 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
     embedder = Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(_LONG, _LONG))
     if words is not None:
         embedder.backbone.model.resize_token_embeddings(words)
-    module = ReconstructionModule(embedder)
-    module.train()
-    stage = Reconstruction(module, torch.device("cpu"), embedder.pairs.end_id, "both", 0.8, args.tokens_per_micro_batch)
+    stage = Reconstruction.build(embedder, Reconstruct(sink=False), args.tokens_per_micro_batch)
+    module = stage.module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True)
     generator = torch.Generator().manual_seed(args.seed)
 
@@ -138,7 +138,7 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
             a_pair = 2 * (sum(_LENGTHS) + 2)
             pairs += [pair((24, -size))] if size < 0 else [pair(_LENGTHS) for _ in range(round(size / a_pair))]
         started = time.perf_counter()
-        stage.step(0, pairs)
+        step(stage, 0, pairs)
         middle = time.perf_counter()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)

@@ -1,5 +1,7 @@
 """Fixtures that every test may ask for."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
 @pytest.fixture
 def embedder(tiny_folder: Path) -> Embedder:
     return Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Messages that the package logs in this process, as they come."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("anchorembed")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield messages
+    log.removeHandler(handler)
+    log.setLevel(level)

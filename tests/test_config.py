@@ -8,7 +8,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from anchorembed.config import parse_recipe, read_recipe, show_config
+from anchorembed.compare.controls import ArmRecipe
+from anchorembed.config import parse_as, parse_recipe, read_recipe, show_config
 from anchorembed.errors import InputError
 from anchorembed.train.prepare import prepare
 
@@ -160,7 +161,7 @@ def test_options_without_effect_are_refused() -> None:
     with pytest.raises(InputError, match="no table is left"):
         parse_recipe(GOOD | {"compare": {"collections": {"One": None}}})
     with pytest.raises(InputError, match="decode: false leaves no loss; set bag_weight"):
-        parse_recipe(GOOD | {"reconstruct": {"decode": False}})
+        parse_as(ArmRecipe, GOOD | {"reconstruct": {"decode": False}}, "arm")
     with pytest.raises(InputError, match="guide has no effect without mask_above"):
         parse_recipe(GOOD | {"contrast": {"guide": "other"}})
     with pytest.raises(InputError, match="distill has no effect without hard_negatives"):
@@ -191,7 +192,7 @@ def test_recipes_for_e5_s_data_read_that_folder(
     assert recipe.reconstruct is not None
     assert recipe.contrast is not None
     assert (recipe.reconstruct.steps, recipe.reconstruct.batch_size, recipe.contrast.hard_negatives) == (2000, 512, 1)
-    prepared = prepare(recipe, recipe.model.name, lambda _: None)
+    prepared = prepare(recipe, recipe.model.name)
     tokenizer = prepared.embedder.tokenizer
     for number, source in enumerate(recipe.data.sources):
         (pair,) = prepared.tokens([3 * number + 1])

@@ -134,7 +134,7 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     tokenizer = load_tokenizer(recipe.model.name)
     saved = described(recipe.model.name)
     template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
-    store = open_pairs(recipe, lambda _: None)
+    store = open_pairs(recipe)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
         yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), local, advance)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from anchorembed.config import Recipe, read_recipe, show_config
+from anchorembed.config import Recipe, read_as, read_recipe, show_config
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_
     from anchorembed.train import run as training
 
     with _resumable():
-        training.train(resolved, _log.info)
+        training.train(resolved)
 
 
 @app.command()
@@ -69,7 +69,7 @@ def reconstruct(recipe: RecipeFile = None, set_: Set = None, show: Show = False,
     from anchorembed.train import run as training
 
     with _resumable():
-        training.reconstruct(resolved, _log.info)
+        training.reconstruct(resolved)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, sk
     from anchorembed.train import run as training
 
     with _resumable():
-        training.contrast(resolved, _log.info)
+        training.contrast(resolved)
 
 
 @app.command()
@@ -163,6 +163,19 @@ def compare(
     _print("\n".join(map(str, pages)))
     if left:
         _say(f"{left} runs are still to do. To continue: {_command()}")
+
+
+@app.command(hidden=True)
+def train_arm(recipe: Path) -> None:
+    """Train an arm of a comparison, which starts this itself."""
+    from anchorembed.compare.controls import ArmRecipe
+    from anchorembed.compare.controls import train_arm as run
+    from anchorembed.train.loop import Interrupted
+
+    try:
+        run(read_as(ArmRecipe, recipe))
+    except Interrupted as stop:
+        _fail(str(stop), 128 + stop.signal)
 
 
 @app.command()
@@ -296,9 +309,9 @@ def profile(
     from anchorembed.train.profile import report
 
     if stage != "contrast" and (resolved.reconstruct is not None or stage == "reconstruct"):
-        _print(report(run(resolved, "reconstruct", steps, say=_say)))
+        _print(report(run(resolved, "reconstruct", steps)))
     if stage != "reconstruct" and (resolved.contrast is not None or stage == "contrast"):
-        _print(report(run(resolved, "contrast", steps, say=_say)))
+        _print(report(run(resolved, "contrast", steps)))
 
 
 def main() -> None:

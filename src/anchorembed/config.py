@@ -4,7 +4,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,6 +13,10 @@ from pydantic_core import PydanticCustomError
 from anchorembed.errors import InputError, nearest
 
 _UNSET = "unset_variable"
+_REMOVED = {  # keys that recipes may still set, and what to write instead
+    "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.first.",
+}
+_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # of a comparison: directions, and the arm that has them
 
 
 def _expanded(name: str) -> str:
@@ -145,14 +149,21 @@ class Schedule(Section):
         keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch", "recompute"}
         return keys if self.keep_best else keys | {"evaluate_every", "evaluate_on"}
 
+    def budget(self, automatic: int) -> int:
+        """Tokens computed at once; ``automatic`` of them where the recipe leaves it open."""
+        return automatic if self.tokens_per_micro_batch == "auto" else self.tokens_per_micro_batch
+
+    @property
+    def other_models(self) -> dict[str, str]:
+        """Models that decide what comes out, beside the one that is trained, by key."""
+        return {}
+
 
 class Reconstruct(Schedule):
     """Stage I: reconstruct each side of a pair from the other's anchor."""
 
-    directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"] = Field(
-        "both",
-        description="Both losses a step, one a step in turn, or one only; or, to compare with, each document from its "
-        "own vector (d2d) or ordinary next-token training on both texts (next_token).",
+    directions: Literal["both", "alternate", "q2d", "d2q"] = Field(
+        "both", description="Both losses a step, one a step in turn, or one only."
     )
     d2q_weight: float = Field(0.8, ge=0, le=1, description="w in w * L_D2Q + (1 - w) * L_Q2D, when both.")
     sink: bool = Field(True, description="EOS before the anchor when decoding, an attention sink; the paper has none.")
@@ -160,7 +171,7 @@ class Reconstruct(Schedule):
         0.0,
         ge=0,
         description="Weight of a loss beside the decoder's: the text's tokens in any order, by the anchor alone "
-        "(Llama2Vec); the paper has none, nor has next_token.",
+        "(Llama2Vec); the paper has none.",
     )
     anchor: Literal["raw", "centred", "centred_gradient"] = Field(
         "raw",
@@ -170,19 +181,6 @@ class Reconstruct(Schedule):
     target_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Write the first so many tokens of each text only, without EOS; null for all, as the paper."
     )
-    decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone, but for next_token.")
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> Self:
-        if not self.decode and not self.bag_weight:
-            raise ValueError("decode: false leaves no loss; set bag_weight above 0")
-        return self
-
-    @property
-    def cost_only(self) -> set[str]:
-        """As of a `Schedule`; and keys that came later, at their defaults, so that older results still match."""
-        later = {"bag_weight": 0.0, "decode": True, "anchor": "raw", "target_tokens": None}
-        return super().cost_only | {key for key, value in later.items() if getattr(self, key) == value}
 
 
 class Lora(Section):
@@ -217,6 +215,11 @@ class Contrast(Schedule):
     )
     dimensions: list[Positive] = Field([], description="Train the first so many dimensions, too (Matryoshka).")
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
+
+    @property
+    def other_models(self) -> dict[str, str]:
+        """The guide, if there is one."""
+        return {} if self.guide is None else {"guide": self.guide}
 
     @model_validator(mode="after")
     def _without_effect(self) -> "Contrast":
@@ -317,6 +320,13 @@ class Recipe(Section):
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
     compare: Compare | None = Field(None, description="What `anchorembed compare` runs.")
 
+    def stage(self, name: Literal["reconstruct", "contrast"]) -> Schedule | None:
+        """The settings of a stage; None if the recipe leaves it out."""
+        return self.reconstruct if name == "reconstruct" else self.contrast
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
@@ -326,10 +336,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: listing every fault, with its key path.
     """
+    return read_as(Recipe, path, overrides)
+
+
+def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read a recipe as `read_recipe` does, but as `Recipe` or what a comparison makes of it."""
     values = _values(Path(path), ())
     for override in overrides:
         _set(values, override)
-    return parse_recipe(values, str(path))
+    return parse_as(schema, values, str(path))
 
 
 def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
@@ -365,13 +380,18 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested dictionaries.
+    """Validate a recipe given as nested dictionaries; raises InputError as `parse_as` does."""
+    return parse_as(Recipe, values, origin)
+
+
+def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> AnyRecipe:
+    """Validate a recipe as `Recipe`, or as what a comparison makes of it.
 
     Raises:
         InputError: listing every fault, with its key path.
     """
     try:
-        return Recipe.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         faults = [dict(fault) for fault in error.errors(include_url=False)]
         unset = [fault for fault in faults if fault["type"] == _UNSET]  # one cause, often of all paths
@@ -406,11 +426,16 @@ def _set(values: dict[str, Any], override: str) -> None:
 def _explain(fault: dict[str, Any]) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
+    if fault["type"] == "extra_forbidden" and key in _REMOVED:
+        return f"unknown key {key!r}. {_REMOVED[key]}"
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key!r}.{nearest(path[-1], _known(path[:-1]))}"
     if fault["type"] == "missing":
         return f"missing key {key!r}. Add it; --show-config says what it means."
-    return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    value = fault["input"]
+    arm = _CONTROLS.get(value) if key == "reconstruct.directions" and isinstance(value, str) else None
+    control = f" It is a control: arm {arm} of `anchorembed compare`." if arm else ""
+    return f"{key} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.{control}"
 
 
 def _known(path: list[str]) -> list[str]:

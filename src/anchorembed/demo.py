@@ -88,9 +88,9 @@ def demo(recipe: Recipe, made: Harvest) -> Demo:
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
     alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
     _log.info("--- contrastive only ---")
-    without = train(alone, _log.info)
+    without = train(alone)
     _log.info("--- Stage I + contrastive ---")
-    anchored = train(recipe, _log.info)
+    anchored = train(recipe)
     models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
     rows = {"chance": Row(chance(collection))}
     for name, model in models.items():

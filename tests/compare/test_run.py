@@ -82,7 +82,7 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
     assert steps["both"] == 6
 
     def alone(derived: Recipe) -> float:
-        return stage_flops(derived, prepare(derived, derived.model.name, lambda _: None))
+        return stage_flops(derived, prepare(derived, derived.model.name))
 
     budget = alone(first_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
     for arm in arms:

@@ -13,18 +13,21 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.processes import gathered_weights, leave, rank, whole
-from anchorembed.train.run import _together, objective
+from anchorembed.train.run import _together
+from anchorembed.train.stage import step
+from stages import ready
 
 SETTINGS: dict[str, Schedule] = {
     "stage1": Reconstruct(tokens_per_micro_batch=4000, sink=False),
     "stage1-micro": Reconstruct(tokens_per_micro_batch=110, bag_weight=0.5),
-    "stage1-bag": Reconstruct(tokens_per_micro_batch=110, bag_weight=1.0, decode=False),
-    "stage1-next": Reconstruct(tokens_per_micro_batch=110, directions="next_token"),
+    "stage1-bag": ControlReconstruct(tokens_per_micro_batch=110, bag_weight=1.0, decode=False),
+    "stage1-next": ControlReconstruct(tokens_per_micro_batch=110, directions="next_token"),
     "stage1-centred-untied": Reconstruct(tokens_per_micro_batch=110, anchor="centred"),
     "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
@@ -72,13 +75,14 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
     embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
     if isinstance(settings, Contrast) and settings.guide:
         settings = settings.model_copy(update={"guide": str(folder)})
-    module, stage = objective(embedder, settings)
+    stage = ready(embedder, settings)
+    module = stage.module
     updates = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-4)
     if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
         if shard:
             shard_on_cpus(accelerator)
-        stage = _together(accelerator, stage, updates, ["LlamaDecoderLayer"])
+        stage = _together(accelerator, stage, updates)
         assert isinstance(stage.module, FSDPModule if shard else nn.parallel.DistributedDataParallel)
         assert all(isinstance(parameter, DTensor) == shard for parameter in module.parameters())
         assert not shard or all(isinstance(layer, FSDPModule) for layer in embedder.backbone.model.base_model.layers)
@@ -86,7 +90,7 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
     module.train()
     for number, count in enumerate(BATCHES):
         batch = pairs(count)
-        metrics = stage.step(number, embedder.pairs.pairs(batch, [""] * count))
+        metrics = step(stage, number, embedder.pairs.pairs(batch, [""] * count))
         found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
         for name, parameter in module.named_parameters():
             found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()

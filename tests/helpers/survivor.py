@@ -58,7 +58,7 @@ def train(run: Recipe) -> None:
     from anchorembed.train.run import train as both  # noqa: PLC0415 - not imported where processes are only started
 
     torch.set_num_threads(1)
-    both(run, lambda _: None)
+    both(run)
 
 
 def survive(folder: Path, kills: int, steps: int = STEPS, seed: int = 0) -> Survived:

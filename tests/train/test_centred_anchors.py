@@ -9,8 +9,8 @@ from torch import Tensor
 from anchorembed.config import Contrast, Reconstruct
 from anchorembed.train.decoding import centred, decoding, target_count
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.run import objective
-from stage_one import make, stage
+from anchorembed.train.stage import step
+from stages import make, ready, stage
 
 ANCHORS = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, -1.0], [5.0, 7.0]])
 SIDES = torch.tensor([0, 0, 1, 1])
@@ -41,10 +41,10 @@ def test_a_centred_gradient_leaves_values_and_takes_the_mean_off_gradients() -> 
 def test_micro_batches_are_one_step(anchor: str, budget: int) -> None:
     whole, pairs = make("llama")
     parts, _ = make("llama")
-    one = stage(whole, anchor=anchor, bag_weight=0.5).step(0, pairs)
+    one = step(stage(whole, anchor=anchor, bag_weight=0.5), 0, pairs)
     several = stage(parts, anchor=anchor, bag_weight=0.5, budget=budget)
-    assert len(several.prepare(0, pairs).micro) > 1
-    assert one == pytest.approx(several.step(0, pairs), abs=1e-5)
+    assert len(several.prepare(0, pairs).micro_batches) > 1
+    assert one == pytest.approx(step(several, 0, pairs), abs=1e-5)
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
 
@@ -76,9 +76,9 @@ def test_the_first_target_tokens_only_and_no_end_after_a_cut() -> None:
 
 def test_a_limit_above_all_texts_is_none() -> None:
     embedder, pairs = make("llama")
-    whole = stage(embedder).step(0, pairs)
-    assert stage(embedder, target_tokens=1000).step(0, pairs) == whole
-    assert stage(embedder, target_tokens=3).step(0, pairs) != whole
+    whole = step(stage(embedder), 0, pairs)
+    assert step(stage(embedder, target_tokens=1000), 0, pairs) == whole
+    assert step(stage(embedder, target_tokens=3), 0, pairs) != whole
 
 
 @pytest.mark.parametrize("settings", [Reconstruct(), Contrast(hard_negatives=0)])
@@ -89,12 +89,10 @@ def test_recomputing_changes_no_gradient(settings: Reconstruct | Contrast, budge
     for recompute in (False, True):
         embedder, pairs = make("llama")
         torch.manual_seed(1)
-        module, run = objective(
-            embedder, settings.model_copy(update={"tokens_per_micro_batch": budget, "recompute": recompute})
-        )
-        module.train()
+        run = ready(embedder, settings.model_copy(update={"recompute": recompute}), budget)
+        module = run.module.train()
         torch.manual_seed(2)
-        loss = run.step(0, [replace(pair, negatives=()) for pair in pairs])["loss"]
+        loss = step(run, 0, [replace(pair, negatives=()) for pair in pairs])["loss"]
         found.append([torch.tensor(loss), *(p.grad for p in module.parameters() if p.grad is not None)])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.backbone import Backbone
@@ -41,7 +42,7 @@ from anchorembed.train import gradcache
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.loop import Loop, fit, make_optimizer
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.run import objective
+from stages import ready
 from stand_ins import varlen_on_the_cpu
 from tiny import WORDS, tiny_model, tiny_tokenizer
 
@@ -53,8 +54,8 @@ STAGES: dict[str, Schedule] = {
     "centred": Reconstruct(anchor="centred", tokens_per_micro_batch=120),
     "centred, at once": Reconstruct(anchor="centred", tokens_per_micro_batch=10_000),
     "centred gradient": Reconstruct(anchor="centred_gradient", tokens_per_micro_batch=120),
-    "bags alone": Reconstruct(bag_weight=0.5, decode=False, tokens_per_micro_batch=120),
-    "next token": Reconstruct(directions="next_token", tokens_per_micro_batch=120),
+    "bags alone": ControlReconstruct(bag_weight=0.5, decode=False, tokens_per_micro_batch=120),
+    "next token": ControlReconstruct(directions="next_token", tokens_per_micro_batch=120),
     "recomputed": Reconstruct(recompute=True, tokens_per_micro_batch=120),
     "contrastive": Contrast(tokens_per_micro_batch=120),
     "contrastive, at once": Contrast(tokens_per_micro_batch=10_000),
@@ -69,7 +70,8 @@ def stage(settings: Schedule, name: str = "llama") -> tuple[nn.Module, Stage, li
     backbone = Backbone(tiny_model(name))
     backbone.varlen = True
     embedder = Embedder(backbone, bake(tiny_tokenizer(), TEMPLATE), Metadata(TEMPLATE, Lengths(24, 40)))
-    module, run = objective(embedder, settings)
+    run = ready(embedder, settings)
+    module = run.module
     texts = [" ".join(WORDS[first : first + 1 + first % 5]) for first in range(12)]
     pairs = [TextPair(*texts[3 * i : 3 * i + 2], (texts[3 * i + 2],), scores=(1.0, 0.5)) for i in range(4)]
     return module.train(), run, embedder.pairs.pairs(pairs, [""] * 4)
@@ -162,7 +164,7 @@ def waits_of_a_run(settings: Schedule, folder: Path, disturb: Callable[[nn.Modul
     said: list[str] = []
     with waits() as found:
         fit(
-            Loop("stage", schedule, 0, folder, str, "again", {}, said.append),
+            Loop("stage", schedule, 0, folder, str, {}),
             module,
             make_optimizer(module, schedule),
             Accelerator(cpu=True),
@@ -347,11 +349,12 @@ def test_a_number_left_on_the_cpu_is_seen(
             replace(run, device=torch.device("cuda", 0)).run(moved)
 
 
-def test_what_is_prepared_goes_to_the_device_but_for_the_offsets() -> None:
+def test_what_is_prepared_goes_to_the_device_but_for_the_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the meta device, which every build of torch has."""
     for settings in (STAGES["both directions, bags"], STAGES["contrastive, all options"]):
         _, run, pairs = stage(settings)
-        places = set(tensors_of(replace(run, device=torch.device("meta")).prepare(0, pairs)))
+        monkeypatch.setattr(type(run), "_device", torch.device("meta"))
+        places = set(tensors_of(run.prepare(0, pairs)))
         assert {place for name, place in places if name == "offsets"} == {"cpu"}
         assert {place for name, place in places if name != "offsets"} == {"meta"}
 

@@ -55,7 +55,7 @@ class Run:
             self.evaluated.append(self.module.training)
             return {"quality": next(given, 0.0)}
 
-        loop = Loop("stage", schedule, 0, folder, str, "again", {}, self.said.append)
+        loop = Loop("stage", schedule, 0, folder, str, {})
         fit(loop, self.module, optimizer, Accelerator(cpu=True), prepare, step, order, evaluate)
         self.values.append(self.module.value.item())
         self.log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -34,7 +34,9 @@ from anchorembed.train.memory import (
 )
 from anchorembed.train.prepare import prepare
 from anchorembed.train.profile import profile
-from anchorembed.train.run import contrast, objective
+from anchorembed.train.run import contrast
+from anchorembed.train.stage import step
+from stages import ready
 from tiny import save_tiny, write_pairs
 
 CARD = 80 * 10**9
@@ -99,12 +101,13 @@ def test_weights_gradients_and_moments_are_exact(
     data = {"sources": [{"name": "p", "path": str(pairs)}], "query_tokens": 24, "document_tokens": 48, "held_out": 4}
     model = {"name": str(folder), "device": "cpu", "weights": weights}
     recipe = parse_recipe({"data": data, "model": model, "output": "o"})
-    prepared = prepare(recipe, str(folder), lambda _: None)
+    prepared = prepare(recipe, str(folder))
     config = prepared.embedder.backbone.model.config
     found = estimate(shape_of(config), use_of(recipe, settings, torch.float32, 2**20))
-    module, run = objective(prepared.embedder, settings)
+    run = ready(prepared.embedder, settings)
+    module = run.module
     optimizer = make_optimizer(module, settings)
-    run.step(0, prepared.tokens(list(range(4)), 0))
+    step(run, 0, prepared.tokens(list(range(4)), 0))
     optimizer.step()
     every = {weight.data_ptr(): weight for weight in module.parameters()}.values()
     gradients = [weight.grad for weight in every if weight.grad is not None]
@@ -276,7 +279,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exc
 
 @pytest.mark.parametrize(("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "prepare"), (3, "prepare")])
 def test_memory_that_ends_in_a_step_loses_nothing(
-    recipe: Recipe, ends_in: int, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    recipe: Recipe, ends_in: int, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]
 ) -> None:
     """One message; the steps before are kept, also those after the last checkpoint; a smaller budget goes on."""
     out = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
@@ -291,11 +294,10 @@ def test_memory_that_ends_in_a_step_loses_nothing(
         f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}."
     )
     monkeypatch.undo()
-    said: list[str] = []
     smaller = recipe.model_copy(
         update={"contrast": recipe.contrast.model_copy(update={"tokens_per_micro_batch": 4096})}
     )
-    finished = contrast(smaller, said.append)
+    finished = contrast(smaller)
     assert any(f"resumed after step {ends_in} of 6" in line for line in said) == bool(ends_in)
     assert (finished / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
 
@@ -320,10 +322,9 @@ def test_memory_that_ends_as_the_steps_are_kept(recipe: Recipe, monkeypatch: pyt
 
 
 def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    said: list[str] = []
-    contrast(recipe, said.append)
+    contrast(recipe)
     place = next(number for number, line in enumerate(said) if "about" in line)
     assert "weights" in said[place]
     assert place < next(number for number, line in enumerate(said) if "pairs to train on" in line)

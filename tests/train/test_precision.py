@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
-from anchorembed.train.reconstruct import Reconstruction, ReconstructionModule
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.stage import step
 from tiny import save_tiny
 
 
@@ -26,14 +28,14 @@ def test_bfloat16_training_tracks_float32(tmp_path: Path) -> None:
 def curve(folder: Path, precision: str, seed: int) -> torch.Tensor:
     """Losses of 200 steps on pairs that a tiny model can learn."""
     embedder = Embedder.load(folder, precision="bfloat16" if precision == "bfloat16" else "float32", device="cpu")
-    module = ReconstructionModule(embedder)
-    stage = Reconstruction(module, torch.device("cpu"), embedder.pairs.end_id, "both", 0.8, 4096)
+    stage = Reconstruction.build(embedder, Reconstruct(sink=False), budget=4096)
+    module = stage.module
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, fused=True)
     generator = torch.Generator().manual_seed(int(seed))
     losses = []
     for number in range(200):
         texts = [f"row {int(torch.randint(50, (), generator=generator))}" for _ in range(8)]
-        metrics = stage.step(number, embedder.pairs.pairs([_pair(text) for text in texts], [""] * len(texts)))
+        metrics = step(stage, number, embedder.pairs.pairs([_pair(text) for text in texts], [""] * len(texts)))
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

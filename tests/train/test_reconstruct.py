@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.config import Contrast, Reconstruct
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import decoding, insert_anchors
-from anchorembed.train.flops import encode_flops, step_flops, weight_count
-from anchorembed.train.run import objective
-from stage_one import PAIRS, make, stage
+from anchorembed.train.flops import encode_flops, weight_count
+from anchorembed.train.stage import step
+from stages import PAIRS, make, ready, stage
 from tiny import tiny_model
 
 
@@ -57,7 +58,7 @@ def test_loss_and_gradients_equal_a_plain_computation(name: str, sink: bool, bag
     embedder, pairs = make(name)
     expected, model = plain_loss(name, pairs, sink, bag_weight, decode)
     expected.backward()
-    metrics = stage(embedder, sink=sink, bag_weight=bag_weight, decode=decode).step(0, pairs)
+    metrics = step(stage(embedder, sink=sink, bag_weight=bag_weight, decode=decode), 0, pairs)
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
     ours = dict(embedder.backbone.model.named_parameters())
     for key, parameter in model.named_parameters():
@@ -68,8 +69,8 @@ def test_loss_and_gradients_equal_a_plain_computation(name: str, sink: bool, bag
 def test_accumulation_equals_one_big_batch(budget: int, bag_weight: float) -> None:
     whole, pairs = make("llama")
     parts, _ = make("llama")
-    one = stage(whole, bag_weight=bag_weight).step(0, pairs)
-    several = stage(parts, budget=budget, bag_weight=bag_weight).step(0, pairs)
+    one = step(stage(whole, bag_weight=bag_weight), 0, pairs)
+    several = step(stage(parts, budget=budget, bag_weight=bag_weight), 0, pairs)
     assert one == pytest.approx(several, abs=1e-5)
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
@@ -78,8 +79,8 @@ def test_accumulation_equals_one_big_batch(budget: int, bag_weight: float) -> No
 def test_a_mean_of_means_would_be_seen() -> None:
     """The texts are so unequal that averaging micro-batch means gives another loss: the test above can fail."""
     embedder, pairs = make("llama")
-    means = [stage(embedder).step(0, [pair])["loss"] for pair in pairs]
-    assert abs(sum(means) / len(means) - stage(embedder).step(0, pairs)["loss"]) > 1e-3
+    means = [step(stage(embedder), 0, [pair])["loss"] for pair in pairs]
+    assert abs(sum(means) / len(means) - step(stage(embedder), 0, pairs)["loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("sink", [False, True])
@@ -145,8 +146,8 @@ def test_chunked_equals_full(softcap: float | None, biased: bool, monkeypatch: p
 
 def test_directions() -> None:
     embedder, pairs = make("llama")
-    both = stage(embedder).step(0, pairs)
-    first, second = (stage(embedder, directions="alternate").step(number, pairs) for number in (0, 1))
+    both = step(stage(embedder), 0, pairs)
+    first, second = (step(stage(embedder, directions="alternate"), number, pairs) for number in (0, 1))
     assert first["loss"] == pytest.approx(both["loss_q2d"], abs=1e-5)
     assert second["loss"] == pytest.approx(both["loss_d2q"], abs=1e-5)
     assert both["loss"] == pytest.approx(0.8 * both["loss_d2q"] + 0.2 * both["loss_q2d"], abs=1e-5)
@@ -155,32 +156,32 @@ def test_directions() -> None:
 def test_auto_encoding_is_q2d_with_the_document_as_query() -> None:
     embedder, pairs = make("llama")
     doubled = [replace(pair, query=pair.document) for pair in pairs]
-    expected = stage(embedder, directions="q2d").step(0, doubled)["loss"]
+    expected = step(stage(embedder, directions="q2d"), 0, doubled)["loss"]
     found = stage(embedder, directions="d2d")
-    assert found.step(0, pairs)["loss"] == pytest.approx(expected, abs=1e-5)
+    assert step(found, 0, pairs)["loss"] == pytest.approx(expected, abs=1e-5)
     assert "gain_d2d" in found.report(pairs)
 
 
 def test_the_recipe_decides_on_the_sink_which_costs_one_token_a_text() -> None:
     embedder, pairs = make("llama")
-    (_, without), (_, with_sink) = (objective(embedder, Reconstruct(sink=sink)) for sink in (False, True))
-    assert with_sink.step(0, pairs)["loss"] != pytest.approx(without.step(0, pairs)["loss"], abs=1e-4)
+    without, with_sink = (ready(embedder, Reconstruct(sink=sink)) for sink in (False, True))
+    assert step(with_sink, 0, pairs)["loss"] != pytest.approx(step(without, 0, pairs)["loss"], abs=1e-4)
     backbone = embedder.backbone
-    more = step_flops(backbone, with_sink, 0, pairs) - step_flops(backbone, without, 0, pairs)
+    more = with_sink.flops(0, pairs) - without.flops(0, pairs)
     assert more == 6 * weight_count(backbone) * 2 * len(pairs)
 
 
 def test_a_bag_costs_a_head_a_text_and_decoding_can_be_left_out() -> None:
     embedder, pairs = make("llama")
     backbone, head = embedder.backbone, embedder.backbone.head.weight.numel()
-    _, plain = objective(embedder, Reconstruct())
-    _, bagged = objective(embedder, Reconstruct(bag_weight=0.5))
-    _, alone = objective(embedder, Reconstruct(bag_weight=0.5, decode=False))
+    plain = ready(embedder, Reconstruct())
+    bagged = ready(embedder, Reconstruct(bag_weight=0.5))
+    alone = ready(embedder, ControlReconstruct(bag_weight=0.5, decode=False))
     texts = 2 * len(pairs)
-    assert step_flops(backbone, bagged, 0, pairs) - step_flops(backbone, plain, 0, pairs) == 6 * head * texts
+    assert bagged.flops(0, pairs) - plain.flops(0, pairs) == 6 * head * texts
     encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
-    assert step_flops(backbone, alone, 0, pairs) == 6 * (weight_count(backbone) * encoded + head * texts)
-    assert set(alone.step(0, pairs)) == {"loss", "loss_bag_q2d", "loss_bag_d2q"}
+    assert alone.flops(0, pairs) == 6 * (weight_count(backbone) * encoded + head * texts)
+    assert set(step(alone, 0, pairs)) == {"loss", "loss_bag_q2d", "loss_bag_d2q"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -221,7 +222,7 @@ def test_next_tokens_are_the_model_s_own_loss(sink: bool) -> None:
         logits = model(input_ids=torch.tensor([[end, *text]]), use_cache=False).logits[0]
         total += F.cross_entropy(logits, torch.tensor([*text, end]), reduction="sum").item()
         count += len(text) + 1
-    found = stage(embedder, directions="next_token", sink=sink).step(0, pairs)["loss"]
+    found = step(stage(embedder, directions="next_token", sink=sink), 0, pairs)["loss"]
     assert found == pytest.approx(total / count, abs=1e-4)
 
 
@@ -275,12 +276,12 @@ def test_flops_by_hand() -> None:
     encoded = sum(len(pair.query) + len(pair.document) for pair in pairs)
     written = sum(len(pair.query_text) + len(pair.document_text) + 2 for pair in pairs)
     sinks = 2 * len(pairs)
-    _, both = objective(embedder, Reconstruct())
-    assert step_flops(embedder.backbone, both, 0, pairs) == 6 * (weights * (encoded + sinks + written) + head * written)
-    _, plain = objective(embedder, Reconstruct(directions="next_token"))
-    assert step_flops(embedder.backbone, plain, 0, pairs) == 6 * (weights + head) * written
-    _, full = objective(embedder, Contrast(lora=None))
-    assert step_flops(embedder.backbone, full, 0, pairs) == 6 * weights * encoded
-    _, adapted = objective(embedder, Contrast())
-    assert step_flops(embedder.backbone, adapted, 0, pairs) == 4 * weights * encoded
+    both = ready(embedder, Reconstruct())
+    assert both.flops(0, pairs) == 6 * (weights * (encoded + sinks + written) + head * written)
+    plain = ready(embedder, ControlReconstruct(directions="next_token"))
+    assert plain.flops(0, pairs) == 6 * (weights + head) * written
+    full = ready(embedder, Contrast(lora=None))
+    assert full.flops(0, pairs) == 6 * weights * encoded
+    adapted = ready(embedder, Contrast())
+    assert adapted.flops(0, pairs) == 4 * weights * encoded
     assert encode_flops(embedder.backbone, 10) == 2 * weights * 10

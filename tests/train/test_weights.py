@@ -27,7 +27,9 @@ from anchorembed.train.flops import weight_count
 from anchorembed.train.loop import make_optimizer
 from anchorembed.train.prepare import prepare
 from anchorembed.train.profile import profile
-from anchorembed.train.run import contrast, objective, reconstruct, train
+from anchorembed.train.run import contrast, reconstruct, train
+from anchorembed.train.stage import step
+from stages import ready
 from tiny import ARCHITECTURES, SIZES, reproduce, tiny_model, tiny_tokenizer, write_pairs
 
 Make = Callable[..., Recipe]
@@ -83,12 +85,13 @@ def test_a_broken_mask_is_seen_in_bfloat16(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("weights", ["bfloat16", pytest.param("nf4", marks=needs_bitsandbytes)])
 def test_adapters_and_moments_are_float32_and_nothing_else_trains(recipe: Make, weights: str) -> None:
     wanted = recipe(weights)
-    prepared = prepare(wanted, wanted.model.name, lambda _: None)
-    module, run = objective(prepared.embedder, wanted.contrast)
+    prepared = prepare(wanted, wanted.model.name)
+    run = ready(prepared.embedder, wanted.contrast)
+    module = run.module
     optimizer = make_optimizer(module, wanted.contrast)
     before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     for number in range(2):
-        run.step(number, prepared.tokens(list(range(8)), 0))
+        step(run, number, prepared.tokens(list(range(8)), 0))
         optimizer.step()
         optimizer.zero_grad()
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -165,13 +168,12 @@ def test_a_comparison_trains_all_weights(recipe: Make, tmp_path: Path) -> None:
         open_comparison(wanted, tmp_path / "results")
 
 
-def test_the_second_stage_may_have_other_weights_than_the_first(recipe: Make) -> None:
+def test_the_second_stage_may_have_other_weights_than_the_first(recipe: Make, said: list[str]) -> None:
     """Stage I's plan has no word of how Stage II stores the weights; Stage II's has."""
     stage_one = {"steps": 2, "batch_size": 8, "warmup_steps": 1}
     reconstruct(recipe("float32", reconstruct=stage_one))
-    said: list[str] = []
     wanted = recipe("bfloat16", reconstruct=stage_one, contrast={"steps": 2, "batch_size": 8, "warmup_steps": 1})
-    contrast(wanted, said.append)
+    contrast(wanted)
     assert any("reconstruct/model" in line for line in said)
     changed = recipe("float32", reconstruct=stage_one, contrast={"steps": 2, "batch_size": 8, "warmup_steps": 1})
     with pytest.raises(InputError, match=r"model\.weights was 'bfloat16', is None now"):

@@ -12,11 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule, parse_recipe
+from anchorembed.compare.controls import ArmRecipe, ControlReconstruction
+from anchorembed.config import Choice, Compare, OwnArm, Recipe, parse_as
 from anchorembed.errors import InputError, nearest
-from anchorembed.train.flops import step_flops
+from anchorembed.train.contrast import Contrastive
 from anchorembed.train.prepare import Prepared, prepare
-from anchorembed.train.run import objective
+from anchorembed.train.run import build_stage
+from anchorembed.train.stage import Stage
 
 _COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
 
@@ -169,7 +171,7 @@ def seeds_of(compare: Compare, arm: Arm) -> list[int]:
     return chosen if arm.trained else chosen[:1]
 
 
-def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> Recipe | None:
+def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
     """What an arm trains before Stage II, for ``steps`` steps; None if nothing."""
     if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
         return None
@@ -191,7 +193,7 @@ def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) 
 
 def contrast_recipe(
     recipe: Recipe, arm: Arm, seed: int, choice: Values, start: str | None, extra: int, output: Path
-) -> Recipe:
+) -> ArmRecipe:
     """Stage II of an arm, from the model ``start``, with the grid's ``choice`` and ``extra`` steps."""
     if recipe.contrast is None:
         raise InputError("recipe: contrast is null. A comparison needs Stage II.")
@@ -211,17 +213,21 @@ def choices(recipe: Recipe) -> list[Values]:
     return [choice for number, choice in enumerate(found) if choice not in found[:number]]
 
 
-def stage_flops(recipe: Recipe, prepared: Prepared) -> float:
+def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
     """Mean model FLOPs a step of the one stage that a derived recipe has, with the data and base model of all."""
-    settings: Schedule | None = recipe.reconstruct or recipe.contrast
-    if settings is None:
-        raise ValueError("the recipe has no stage")
     backbone = prepared.embedder.backbone
     backbone.requires_grad_(requires_grad=True)
-    _, run = objective(prepared.embedder, settings)
+    stage: Stage
+    if recipe.reconstruct is not None:
+        stage = build_stage(prepared.embedder, recipe.reconstruct, ControlReconstruction)
+    elif recipe.contrast is not None:
+        stage = build_stage(prepared.embedder, recipe.contrast, Contrastive)
+    else:
+        raise ValueError("the recipe has no stage")
+    settings = stage.settings
     order = prepared.order(settings.batch_size, recipe.seed)
     counted = [
-        step_flops(backbone, run, number, prepared.tokens(indices, run.hard_negatives))
+        stage.flops(number, prepared.tokens(indices, stage.hard_negatives))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
     ]
     backbone.merge_lora()  # untrained, they change no weight
@@ -239,7 +245,7 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     of_primary = first_recipe(recipe, primary, seed, steps, nowhere)
     if of_primary is None:
         raise InputError(f"compare.primary: {primary.name!r} has no stage before Stage II. Name one that has.")
-    prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name, lambda _: None)
+    prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name)
     budget = stage_flops(of_primary, prepared) * steps
     matched: dict[str, int] = {}
     for arm in arms:
@@ -254,6 +260,6 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     return matched
 
 
-def _derive(recipe: Recipe, arm: Arm, seed: int, output: Path, **stages: Values | None) -> Recipe:
+def _derive(recipe: Recipe, arm: Arm, seed: int, output: Path, **stages: Values | None) -> ArmRecipe:
     values = recipe.model_dump(mode="json", by_alias=True, exclude={"compare"})
-    return parse_recipe(values | stages | {"seed": seed, "output": str(output)}, f"arm {arm.name}")
+    return parse_as(ArmRecipe, values | stages | {"seed": seed, "output": str(output)}, f"arm {arm.name}")

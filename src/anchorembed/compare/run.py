@@ -32,6 +32,7 @@ from anchorembed.compare.arms import (
     matched_steps,
     seeds_of,
 )
+from anchorembed.compare.controls import ArmRecipe, train_arm
 from anchorembed.compare.results import COMMON, OWN, Results, Run
 from anchorembed.config import Compare, Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
@@ -44,7 +45,6 @@ from anchorembed.system.device import find_device, versions
 from anchorembed.system.files import alone_in, content_key, write_file
 from anchorembed.train.loop import Interrupted, read_log
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
-from anchorembed.train.run import train
 
 _ISOTROPY_PAIRS = 512
 _GLANCE = 0.5  # seconds between looks for a signal
@@ -198,7 +198,7 @@ def _one(comparison: Comparison, one: Run, say: Callable[[str], None]) -> None:
     first, folder = _first(comparison, one, say)
     model = _second(comparison, one, first, choice, say) if one.arm.trained else None
     recipe = comparison.recipe.model_copy(update={"seed": one.seed})
-    prepared = prepare(recipe, str(model or recipe.model.name), lambda _: None)
+    prepared = prepare(recipe, str(model or recipe.model.name))
     stages = {"first": folder, "contrast": model.parent if model else None}
     logs = {stage: read_log(place / "log.jsonl") for stage, place in stages.items() if place is not None}
     models = {"before Stage II": first, "after Stage II": model} if one.arm.trained else {"base": recipe.model.name}
@@ -277,7 +277,7 @@ def _second(comparison: Comparison, one: Run, first: Path | None, choice: Values
     return _trained(derived, place, say) / "model"
 
 
-def _trained(recipe: Recipe, place: Path, say: Callable[[str], None]) -> Path:
+def _trained(recipe: ArmRecipe, place: Path, say: Callable[[str], None]) -> Path:
     """Train a recipe of one stage unless that is done; returns the stage's folder.
 
     Raises:
@@ -370,7 +370,7 @@ def _place(comparison: Comparison, one: Run) -> Path:
     )
 
 
-def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
+def _train(recipe: ArmRecipe, place: Path, say: Callable[[str], None]) -> None:
     """Train a recipe; on the CPU in a process of its own, whose messages and progress bar stay visible."""
     path = place / "recipe.yaml"
     place.mkdir(parents=True, exist_ok=True)
@@ -378,10 +378,9 @@ def _train(recipe: Recipe, place: Path, say: Callable[[str], None]) -> None:
     if find_device(recipe.model.device).type == "cuda":  # one process for all, whose compiled layers serve every run
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        train(recipe, say, "run the comparison again")
+        train_arm(recipe)
         return
-    verb = "reconstruct" if recipe.reconstruct else "contrast"
-    command = [sys.executable, "-m", "anchorembed", verb, str(path)]
+    command = [sys.executable, "-m", "anchorembed", "train-arm", str(path)]
     with _signals() as heard, subprocess.Popen(command) as process:  # noqa: S603 - ourselves
         code = _wait(process, heard)
     number = code - 128 if code > 128 else -code  # of a signal, if the training was ready for one or not yet

@@ -5,8 +5,8 @@ the step, the run's plan and the versions of what computed it. It is written bes
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from anchorembed.system.device import versions
 from anchorembed.system.files import write_folder
 from anchorembed.system.processes import like, on_the_first, rank, reshard, wait
 
+_log = logging.getLogger(__name__)
 Plan = dict[str, Any]  # what decides a run's result, by key
 
 
@@ -71,9 +72,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
-) -> int:
+def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
 
     Where other versions of libraries wrote it, that is said: the rest of the run may then differ in its last bits.
@@ -91,13 +90,19 @@ def load_checkpoint(
             tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
             _restore(module, optimizer, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            warn(f"{path}: damaged ({error}); using the one before.")
+            _say("%s: damaged (%s); using the one before.", path, error)
             continue
         other = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
         if other:
-            warn(f"{path}: written with {'; '.join(other)}. Going on may differ in the last bits.")
+            _say("%s: written with %s. Going on may differ in the last bits.", path, "; ".join(other))
         return step
     return 0
+
+
+def _say(message: str, *values: object) -> None:
+    """Warn, in the first process alone."""
+    if rank() == 0:
+        _log.warning(message, *values)
 
 
 def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, dict[str, Tensor]]) -> None:

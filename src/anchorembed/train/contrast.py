@@ -1,16 +1,28 @@
-"""Stage II as a training step: a step's pairs in, the gradient of one InfoNCE over all of them out."""
+"""Stage II: contrastive learning, one InfoNCE over all of a step's pairs, whatever the token budget and the processes.
+
+``prepare`` counts texts, marks false negatives and packs chunks on the CPU; ``run`` embeds and compares on the device.
+
+Axes: N texts, Q queries, D documents (positives first, then hard negatives), H hidden size.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from anchorembed.config import Contrast, Data
+from anchorembed.errors import InputError
+from anchorembed.model.adapters import LoraSettings
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import load_tokenizer
 from anchorembed.model.packing import PackedBatch, pack, send
 from anchorembed.model.tokens import TokenPair
+from anchorembed.system.device import Precision
 from anchorembed.system.processes import gathered, processes, rank, shares
+from anchorembed.train.flops import FROZEN, TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.info_nce import (
     Candidates,
@@ -22,7 +34,8 @@ from anchorembed.train.info_nce import (
     similarities,
     too_similar,
 )
-from anchorembed.train.stage import Measured, Metrics, by_length, read_back
+from anchorembed.train.prepare import Prepared
+from anchorembed.train.stage import Load, Measured, Metrics, by_length, read_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +69,98 @@ class ContrastiveBatch:
 
 @dataclass(frozen=True, slots=True)
 class Contrastive:
-    """Stage II on a step's pairs: one InfoNCE over all of them, whatever the token budget and the processes."""
+    """Stage II on a step's pairs, by GradCache if they exceed the token budget.
 
+    ``guide`` is the model by whose vectors ``settings.mask_above`` judges. ``unsynced`` opens a context in which
+    gradients stay in this process: all chunks but the last.
+    """
+
+    settings: Contrast
     module: nn.Module
-    device: torch.device
-    scale: float
-    hard_negatives: int
+    embedder: Embedder
     budget: int
-    mask_above: float | None = None
     guide: Embedder | None = None
-    distill: float = 0.0
-    dimensions: tuple[int, ...] = ()
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
-        """Accumulate the gradient of L_II over the pairs, by GradCache if they exceed the token budget."""
-        return read_back(self.run(self.prepare(number, pairs)))
+    name: ClassVar[str] = "contrast"
+
+    @property
+    def hard_negatives(self) -> int:
+        """Hard negatives of each pair that a step uses."""
+        return self.settings.hard_negatives
+
+    # Building
+
+    @classmethod
+    def build(cls, embedder: Embedder, settings: Contrast, budget: int) -> Self:
+        """Make the stage ready to train ``embedder``, at most ``budget`` tokens at once; adapters are added."""
+        module = cls.trained_module(embedder, settings)
+        if settings.recompute:
+            embedder.backbone.recompute_layers()
+        return cls(settings, module, embedder, budget, _guide(embedder, settings))
+
+    @staticmethod
+    def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
+        """The embedder, its adapters added; an output head of its own stays as it is."""
+        embedder.backbone.freeze_own_head()
+        if settings.lora is not None:
+            lora = settings.lora
+            embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+        return embedder
+
+    @staticmethod
+    def load(settings: Contrast, data: Data) -> Load:
+        """What a step holds in memory: the longest texts, and all similarities."""
+        queries, documents = settings.batch_size, settings.batch_size * (1 + settings.hard_negatives)
+        return Load(
+            longest=max(data.query_tokens, data.document_tokens),
+            most=queries * data.query_tokens + documents * data.document_tokens,
+            queries=queries,
+            documents=documents,
+            lora=settings.lora,
+        )
+
+    @staticmethod
+    def check_stored(settings: Contrast, stored: str) -> None:
+        """Refuse weights that are not stored in float32 where no adapters train instead of them.
+
+        Raises:
+            InputError: naming what to change.
+        """
+        if stored != "float32" and settings.lora is None:
+            raise InputError(
+                f"model.weights: {stored} is for adapters, and contrast.lora is null: all weights train, which need "
+                "float32. Leave lora=null out, or set model.weights=float32."
+            )
+
+    @staticmethod
+    def check(settings: Contrast, prepared: Prepared) -> None:
+        """Refuse settings that cannot work with these pairs and this model.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        if settings.distill and not prepared.store.scored:
+            raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
+        dimension = prepared.embedder.dimension
+        if max(settings.dimensions, default=0) > dimension:
+            raise InputError(
+                f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
+            )
+        if settings.lora is not None:
+            prepared.embedder.backbone.adaptable(settings.lora.targets)
+        if settings.guide is not None:
+            load_tokenizer(settings.guide)  # a model that is not there has none
+
+    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
+        """The same with its module wrapped for several processes."""
+        return replace(self, module=module, unsynced=unsynced or self.unsynced)
+
+    def with_budget(self, budget: int) -> Self:
+        """The same with another number of tokens at once."""
+        return replace(self, budget=budget)
+
+    # A step
 
     def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ContrastiveBatch:
         """Lay out a step and send it to the device."""
@@ -84,10 +173,10 @@ class Contrastive:
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
             self._comparison(pairs),
-            [chunk.to(self.device) for chunk in chunks[rank()] + idle],
-            send(rows[rank()], self.device),
+            [chunk.to(self._device) for chunk in chunks[rank()] + idle],
+            send(rows[rank()], self._device),
             [sum(map(len, part)) for part in parts],
-            send(order, self.device),
+            send(order, self._device),
             shared[rank()],
         )
 
@@ -101,7 +190,13 @@ class Contrastive:
             nothing = 0.0 * embeddings[len(own) :].sum()
             return self._loss(batch.comparison, gathered(own, batch.counts)[batch.order], guided) + nothing
 
-        return {"loss": cached_backward(self._embed, batch.chunks, loss, self.device, processes(), self.unsynced)}
+        return {"loss": cached_backward(self._embed, batch.chunks, loss, self._device, processes(), self.unsynced)}
+
+    @property
+    def _device(self) -> torch.device:
+        return self.embedder.backbone.device
+
+    # Held-out pairs
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -109,7 +204,7 @@ class Contrastive:
         comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
-        embeddings = torch.cat([self._embed(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
+        embeddings = torch.cat([self._embed(chunk.to(self._device)) for chunk in chunks])[send(rows, self._device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
         loss = self._loss(comparison, embeddings, self._guided(pairs))
@@ -120,23 +215,24 @@ class Contrastive:
         documents = positives + negatives
         rows = list(range(len(pairs)))
         excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows)
-        given = candidates(*_scored(pairs, self.hard_negatives)).to(self.device) if self.distill else None
-        return Comparison(len(pairs), send(excluded_QD, self.device), send(torch.tensor(rows), self.device), given)
+        given = candidates(*_scored(pairs, self.hard_negatives)).to(self._device) if self.settings.distill else None
+        return Comparison(len(pairs), send(excluded_QD, self._device), send(torch.tensor(rows), self._device), given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
         count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
-        if self.mask_above is not None:
+        margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
+        if margin is not None:
             judging = embeddings if guided is None else guided
-            left_out_QD = left_out_QD | too_similar(judging[:count], judging[count:], positives_Q, self.mask_above)
+            left_out_QD = left_out_QD | too_similar(judging[:count], judging[count:], positives_Q, margin)
 
         def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
-            value = info_nce(queries_QH, documents_DH, positives_Q, self.scale, left_out_QD)
+            value = info_nce(queries_QH, documents_DH, positives_Q, scale, left_out_QD)
             if comparison.given is not None:
-                value = value + self.distill * distillation(queries_QH, documents_DH, comparison.given, self.scale)
+                value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
             return value
 
-        every = dict.fromkeys((*self.dimensions, embeddings.shape[1]))
+        every = dict.fromkeys((*self.settings.dimensions, embeddings.shape[1]))
         return matryoshka(compared, embeddings[:count], embeddings[count:], tuple(every))
 
     def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
@@ -146,7 +242,7 @@ class Contrastive:
         negatives = [text for pair in pairs for text in pair.text.negatives[: self.hard_negatives]]
         queries = self.guide.encode([pair.text.query for pair in pairs], "query")
         documents = self.guide.encode([*(pair.text.positive for pair in pairs), *negatives])
-        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
+        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self._device)
 
     def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
         """Sequences in chunks within the budget, and the row of each among the chunks' embeddings; on the CPU."""
@@ -157,6 +253,44 @@ class Contrastive:
     def _embed(self, batch: PackedBatch) -> Tensor:
         embeddings: Tensor = self.module(batch)
         return embeddings
+
+    def quality(self, metrics: Metrics) -> float | None:
+        """The share of held-out queries that find their own document first."""
+        return metrics.get("held_out_accuracy")
+
+    # What it costs, and what went wrong
+
+    def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
+        """Model FLOPs of a step: all texts once."""
+        backbone = self.embedder.backbone
+        encoded = sum(len(text) for texts in _texts(pairs, self.hard_negatives) for text in texts)
+        weights = (weight for name, weight in backbone.named_parameters() if "lora_" not in name)
+        return float((TRAINED if any(w.requires_grad for w in weights) else FROZEN) * weight_count(backbone) * encoded)
+
+    def unused(self, prepared: Prepared) -> list[str]:
+        """Hard negatives that pairs have and no step uses, modules without adapters."""
+        sentences = []
+        have, backbone = prepared.store.most_negatives, self.embedder.backbone
+        if backbone.peft and (left_out := backbone.not_adapted()):
+            sentences.append(f"LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
+        if have > self.hard_negatives:
+            used = self.hard_negatives
+            sentences.append(f"of up to {have} hard negatives a pair, {used} used: contrast.hard_negatives")
+        return sentences
+
+    def verdict(self, log: Sequence[Metrics]) -> str:
+        """Nothing is known to go wrong."""
+        return ""
+
+
+def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:
+    """The model that judges which documents are no negatives, on the embedder's device."""
+    if settings.guide is None:
+        return None
+    precision: Precision = "float32" if embedder.dtype == torch.float32 else "bfloat16"
+    guide = Embedder.load(settings.guide, precision=precision, device=str(embedder.backbone.device))
+    guide.requires_grad_(False)
+    return guide
 
 
 def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:

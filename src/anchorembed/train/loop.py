@@ -4,6 +4,7 @@ Schedule, clipping, checkpoints, log, evaluation by callback, signals, resuming;
 """
 
 import json
+import logging
 import math
 import os
 import signal
@@ -31,11 +32,13 @@ from anchorembed.train.stage import Measured, Metrics, read_back
 
 Batch = TypeVar("Batch")
 
+_log = logging.getLogger(__name__)
+
 BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and can go on from its last checkpoint; ``signal`` is the number of the signal."""
+    """Training was asked to stop; run again, it goes on from its last checkpoint. ``signal`` is the signal's number."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -50,10 +53,8 @@ class Loop:
     schedule: Schedule
     seed: int
     folder: Path
-    places: Callable[[Sequence[int]], str]  # where pairs come from
-    resume: str  # what to type to continue
+    lines_of: Callable[[Sequence[int]], str]  # sources and lines of pairs
     plan: Plan  # what decides the result
-    say: Callable[[str], None]
     less_memory: str = LESS_MEMORY  # what to do where memory ends
 
 
@@ -103,9 +104,9 @@ def fit(
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    first = load_checkpoint(checkpoints, module, optimizer, loop.say)
+    first = load_checkpoint(checkpoints, module, optimizer)
     if first:
-        loop.say(f"{loop.name}: resumed after step {first} of {schedule.steps}")
+        _log.info("%s: resumed after step %s of %s", loop.name, first, schedule.steps)
     log = _open_log(loop.folder / "log.jsonl", first)
     module.train()
     keep = _keeper(loop, checkpoints, module, optimizer)
@@ -152,8 +153,8 @@ def fit(
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
     if schedule.keep_best:
-        chosen = load_checkpoint(loop.folder / BEST, module, optimizer, loop.say)
-        loop.say(f"{loop.name}: kept step {chosen}, whose quality is {best:.4f}")
+        chosen = load_checkpoint(loop.folder / BEST, module, optimizer)
+        _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
 
 
 def _updated(
@@ -252,12 +253,12 @@ def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, ski
     """Say that a step is left out, or that it is one too many."""
     what = (
         f"{loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm {metrics['gradient_norm']}, "
-        f"which must be finite; its pairs: {loop.places(indices)}."
+        f"which must be finite; its pairs: {loop.lines_of(indices)}."
     )
     if skipped > loop.schedule.skip_steps:
         cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
         raise InputError(f"{what} {cure}")
-    loop.say(f"{what} Left out, {skipped} of at most {loop.schedule.skip_steps}.")
+    _log.warning("%s Left out, %s of at most %s.", what, skipped, loop.schedule.skip_steps)
 
 
 def _open_log(path: Path, first: int) -> Path:

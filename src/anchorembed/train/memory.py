@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
+from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
 from anchorembed.system.device import Weights
+from anchorembed.train.stage import Load
 
 GB = 1e9
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
@@ -172,6 +173,7 @@ def _linear(decoder: nn.Module) -> tuple[tuple[str, int, int], ...]:
 def use_of(
     recipe: Recipe,
     settings: Schedule,
+    load: Load,
     dtype: torch.dtype,
     logits: int,
     processes: int = 1,
@@ -183,16 +185,14 @@ def use_of(
     Args:
         recipe: the whole recipe.
         settings: those of the stage.
+        load: what one of its steps holds.
         dtype: of matrix products.
         logits: logits that exist at once, at most.
         processes: how many share a step's pairs.
         sharded: whether weights, gradients and moments are spread over them.
         compiled: whether layers are, where weights are not spread.
     """
-    query, document, size = recipe.data.query_tokens, recipe.data.document_tokens, settings.batch_size
-    lora = settings.lora if isinstance(settings, Contrast) else None
-    documents = size * (1 + settings.hard_negatives) if isinstance(settings, Contrast) else 0
-    pair = _pair_tokens(settings, query, document)
+    lora = load.lora
     return Use(
         weights=recipe.model.weights,
         product=dtype.itemsize,
@@ -200,13 +200,13 @@ def use_of(
         rank=lora.rank if lora else 0,
         adapted=tuple(lora.targets) if lora else (),
         dropout=bool(lora and lora.dropout),
-        trains_head=isinstance(settings, Reconstruct),
-        budget=ON_CPU if settings.tokens_per_micro_batch == "auto" else settings.tokens_per_micro_batch,
-        longest=pair or max(query, document),
-        most=ceil((size * pair or size * query + documents * document) / processes),
-        logits=0 if isinstance(settings, Contrast) else logits,
-        queries=size if documents else 0,
-        documents=documents,
+        trains_head=load.writes,
+        budget=settings.budget(ON_CPU),
+        longest=load.longest,
+        most=ceil(load.most / processes),
+        logits=logits if load.writes else 0,
+        queries=load.queries,
+        documents=load.documents,
         recompute=settings.recompute,
         compiled=compiled and not sharded,
         shards=processes if sharded else 1,
@@ -217,15 +217,6 @@ def fitting_budget(shape: Shape, use: Use, have: int) -> int:
     """Tokens to compute at once on a GPU: as many as fit into nine tenths of what it has, 65,536 at most."""
     budgets = [size for size in _BUDGETS if estimate(shape, replace(use, budget=size)).total <= 0.9 * have]
     return max(budgets, default=_BUDGETS[0])
-
-
-def _pair_tokens(settings: Schedule, query: int, document: int) -> int:
-    """Tokens of Stage I's longest pair, all that is encoded and written of it; 0 in Stage II."""
-    if not isinstance(settings, Reconstruct):
-        return 0
-    if settings.directions == "d2d":
-        return 2 * document + 2
-    return (2 if settings.directions == "both" else 1) * (query + document + 2)
 
 
 def estimate(shape: Shape, use: Use) -> Estimate:

@@ -1,6 +1,7 @@
 """From a recipe to what a stage trains on: its pairs on disk, their split and order, and the model that embeds them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from anchorembed.data.sampling import Split, batches, share_used, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template, instruct
-from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
 from anchorembed.system.files import cache_folder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Prepared:
 
     store: PairStore
     split: Split
+    tokenizer: PairTokenizer
     embedder: Embedder
     temperature: float
 
@@ -38,7 +42,7 @@ class Prepared:
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         tasks = [instruct(source.instruction) for source in sources]
         of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
-        return self.embedder.pairs.pairs(pairs, tasks, of_documents, most_negatives)
+        return self.tokenizer.pairs(pairs, tasks, of_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
         """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
@@ -48,29 +52,31 @@ class Prepared:
         counts = {"pairs": len(self.store), "train": len(self.split.train), "held_out": len(self.split.held_out)}
         return {**counts, "near_held_out": len(self.store) - counts["train"] - counts["held_out"], "dropped": dropped}
 
-    def places(self, indices: Sequence[int]) -> str:
+    def lines_of(self, indices: Sequence[int]) -> str:
         """Source and line of pairs, the first ten."""
         named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
         return ", ".join(named) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
 
 
-def prepare(recipe: Recipe, start: str, say: Callable[[str], None]) -> Prepared:
+def prepare(recipe: Recipe, start: str) -> Prepared:
     """Open the recipe's data and load the model ``start``."""
     data = recipe.data
-    store = open_pairs(recipe, say)
+    store = open_pairs(recipe)
     parts = split(store, data.held_out, recipe.seed)
     shared = len(store) - len(parts.train) - len(parts.held_out)
-    say(
-        f"data: {len(parts.train)} pairs to train on, {len(parts.held_out)} held out, of {len(store)}"
-        + (f"; {shared} are left out, which share a text with those held out" if shared else "")
+    left_out = f"; {shared} are left out, which share a text with those held out" if shared else ""
+    _log.info(
+        "data: %s pairs to train on, %s held out, of %s%s", len(parts.train), len(parts.held_out), len(store), left_out
     )
     if len(data.instructions) > 1:
-        say("data: instructions differ by source, so the model keeps none as its own; data.instruction says which")
+        _log.info(
+            "data: instructions differ by source, so the model keeps none as its own; data.instruction says which"
+        )
     embedder = load_embedder(recipe, start, recipe.model.device)
     for source in store.sources:
         for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
             embedder.pairs.check_room(instruct(source.instruction), limit)
-    return Prepared(store, parts, embedder, data.temperature)
+    return Prepared(store, parts, embedder.pairs, embedder, data.temperature)
 
 
 def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
@@ -90,7 +96,7 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     return embedder
 
 
-def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
+def open_pairs(recipe: Recipe) -> PairStore:
     """Open the recipe's sources, converting what is not in the cache yet."""
     data = recipe.data
     sources = [
@@ -102,7 +108,7 @@ def open_pairs(recipe: Recipe, say: Callable[[str], None]) -> PairStore:
         )
         for source in data.sources
     ]
-    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=say)
+    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=_log.info)
 
 
 def own_template(recipe: Recipe) -> Template | None:

@@ -1,9 +1,7 @@
 """What a recipe does on this machine: tokens a second, memory, share of the peak, where the time goes."""
 
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.fast import compile_layers
 from anchorembed.system.device import peak_memory
-from anchorembed.train.flops import step_flops
 from anchorembed.train.loop import make_optimizer
 from anchorembed.train.prepare import prepare
-from anchorembed.train.run import StageName, check_weights, objective, plan_memory
+from anchorembed.train.run import STAGES, StageName, plan_memory
+from anchorembed.train.stage import step
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),
@@ -70,42 +68,33 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write(text: str) -> None:
-    """Write a line to standard output; unlike ``print``, which programs replace, it can be handed to a process."""
-    sys.stdout.write(f"{text}\n")
-
-
-def profile(
-    recipe: Recipe, stage: StageName, steps: int = 5, warmup: int = 2, say: Callable[[str], None] = _write
-) -> Profile:
+def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
-    That is done in a process of its own, whose peak memory is this stage's. It first hands to ``say``, a function of a
-    module, what memory the stage is expected to take.
+    That is done in a process of its own, whose peak memory is this stage's.
 
     Raises:
         InputError: if the recipe has no such stage, too few pairs, or more memory is needed than there is.
     """
-    if (recipe.reconstruct if stage == "reconstruct" else recipe.contrast) is None:
-        raise InputError(f"recipe: {stage} is null. Give it settings, or profile the other stage.")
+    settings = recipe.stage(name)
+    if settings is None:
+        raise InputError(f"recipe: {name} is null. Give it settings, or profile the other stage.")
+    STAGES[name].check_stored(settings, recipe.model.weights)
+    budget = plan_memory(recipe, STAGES[name], settings, recipe.model.name).budget
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(_profile, recipe, stage, steps, warmup, say).result()
+            return pool.submit(_profile, recipe, name, settings, budget, range(warmup, warmup + steps)).result()
         except BrokenProcessPool as error:
             raise InputError(
-                f"{stage}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
+                f"{name}: its process was killed, as the system does where memory ends. {LESS_MEMORY}"
             ) from error
 
 
-def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Callable[[str], None]) -> Profile:
-    settings: Schedule | None = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
-    if settings is None:
-        raise ValueError("the recipe has no such stage")
-    check_weights(recipe, settings)
-    use = plan_memory(recipe, stage, settings, recipe.model.name, say)
-    settings = settings.model_copy(update={"tokens_per_micro_batch": use.budget})
-    prepared = prepare(recipe, recipe.model.name, lambda _: None)
-    module, run = objective(prepared.embedder, settings)
+def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, measured: range) -> Profile:
+    """Run steps up to the end of ``measured``, time those, and watch one more."""
+    prepared = prepare(recipe, recipe.model.name)
+    stage = STAGES[name].build(prepared.embedder, settings, budget)
+    module = stage.module
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(module, settings)
     backbone = prepared.embedder.backbone
@@ -115,11 +104,11 @@ def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Cal
     seconds, counts, tokens, flops = [], [], [], []
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)
-    for number, indices in zip(range(warmup + steps + 1), order, strict=False):
-        with _Watch(times if number == warmup + steps else None):
+    for number, indices in zip(range(measured.stop + 1), order, strict=False):
+        with _Watch(times if number == measured.stop else None):
             started = time.perf_counter()
-            pairs = prepared.tokens(indices, run.hard_negatives)
-            run.step(number, pairs)
+            pairs = prepared.tokens(indices, stage.hard_negatives)
+            step(stage, number, pairs)
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
@@ -127,12 +116,11 @@ def _profile(recipe: Recipe, stage: StageName, steps: int, warmup: int, say: Cal
             seconds.append(time.perf_counter() - started)
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
-        flops.append(step_flops(backbone, run, number, pairs))
-    measured = range(warmup, warmup + steps)
+        flops.append(stage.flops(number, pairs))
     rate = statistics.median(flops[i] / seconds[i] for i in measured)
     step_seconds = statistics.median(seconds[i] for i in measured)
     return Profile(
-        stage=stage,
+        stage=name,
         pairs_per_second=statistics.median(counts[i] / seconds[i] for i in measured),
         tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
         peak_gb=peak_memory(backbone.device) / 1e9,

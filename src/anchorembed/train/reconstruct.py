@@ -1,18 +1,21 @@
-"""A training step of each stage: a step's pairs in, gradients accumulated and metrics out.
+"""Stage I: write each side of a pair from the other's anchor (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
 
-The embedder embeds, the objectives compare; a step brings them together, a token budget at a time. ``prepare`` does
-what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device; ``run`` only computes
-there and waits for nothing; ``step`` is both, and reads the metrics back.
+``prepare`` does what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device; ``run``
+only computes there and waits for nothing.
+
+Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from anchorembed.config import Data, Reconstruct
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch, micro_batches, pack, send
 from anchorembed.model.tokens import TokenPair
@@ -20,11 +23,16 @@ from anchorembed.system.device import autocast
 from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import Decoding, centred, decoding, insert_anchors, target_count
+from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
-from anchorembed.train.stage import Measured, Metrics, by_length, read_back
+from anchorembed.train.prepare import Prepared
+from anchorembed.train.stage import Load, Measured, Metrics, by_length, read_back
 
-Direction = Literal["q2d", "d2q", "d2d", "next_token"]
-_DIRECTIONS: tuple[Direction, Direction] = ("q2d", "d2q")
+Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
+DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
+_FIRST = 4  # target tokens of a text whose gain is reported apart
+_ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
+_READ = 0.02  # nats a token: an anchor gain below it is noise
 
 
 class ReconstructionModule(nn.Module):
@@ -101,13 +109,16 @@ class ReconstructionModule(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is."""
+class Writing:
+    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is.
+
+    ``limit`` is the most tokens of the text that are written; None for all.
+    """
 
     source: list[int]
     text: list[int]
     direction: Direction
-    limit: int | None = None  # of the text's tokens that are written
+    limit: int | None = None
 
     @property
     def targets(self) -> int:
@@ -153,7 +164,7 @@ class ReconstructionBatch:
     must do equally many.
     """
 
-    micro: list[MicroBatch]
+    micro_batches: list[MicroBatch]
     idle: int
     weights: dict[Direction, float]
     totals: dict[Direction, int]
@@ -161,63 +172,128 @@ class ReconstructionBatch:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Stage I on a step's pairs: which directions, how weighted, how many tokens at once, with a sink or without.
+    """Stage I on a step's pairs: L_I = w L_D2Q + (1 - w) L_Q2D, each over all target tokens of the step.
 
-    L_I has ``bag_weight`` times the loss of the bags of words beside that of the decoder, or without it.
-    ``unsynced`` opens a context in which gradients stay in this process: all micro-batches but the last.
+    Micro-batches and processes change nothing but memory. ``unsynced`` opens a context in which gradients stay in this
+    process: all micro-batches but the last.
     """
 
+    settings: Reconstruct
     module: nn.Module
-    device: torch.device
-    end_id: int
-    directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"]
-    d2q_weight: float
+    embedder: Embedder
     budget: int
-    sink: bool = False
-    bag_weight: float = 0.0
-    decode: bool = True
-    anchor: Literal["raw", "centred", "centred_gradient"] = "raw"
-    target_tokens: int | None = None
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
-    hard_negatives: ClassVar[int] = 0  # it uses none
 
-    def rows(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Row]]:
-        """What a step writes, by pair."""
-        limit = self.target_tokens
-        return [[row for direction in self._weights(number) for row in _rows(pair, direction, limit)] for pair in pairs]
+    name: ClassVar[str] = "reconstruct"
 
-    def step(self, number: int, pairs: Sequence[TokenPair]) -> Metrics:
-        """Accumulate the gradient of L_I over the pairs; micro-batches and processes change nothing but memory."""
-        return read_back(self.run(self.prepare(number, pairs)))
+    # Building
+
+    @classmethod
+    def build(cls, embedder: Embedder, settings: Reconstruct, budget: int) -> Self:
+        """Make the stage ready to train ``embedder``, at most ``budget`` tokens at once."""
+        if settings.recompute:
+            embedder.backbone.recompute_layers()
+        return cls(settings, cls.trained_module(embedder, settings), embedder, budget)
+
+    @staticmethod
+    def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
+        """All weights, the head's among them."""
+        return ReconstructionModule(embedder)
+
+    @staticmethod
+    def load(settings: Reconstruct, data: Data) -> Load:
+        """What a step holds in memory: encoded and written tokens of the longest pairs."""
+        directions = 2 if settings.directions == "both" else 1
+        pair = directions * (data.query_tokens + data.document_tokens + 2)
+        return Load(longest=pair, most=settings.batch_size * pair, writes=True)
+
+    @staticmethod
+    def check_stored(settings: Reconstruct, stored: str) -> None:
+        """Refuse weights that are not stored in float32.
+
+        Raises:
+            InputError: naming what to change.
+        """
+        if stored != "float32":
+            raise InputError(
+                f"model.weights: {stored} is for adapters, and Stage I trains all weights, which need float32. Run "
+                f"reconstruct with model.weights=float32, then contrast with {stored}; or leave Stage I out: "
+                "reconstruct=null."
+            )
+
+    @staticmethod
+    def check(settings: Reconstruct, prepared: Prepared) -> None:
+        """All pairs and models serve."""
+
+    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
+        """The same with its module wrapped for several processes."""
+        return replace(self, module=module, unsynced=unsynced or self.unsynced)
+
+    def with_budget(self, budget: int) -> Self:
+        """The same with another number of tokens at once."""
+        return replace(self, budget=budget)
+
+    # A step
 
     def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ReconstructionBatch:
         """Lay out step ``number`` and send it to the device."""
-        weights = self._weights(number)
-        every = self.rows(number, pairs)
-        totals = _target_tokens([row for pair in every for row in pair])
+        weights = self.direction_weights(number)
+        writings = self.writings(number, pairs)
+        totals = _target_tokens([writing for of_pair in writings for writing in of_pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
-        runs = [self._micro_batches(rows) for rows in shares(every)]
+        runs = [self._micro_batches(part) for part in shares(writings)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        nothing = [self._micro_batch(every[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
+        nothing = [self._micro_batch(writings[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
         return ReconstructionBatch(
-            nothing + [self._micro_batch(rows, per_token) for rows in runs[rank()]], idle, weights, totals
+            nothing + [self._micro_batch(part, per_token) for part in runs[rank()]], idle, weights, totals
         )
+
+    def direction_weights(self, number: int) -> dict[Direction, float]:
+        """What each direction's loss weighs in step ``number``."""
+        directions, weight = self.settings.directions, self.settings.d2q_weight
+        if directions == "both":
+            return {"q2d": 1 - weight, "d2q": weight}
+        if directions == "alternate":
+            return {DIRECTIONS[number % 2]: 1.0}
+        return {directions: 1.0}
+
+    def writings(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Writing]]:
+        """What step ``number`` writes, by pair."""
+        directions = self.direction_weights(number)
+        return [[writing for direction in directions for writing in self.of_pair(pair, direction)] for pair in pairs]
+
+    def of_pair(self, pair: TokenPair, direction: Direction) -> list[Writing]:
+        """What is written of a pair in a direction."""
+        limit = self.settings.target_tokens
+        if direction == "d2q":
+            return [Writing(pair.document, pair.query_text, direction, limit)]
+        return [Writing(pair.query, pair.document_text, direction, limit)]
+
+    @property
+    def hard_negatives(self) -> int:
+        """None are used."""
+        return 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the decoder's loss is trained; else the bag's alone."""
+        return True
 
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
-        anchored = batch.micro[0].sources is not None
-        if self.anchor == "raw" or not anchored:
+        is_anchored = batch.micro_batches[0].sources is not None
+        if self.settings.anchor == "raw" or not is_anchored:
             sums_2D = self._backward(batch)
-        elif len(batch.micro) == 1:
-            sums_2D = self._backward(batch, centre=self._centring(batch.micro[0].sides_N))
+        elif len(batch.micro_batches) == 1:
+            sums_2D = self._backward(batch, centre=self._centring(batch.micro_batches[0].sides_N))
         else:
             sums_2D = self._cached_backward(batch)
         sums_2D = summed(sums_2D)
         measured: Measured = {}
-        loss = torch.zeros((), device=self.device)
-        for place, (direction, weight) in enumerate(batch.weights.items()):
-            written, bag = (sums_2D[kind, place] / batch.totals[direction] for kind in (0, 1))
-            loss = loss + weight * (written + self.bag_weight * bag)
+        loss = torch.zeros((), device=self._device)
+        for row, (direction, weight) in enumerate(batch.weights.items()):
+            written, bag = (sums_2D[kind, row] / batch.totals[direction] for kind in (0, 1))
+            loss = loss + weight * (written + self.settings.bag_weight * bag)
             measured |= self._named(direction, written, bag)
         return {"loss": loss, **measured}
 
@@ -229,14 +305,25 @@ class Reconstruction:
         is_last: bool = True,
     ) -> Tensor:
         """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [2, D]."""
-        sums_2D = torch.zeros(2, len(batch.weights), device=self.device)
-        for number, micro in enumerate(batch.micro):
-            with nullcontext() if is_last and number + 1 == len(batch.micro) else self.unsynced():
-                loss, found_2D = self._run(micro, None if anchors is None else anchors[number], centre)
+        sums_2D = torch.zeros(2, len(batch.weights), device=self._device)
+        for number, micro in enumerate(batch.micro_batches):
+            with nullcontext() if is_last and number + 1 == len(batch.micro_batches) else self.unsynced():
+                loss, losses_2D = self._losses(micro, None if anchors is None else anchors[number], centre)
                 (loss if processes() == 1 else loss * processes()).backward()
             if number >= batch.idle:
-                sums_2D += found_2D
+                sums_2D += losses_2D
         return sums_2D
+
+    def _losses(
+        self, micro: MicroBatch, anchors_NH: Tensor | None, centre: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted loss, and each direction's summed losses in nats, [2, D]: by decoding, and by the bag."""
+        decode = self.decodes or micro.sources is None
+        sources = micro.sources if anchors_NH is None else None
+        loss, *losses = self.module(
+            sources, micro.targets, micro.weights_P, anchors_NH, centre, self.settings.bag_weight, decode
+        )
+        return loss, torch.stack(losses) @ micro.masks_DP.T
 
     def _cached_backward(self, batch: ReconstructionBatch) -> Tensor:
         """The same where anchors depend on the whole step's, in the memory of one micro-batch, as GradCache does it.
@@ -244,8 +331,8 @@ class Reconstruction:
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        sides_N = torch.cat([micro.sides_N for micro in batch.micro])
-        sizes = [len(micro.sides_N) for micro in batch.micro]
+        sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
+        sizes = [len(micro.sides_N) for micro in batch.micro_batches]
         sums: list[Tensor] = []
 
         def written(anchors_NH: Tensor) -> Tensor:
@@ -255,41 +342,47 @@ class Reconstruction:
             sums.append(self._backward(batch, leaves_NH.split(sizes), is_last=False))
             return (centred_NH * cast("Tensor", leaves_NH.grad)).sum()
 
-        sources = [micro.sources for micro in batch.micro]
-        cached_backward(lambda one: self.module(one, None)[0], sources, written, self.device, unsynced=self.unsynced)
+        sources = [micro.sources for micro in batch.micro_batches]
+        cached_backward(
+            lambda packed: self.module(packed, None)[0], sources, written, self._device, unsynced=self.unsynced
+        )
         return sums[0]
 
     def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
         """What anchors go through before they enter the decoder."""
-        length = whole(self._embedder.backbone.token_length())
-        return lambda anchors_NH: centred(
-            anchors_NH, sides_N, length, summed_with_gradient, self.anchor == "centred_gradient"
-        )
-
-    @property
-    def _embedder(self) -> Embedder:
-        return cast("ReconstructionModule", getattr(self.module, "module", self.module)).embedder  # of what wraps it
+        length = whole(self.embedder.backbone.token_length())
+        gradient_only = self.settings.anchor == "centred_gradient"
+        return lambda anchors_NH: centred(anchors_NH, sides_N, length, summed_with_gradient, gradient_only)
 
     def _named(self, direction: Direction, written: Tensor, bag: Tensor) -> Measured:
         """A direction's two losses, of those that are trained."""
-        anchored = direction != "next_token"
-        found = {f"loss_{direction}": written} if self.decode or not anchored else {}
-        return found | ({f"loss_bag_{direction}": bag} if self.bag_weight and anchored else {})
+        is_anchored = direction != "next_token"
+        losses = {f"loss_{direction}": written} if self.decodes or not is_anchored else {}
+        return losses | ({f"loss_bag_{direction}": bag} if self.settings.bag_weight and is_anchored else {})
 
-    def _micro_batches(self, rows: Sequence[list[Row]]) -> list[list[Row]]:
-        """Pairs' rows in runs within the budget, pairs of like length together, longest first."""
-        order, runs = by_length([sum(row.cost for row in pair) for pair in rows], self.budget)
-        return [[row for i in order[run.start : run.stop] for row in rows[i]] for run in runs]
+    def _micro_batches(self, writings: Sequence[list[Writing]]) -> list[list[Writing]]:
+        """Pairs' writings in runs within the budget, pairs of like length together, longest first."""
+        order, runs = by_length([sum(writing.cost for writing in of_pair) for of_pair in writings], self.budget)
+        return [[writing for i in order[run.start : run.stop] for writing in writings[i]] for run in runs]
 
-    def _micro_batch(self, rows: Sequence[Row], per_token: dict[Direction, float], is_idle: bool = False) -> MicroBatch:
-        """Rows laid out on the device; each target token weighs what its direction's do."""
-        anchored = all(row.source for row in rows)
-        sources = pack([row.source for row in rows]) if anchored else None
-        targets = decoding([row.text for row in rows], self.end_id, self.sink and anchored, rows[0].limit)
-        weights_P = torch.tensor([per_token[row.direction] for row in rows])[targets.owners]
-        masks_DN = torch.tensor([[float(row.direction == direction) for row in rows] for direction in per_token])
-        sides_N = torch.tensor([-1 if is_idle else row.side for row in rows])
-        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners], sides_N).to(self.device)
+    def _micro_batch(
+        self, writings: Sequence[Writing], per_token: dict[Direction, float], is_idle: bool = False
+    ) -> MicroBatch:
+        """Writings laid out on the device; each target token weighs what its direction's do."""
+        is_anchored = all(writing.source for writing in writings)
+        sources = pack([writing.source for writing in writings]) if is_anchored else None
+        end_id, sink = self.embedder.pairs.end_id, self.settings.sink and is_anchored
+        targets = decoding([writing.text for writing in writings], end_id, sink, writings[0].limit)
+        weights_P = torch.tensor([per_token[writing.direction] for writing in writings])[targets.owners]
+        masks_DN = torch.tensor([[float(writing.direction == name) for writing in writings] for name in per_token])
+        sides_N = torch.tensor([-1 if is_idle else writing.side for writing in writings])
+        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners], sides_N).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.embedder.backbone.device
+
+    # Held-out pairs
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
@@ -301,55 +394,79 @@ class Reconstruction:
         small, they tell texts hardly apart. Centred anchors enter the decoder less the mean of the held-out ones.
         """
         metrics: Metrics = {}
-        own_direction: tuple[Direction, ...] = ("d2d",) if self.directions == "d2d" else ()
-        for direction in _DIRECTIONS + own_direction:
-            rows = [_row(pair, pair, direction, self.target_tokens) for pair in pairs]
-            runs = list(micro_batches([row.cost for row in rows], self.budget))
-            batches = [self._micro_batch(rows[run.start : run.stop], {direction: 1.0}) for run in runs]
+        for direction in self.reported_directions():
+            writings = [writing for pair in pairs for writing in self.of_pair(pair, direction)]
+            runs = list(micro_batches([writing.cost for writing in writings], self.budget))
+            batches = [self._micro_batch(writings[run.start : run.stop], {direction: 1.0}) for run in runs]
             anchors_NH = torch.cat([self.module(micro.sources, None)[0] for micro in batches])
             spread = _spread(anchors_NH)
-            if self.anchor != "raw":
+            if self.settings.anchor != "raw":
                 anchors_NH = self._centring(torch.cat([micro.sides_N for micro in batches]))(anchors_NH)
-            own, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
-            gains = {name: other[name] - own[name] for name in own}
-            metrics |= {f"held_out_{direction}": own["all"], f"gain_{direction}": gains["all"]}
+            right, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
+            gains = {name: other[name] - right[name] for name in right}
+            metrics |= {f"held_out_{direction}": right["all"], f"gain_{direction}": gains["all"]}
             metrics |= {f"gain_first_{direction}": gains["first"]}
             metrics |= {f"{name}_{direction}": value for name, value in spread.items()}
-            if self.bag_weight:
-                metrics |= {f"held_out_bag_{direction}": own["bag"], f"gain_bag_{direction}": gains["bag"]}
+            if self.settings.bag_weight:
+                metrics |= {f"held_out_bag_{direction}": right["bag"], f"gain_bag_{direction}": gains["bag"]}
         return metrics
+
+    def reported_directions(self) -> tuple[Direction, ...]:
+        """Directions that a report measures: both, whichever are trained."""
+        return DIRECTIONS
 
     def _mean_losses(self, batches: Sequence[MicroBatch], anchors_NH: Tensor) -> Metrics:
         """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
-        sums_5 = torch.zeros(5, device=self.device)
+        sums_5 = torch.zeros(5, device=self._device)
         parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
+        before, bag_weight = int(self.settings.sink), self.settings.bag_weight
         for micro, anchors in zip(batches, parts, strict=True):
             targets = micro.targets
-            _, losses_P, bags_P = self.module(None, targets, micro.weights_P, anchors, bag_weight=self.bag_weight)
-            first_P = (targets.batch.positions[targets.predicting] < 4 + int(self.sink)).float()
+            _, losses_P, bags_P = self.module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
+            first_P = (targets.batch.positions[targets.predicting] < _FIRST + before).float()
             sums_5 += torch.stack(
                 [losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()]
             )
         written, first, bag, tokens, early = sums_5.tolist()
         return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
 
-    def _weights(self, number: int) -> dict[Direction, float]:
-        if self.directions == "both":
-            return {"q2d": 1 - self.d2q_weight, "d2q": self.d2q_weight}
-        if self.directions == "alternate":
-            return {_DIRECTIONS[number % 2]: 1.0}
-        return {self.directions: 1.0}
+    def quality(self, metrics: Metrics) -> float | None:
+        """The sum of both directions' anchor gains of what is trained: the decoder, the bag or both."""
+        trained = {"gain": self.decodes, "gain_bag": self.settings.bag_weight > 0}
+        names = [name for name, is_trained in trained.items() if is_trained]
+        gains = [metrics[f"{name}_{side}"] for name in names for side in DIRECTIONS if f"{name}_{side}" in metrics]
+        return sum(gains) if gains else None
 
-    def _run(
-        self, micro: MicroBatch, anchors_NH: Tensor | None, centre: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the module: the weighted loss, and each direction's summed losses in nats, [2, D], decoding and bag."""
-        decode = self.decode or micro.sources is None
-        sources = micro.sources if anchors_NH is None else None
-        loss, *losses = self.module(
-            sources, micro.targets, micro.weights_P, anchors_NH, centre, self.bag_weight, decode
+    # What it costs, and what went wrong
+
+    def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
+        """Model FLOPs of step ``number``: encoding, decoding, and the head once a target token and a bag."""
+        writings = [writing for of_pair in self.writings(number, pairs) for writing in of_pair]
+        encoded = sum(len(writing.source) for writing in writings)
+        decoded = [writing for writing in writings if self.decodes or not writing.source]
+        written = sum(writing.targets for writing in decoded)
+        sinks = sum(self.settings.sink and bool(writing.source) for writing in decoded)
+        bags = sum(self.settings.bag_weight > 0 and bool(writing.source) for writing in writings)
+        backbone = self.embedder.backbone
+        heads = backbone.head.weight.numel() * (written + bags)
+        return float(TRAINED * (weight_count(backbone) * (encoded + sinks + written) + heads))
+
+    def unused(self, prepared: Prepared) -> list[str]:
+        """Nothing is left unused."""
+        return []
+
+    def verdict(self, log: Sequence[Metrics]) -> str:
+        """Say so where anchors are all alike at the end and the decoder does not read them."""
+        last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
+        if last is None:
+            return ""
+        cosine, gain = (max(last[f"{name}_{direction}"] for direction in DIRECTIONS) for name in ("cosine", "gain"))
+        if cosine <= _ALIKE or gain >= _READ:
+            return ""
+        return (
+            f"anchors are nearly alike (mean cosine {cosine:.2f}) and the decoder reads nothing from them "
+            f"(anchor gain {gain:.3f} nats a token). Stage II is likely better from the base model: reconstruct=null."
         )
-        return loss, torch.stack(losses) @ micro.masks_DP.T
 
 
 def _spread(anchors_NH: Tensor) -> Metrics:
@@ -361,20 +478,8 @@ def _spread(anchors_NH: Tensor) -> Metrics:
     return read_back({"cosine": cosine, "rank": torch.special.entr(shares).sum().exp()})
 
 
-def _rows(pair: TokenPair, direction: Direction, limit: int | None) -> list[Row]:
-    if direction == "next_token":
-        return [Row([], pair.query_text, direction, limit), Row([], pair.document_text, direction, limit)]
-    return [_row(pair, pair, direction, limit)]
-
-
-def _row(source: TokenPair, target: TokenPair, direction: Direction, limit: int | None) -> Row:
-    if direction == "d2q":
-        return Row(source.document, target.query_text, direction, limit)
-    return Row(source.query if direction == "q2d" else source.document, target.document_text, direction, limit)
-
-
-def _target_tokens(rows: Sequence[Row]) -> dict[Direction, int]:
-    totals = dict.fromkeys((row.direction for row in rows), 0)
-    for row in rows:
-        totals[row.direction] += row.targets
+def _target_tokens(writings: Sequence[Writing]) -> dict[Direction, int]:
+    totals = dict.fromkeys((writing.direction for writing in writings), 0)
+    for writing in writings:
+        totals[writing.direction] += writing.targets
     return totals

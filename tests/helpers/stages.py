@@ -1,0 +1,45 @@
+"""Both stages on a tiny model, and four pairs for them."""
+
+from anchorembed.compare.controls import ControlReconstruct, ControlReconstruction
+from anchorembed.config import Contrast, Reconstruct, Schedule
+from anchorembed.data.pairs import TextPair
+from anchorembed.model.backbone import Backbone
+from anchorembed.model.embedder import Embedder, Metadata
+from anchorembed.model.template import Template, bake
+from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.train.contrast import Contrastive
+from anchorembed.train.memory import ON_CPU
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.stage import Stage
+from tiny import reproduce, tiny_model, tiny_tokenizer
+
+PAIRS = [
+    TextPair("sort a list", "the values of a list are sorted in place"),
+    TextPair("x", "one"),
+    TextPair("open a file and read all its lines", "no"),
+    TextPair("delete", "the folder and all files in it are deleted, links are not followed " * 3),
+]
+TEMPLATE = Template("<s>", "user: ", "", "</s>")
+
+
+def make(name: str) -> tuple[Embedder, list[TokenPair]]:
+    backbone = Backbone(tiny_model(name).eval())
+    reproduce(backbone, name)
+    embedder = Embedder(backbone, bake(tiny_tokenizer(), TEMPLATE), Metadata(TEMPLATE, Lengths(24, 40)))
+    return embedder, embedder.pairs.pairs(PAIRS, ["", "Query: ", "", ""])
+
+
+def stage(embedder: Embedder, budget: int = 10_000, **settings: object) -> ControlReconstruction:
+    """Stage I in the paper's form, but for ``settings``."""
+    wanted = ControlReconstruct(**({"sink": False} | settings))  # type: ignore[arg-type]
+    return ControlReconstruction.build(embedder, wanted, budget)
+
+
+def ready(embedder: Embedder, settings: Schedule, budget: int | None = None) -> Stage:
+    """The stage that has such settings, ready to train."""
+    kinds: dict[type[Schedule], type[Stage]] = {
+        Reconstruct: Reconstruction,
+        ControlReconstruct: ControlReconstruction,
+        Contrast: Contrastive,
+    }
+    return kinds[type(settings)].build(embedder, settings, budget or settings.budget(ON_CPU))
