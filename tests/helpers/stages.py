@@ -19,6 +19,11 @@ PAIRS = [
     TextPair("open a file and read all its lines", "no"),
     TextPair("delete", "the folder and all files in it are deleted, links are not followed " * 3),
 ]
+KINDS: dict[type[Schedule], type[Stage]] = {
+    Reconstruct: Reconstruction,
+    ControlReconstruct: ControlReconstruction,
+    Contrast: Contrastive,
+}
 TEMPLATE = Template("<s>", "user: ", "", "</s>")
 
 
@@ -37,9 +42,4 @@ def stage(embedder: Embedder, budget: int = 10_000, **settings: object) -> Contr
 
 def ready(embedder: Embedder, settings: Schedule, budget: int | None = None) -> Stage:
     """The stage that has such settings, ready to train."""
-    kinds: dict[type[Schedule], type[Stage]] = {
-        Reconstruct: Reconstruction,
-        ControlReconstruct: ControlReconstruction,
-        Contrast: Contrastive,
-    }
-    return kinds[type(settings)].build(embedder, settings, budget or settings.budget(ON_CPU))
+    return KINDS[type(settings)].build(embedder, settings, budget or settings.budget(ON_CPU))

@@ -27,7 +27,7 @@ def test_restores_weights_and_moments(tmp_path: Path) -> None:
     layer, optimizer = trained(3)
     save_checkpoint(tmp_path, 3, layer, optimizer, keep=2)
     other, fresh = trained(0)
-    assert load_checkpoint(tmp_path, other, fresh, warn=print) == 3
+    assert load_checkpoint(tmp_path, other, fresh) == 3
     assert torch.equal(other.weight, layer.weight)
     for key, value in optimizer.state[layer.weight].items():
         assert torch.equal(fresh.state[other.weight][key], value)
@@ -68,7 +68,7 @@ def test_it_says_what_wrote_it(tmp_path: Path, said: list[str]) -> None:
 
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none", *trained(0), warn=print) == 0
+    assert load_checkpoint(tmp_path / "none", *trained(0)) == 0
 
 
 def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:

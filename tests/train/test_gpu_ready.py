@@ -161,7 +161,6 @@ def waits_of_a_run(settings: Schedule, folder: Path, disturb: Callable[[nn.Modul
     if disturb is not None:
         disturb(module)
     schedule = Schedule(steps=2, warmup_steps=1, evaluate_every=0)
-    said: list[str] = []
     with waits() as found:
         fit(
             Loop("stage", schedule, 0, folder, str, {}),

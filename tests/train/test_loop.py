@@ -26,7 +26,7 @@ class Run:
     def __init__(
         self, folder: Path, gradient: float = -1.0, qualities: tuple[float, ...] = (), **settings: object
     ) -> None:
-        self.module, self.folder, self.said = Weight(), folder, []
+        self.module, self.folder = Weight(), folder
         self.rates: list[float] = []
         self.values: list[float] = []
         self.asked: list[int] = []
@@ -87,13 +87,13 @@ def test_evaluations_come_when_asked_for_and_after_the_last_step_without_dropout
 
 @pytest.mark.parametrize(("qualities", "kept"), [((0.2, 0.9, 0.4), 4), ((0.5, 0.5, 0.5), 2), ((0.1, 0.2, 0.3), 6)])
 def test_the_first_best_evaluation_is_kept_if_asked_for(
-    tmp_path: Path, qualities: tuple[float, ...], kept: int
+    tmp_path: Path, qualities: tuple[float, ...], kept: int, said: list[str]
 ) -> None:
     best = Run(tmp_path / "best", qualities=qualities, evaluate_every=2, keep_best=True)
     last = Run(tmp_path / "last", qualities=qualities, evaluate_every=2)
     assert best.values[-1] == last.values[kept]
     assert last.values[-1] == last.values[6]
-    assert f"stage: kept step {kept}, whose quality is {max(qualities):.4f}" in best.said
+    assert f"stage: kept step {kept}, whose quality is {max(qualities):.4f}" in said
 
 
 def test_a_checkpoint_is_gone_on_from_with_the_pairs_that_come_next(tmp_path: Path) -> None:

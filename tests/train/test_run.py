@@ -86,6 +86,7 @@ def test_both_stages_learn(recipe: Make, said: list[str]) -> None:
 def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Make, said: list[str]) -> None:
     model = train(recipe())
     before = model.stat().st_mtime_ns
+    said.clear()
     assert train(recipe()) == model
     assert model.stat().st_mtime_ns == before
     assert [line for line in said if "finished before" in line] == said
@@ -141,7 +142,8 @@ def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
 def test_every_weight_that_trains_gets_a_gradient(name: str, tmp_path: Path) -> None:
     """What waits for the gradients of all weights, as DDP does, would wait forever for a head that is not used."""
     embedder = Embedder.load(save_tiny(tmp_path / name, name), precision="float32", lengths=Lengths(24, 48))
-    module, stage = ready(embedder, Contrast(lora=None))
+    stage = ready(embedder, Contrast(lora=None))
+    module = stage.module
     step(stage, 0, embedder.pairs.pairs([TextPair("sort", "x y"), TextPair("open", "z")], ["", ""]))
     assert all(weight.grad is not None for weight in module.parameters() if weight.requires_grad)
     assert embedder.backbone.head.weight.requires_grad == (name == "llama")
@@ -152,9 +154,9 @@ def test_given_scores_teach_and_a_guide_masks(tiny_folder: Path) -> None:
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
     texts = [("sort", "x y", ("x z", "left out")), ("open", "y", ()), ("read a row", "rows", ("a table",))]
 
-    def loss(scores: list[tuple[float, ...]], **options: Any) -> float:
+    def loss(scores: list[tuple[float, ...]], guide: Embedder | None = None, **options: Any) -> float:
         pairs = [TextPair(*text, "s", 1, given) for text, given in zip(texts, scores, strict=True)]
-        stage = Contrastive.build(embedder, Contrast(scale=5.0, lora=None, **options), budget=40)
+        stage = Contrastive(Contrast(scale=5.0, **options), embedder, embedder, 40, guide)
         value = step(stage, 0, embedder.pairs.pairs(pairs, [""] * len(pairs)))["loss"]
         gradients.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))
         embedder.zero_grad()
@@ -213,7 +215,7 @@ def test_updates_smaller_than_bfloat16_are_not_lost(recipe: Make, tiny_folder: P
 def test_training_encoding_and_templates_agree_on_the_instruction(recipe: Make) -> None:
     made = recipe()
     data = made.data.model_copy(update={"instruction": "find", "query_tokens": 48})
-    prepared = prepare(made.model_copy(update={"data": data}), made.model.name, print)
+    prepared = prepare(made.model_copy(update={"data": data}), made.model.name)
     (tokens,) = prepared.tokens([0])
     text = instruct("find") + prepared.store[0].query
     assert [tokens.query] == prepared.embedder.pairs.templated([text], 48)
@@ -246,9 +248,7 @@ def test_what_a_schedule_or_repeated_texts_take_away_is_said(recipe: Make, tmp_p
     (tmp_path / "repeating.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     made = recipe("said", contrast=None, reconstruct={"steps": 2, "warmup_steps": 4})
     source = made.data.sources[0].model_copy(update={"path": tmp_path / "repeating.jsonl"})
-    reconstruct(
-        made.model_copy(update={"data": made.data.model_copy(update={"sources": [source], "held_out": 0})}), said.append
-    )
+    reconstruct(made.model_copy(update={"data": made.data.model_copy(update={"sources": [source], "held_out": 0})}))
     assert "reconstruct: warm-up takes 4 steps of 2; the learning rate ends at 0.0015" in "\n".join(said)
     assert any("of the pairs in steps of 8; the rest repeat texts" in line for line in said)
 
@@ -316,6 +316,7 @@ def test_what_was_moved_goes_on(recipe: Make, tmp_path: Path, said: list[str]) -
     for name in ("run", "base", "pairs.jsonl"):
         text = text.replace(str(tmp_path / name), str(tmp_path / f"moved-{name}"))
     (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    said.clear()
     assert train(str(tmp_path / "r.yaml")) == tmp_path / "moved-run" / before.relative_to(tmp_path / "run")
     assert [line.split(":")[1] for line in said] == [" finished before, kept"] * 2
 
@@ -512,8 +513,9 @@ def test_held_out_figures_are_those_of_the_saved_model(recipe: Make) -> None:
 def test_what_the_best_is_judged_by(settings: Schedule, judged: list[str], embedder: Embedder) -> None:
     names = ["held_out_accuracy", *(f"gain{bag}_{side}" for bag in ("", "_bag") for side in ("q2d", "d2q"))]
     metrics = {name: 2.0**place for place, name in enumerate(names)}
-    assert ready(embedder, settings).quality(metrics) == sum(metrics[name] for name in judged)
-    assert ready(embedder, settings).quality({}) is None
+    stage = ready(embedder, settings)
+    assert stage.quality(metrics) == sum(metrics[name] for name in judged)
+    assert stage.quality({}) is None
 
 
 def test_hard_negatives_that_are_not_used_are_said_and_not_tokenised(

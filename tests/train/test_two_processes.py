@@ -26,7 +26,7 @@ def torchrun(*arguments: object, processes: int = 2) -> list[str]:
 
 
 def finish(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src")])  # this checkout's, whatever is installed
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])  # this checkout's, whatever is installed
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=settings)
 

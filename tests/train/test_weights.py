@@ -176,7 +176,7 @@ def test_the_second_stage_may_have_other_weights_than_the_first(recipe: Make, sa
     contrast(wanted)
     assert any("reconstruct/model" in line for line in said)
     changed = recipe("float32", reconstruct=stage_one, contrast={"steps": 2, "batch_size": 8, "warmup_steps": 1})
-    with pytest.raises(InputError, match=r"model\.weights was 'bfloat16', is None now"):
+    with pytest.raises(InputError, match=r"model\.weights was 'bfloat16', is 'float32' now"):
         contrast(changed)
 
 
