@@ -1,5 +1,6 @@
 """Run by test_distributed.py: train a recipe, asked to stop, as by a signal, after its first checkpoint, or sharded."""
 
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ if __name__ == "__main__":
     if shard:
         training.Accelerator = sharding
     try:
+        logging.basicConfig(level=logging.INFO)
         training.train(read_recipe(recipe))
     except loop.Interrupted as stopped:
         sys.stderr.write(str(stopped))
