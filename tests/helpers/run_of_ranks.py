@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from anchorembed.config import read_recipe
 from anchorembed.system.processes import leave
-from anchorembed.train import loop
+from anchorembed.train import loop, together
 from anchorembed.train import run as training
 from steps_of_ranks import leave_shards, shard_on_cpus
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     if stop:
         loop.save_checkpoint = save_then_stop
     if shard:
-        training.Accelerator = sharding
+        together.Accelerator = sharding
     try:
         logging.basicConfig(level=logging.INFO)
         training.train(read_recipe(recipe))

@@ -8,7 +8,7 @@ from anchorembed.model.embedder import Embedder, Metadata
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.memory import ON_CPU
+from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage
 from tiny import reproduce, tiny_model, tiny_tokenizer

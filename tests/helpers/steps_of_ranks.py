@@ -19,8 +19,8 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.processes import gathered_weights, leave, rank, whole
-from anchorembed.train.run import _together
 from anchorembed.train.stage import step
+from anchorembed.train.together import wrap_for_processes
 from stages import ready
 
 SETTINGS: dict[str, Schedule] = {
@@ -82,7 +82,7 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
         if shard:
             shard_on_cpus(accelerator)
-        stage = _together(accelerator, stage, updates)
+        stage = wrap_for_processes(accelerator, stage, updates)
         assert isinstance(stage.module, FSDPModule if shard else nn.parallel.DistributedDataParallel)
         assert all(isinstance(parameter, DTensor) == shard for parameter in module.parameters())
         assert not shard or all(isinstance(layer, FSDPModule) for layer in embedder.backbone.model.base_model.layers)

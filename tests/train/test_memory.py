@@ -18,16 +18,14 @@ from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.loop import make_optimizer
-from anchorembed.train.memory import (
+from anchorembed.train.memory import check_memory, cure, less_memory
+from anchorembed.train.memory_estimate import (
     _BUDGETS,
     Shape,
     Use,
-    check_memory,
-    cure,
     estimate,
     fitting_budget,
     layer_bytes,
-    less_memory,
     shape_of,
     stored_bytes,
     use_of,

@@ -17,8 +17,8 @@ from anchorembed.model.fast import compile_layers
 from anchorembed.system.device import peak_memory
 from anchorembed.train.loop import make_optimizer
 from anchorembed.train.prepare import prepare
-from anchorembed.train.run import STAGES, StageName, plan_memory
-from anchorembed.train.stage import step
+from anchorembed.train.run import STAGES, plan_memory
+from anchorembed.train.stage import StageName, step
 
 _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "matrix products": ("mm", "matmul", "linear", "convolution"),

@@ -7,45 +7,37 @@ settings is not continued.
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
-from torch import Tensor
+from typing import Any
 
 from anchorembed.config import Recipe, Schedule, read_recipe
 from anchorembed.errors import InputError, extra
 from anchorembed.model.backbone import weights_sha256
-from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
+from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import compute_dtype, find_device, first_process, memory_of, seed_everything
-from anchorembed.system.files import alone_in, content_key, write_file, write_folder
+from anchorembed.system.files import alone_in, write_file, write_folder
 from anchorembed.system.processes import gathered_weights, lowest, sharded, wait
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
-from anchorembed.train.memory import ON_CPU, Use, check_memory, fitting_budget, less_memory, shape_of, use_of
-from anchorembed.train.prepare import Prepared, load_embedder, prepare
+from anchorembed.train.memory import check_memory, less_memory
+from anchorembed.train.memory_estimate import ON_CPU, Use, fitting_budget, shape_of, use_of
+from anchorembed.train.plan import check_same_plan, plan_of
+from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import Metrics, Stage
+from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName
+from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
 
-StageName = Literal["reconstruct", "contrast"]
-AnyStage = TypeVar("AnyStage", bound=Stage)
 STAGES: dict[StageName, type[Stage]] = {"reconstruct": Reconstruction, "contrast": Contrastive}
 
 _log = logging.getLogger(__name__)
-_PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, which is 10 minutes on GPUs otherwise
 _MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
 
 
@@ -104,8 +96,8 @@ def _after_stage_one(recipe: Recipe) -> str:
             f"{folder}: Stage I was begun and is not complete. Run train, or reconstruct, to finish it; or delete that "
             "folder."
         )
-    plan = _plan(recipe, "reconstruct", recipe.reconstruct, recipe.model.name)
-    _same_plan(folder, finished.history.get("plan"), plan)
+    plan = plan_of(recipe, "reconstruct", recipe.reconstruct, recipe.model.name)
+    check_same_plan(folder, finished.history.get("plan"), plan)
     return str(folder / "model")
 
 
@@ -125,12 +117,12 @@ def run_stage(recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: s
     folder = stage_folder(recipe, kind.name)
     with alone_in(folder) if first_process() else nullcontext():
         kind.check_stored(settings, recipe.model.weights)
-        plan = _plan(recipe, kind.name, settings, start)
+        plan = plan_of(recipe, kind.name, settings, start)
         finished = read_metadata(folder / "model")
         if finished is None:
-            _same_plan(folder, read_plan(folder / "checkpoints"), plan)
+            check_same_plan(folder, read_plan(folder / "checkpoints"), plan)
             return _train_stage(recipe, kind, settings, start, folder, plan)
-        _same_plan(folder, finished.history.get("plan"), plan)
+        check_same_plan(folder, finished.history.get("plan"), plan)
         _log.info("%s: finished before, kept: %s", kind.name, folder / "model")
         _clear(folder)
         return folder / "model"
@@ -140,7 +132,7 @@ def _train_stage(
     recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: str, folder: Path, plan: Plan
 ) -> Path:
     name, target = kind.name, folder / "model"
-    accelerator = _accelerator(recipe, settings, folder)
+    accelerator = open_accelerator(recipe, settings, folder)
     _log.info("%s: starting from %s", name, start)
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         use = plan_memory(recipe, kind, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
@@ -162,7 +154,7 @@ def _train_stage(
     if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # whose hooks no graph can hold
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
-        stage = _together(accelerator, stage, optimizer)
+        stage = wrap_for_processes(accelerator, stage, optimizer)
     held_out = prepared.tokens(prepared.split.held_out.tolist(), stage.hard_negatives)
     fit(
         Loop(name, settings, recipe.seed, folder, prepared.lines_of, plan, less_memory(name, use)),
@@ -180,7 +172,7 @@ def _train_stage(
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
     if accelerator.is_main_process:
-        trained = prepared.embedder if weights is None else _filled(recipe, kind, settings, start, weights)
+        trained = prepared.embedder if weights is None else embedder_with(recipe, kind, settings, start, weights)
         write_folder(target, lambda path: trained.save(path, history))
         _clear(folder)
     wait()
@@ -274,68 +266,6 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
-    """What makes this process one of several, and keeps the run's trackers."""
-    _check_trackers(recipe.trackers)
-    accelerator = Accelerator(
-        cpu=find_device(recipe.model.device).type == "cpu",
-        log_with=recipe.trackers or None,
-        project_dir=str(folder),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # passes differ in number
-            InitProcessGroupKwargs(timeout=_PATIENCE),  # of all while the first converts, downloads or writes
-        ],
-    )
-    _supported(accelerator, settings)
-    if accelerator.is_fsdp2 and recipe.model.weights != "float32":
-        raise InputError(
-            f"model.weights: {recipe.model.weights} cannot be sharded beside float32 adapters (FSDP2). Set it to "
-            "float32, or use DDP."
-        )
-    return accelerator
-
-
-def _together(accelerator: Accelerator, stage: AnyStage, optimizer: torch.optim.Optimizer) -> AnyStage:
-    """Have accelerate wrap or shard the module that a stage trains."""
-    if accelerator.is_fsdp2:  # it asks the module itself for its layers' classes, and ours is not transformers' own
-        layers = [*(stage.embedder.backbone.model._no_split_modules or [])]
-        plugin = accelerator.state.fsdp_plugin
-        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
-    with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
-        warnings.simplefilter("ignore", FutureWarning)
-        wrapped, _ = accelerator.prepare(stage.module, optimizer)  # sharding gives the optimizer its shards in place
-    if accelerator.is_fsdp2:  # without synchronising it would keep whole gradients until the last micro-batch
-        return stage.with_module(wrapped, None)
-    return stage.with_module(wrapped, lambda: accelerator.no_sync(wrapped))
-
-
-def _supported(accelerator: Accelerator, settings: Schedule) -> None:
-    """Refuse ways of working together that this loop does not know."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
-        kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
-        raise InputError(
-            f"accelerate: {kind.value} is not supported. Use DDP or FSDP2, as recipes/accelerate has them."
-        )
-    if accelerator.mixed_precision != "no":
-        raise InputError(
-            f"accelerate: mixed precision is {accelerator.mixed_precision}, which rounds gradients and states, too. "
-            "Say no there; model.precision rounds products alone."
-        )
-    if accelerator.is_fsdp2 and settings.evaluate_on:
-        raise InputError("evaluate_on: not with sharded weights (FSDP2). Evaluate the finished model, or use DDP.")
-
-
-def _filled(recipe: Recipe, kind: type[Stage], settings: Schedule, start: str, weights: dict[str, Tensor]) -> Embedder:
-    """The model that a stage starts from, on the CPU, with the weights it has trained."""
-    embedder = load_embedder(recipe, start, "cpu")
-    with torch.no_grad():
-        for name, parameter in kind.trained_module(embedder, settings).named_parameters():
-            parameter.copy_(weights[name])
-    return embedder
-
-
 def _evaluation(stage: Stage, held_out: Sequence[TokenPair]) -> Callable[[], Metrics]:
     """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
 
@@ -364,51 +294,3 @@ def _counted(prepared: Prepared, stage: Stage, number: int, indices: Sequence[in
     pairs = prepared.tokens(indices, stage.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
     return stage.prepare(number, pairs), {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
-
-
-def _check_trackers(names: list[str]) -> None:
-    available = [str(tracker.value) for tracker in get_available_trackers()]
-    for name in names:
-        if name not in available:
-            raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
-
-
-def _plan(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
-    """What decides a stage's result, flat, as JSON values; what only decides its cost is left out.
-
-    Data and local models stand there by what they hold, so that a run goes on where folders were moved.
-    """
-    stage_one_only = {"weights"} if name == "reconstruct" else set()  # its weights are float32 whatever Stage II's are
-    parts = {
-        "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
-        "model": recipe.model.model_dump(mode="json", exclude={"device", "name"} | stage_one_only),
-        name: settings.model_dump(
-            mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
-        ),
-    }
-    contents = {f"data.sources.{source.name}.content": content_key(source.path) for source in recipe.data.sources}
-    contents |= {key: _content(model) for key, model in settings.other_models.items()}
-    return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
-
-
-def _content(model: str) -> str:
-    """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
-    place = Path(model).expanduser()
-    return saved_sha256(place) or (content_key(place) if place.exists() else model)
-
-
-def _flatten(values: object, prefix: str = "") -> Plan:
-    if isinstance(values, dict) and values:
-        items = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
-        return {key: value for item in items for key, value in item.items()}
-    return {prefix: values}
-
-
-def _same_plan(folder: Path, before: object, now: Plan) -> None:
-    """Refuse to continue what was started with other settings, and say which."""
-    if not isinstance(before, dict):
-        return
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        faults = [f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now." for key in changed]
-        raise InputError("\n".join([*faults, "Restore the recipe, choose another output, or delete that folder."]))

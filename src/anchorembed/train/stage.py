@@ -7,7 +7,7 @@ the profile and the comparison know nothing of a stage but what is here.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from anchorembed.model.packing import micro_batches
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train.prepare import Prepared
 
+StageName = Literal["reconstruct", "contrast"]
 Metrics = dict[str, float]
 Measured = dict[str, Tensor]  # metrics that still are on the device, scalars
 
@@ -110,6 +111,9 @@ class Stage(Protocol):
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """A sentence on a finished stage's log where something is wrong with what it trained; else empty."""
+
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:

@@ -1,0 +1,91 @@
+"""Several processes as one, by accelerate: DDP or FSDP2, and the run's trackers."""
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import Tensor
+
+from anchorembed.config import Recipe, Schedule
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.system.device import find_device
+from anchorembed.train.prepare import load_embedder
+from anchorembed.train.stage import AnyStage, Stage
+
+_PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, which is 10 minutes on GPUs otherwise
+
+
+def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
+    """What makes this process one of several, and keeps the run's trackers."""
+    _check_trackers(recipe.trackers)
+    accelerator = Accelerator(
+        cpu=find_device(recipe.model.device).type == "cpu",
+        log_with=recipe.trackers or None,
+        project_dir=str(folder),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # passes differ in number
+            InitProcessGroupKwargs(timeout=_PATIENCE),  # of all while the first converts, downloads or writes
+        ],
+    )
+    _supported(accelerator, settings)
+    if accelerator.is_fsdp2 and recipe.model.weights != "float32":
+        raise InputError(
+            f"model.weights: {recipe.model.weights} cannot be sharded beside float32 adapters (FSDP2). Set it to "
+            "float32, or use DDP."
+        )
+    return accelerator
+
+
+def wrap_for_processes(accelerator: Accelerator, stage: AnyStage, optimizer: torch.optim.Optimizer) -> AnyStage:
+    """Have accelerate wrap or shard the module that a stage trains."""
+    if accelerator.is_fsdp2:  # it asks the module itself for its layers' classes, and ours is not transformers' own
+        layers = [*(stage.embedder.backbone.model._no_split_modules or [])]
+        plugin = accelerator.state.fsdp_plugin
+        plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
+    with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped, _ = accelerator.prepare(stage.module, optimizer)  # sharding gives the optimizer its shards in place
+    if accelerator.is_fsdp2:  # without synchronising it would keep whole gradients until the last micro-batch
+        return stage.with_module(wrapped, None)
+    return stage.with_module(wrapped, lambda: accelerator.no_sync(wrapped))
+
+
+def _supported(accelerator: Accelerator, settings: Schedule) -> None:
+    """Refuse ways of working together that this loop does not know."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise InputError(
+            f"accelerate: {kind.value} is not supported. Use DDP or FSDP2, as recipes/accelerate has them."
+        )
+    if accelerator.mixed_precision != "no":
+        raise InputError(
+            f"accelerate: mixed precision is {accelerator.mixed_precision}, which rounds gradients and states, too. "
+            "Say no there; model.precision rounds products alone."
+        )
+    if accelerator.is_fsdp2 and settings.evaluate_on:
+        raise InputError("evaluate_on: not with sharded weights (FSDP2). Evaluate the finished model, or use DDP.")
+
+
+def embedder_with(
+    recipe: Recipe, kind: type[Stage], settings: Schedule, start: str, weights: dict[str, Tensor]
+) -> Embedder:
+    """The model that a stage starts from, on the CPU, with the weights it has trained."""
+    embedder = load_embedder(recipe, start, "cpu")
+    with torch.no_grad():
+        for name, parameter in kind.trained_module(embedder, settings).named_parameters():
+            parameter.copy_(weights[name])
+    return embedder
+
+
+def _check_trackers(names: list[str]) -> None:
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
