@@ -1,11 +1,13 @@
 """What one GPU does with both stages, and with sentence-transformers' trainer: a JSON line a result, as it is found.
 
     python3 speed/gpu.py --out DIR --seconds 240      # on a GPU; needs no network and no files
-    python3 speed/gpu.py --tiny --out DIR             # every part at toy size on a CPU: that it works at all
+    python3 speed/gpu.py --parts compare --data DATA --results DIR --seconds 430   # part two, on real pairs
+    python3 speed/gpu.py --tiny --out DIR             # every part of the first at toy size on a CPU: that it works
 
 Weights and tokens are random, in the shapes of real models and the lengths of short search texts: templated queries of
 about 24 tokens, at most 32, documents of about 100, at most 128. Each part may fail alone: what it raised is a line.
-No part begins with too little time left. Lines go to DIR/gpu.jsonl, too.
+No part begins with too little time left. Lines go to DIR/gpu.jsonl, too. Part two is `anchorembed compare` with
+recipes/compare-gpu.yaml, asked to stop in time; finished cells stay in the results folder and are not run again.
 """
 
 import argparse
@@ -14,7 +16,10 @@ import json
 import logging
 import os
 import random
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -55,7 +60,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers, use_varlen
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.model.tokens import TokenPair
-from anchorembed.model.verify import reproduce
+from anchorembed.model.verify import check_reproduced, measure_scales
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import linear_cross_entropy
@@ -67,6 +72,8 @@ from anchorembed.train.stage import Stage, read_back, step
 
 Figures = dict[str, Any]
 PARTS = ("machine", "parity", "syncs", "stage1", "stage2", "theirs", "replay")
+_RECIPE = Path(__file__).parents[1] / "recipes" / "compare-gpu.yaml"
+_TO_STOP = 40  # seconds that a comparison is given to write its checkpoint
 CONTRAST = Contrast(hard_negatives=0)
 LORA = Lora()
 WORDS = 4096  # tokens that texts are drawn from, at most
@@ -314,7 +321,8 @@ class Lab:
         self.reset_peak()
         order = ((number, [number]) for number in range(self.warm + self.times))
         began = time.perf_counter()
-        for _, _, (batch, _) in one_ahead(lambda number, _: (prepare(number), {}), order):
+        for _, _, laid_out in one_ahead(lambda number, _: (prepare(number), {}), order):
+            batch, _ = laid_out.result()
             training.step(batch, lambda began=began: issued.append(time.perf_counter() - began))
             self.wait()
             seconds.append(time.perf_counter() - began)
@@ -397,7 +405,8 @@ class Parity:
 
     def float32(self) -> None:
         """The engine in float32 by buckets, which the rest is compared with."""
-        reproduce(self.backbone, self.name)
+        measure_scales(self.backbone, self.name)
+        check_reproduced(self.backbone, self.name)
         states, _ = self._states(torch.float32, self.texts)
         self.metrics, self.gradient = self._gradient(torch.float32)
         self.lab.say("parity float32", model=self.name, states=self._relative(states), loss=self.metrics["loss"])
@@ -748,7 +757,24 @@ def _train_theirs(
     return begins, ends, facts
 
 
-# --- 6. Summary ------------------------------------------------------------------------------------------------------
+# --- 6. The comparison -----------------------------------------------------------------------------------------------
+
+
+def compare(lab: Lab) -> None:
+    """Part two: train and evaluate with and without Stage I, in a process that is asked to stop when time is up."""
+    told = lab.told
+    command = [sys.executable, "-m", "anchorembed", "compare", told.recipe, "--results", told.results]
+    command += ["--data", told.data] if told.data else []
+    with subprocess.Popen([*map(str, command)]) as process:  # noqa: S603 - ourselves
+        try:
+            process.wait(max(0.0, lab.left() - _TO_STOP))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)  # it writes a checkpoint and ends
+            process.wait(_TO_STOP)
+    lab.say("compare", exit_code=process.returncode, results=str(told.results))
+
+
+# --- 7. Summary ------------------------------------------------------------------------------------------------------
 
 
 def summary(lab: Lab) -> None:
@@ -829,6 +855,8 @@ def main() -> None:
             torch._dynamo.reset()  # what is compiled of one model serves its other parts, and none of the others'
         before = name
         lab.guarded(what, 30, work, model=name)
+    if "compare" in told.parts:
+        lab.guarded("compare", 60, lambda: compare(lab))
     summary(lab)
 
 
@@ -864,14 +892,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.jsonl, which is added to")
     parser.add_argument("--seconds", type=float, default=240, help="no part begins later (default 240)")
     parser.add_argument("--batch", type=int, help="pairs a step (default 512, tiny 4)")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)}; or compare")
     parser.add_argument("--models", help=f"which of {', '.join(SHAPES)}")
+    parser.add_argument("--data", type=Path, help="of the comparison: what its recipe calls $ANCHOREMBED_DATA")
+    parser.add_argument("--results", type=Path, help="of the comparison: its results folder (default OUT/compare)")
+    parser.add_argument("--recipe", type=Path, default=_RECIPE, help="of the comparison (default compare-gpu.yaml)")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on a CPU")
     told = parser.parse_args()
     told.parts = told.parts.split(",")
+    told.results = told.results or told.out / "compare"
     told.models = told.models.split(",") if told.models else ["tiny"] if told.tiny else list(SHAPES)[:3]
     told.batch = told.batch or (4 if told.tiny else 512)
-    if unknown := [name for name in told.parts if name not in PARTS] + [n for n in told.models if n not in SHAPES]:
+    if unknown := [name for name in told.parts if name not in (*PARTS, "compare")] + [
+        n for n in told.models if n not in SHAPES
+    ]:
         parser.error(f"unknown: {', '.join(unknown)}")
     return told
 
