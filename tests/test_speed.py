@@ -34,7 +34,8 @@ def test_the_gpu_script_runs_whole_in_its_toy_form(tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_asked_to_stop_when_time_is_up(tmp_path: Path) -> None:
-    command = [sys.executable, SPEED / "gpu.py", "--tiny", "--parts", "compare", "--seconds", "41", "--out", tmp_path]
+    command = [sys.executable, SPEED / "gpu.py", "--tiny", "--parts", "compare", "--seconds", "41"]
+    command += ["--data", tmp_path, "--out", tmp_path]
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text(encoding="utf-8").splitlines()]
     (compared,) = (line for line in lines if line["what"] == "compare")
