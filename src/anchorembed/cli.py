@@ -16,8 +16,6 @@ from rich.console import Console
 from anchorembed.config import Recipe, read_as, read_recipe, show_config
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
 
-_log = logging.getLogger(__name__)
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
@@ -138,29 +136,38 @@ def compare(
     ] = None,
     hours: Annotated[float | None, typer.Option(help="Start no run after so many hours.", show_default=False)] = None,
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what is to be run, and stop.")] = False,
-    only_report: Annotated[bool, typer.Option("--report", help="Write the report of what is there, and stop.")] = False,
+    only_report: Annotated[
+        bool, typer.Option("--report", help="Write the report anew from the results folder alone, and stop.")
+    ] = False,
 ) -> None:
     """Train and evaluate with and without Stage I, side by side, with statistics and a report."""
     if data is not None:
         os.environ["ANCHOREMBED_DATA"] = str(data.resolve())
+    if only_report and results is not None and not show:
+        _write_report(results)
+        return
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
+    folder = results or resolved.output / "results"
+    if only_report:
+        _write_report(folder)
+        return
     with extra("compare"):
-        from anchorembed.compare import gather as gathering
-        from anchorembed.compare import run as comparing
+        import anchorembed.compare.report  # noqa: F401 - what it needs is missed now, not after hours
+    from anchorembed.compare.plan import describe, open_comparison
+    from anchorembed.compare.run import run
 
-    comparison = comparing.open_comparison(resolved, results or resolved.output / "results")
-    _say(comparing.plan(comparison))
+    changes = [part for change in set_ or [] for part in ("--set", change)]
+    changes += ["--data", "DIR"] if "ANCHOREMBED_DATA" in os.environ else []
+    repeat = shlex.join(["anchorembed", "compare", str(recipe), *changes, "--results", str(folder)])
+    comparison = open_comparison(resolved, folder, repeat)
+    _say(describe(comparison))
     if only_plan:
         return
     with _resumable():
-        left = 0 if only_report else comparing.run(comparison, _log.info, hours)
-    same = [part for change in set_ or [] for part in ("--set", change)]
-    same += ["--data", "DIR"] if "ANCHOREMBED_DATA" in os.environ else []
-    again = ["anchorembed", "compare", str(recipe), *same, "--results", str(comparison.results.folder)]
-    pages = gathering.report(comparison, shlex.join(again))
-    _print("\n".join(map(str, pages)))
+        left = run(comparison, hours)
+    _write_report(folder)
     if left:
         _say(f"{left} runs are still to do. To continue: {_command()}")
 
@@ -328,6 +335,13 @@ def main() -> None:
         _fail(f"There is not enough memory: {first_line(error)} {LESS_MEMORY}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)
+
+
+def _write_report(folder: Path) -> None:
+    """Write a comparison's report and print where it is."""
+    with extra("compare"):
+        from anchorembed.compare.report import write_report
+    _print("\n".join(map(str, write_report(folder))))
 
 
 @contextmanager

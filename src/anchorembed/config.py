@@ -14,6 +14,8 @@ from anchorembed.errors import InputError, nearest
 
 _UNSET = "unset_variable"
 _REMOVED = {  # keys that recipes may still set, and what to write instead
+    "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "
+    "extends this one, with compare.arms and compare.seeds of its own.",
     "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.first.",
 }
 _CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # of a comparison: directions, and the arm that has them
@@ -274,8 +276,9 @@ class Compare(Section):
     explore: dict[str, list[str]] = Field(
         {}, description="Other arms to test, each against those named, where both are run; reported as exploratory."
     )
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of each arm.")
-    seeds_of: dict[str, Annotated[list[int], Field(min_length=1)]] = Field({}, description="Other seeds for some arms.")
+    seeds: list[int] = Field(
+        [0, 1, 2], min_length=1, description="Seeds of each arm; one that is not trained has the first."
+    )
     grid: list[Choice] = Field(
         [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
     )
@@ -287,12 +290,12 @@ class Compare(Section):
     quick: bool = Field(False, description="A fixed part of each collection only.")
     notes: list[str] = Field([], description="Sentences for the top of the report.")
 
-    @field_validator("arms", "declared", "explore", "seeds", "seeds_of")
+    @field_validator("arms", "declared", "explore", "seeds")
     @classmethod
     def _once(cls, chosen: Any) -> Any:  # noqa: ANN401 - lists of names, of numbers, and by name
         for values in chosen.values() if isinstance(chosen, dict) else [chosen]:
-            for place, value in enumerate(values):
-                if value in values[:place]:
+            for number, value in enumerate(values):
+                if value in values[:number]:
                     raise ValueError(f"{value} stands there twice; leave one out")
         return chosen
 

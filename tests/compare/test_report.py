@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +13,14 @@ import pytest
 from matplotlib.axes import Axes
 
 from anchorembed.compare import figures
-from anchorembed.compare.analysis import ArmShown, Cell, Cost, Curve, Evidence, analyse
-from anchorembed.compare.report import html, markdown, write
+from anchorembed.compare.analysis import analyse
+from anchorembed.compare.records import ArmRecord, Cell, ComparisonRecord, Cost, ItemScores, Run, RunRecord
+from anchorembed.compare.report import build_report, html, markdown, write_report
+from anchorembed.compare.results import Evidence, Results, write_comparison
 from anchorembed.compare.statistics import holm, sign_flip_p
+from anchorembed.evaluate.isotropy import Isotropy
+
+Items = dict[str, float]
 
 EVIL = '<b>&"'
 VOID = {"meta", "br", "link", "img", "use", "path", "rect", "line", "hr"}
@@ -24,43 +30,77 @@ def items(seed: int, shift: float) -> dict[str, float]:
     return {f"q{number}": float(value) + shift for number, value in enumerate(np.random.default_rng(seed).random(40))}
 
 
-def cell(arm: str, seed: int, collection: str, shift: float, setting: str = "own") -> Cell:
-    scores = items(seed, shift)
-    return Cell(arm, setting, seed, collection, "nDCG@10", sum(scores.values()) / len(scores), scores)
+def scores(arm: str, seed: int, collection: str, shift: float, setting: str = "own") -> tuple[Cell, Items]:
+    values = items(seed, shift)
+    return valued(arm, seed, collection, sum(values.values()) / len(values), setting), values
+
+
+def valued(arm: str, seed: int, collection: str, value: float, setting: str = "own", metric: str = "nDCG@10") -> Cell:
+    return Cell(arm, "0", setting, seed, "", collection, "r", metric, value)
+
+
+def arm_record(name: str, title: str, what: str, settings: dict[str, str]) -> ArmRecord:
+    return ArmRecord(name, title, what, "0", True, False, [0, 1], 0, settings)
+
+
+def with_cells(evidence: Evidence, measured: list[tuple[Cell, Items]]) -> Evidence:
+    """The evidence with other cells; costs, curves and isotropy stay those of their runs."""
+    runs = {run: replace(record, items={}) for run, record in evidence.runs.items()}
+    for cell, values in measured:
+        record = runs.get(cell.run, RunRecord())
+        runs[cell.run] = replace(record, items=record.items | {cell.collection: ItemScores("r", values)})
+    return replace(evidence, cells=[cell for cell, _ in measured], runs=runs)
+
+
+def kept(evidence: Evidence, keep: Callable[[Cell], bool]) -> list[tuple[Cell, Items]]:
+    """Cells of the evidence to keep, with their items."""
+    return [(cell, evidence.runs[cell.run].scores(cell)) for cell in evidence.cells if keep(cell)]
 
 
 @pytest.fixture
 def evidence() -> Evidence:
     """``both`` is 0.2 above ``plain`` on ``one`` with two seeds each, equal on ``two``; ``evil`` ran once."""
-    cells = [cell("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
-    cells += [cell("both", seed, "one", 0.2) for seed in (0, 1)] + [cell("both", seed, "two", 0.0) for seed in (0, 1)]
-    cells += [cell("evil", 0, "one", -0.1), cell("plain", 0, "one", 0.05, "common")]
-    cells += [Cell("plain", "own", 0, "pairs", "AP", 0.5, {}), Cell("both", "own", 0, "pairs", "AP", 0.75, {})]
-    return Evidence(
+    measured = [scores("plain", seed, name, 0.0) for name in ("one", "two") for seed in (0, 1)]
+    measured += [scores("both", seed, name, shift) for name, shift in (("one", 0.2), ("two", 0.0)) for seed in (0, 1)]
+    measured += [scores("evil", 0, "one", -0.1), scores("plain", 0, "one", 0.05, "common")]
+    measured += [(valued(arm, 0, "pairs", value, metric="AP"), {}) for arm, value in (("plain", 0.5), ("both", 0.75))]
+    comparison = ComparisonRecord(
+        key="k",
         title=f"Made {EVIL}",
+        recipe=f"seed: 0  # {EVIL}",
+        command="anchorembed compare x.yaml",
         arms=[
-            ArmShown("plain", "Plain", "Nothing before.", {"steps": "3"}),
-            ArmShown("both", "Both", "Stage I before.", {}),
-            ArmShown("evil", EVIL, "Escaped.", {}),
-        ],
-        cells=cells,
-        costs={("both", "own", 0): {"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0, 0, 0.0, 0.0)}},
-        curves=[
-            Curve("both", "own", 0, "contrast", "held_out_accuracy", [5, 10], [0.25, 0.5]),
-            Curve("both", "own", 0, "first", "loss_q2d", [1, 2], [3.0, 2.0]),
-        ],
-        isotropy=[
-            ("both", "own", 0, "base", dict(mean_cosine=0.9, effective_rank=2.5, alignment=0.1, uniformity=-0.3))
+            arm_record("plain", "Plain", "Nothing before.", {"steps": "3"}),
+            arm_record("both", "Both", "Stage I before.", {}),
+            arm_record("evil", EVIL, "Escaped.", {}),
         ],
         primary="both",
         declared=["plain", "evil"],
         explore={"plain": ["evil"]},
+        choices=["scale=20", "scale=50"],
         notes=["A note."],
-        recipe=f"seed: 0  # {EVIL}",
-        command="anchorembed compare x.yaml",
-        made_with=["torch 1, threads 2"],
-        tables={"Zero-shot": ["one", "two"], "Other": ["pairs"]},
+        tables={"Zero-shot": {"one": "r", "two": "r"}, "Other": {"pairs": "r"}},
     )
+    record = RunRecord(
+        costs={"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0)},
+        curves={
+            "first": [{"step": 1, "loss_q2d": 3.0}, {"step": 2, "loss_q2d": 2.0}],
+            "contrast": [{"step": 5, "held_out_accuracy": 0.25}, {"step": 10, "held_out_accuracy": 0.5}],
+        },
+        isotropy={"base": Isotropy(mean_cosine=0.9, effective_rank=2.5, alignment=0.1, uniformity=-0.3)},
+        made_with={"torch": "1", "threads": "2"},
+    )
+    return with_cells(Evidence(comparison, [], [], {Run("both", "0", "own", 0): record}), measured)
+
+
+def written(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
+    """Reports of the evidence, by way of a results folder."""
+    results = Results(folder, evidence.comparison.key, evidence.comparison.revisions)
+    for run, record in evidence.runs.items():
+        results.keep_record(run, record)
+    results.keep(*evidence.cells)
+    write_comparison(folder, evidence.comparison)
+    return write_report(folder)
 
 
 def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
@@ -90,33 +130,33 @@ def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
 
 
 def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> None:
-    far = [cell("both", 1, "one", 9.2), cell("both", 1, "two", 9.0)]
-    cells = [c for c in evidence.cells if (c.arm, c.seed) != ("both", 1)] + far
-    found = {(test.against, test.collection): test for test in analyse(replace(evidence, cells=cells)).declared}
+    far = [scores("both", 1, "one", 9.2), scores("both", 1, "two", 9.0)]
+    measured = kept(evidence, lambda cell: (cell.arm, cell.seed) != ("both", 1)) + far
+    evidence = with_cells(evidence, measured)
+    found = {(test.against, test.collection): test for test in analyse(evidence).declared}
     assert found["plain", "one"].seeds == (0, 1)
     assert found["plain", "one"].difference == pytest.approx(0.2 + 9.0 / 2)
     assert found["evil", "one"].seeds == (0,)
     assert found["evil", "one"].difference == pytest.approx(0.3)
     assert found["evil", "one"].p == sign_flip_p(*({q: [v] for q, v in items(0, s).items()} for s in (0.2, -0.1)))
-    others = [c for c in cells if c.arm != "evil"] + [cell("evil", 7, "one", -0.1)]
-    analysis = analyse(replace(evidence, cells=others))
+    others = [*kept(evidence, lambda cell: cell.arm != "evil"), scores("evil", 7, "one", -0.1)]
+    analysis = analyse(with_cells(evidence, others))
     assert "evil" not in {test.against for test in analysis.declared}
     assert analysis.sentences[1] == f"Both against {EVIL}: not run."
 
 
 def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence) -> None:
     """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
-    cells = [c for c in evidence.cells if c.arm != "both" or c.collection != "one"]
-    cells += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
-    (test, *_) = (test for test in analyse(replace(evidence, cells=cells)).declared if test.against == "plain")
+    others = kept(evidence, lambda cell: cell.arm != "both" or cell.collection != "one")
+    apart = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
+    (test, *_) = (test for test in analyse(with_cells(evidence, others + apart)).declared if test.against == "plain")
     assert test.adjusted is not None
     assert test.adjusted < 0.05
     assert test.interval[0] < 0 < test.interval[1]
     assert test.sure
     assert not test.sure_over_seeds
-    lower = [c for c in cells if c.arm != "both" or c.collection != "one"]
-    lower += [cell("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # two means above, but apart
-    (test, *_) = (test for test in analyse(replace(evidence, cells=lower)).declared if test.against == "plain")
+    above = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # both means above, but apart
+    (test, *_) = (test for test in analyse(with_cells(evidence, others + above)).declared if test.against == "plain")
     assert test.interval[0] > 0
     assert test.over_seeds is not None
     assert test.over_seeds[0] < 0
@@ -135,8 +175,8 @@ def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
         "Over other seeds: not known from one. No test, as it was not run or has no score per item: two, pairs."
         in second
     )
-    turned = replace(evidence, primary="plain", declared=["both", "missing"])
-    first, second = analyse(turned).sentences
+    turned = replace(evidence.comparison, primary="plain", declared=["both", "missing"])
+    first, second = analyse(replace(evidence, comparison=turned)).sentences
     assert (
         "seeds 0, 1: higher on 0, lower on 1. Beyond chance over queries of these models: higher on 0, lower on 1."
         in first
@@ -163,7 +203,7 @@ class Balanced(HTMLParser):
 
 
 def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
-    page = html(evidence, analyse(evidence))
+    page = html(build_report(evidence))
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -173,7 +213,7 @@ def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
     assert not re.search(r'(src|href)\s*=\s*"(https?:)?//', page)
     assert EVIL not in page
     assert "not run" in page
-    assert page == html(evidence, analyse(evidence))
+    assert page == html(build_report(evidence))
     assert f"<td>{analyse(evidence).scores['both', 'own', 'one'].mean:.3f} [" in page
     for word in (
         "Declared tests",
@@ -185,12 +225,12 @@ def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
         "threads 2",
     ):
         assert word in page, word
-    bare = replace(evidence, curves=[], isotropy=[])
-    assert "effective rank" not in html(bare, analyse(bare))
+    bare = replace(evidence, runs={run: RunRecord(items=record.items) for run, record in evidence.runs.items()})
+    assert "effective rank" not in html(build_report(bare))
 
 
 def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> None:
-    text = markdown(evidence, analyse(evidence))
+    text = markdown(build_report(evidence))
     mean = analyse(evidence).scores["both", "own", "one"].mean
     assert f"{mean:.3f} \\[" in text
     assert "\\<b\\>&" in text
@@ -199,12 +239,13 @@ def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> No
     assert "; seed 0 |" in common
     for told in ("seeds, where there are several", "sign flips", "corrected for nothing", "alignment", "Minutes are"):
         assert told in text
-        assert told in html(evidence, analyse(evidence))
+        assert told in html(build_report(evidence))
     assert "1.5 GB" in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) >= 3
-    page, pages = write(evidence, tmp_path / "new")
+    page, pages = written(evidence, tmp_path)
+    assert page.read_text(encoding="utf-8") == html(build_report(evidence))
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert pages.read_text(encoding="utf-8") == text
 
@@ -228,7 +269,7 @@ def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")
 def test_a_browser_shows_tables_and_figures(evidence: Evidence, tmp_path: Path) -> None:
-    page, _ = write(evidence, tmp_path)
+    page, _ = written(evidence, tmp_path)
     browser = [
         *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1200"),

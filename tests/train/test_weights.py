@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from anchorembed.compare.run import open_comparison
+from anchorembed.compare.plan import open_comparison
 from anchorembed.config import Recipe, parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention

@@ -1,6 +1,7 @@
 """With Stage I and without, side by side.
 
-Read `controls` (Stage I as comparisons need it), `arms` (what is compared), `results` (the folder of what is finished),
-`run` (train and evaluate what is missing), `statistics` (tests and intervals), `gather`, `analysis`, `figures` and
-`report` (from results to a page).
+Read `controls` (Stage I as comparisons need it), `arms` (what is compared), `records` (what is kept of it), `results`
+(the folder of what is finished), `plan` (what is to be run), `training` (the stages of an arm), `choose` (Stage II's
+settings, from the grid), `run` (train, evaluate and keep what is missing); then, from the results folder alone,
+`statistics` (tests and intervals), `analysis` (numbers of the report), `figures` and `report` (the page).
 """

@@ -4,82 +4,25 @@ Bad news is said in the same words as good news, what was not run is said to be 
 declared beforehand are corrected together and called tests; anything else is called exploratory.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anchorembed.compare.results import OWN
-from anchorembed.compare.statistics import bootstrap_interval, holm, paired_interval, seeds_interval, sign_flip_p
+from anchorembed.compare.records import OWN, ComparisonRecord
+from anchorembed.compare.results import Evidence
+from anchorembed.compare.statistics import (
+    Floats,
+    bootstrap_interval,
+    holm,
+    paired_interval,
+    seeds_interval,
+    sign_flip_p,
+)
 
 _LEVEL = 0.05
 Key = tuple[str, str, str]  # arm, setting, collection
-
-
-@dataclass(frozen=True, slots=True)
-class ArmShown:
-    """One arm: its name, title, what it is in a sentence, and its settings."""
-
-    name: str
-    title: str
-    what: str
-    settings: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a stage cost: seconds, own tokens of its texts, model FLOPs, peak memory."""
-
-    seconds: float
-    tokens: int
-    flops: float
-    peak_gb: float
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A result: ``per_item`` holds each query's or item's score, empty where the value is no mean over items."""
-
-    arm: str
-    setting: str
-    seed: int
-    collection: str
-    metric: str
-    value: float
-    per_item: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A quantity over the steps of a stage."""
-
-    arm: str
-    setting: str
-    seed: int
-    stage: str
-    name: str
-    steps: list[int]
-    values: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that a report is made from."""
-
-    title: str
-    arms: list[ArmShown]
-    cells: list[Cell]
-    costs: dict[tuple[str, str, int], dict[str, Cost]]
-    curves: list[Curve]
-    isotropy: list[tuple[str, str, int, str, dict[str, float]]]
-    primary: str
-    declared: list[str]
-    explore: dict[str, list[str]]  # arms -> those each is tested against, too
-    notes: list[str]
-    recipe: str
-    command: str
-    made_with: list[str]  # what computed it: versions, threads, number format; several if machines differed
-    tables: dict[str, list[str]]
+BySeed = dict[int, dict[str, float]]  # an arm's scores of a collection's items, by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,99 +65,96 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """The numbers of the report."""
+    """The numbers of the report; ``sentences`` are what the declared tests say."""
 
     scores: dict[Key, Score]
-    metrics: dict[str, str]
+    metrics: dict[str, str]  # by collection
     declared: list[Test]
     exploratory: list[Test]
-    sentences: list[str] = field(default_factory=list)
+    sentences: list[str]
 
 
 def analyse(evidence: Evidence) -> Analysis:
     """Compute every number of the report."""
-    groups: dict[Key, list[Cell]] = {}
-    for cell in evidence.cells:
-        groups.setdefault((cell.arm, cell.setting, cell.collection), []).append(cell)
-    scores = {key: _score(cells) for key, cells in groups.items()}
-    tests = list(_tests(evidence, groups))
-    declared = [test for test in tests if _declared(evidence, test)]
-    family = dict.fromkeys(_family(evidence, scores), 1.0)  # a test that was not run yet counts as one, too
+    comparison = evidence.comparison
+    values: dict[Key, dict[int, float]] = {}
+    items: dict[Key, BySeed] = {}
+    for cell in sorted(evidence.cells, key=lambda cell: cell.seed):
+        key = (cell.arm, cell.setting, cell.collection)
+        values.setdefault(key, {})[cell.seed] = cell.value
+        items.setdefault(key, {})[cell.seed] = evidence.runs[cell.run].scores(cell)
+    scores = {key: _score(values[key], items[key]) for key in values}
+    declared: list[Test] = []
+    exploratory: list[Test] = []
+    for test in _tests(comparison, items):
+        (declared if _is_declared(comparison, test) else exploratory).append(test)
+    family = dict.fromkeys(_family(comparison, scores), 1.0)  # a test that was not run yet counts as one, too
     adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
-    others = [test for test in tests if not _declared(evidence, test)]
     metrics = {cell.collection: cell.metric for cell in evidence.cells}
-    sentences = [_sentence(evidence, name, declared, _missing(evidence, name, declared)) for name in evidence.declared]
-    return Analysis(scores, metrics, declared, others, sentences)
+    sentences = [_sentence(comparison, name, declared) for name in comparison.declared]
+    return Analysis(scores, metrics, declared, exploratory, sentences)
 
 
-def _declared(evidence: Evidence, test: Test) -> bool:
-    return test.arm == evidence.primary and test.setting == OWN and test.against in evidence.declared
+def _is_declared(comparison: ComparisonRecord, test: Test) -> bool:
+    return test.arm == comparison.primary and test.setting == OWN and test.against in comparison.declared
 
 
-def _family(evidence: Evidence, scores: dict[Key, Score]) -> list[tuple[str, str]]:
+def _family(comparison: ComparisonRecord, scores: Mapping[Key, Score]) -> list[tuple[str, str]]:
     """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
     testable = {collection for (_, _, collection), score in scores.items() if score.interval is not None}
-    untested = {collection for _, _, collection in scores} - testable
-    names = [name for names in evidence.tables.values() for name in names if name not in untested]
-    arms = {arm.name for arm in evidence.arms}
-    return [(arm, name) for arm in evidence.declared if arm in arms for name in names]
+    untestable = {collection for _, _, collection in scores} - testable
+    declared = [arm.name for arm in comparison.arms if arm.name in comparison.declared]
+    return [(arm, name) for arm in declared for name in comparison.revisions if name not in untestable]
 
 
-def _missing(evidence: Evidence, against: str, declared: Sequence[Test]) -> list[str]:
-    tested = {test.collection for test in declared if test.against == against}
-    return [name for names in evidence.tables.values() for name in names if name not in tested]
+def _score(values: dict[int, float], items: BySeed) -> Score:
+    matrix_SQ = _matrix(items, values)
+    interval = bootstrap_interval(matrix_SQ) if matrix_SQ is not None else None
+    return Score(sum(values.values()) / len(values), values, interval)
 
 
-def _score(cells: Sequence[Cell]) -> Score:
-    seeds = {cell.seed: cell.value for cell in sorted(cells, key=lambda cell: cell.seed)}
-    matrix = _matrix(cells)
-    interval = bootstrap_interval(matrix) if matrix is not None else None
-    return Score(sum(seeds.values()) / len(seeds), seeds, interval)
-
-
-def _matrix(cells: Sequence[Cell]) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None":
-    """Scores [seeds, items], items in the order of their ids; None where there are none, or seeds differ in items."""
-    items = sorted(cells[0].per_item)
-    if not items or any(sorted(cell.per_item) != items for cell in cells):
+def _matrix(items: BySeed, seeds: Iterable[int]) -> Floats | None:
+    """Scores [seeds, items] in order of item ids; None where there are no items, or seeds differ in them."""
+    of_seeds = [items[seed] for seed in seeds]
+    names = sorted(of_seeds[0])
+    if not names or any(scores.keys() != of_seeds[0].keys() for scores in of_seeds):
         return None
-    return np.array([[cell.per_item[item] for item in items] for cell in cells])
+    return np.array([[scores[name] for name in names] for scores in of_seeds])
 
 
-def _tests(evidence: Evidence, groups: dict[Key, list[Cell]]) -> Iterable[Test]:
+def _tests(comparison: ComparisonRecord, items: Mapping[Key, BySeed]) -> Iterable[Test]:
     """The primary arm against all others, then those that are explored against the ones named."""
-    for key, cells in groups.items():
-        if key[0] != evidence.primary:
-            yield from _test(evidence.primary, key, cells, groups)
-    for arm, others in evidence.explore.items():
-        for key, cells in groups.items():
+    for key in items:
+        if key[0] != comparison.primary:
+            yield from _test(comparison.primary, key, items)
+    for arm, others in comparison.explore.items():
+        for key in items:
             if key[0] in others and key[1] == OWN:
-                yield from _test(arm, key, cells, groups)
+                yield from _test(arm, key, items)
 
 
-def _test(arm: str, key: Key, second_cells: list[Cell], groups: dict[Key, list[Cell]]) -> Iterable[Test]:
-    """An arm at its own settings against the cells of ``key``; none where they share no seed, or items differ."""
+def _test(arm: str, key: Key, items: Mapping[Key, BySeed]) -> Iterable[Test]:
+    """An arm at its own settings against the results ``key``; none where they share no seed, or items differ."""
     against, setting, collection = key
-    first_cells = groups.get((arm, OWN, collection), [])
-    seeds = sorted({cell.seed for cell in first_cells} & {cell.seed for cell in second_cells})
-    if not seeds:
+    arm_items, other_items = items.get((arm, OWN, collection), {}), items[key]
+    seeds = sorted(arm_items.keys() & other_items.keys())
+    if not seeds or arm_items[seeds[0]].keys() != other_items[seeds[0]].keys():
         return
-    first_cells, second_cells = (
-        [cell for cell in cells if cell.seed in seeds] for cells in (first_cells, second_cells)
+    arm_SQ, other_SQ = _matrix(arm_items, seeds), _matrix(other_items, seeds)
+    if arm_SQ is None or other_SQ is None:
+        return
+    yield Test(
+        arm=arm,
+        against=against,
+        setting=setting,
+        collection=collection,
+        seeds=tuple(seeds),
+        difference=float(arm_SQ.mean() - other_SQ.mean()),
+        interval=paired_interval(arm_SQ, other_SQ),
+        over_seeds=seeds_interval(arm_SQ.mean(axis=1).tolist(), other_SQ.mean(axis=1).tolist()),
+        p=sign_flip_p(_by_item(arm_SQ), _by_item(other_SQ)),
     )
-    first, second = _matrix(first_cells), _matrix(second_cells)
-    if first is not None and second is not None and sorted(first_cells[0].per_item) == sorted(second_cells[0].per_item):
-        yield Test(
-            arm=arm,
-            against=against,
-            setting=setting,
-            collection=collection,
-            seeds=tuple(seeds),
-            difference=float(first.mean() - second.mean()),
-            interval=paired_interval(first, second),
-            over_seeds=seeds_interval(first.mean(axis=1).tolist(), second.mean(axis=1).tolist()),
-            p=sign_flip_p(_by_item(first), _by_item(second)),
-        )
 
 
 def _has_zero(interval: tuple[float, float]) -> bool:
@@ -222,24 +162,26 @@ def _has_zero(interval: tuple[float, float]) -> bool:
     return low <= 0 <= high
 
 
-def _by_item(scores_SQ: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> dict[str, list[float]]:
+def _by_item(scores_SQ: Floats) -> dict[str, list[float]]:
     return {str(number): column for number, column in enumerate(scores_SQ.T.tolist())}
 
 
-def _sentence(evidence: Evidence, against: str, declared: Sequence[Test], missing: Sequence[str]) -> str:
+def _sentence(comparison: ComparisonRecord, against: str, declared: Sequence[Test]) -> str:
     """What the declared tests against one arm say in words, and on which collections there is none."""
-    titles = {arm.name: arm.title for arm in evidence.arms}
     tests = [test for test in declared if test.against == against]
-    first, second = titles.get(evidence.primary, evidence.primary), titles.get(against, against)
+    titles = comparison.titles
+    pair = f"{titles.get(comparison.primary, comparison.primary)} against {titles.get(against, against)}"
     if not tests:
-        return f"{first} against {second}: not run."
+        return f"{pair}: not run."
     seeds = " or ".join(dict.fromkeys(seeds_text(test.seeds) for test in tests))
-    told = [f"{first} against {second} on {len(tests)} collections, {seeds}: {_counted(tests)}."]
+    told = [f"{pair} on {len(tests)} collections, {seeds}: {_counted(tests)}."]
     told += [f"Beyond chance over queries of these models: {_counted([test for test in tests if test.sure])}."]
     if any(test.over_seeds for test in tests):
         told += [f"Over other seeds, too: {_counted([test for test in tests if test.sure_over_seeds])}."]
     else:
         told += ["Over other seeds: not known from one."]
+    tested = {test.collection for test in tests}
+    missing = [name for name in comparison.revisions if name not in tested]
     told += [f"No test, as it was not run or has no score per item: {', '.join(missing)}."] if missing else []
     return " ".join(told)
 

@@ -126,7 +126,6 @@ def find_arms(compare: Compare) -> list[Arm]:
     for where, names in (
         ("declared", compare.declared),
         ("explore", explored),
-        ("seeds_of", compare.seeds_of),
         ("arms", compare.arms),
     ):
         for name in names:
@@ -166,9 +165,8 @@ def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
 
 
 def seeds_of(compare: Compare, arm: Arm) -> list[int]:
-    """Seeds of an arm: its own, the common ones, or only the first for a model that is not trained."""
-    chosen = compare.seeds_of.get(arm.name, compare.seeds)
-    return chosen if arm.trained else chosen[:1]
+    """Seeds of an arm: all, or only the first for a model that is not trained."""
+    return compare.seeds if arm.trained else compare.seeds[:1]
 
 
 def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:

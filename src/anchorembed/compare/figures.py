@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-Points = list[tuple[int, float]]
-Row = tuple[str, float, list[float], tuple[float, float] | None]
+Points = list[tuple[int, float]]  # step, value
+Row = tuple[str, float, list[float], tuple[float, float] | None]  # arm, mean, seeds, interval
 
 _MARKERS = "osD^vPX*<>p"  # more than dashes by one, so that the two together repeat late
 _DASHES = [
@@ -34,11 +34,11 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
     figure = Figure(figsize=(11, rows * (0.32 * longest + 0.9)), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axis, (title, arms) in zip(axes, panels, strict=False):
-        for place, (_, mean, seeds, interval) in enumerate(arms):
+        for height, (_, mean, seeds, interval) in enumerate(arms):
             if interval:
-                axis.plot(interval, [place, place], color="0.4", linewidth=2)
-            axis.plot(seeds, [place] * len(seeds), "o", color="0.2", fillstyle="none")
-            axis.plot([mean], [place], "o", color="black")
+                axis.plot(interval, [height, height], color="0.4", linewidth=2)
+            axis.plot(seeds, [height] * len(seeds), "o", color="0.2", fillstyle="none")
+            axis.plot([mean], [height], "o", color="black")
         axis.set_yticks(range(len(arms)), [name for name, *_ in arms])
         axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_title(title, fontsize="medium")
@@ -49,7 +49,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
 
 
 def lines(title: str, series: dict[str, list[Points]]) -> str:
-    """One line an arm and seed; an arm's seeds share marker, dash and colour, those of its place in ``series``."""
+    """One line an arm and seed; an arm's seeds share marker, dash and colour, by its position in ``series``."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, runs) in enumerate(series.items()):

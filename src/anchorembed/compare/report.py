@@ -1,73 +1,100 @@
-"""The report of a comparison: the numbers of `analysing.py`, the same as HTML and as Markdown."""
+"""The report of a comparison, from its results folder alone: sentences and sections, as HTML and as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anchorembed.compare import figures
-from anchorembed.compare.analysis import Analysis, ArmShown, Evidence, Score, Test, analyse, seeds_text
-from anchorembed.compare.results import OWN
+from anchorembed.compare.analysis import Analysis, Score, Test, analyse, seeds_text
+from anchorembed.compare.records import OWN, ArmRecord, ComparisonRecord, Cost, best_choice, tried
+from anchorembed.compare.results import Evidence, read_evidence
 from anchorembed.system.files import write_file
 
 
-def write(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.md`` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    analysis = analyse(evidence)
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report: what its numbers are, a table, and a figure as SVG, which Markdown leaves out."""
+
+    title: str
+    explained: str = ""
+    heads: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What both forms of the report show."""
+
+    comparison: ComparisonRecord
+    sentences: list[str]
+    sections: list[Section]
+    made_with: list[str]
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` of what a results folder holds; returns their paths.
+
+    Raises:
+        InputError: if no comparison was run there, or a file is damaged.
+    """
+    report = build_report(read_evidence(folder))
     page, text = folder / "report.html", folder / "report.md"
-    write_file(page, html(evidence, analysis))
-    write_file(text, markdown(evidence, analysis))
+    write_file(page, html(report))
+    write_file(text, markdown(report))
     return page, text
 
 
-def html(evidence: Evidence, analysis: Analysis) -> str:
+def build_report(evidence: Evidence) -> Report:
+    """The report of what is finished; sections that have nothing to show are left out."""
+    analysis = analyse(evidence)
+    return Report(evidence.comparison, analysis.sentences, list(_sections(evidence, analysis)), _made_with(evidence))
+
+
+def html(report: Report) -> str:
     """The page, in one file that loads nothing."""
     environment = Environment(
         loader=PackageLoader("anchorembed.compare", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    page = environment.get_template("report.html.jinja")
-    titles = {arm.name: arm.title for arm in evidence.arms}
-    return page.render(
-        evidence=evidence,
-        analysis=analysis,
-        explained=_explained(titles.get(evidence.primary, evidence.primary)),
-        tested=_TESTED,
-        spread=_ISOTROPY,
-        spent=_COSTS,
-        tables=[
-            (title, _heads(analysis, names), list(_rows(evidence, analysis, names)))
-            for title, names in _tables(evidence)
-        ],
-        dots=[(title, _dots(evidence, analysis, names)) for title, names in _tables(evidence)],
-        plots=[(title, figures.lines(title, series)) for title, series in _series(evidence, titles)],
-        declared=[_tested(test, titles) for test in analysis.declared],
-        exploratory=[_tested(test, titles) for test in analysis.exploratory],
-        costs=list(_costs(evidence, titles)),
-        isotropy=list(_isotropy(evidence, titles)),
-    )
+    return environment.get_template("report.html.jinja").render(report=report)
 
 
-def markdown(evidence: Evidence, analysis: Analysis) -> str:
-    """The tables and sentences of the page."""
-    titles = {arm.name: arm.title for arm in evidence.arms}
-    told = {name: _cell(text) for name, text in _explained(titles.get(evidence.primary, evidence.primary)).items()}
-    lines = [f"# {_cell(evidence.title)}", "", *evidence.notes, ""]
-    lines += [f"- {_cell(sentence)}" for sentence in analysis.sentences]
-    for title, names in _tables(evidence):
-        lines += ["", f"## {_cell(title)}", "", told["scores"], ""]
-        lines += _table(_heads(analysis, names), _rows(evidence, analysis, names))
-    for title, name, heads, rows in (
-        ("Declared tests", "declared", _TESTED, [_tested(test, titles) for test in analysis.declared]),
-        ("Exploratory", "exploratory", _TESTED, [_tested(test, titles) for test in analysis.exploratory]),
-        ("How vectors fill their space", "isotropy", _ISOTROPY, _isotropy(evidence, titles)),
-        ("Cost", "cost", _COSTS, _costs(evidence, titles)),
-    ):
-        lines += ["", f"## {title}", "", told[name], "", *_table(heads, rows)]
-    lines += ["", "## Arms", "", *_table(["arm", "what", "settings"], [_arm(arm) for arm in evidence.arms])]
-    lines += ["", "## To repeat it", "", "```", evidence.command, "```", "", *evidence.made_with, ""]
-    lines += ["```yaml", evidence.recipe, "```"]
+def markdown(report: Report) -> str:
+    """The sentences and tables of the page."""
+    comparison = report.comparison
+    lines = [f"# {_escaped(comparison.title)}", "", *comparison.notes, ""]
+    lines += [f"- {_escaped(sentence)}" for sentence in report.sentences]
+    for section in report.sections:
+        if section.rows:
+            lines += ["", f"## {_escaped(section.title)}", "", _escaped(section.explained), ""]
+            lines += _table(section.heads, section.rows)
+    lines += ["", "## To repeat it", "", "```", comparison.command, "```", "", *report.made_with, ""]
+    lines += ["```yaml", comparison.recipe, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
+    comparison = evidence.comparison
+    titles = comparison.titles
+    explained = _explained(titles.get(comparison.primary, comparison.primary))
+    for title, names in comparison.tables.items():
+        heads = ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
+        rows = list(_score_rows(evidence, analysis, names))
+        yield Section(title, explained["scores"], heads, rows, _dots(evidence, analysis, names))
+    for title, tests in (("Declared tests", analysis.declared), ("Exploratory", analysis.exploratory)):
+        if tests:
+            yield Section(title, explained[title], _TEST_HEADS, [_test_row(test, titles) for test in tests])
+    for title, series in _series(evidence).items():
+        yield Section(title, figure=figures.lines(title, series))
+    if rows := list(_isotropy_rows(evidence)):
+        yield Section("How vectors fill their space", explained["isotropy"], _ISOTROPY_HEADS, rows)
+    if rows := list(_cost_rows(evidence)):
+        yield Section("Cost", explained["cost"], _COST_HEADS, rows)
+    yield Section(
+        "Arms", explained["arms"], ["arm", "what", "settings"], [_arm_row(evidence, arm) for arm in comparison.arms]
+    )
 
 
 def _explained(primary: str) -> dict[str, str]:
@@ -78,52 +105,48 @@ def _explained(primary: str) -> dict[str, str]:
         "(accuracy: means over draws of training texts) or pairs (Spearman: jackknife pseudo-values). Settings: own, "
         "each arm's best choice of the grid on held-out training pairs, or the recipe's without a grid; common, those "
         f"of {primary}, with the first seed only.",
-        "declared": f"{primary} against each arm declared beforehand, on the seeds that both have: each query's score "
-        "averaged over seeds, 10,000 sign flips over queries; Holm's correction over these tests and those still to be "
-        "run. Beyond chance over queries of these trained models: p, Holm below 0.05. Over other seeds, too: besides, "
-        "neither interval has 0, that of resampled seeds and queries, too narrow with few seeds, nor Welch's t of the "
-        "seeds' means; these are corrected for nothing.",
-        "exploratory": "Not declared beforehand: p as it is, corrected for nothing, no evidence.",
+        "Declared tests": f"{primary} against each arm declared beforehand, on the seeds that both have: each query's "
+        "score averaged over seeds, 10,000 sign flips over queries; Holm's correction over these tests and those still "
+        "to be run. Beyond chance over queries of these trained models: p, Holm below 0.05. Over other seeds, too: "
+        "besides, neither interval has 0, that of resampled seeds and queries, too narrow with few seeds, nor Welch's "
+        "t of the seeds' means; these are corrected for nothing.",
+        "Exploratory": "Not declared beforehand: p as it is, corrected for nothing, no evidence.",
         "isotropy": "On held-out pairs, which are others with each seed. Mean cosine of two documents and effective "
         "rank: low and high is even; alignment: mean squared distance of a query and its document; uniformity: lower "
         "is more even.",
         "cost": "Minutes are with evaluations on held-out pairs. What was trained once and used twice is in both rows: "
         "Stage I of an arm's own and common settings, Stage II of its choice in the grid.",
+        "arms": "What each arm trains, and the settings that it does not share with the others.",
     }
 
 
-_INTERVALS = ["95 % interval", "95 %, seeds' t"]
-_TESTED = ["arm", "against", "settings", "collection", "seeds", "difference", *_INTERVALS, "p", "p, Holm"]
-_COSTS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
-_ISOTROPY = ["arm", "settings", "seed", "model", "mean cosine", "effective rank", "alignment", "uniformity"]
+_TEST_HEADS = [
+    *("arm", "against", "settings", "collection", "seeds", "difference"),
+    *("95 % interval", "95 %, seeds' t", "p", "p, Holm"),
+]
+_COST_HEADS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
+_ISOTROPY_HEADS = [
+    *("arm", "settings", "seed", "model"),
+    *("mean cosine", "effective rank", "alignment", "uniformity"),
+]
 
 
-def _tables(evidence: Evidence) -> list[tuple[str, list[str]]]:
-    return list(evidence.tables.items())
-
-
-def _heads(analysis: Analysis, names: Sequence[str]) -> list[str]:
-    return ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
-
-
-def _rows(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> Iterable[list[str]]:
+def _score_rows(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> Iterable[list[str]]:
     """An arm's row at each setting: mean, interval and seeds of each collection."""
-    settings = sorted({cell.setting for cell in evidence.cells} | {OWN}, reverse=True)
-    for setting in settings:
-        for arm in evidence.arms:
-            found = [analysis.scores.get((arm.name, setting, name)) for name in names]
-            if setting != OWN and not any(found):
-                continue
-            yield [arm.title, setting, *(_shown(score) if score else "not run" for score in found)]
+    for setting in sorted({cell.setting for cell in evidence.cells} | {OWN}, reverse=True):
+        for arm in evidence.comparison.arms:
+            scores = [analysis.scores.get((arm.name, setting, name)) for name in names]
+            if setting == OWN or any(scores):
+                yield [arm.title, setting, *(_score(score) if score else "not run" for score in scores)]
 
 
-def _shown(score: Score) -> str:
+def _score(score: Score) -> str:
     interval = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if score.interval else ""
     values = f": {', '.join(f'{value:.3f}' for value in score.seeds.values())}" if len(score.seeds) > 1 else ""
     return f"{score.mean:.3f}{interval}; {seeds_text(list(score.seeds))}{values}"
 
 
-def _tested(test: Test, titles: dict[str, str]) -> list[str]:
+def _test_row(test: Test, titles: dict[str, str]) -> list[str]:
     adjusted = "" if test.adjusted is None else f"{test.adjusted:.4f}"
     arm, against = (titles.get(name, name) for name in (test.arm, test.against))
     intervals = [f"[{each[0]:+.3f}, {each[1]:+.3f}]" if each else "" for each in (test.interval, test.over_seeds)]
@@ -132,31 +155,62 @@ def _tested(test: Test, titles: dict[str, str]) -> list[str]:
     return [arm, against, test.setting, test.collection, seeds, *numbers]
 
 
-def _costs(evidence: Evidence, titles: dict[str, str]) -> Iterable[list[str]]:
-    for (arm, setting, seed), stages in evidence.costs.items():
-        for stage, cost in stages.items():
-            figures_of = [f"{cost.seconds / 60:.1f}", f"{cost.tokens:,}", f"{cost.flops / 1e15:.3f}"]
-            memory = f"{cost.peak_gb:.1f} GB" if cost.peak_gb else ""
-            yield [titles.get(arm, arm), setting, str(seed), stage, *figures_of, memory]
+def _cost_rows(evidence: Evidence) -> Iterable[list[str]]:
+    """What each stage of each run cost, then each trial of the grid."""
+    titles = evidence.comparison.titles
+    for run, record in evidence.runs.items():
+        for stage, cost in record.costs.items():
+            yield [titles[run.arm], run.setting, str(run.seed), stage, *_cost(cost)]
+    for score in evidence.grid:
+        yield [titles[score.arm], "grid", str(score.seed), score.choice, *_cost(score.cost)]
 
 
-def _isotropy(evidence: Evidence, titles: dict[str, str]) -> Iterable[list[str]]:
-    for arm, setting, seed, checkpoint, values in evidence.isotropy:
-        measured = [f"{values[name]:.3f}" for name in ("mean_cosine", "effective_rank", "alignment", "uniformity")]
-        yield [titles.get(arm, arm), setting, str(seed), checkpoint, *measured]
+def _cost(cost: Cost) -> list[str]:
+    memory = f"{cost.peak_gb:.1f} GB" if cost.peak_gb else ""
+    return [f"{cost.seconds / 60:.1f}", f"{cost.tokens:,}", f"{cost.flops / 1e15:.3f}", memory]
 
 
-def _arm(arm: ArmShown) -> list[str]:
-    return [arm.title, arm.what, "; ".join(f"{key}: {value}" for key, value in arm.settings.items())]
+def _isotropy_rows(evidence: Evidence) -> Iterable[list[str]]:
+    for run, record in evidence.runs.items():
+        for model, measured in record.isotropy.items():
+            numbers = (measured.mean_cosine, measured.effective_rank, measured.alignment, measured.uniformity)
+            which = [evidence.comparison.titles[run.arm], run.setting, str(run.seed), model]
+            yield [*which, *(f"{number:.3f}" for number in numbers)]
 
 
-def _dots(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> str:
+def _made_with(evidence: Evidence) -> list[str]:
+    """What computed the runs: versions, threads, number format; several lines if machines differed."""
+    described = [record.made_with for record in evidence.runs.values() if record.made_with]
+    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in each.items()) for each in described))
+
+
+def _arm_row(evidence: Evidence, arm: ArmRecord) -> list[str]:
+    """An arm, with its seeds, steps and keys, and what it chose from the grid."""
+    done = {cell.seed for cell in evidence.cells if cell.arm == arm.name and cell.setting == OWN}
+    settings = {
+        "seeds run": ", ".join(str(seed) for seed in arm.seeds if seed in done) or "none",
+        "planned": ", ".join(map(str, arm.seeds)),
+    }
+    if arm.steps:
+        settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(arm.steps)
+    settings |= arm.settings
+    accuracy, choices = tried(evidence.grid, arm), evidence.comparison.choices
+    if accuracy:
+        if accuracy.keys() >= set(choices):
+            settings["chosen for Stage II"] = best_choice(choices, accuracy)
+        settings["held-out accuracy of the choices"] = ", ".join(
+            f"{name}: {accuracy[name]:.3f}" for name in sorted(accuracy)
+        )
+    return [arm.title, arm.what, "; ".join(f"{key}: {value}" for key, value in settings.items())]
+
+
+def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
     """Every arm's mean, seeds and interval on each collection of a table, at its own settings."""
     panels = []
     for name in names:
         rows = [
             (arm.title, score.mean, list(score.seeds.values()), score.interval)
-            for arm in evidence.arms
+            for arm in evidence.comparison.arms
             if (score := analysis.scores.get((arm.name, OWN, name))) is not None
         ]
         if rows:
@@ -164,18 +218,18 @@ def _dots(evidence: Evidence, analysis: Analysis, names: Sequence[str]) -> str:
     return figures.dots(panels) if panels else ""
 
 
-def _series(evidence: Evidence, titles: dict[str, str]) -> list[tuple[str, dict[str, list[figures.Points]]]]:
-    """Curves at own settings by what they show, then by arm: one list of points a seed."""
+def _series(evidence: Evidence) -> dict[str, dict[str, list[figures.Points]]]:
+    """Curves at own settings by what they show, then by arm: a list of points a seed."""
     plots: dict[str, dict[str, list[figures.Points]]] = {}
-    for curve in evidence.curves:
-        if curve.setting != OWN or curve.name not in _PLOTTED:
-            continue
-        stage = "Stage II" if curve.stage == "contrast" else "Before Stage II"
-        arm = titles.get(curve.arm, curve.arm)
-        points = list(zip(curve.steps, curve.values, strict=True))
-        none: dict[str, list[figures.Points]] = {arm.title: [] for arm in evidence.arms}  # its place is its style
-        plots.setdefault(f"{stage}: {_PLOTTED[curve.name]}", none).setdefault(arm, []).append(points)
-    return list(plots.items())
+    titles = evidence.comparison.titles
+    for run, record in evidence.runs.items():
+        for stage, lines in record.curves.items() if run.setting == OWN else ():
+            where = "Stage II" if stage == "contrast" else "Before Stage II"
+            for name in dict.fromkeys(name for line in lines for name in line if name in _PLOTTED):
+                points = [(int(line["step"]), line[name]) for line in lines if name in line]
+                no_points: dict[str, list[figures.Points]] = {title: [] for title in titles.values()}
+                plots.setdefault(f"{where}: {_PLOTTED[name]}", no_points)[titles[run.arm]].append(points)
+    return plots
 
 
 _PLOTTED = {
@@ -195,11 +249,11 @@ _PLOTTED = {
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(map(_cell, heads)) + " |", "|" + "---|" * len(heads)]
-    return lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_escaped, heads)) + " |", "|" + "---|" * len(heads)]
+    return lines + ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     for sign in "\\`*_<>|[]#":
         text = text.replace(sign, f"\\{sign}")

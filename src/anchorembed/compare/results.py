@@ -1,37 +1,23 @@
-"""The results folder of a comparison: what is finished is kept at once and whole, and never run again.
+"""The results folder of a comparison: what is finished is kept at once and whole, and never run twice.
 
-``results.jsonl`` has a line a cell, ``results/`` each run's per-item scores and curves, gzipped. Copied to another
-machine, what it holds is skipped there.
+``results.jsonl`` has a line a cell or grid score, ``results/`` each run's record, gzipped, and ``comparison.json`` what
+is compared. Copied to another machine, what it holds is skipped there.
 """
 
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from anchorembed.compare.arms import Arm, Values
+from anchorembed.compare.records import Cell, ComparisonRecord, GridScore, Run, RunRecord, parse
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_file
 
-OWN, COMMON = "own", "common"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One trained model to evaluate: an arm, a seed, and whose Stage II settings."""
-
-    arm: Arm
-    seed: int
-    setting: str
-
-    @property
-    def name(self) -> str:
-        """Arm, its digest, setting and seed."""
-        return f"{self.arm.name}-{self.arm.digest}-{self.setting}-{self.seed}"
+_KINDS: dict[str, type[Cell] | type[GridScore]] = {"cell": Cell, "grid": GridScore}
+_KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
 
 class Results:
@@ -47,85 +33,114 @@ class Results:
 
     def read(self) -> None:
         """Take what the folder has now."""
-        self.lines: list[Values] = []
+        self.cells: list[Cell] = []
+        self.grid: list[GridScore] = []
         self.others = 0
+        self._identities: set[Hashable] = set()
         if self.path.exists():
             for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
-                self._take(number, text)
+                self._read_line(number, text)
 
-    def _take(self, number: int, text: bytes) -> None:
+    def _read_line(self, number: int, text: bytes) -> None:
         try:
-            line = json.loads(text)
-            mine = line["key"] == self.key
-            if mine and line["kind"] == "cell":
-                mine = self.revisions.get(line["collection"]) == line["revision"]
+            values = json.loads(text)
+            line = parse(_KINDS[values["kind"]], values) if values["key"] == self.key else None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
-        if mine and _names(line) in map(_names, self.lines):
-            raise InputError(f"{self.path}:{number}: this was run before, too. Remove one of the two lines.")
-        if mine:
-            self.lines.append(line)
-        else:
+        if line is None or (isinstance(line, Cell) and self.revisions.get(line.collection) != line.revision):
             self.others += 1
+            return
+        if line.identity in self._identities:
+            raise InputError(f"{self.path}:{number}: this was run before, too. Remove one of the two lines.")
+        self._add(line)
 
-    def cells(self, run: Run) -> set[str]:
-        """Collections that a run has results for."""
-        return {line["collection"] for line in self.of(run)}
+    def cells_of(self, run: Run) -> list[Cell]:
+        """Cells of a run."""
+        return [cell for cell in self.cells if cell.run == run]
 
-    def of(self, run: Run) -> list[Values]:
-        """Lines of a run's cells."""
-        wanted: Values = {"kind": "cell", "arm": run.arm.name, "digest": run.arm.digest}
-        wanted |= {"seed": run.seed, "setting": run.setting}
-        return [line for line in self.lines if wanted.items() <= line.items()]
+    def record(self, run: Run) -> RunRecord:
+        """Costs, curves, isotropy and items of a run; an empty record before it is run.
 
-    def cost(self, run: Run) -> dict[str, dict[str, float]]:
-        """What a run cost by stage; cells evaluated in one go name the same seconds, others add up."""
-        every = [line["cost"] for line in self.of(run)]
-        stages: dict[str, dict[str, float]] = {name: cost[name] for cost in reversed(every) for name in cost}
-        if "evaluate" in stages:
-            stages["evaluate"] = {"seconds": sum({cost["evaluate"]["seconds"] for cost in every if cost})}
-        return stages
-
-    def tried(self, arm: Arm, seed: int) -> dict[str, float]:
-        """Held-out accuracy of each grid choice of an arm with a seed, by its name."""
-        wanted = {"kind": "grid", "arm": arm.name, "digest": arm.digest, "seed": seed}
-        return {line["choice"]: line["value"] for line in self.lines if wanted.items() <= line.items()}
-
-    def payload(self, name: str) -> Values:
-        """Items, curves and isotropy of a run."""
-        path = self._payload(name)
+        Raises:
+            InputError: if the file is damaged.
+        """
+        path = self._record_path(run)
         if not path.exists():
-            return {}
+            return RunRecord()
         try:
-            found: Values = json.loads(gzip.decompress(path.read_bytes()))
+            return parse(RunRecord, json.loads(gzip.decompress(path.read_bytes())))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(
                 f"{path}: damaged ({error}). Take it from a copy, or remove it and its run's lines in {self.path}."
             ) from error
-        return found
 
-    def keep(self, lines: Sequence[Values], name: str = "", payload: Values | None = None) -> None:
-        """Append lines, after what belongs to them; what is written is written whole."""
+    def keep_record(self, run: Run, record: RunRecord) -> None:
+        """Write a run's record, whole; it goes before its cells."""
+        path = self._record_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
+
+    def keep(self, *lines: Cell | GridScore) -> None:
+        """Append lines."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if payload is not None:
-            path = self._payload(name)
-            path.parent.mkdir(exist_ok=True)
-            write_file(path, gzip.compress(json.dumps(payload).encode(), mtime=0))
-        kept = [{"key": self.key, **line, **self._revision(line)} for line in lines]
+        values = [{"key": self.key, "kind": _KIND_OF[type(line)], **asdict(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
-            sink.write("".join(json.dumps(line) + "\n" for line in kept))
+            sink.write("".join(json.dumps(line) + "\n" for line in values))
             sink.flush()
             os.fsync(sink.fileno())
-        self.lines += kept
+        for line in lines:
+            self._add(line)
 
-    def _revision(self, line: Values) -> Values:
-        return {"revision": self.revisions[line["collection"]]} if line["kind"] == "cell" else {}
+    def _add(self, line: Cell | GridScore) -> None:
+        self._identities.add(line.identity)
+        if isinstance(line, Cell):
+            self.cells.append(line)
+        else:
+            self.grid.append(line)
 
-    def _payload(self, name: str) -> Path:
-        return self.folder / "results" / f"{self.key[:8]}-{name}.json.gz"
+    def _record_path(self, run: Run) -> Path:
+        return self.folder / "results" / f"{self.key[:8]}-{run.name}.json.gz"
 
 
-def _names(line: Values) -> list[Any]:
-    """What names a line: no two of a comparison agree in all of it."""
-    choice = line["choice"] if line["kind"] == "grid" else None
-    return [choice, *map(line.get, ("kind", "arm", "digest", "seed", "setting", "collection"))]
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a report is made from: what is compared, and what of it is finished, in the order of its runs."""
+
+    comparison: ComparisonRecord
+    cells: list[Cell]
+    grid: list[GridScore]
+    runs: dict[Run, RunRecord]
+
+
+def write_comparison(folder: Path, comparison: ComparisonRecord) -> None:
+    """Write ``comparison.json``, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """What a results folder holds of the comparison that its ``comparison.json`` names.
+
+    Raises:
+        InputError: if a file is missing or damaged.
+    """
+    path = folder / "comparison.json"
+    try:
+        comparison = parse(ComparisonRecord, json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Name a results folder in which a comparison was run.") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}). Run the comparison, which writes it anew.") from error
+    results = Results(folder, comparison.key, comparison.revisions)
+    runs = list(comparison.runs())
+    return Evidence(
+        comparison,
+        [cell for run in runs for cell in results.cells_of(run)],
+        [
+            score
+            for arm in comparison.arms
+            for score in results.grid
+            if (score.arm, score.digest) == (arm.name, arm.digest)
+        ],
+        {run: results.record(run) for run in runs},
+    )

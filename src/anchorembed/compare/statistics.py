@@ -22,13 +22,13 @@ _NUMBERS_PER_BLOCK = 1 << 20
 _TIE = 1e-10  # of the mean absolute difference: flipped means this near the observed one are equal to it
 
 
-def sign_flip_p(first: Scores, second: Scores, flips: int = 10_000, seed: int = 0) -> float:
+def sign_flip_p(scores: Scores, others: Scores, flips: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of the mean difference between two arms, by random sign flips over items (a permutation test).
 
     Each item's scores are averaged over the seeds of its arm first; the arms may have different numbers of seeds.
     Raises ValueError if the items differ, or if a score is missing or not finite.
     """
-    difference_Q = _differences(first, second)
+    difference_Q = _differences(scores, others)
     least = abs(float(difference_Q.sum())) - _TIE * float(np.abs(difference_Q).sum())
     rng = np.random.default_rng(seed)
     extreme = 0
@@ -51,36 +51,36 @@ def bootstrap_interval(
 
 
 def paired_interval(
-    first_SQ: Floats, second_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
+    scores_SQ: Floats, others_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the first arm's mean less the second's, whose items are the same and in the same order.
+    """Percentile interval of an arm's mean less another's, whose items are the same and in the same order.
 
     A draw takes the same items for both arms, but seeds for each arm on its own, also where the arms' seeds are the
     same numbers: training two arms with one seed does not make a pair. With few seeds it is too narrow: see
     ``seeds_interval``. Raises ValueError if the item counts differ.
     """
-    first_SQ, second_SQ = _checked(first_SQ), _checked(second_SQ)
-    if first_SQ.shape[1] != second_SQ.shape[1]:
-        raise ValueError(f"{first_SQ.shape[1]} items against {second_SQ.shape[1]}: the arms need the same items")
-    means = _resampled_means([first_SQ, second_SQ], draws, seed)
+    scores_SQ, others_SQ = _checked(scores_SQ), _checked(others_SQ)
+    if scores_SQ.shape[1] != others_SQ.shape[1]:
+        raise ValueError(f"{scores_SQ.shape[1]} items against {others_SQ.shape[1]}: the arms need the same items")
+    means = _resampled_means([scores_SQ, others_SQ], draws, seed)
     return _percentiles(means[0] - means[1], level)
 
 
 def seeds_interval(
-    first_S: Sequence[float], second_S: Sequence[float], level: float = 0.95
+    means_S: Sequence[float], others_S: Sequence[float], level: float = 0.95
 ) -> tuple[float, float] | None:
     """Welch's t interval of the difference of two arms' means over seeds; None with fewer than two seeds of either.
 
     It is about training with other seeds on the same items. Unlike a bootstrap it is not too narrow with few seeds.
     """
-    if min(len(first_S), len(second_S)) < 2:
+    if min(len(means_S), len(others_S)) < 2:
         return None
-    if len(set(first_S)) == len(set(second_S)) == 1:  # nothing varies: no t
-        return (first_S[0] - second_S[0],) * 2
+    if len(set(means_S)) == len(set(others_S)) == 1:  # nothing varies: no t
+        return (means_S[0] - others_S[0],) * 2
     with extra("compare"):
         from scipy.stats import ttest_ind  # noqa: PLC0415 - an extra
-    found = ttest_ind(first_S, second_S, equal_var=False).confidence_interval(level)
-    return float(found.low), float(found.high)
+    interval = ttest_ind(means_S, others_S, equal_var=False).confidence_interval(level)
+    return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
@@ -90,25 +90,25 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """
     adjusted: dict[K, float] = {}
     largest = 0.0
-    for place, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if not 0 <= p <= 1:
             raise ValueError(f"{key}: p is {p}, not between 0 and 1")
-        largest = max(largest, min(1.0, (len(p_values) - place) * p))
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
         adjusted[key] = largest
     return {key: adjusted[key] for key in p_values}
 
 
-def _differences(first: Scores, second: Scores) -> Floats:
-    """Mean of the first arm's seeds less that of the second's, per item in order of id."""
-    apart = sorted(first.keys() ^ second.keys())
+def _differences(scores: Scores, others: Scores) -> Floats:
+    """Mean of an arm's seeds less that of another's, per item in order of id."""
+    apart = sorted(scores.keys() ^ others.keys())
     if apart:
         raise ValueError(f"{len(apart)} items are in one arm only, such as {', '.join(apart[:3])}")
-    if not first:
+    if not scores:
         raise ValueError("there are no items to compare")
-    for item in first:
-        if not (len(first[item]) and len(second[item]) and np.isfinite([*first[item], *second[item]]).all()):
+    for item in scores:
+        if not (len(scores[item]) and len(others[item]) and np.isfinite([*scores[item], *others[item]]).all()):
             raise ValueError(f"{item}: a score is missing or not finite")
-    return np.array([np.mean(first[item]) - np.mean(second[item]) for item in sorted(first)])
+    return np.array([np.mean(scores[item]) - np.mean(others[item]) for item in sorted(scores)])
 
 
 def _blocks(count: int, width: int) -> Iterator[int]:

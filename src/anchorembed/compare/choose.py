@@ -1,0 +1,66 @@
+"""Choose Stage II's settings from the grid, by accuracy on held-out training pairs.
+
+Each arm tries all choices with its first seed, and all its seeds take the best one. Common settings are the primary
+arm's best choice.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+
+from anchorembed.compare.arms import choices
+from anchorembed.compare.plan import Comparison, choice_name
+from anchorembed.compare.records import COMMON, OWN, Cost, GridScore, Run, best_choice
+from anchorembed.compare.training import run_folder, train_before, train_stage_two
+from anchorembed.errors import InputError
+from anchorembed.train.loop import read_log
+from anchorembed.train.stage import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+def choose(comparison: Comparison, run: Run) -> dict[str, float]:
+    """Stage II's settings of a run; choices that its arm, or the primary arm, has not tried are trained.
+
+    Raises:
+        InputError: if no pairs are held out, by which to choose.
+    """
+    by_name = {choice_name(choice): choice for choice in choices(comparison.recipe)}
+    if len(by_name) == 1:
+        return next(iter(by_name.values()))
+    common = _best(comparison, comparison.settings.primary)
+    if run.setting == COMMON:
+        return by_name[common]
+    return by_name[_best(comparison, run.arm, common)]
+
+
+def _best(comparison: Comparison, name: str, *common: str) -> str:
+    """Name of an arm's best choice, after trying all; only the models of that one and the ``common`` one are kept."""
+    arm = comparison.arm_record(name)
+    trial = arm.run(OWN, arm.seeds[0])
+    for choice in choices(comparison.recipe):
+        if choice_name(choice) not in comparison.tried(name):
+            comparison.results.keep(_try(comparison, trial, choice))
+    best = best_choice(comparison.record.choices, comparison.tried(name))
+    for choice_left in set(comparison.record.choices) - {best, *common}:
+        shutil.rmtree(run_folder(comparison, trial) / choice_left / "contrast" / "model", ignore_errors=True)
+    return best
+
+
+def _try(comparison: Comparison, trial: Run, choice: Mapping[str, float]) -> GridScore:
+    """Train Stage II with a choice; returns its held-out accuracy."""
+    before = train_before(comparison, trial)
+    name = choice_name(choice)
+    _log.info("%s: trying %s", comparison.arms[trial.arm].title, name)
+    log = read_log(train_stage_two(comparison, trial, before, choice) / "log.jsonl")
+    if "held_out_accuracy" not in log[-1]:
+        raise InputError("data: too few pairs to hold any out, by which compare.grid chooses. Leave it out.")
+    settings = comparison.recipe.contrast
+    keeps_best = settings is not None and settings.keep_best
+    kept = _kept(log, comparison.arms[trial.arm].contrast_keys.get("keep_best", keeps_best))
+    return GridScore(trial.arm, trial.digest, trial.seed, name, kept["held_out_accuracy"], Cost.of(log))
+
+
+def _kept(log: Sequence[Metrics], keeps_best: bool) -> Metrics:
+    """Metrics of the model that a training kept: of its last step, or of the evaluation with the best quality."""
+    return max((line for line in log if "quality" in line), key=lambda line: line["quality"]) if keeps_best else log[-1]

@@ -1,0 +1,214 @@
+"""From a recipe to what is to be run: the comparison's record, its results so far, and what is missing."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import yaml
+
+from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps, seeds_of
+from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
+from anchorembed.compare.results import Results
+from anchorembed.config import Compare, Recipe
+from anchorembed.errors import InputError
+from anchorembed.evaluate.find import find_tasks
+from anchorembed.evaluate.tasks import Task, check_instructions
+from anchorembed.system.files import content_key
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A recipe's comparison, opened: arms by name, what is compared, what of it is done, and the tasks to evaluate."""
+
+    recipe: Recipe
+    settings: Compare
+    arms: dict[str, Arm]
+    record: ComparisonRecord
+    results: Results
+    tasks: list[Task]
+
+    def missing(self) -> list[Run]:
+        """Runs without cells for every task."""
+        return [run for run in self.record.runs() if self.tasks_left(run)]
+
+    def tasks_left(self, run: Run) -> list[Task]:
+        """Tasks that a run has no cell for."""
+        done = {cell.collection for cell in self.results.cells_of(run)}
+        return [task for task in self.tasks if task.name not in done]
+
+    def tried(self, name: str) -> dict[str, float]:
+        """Held-out accuracy of each choice of the grid that an arm has tried, by the choice's name."""
+        return tried(self.results.grid, self.arm_record(name))
+
+    def arm_record(self, name: str) -> ArmRecord:
+        """The record of an arm."""
+        return next(arm for arm in self.record.arms if arm.name == name)
+
+
+def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparison:
+    """Read what is there of a comparison; counts FLOPs to match compute, trains nothing.
+
+    Args:
+        recipe: with a compare section.
+        folder: results folder.
+        command: what to type to repeat it, for the report.
+
+    Raises:
+        InputError: if the recipe is not one of a comparison, or names what is not there.
+    """
+    if recipe.compare is None:
+        raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
+    _check(recipe)
+    arms = find_arms(recipe.compare)
+    quick = recipe.compare.quick
+    tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
+    tasks = [task for table in tables.values() for task in table]
+    names = [task.name for task in tasks]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
+    check_instructions(recipe.compare.instructions, tasks)
+    record = _record(recipe, recipe.compare, arms, tables, command)
+    results = Results(folder, record.key, record.revisions)
+    return Comparison(recipe, recipe.compare, {arm.name: arm for arm in arms}, record, results, tasks)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what has no effect in a comparison, or contradicts it."""
+    if recipe.model.weights != "float32":
+        raise InputError(
+            f"model.weights: {recipe.model.weights} is for LoRA alone, and a comparison trains all weights, too. Set "
+            "it to float32."
+        )
+    if recipe.contrast is not None and recipe.contrast.from_ is not None:
+        raise InputError(
+            "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
+        )
+    if len(choices(recipe)) > 1 and recipe.contrast is not None:
+        for key, value in (
+            ("contrast.evaluate_every", recipe.contrast.evaluate_every),
+            ("data.held_out", recipe.data.held_out),
+        ):
+            if not value:
+                raise InputError(f"{key}: 0 with a compare.grid, which chooses by held-out pairs. Set it above 0.")
+
+
+def _record(
+    recipe: Recipe, compare: Compare, arms: Sequence[Arm], tables: Mapping[str, Sequence[Task]], command: str
+) -> ComparisonRecord:
+    steps = matched_steps(recipe, list(arms))
+    return ComparisonRecord(
+        key=_key(recipe, compare, arms),
+        title=_portable(f"With and without Stage I: {recipe.model.name}"),
+        recipe=_portable(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
+        command=_portable(command),
+        arms=[_arm_record(compare, arm, steps[arm.name]) for arm in arms],
+        primary=compare.primary,
+        declared=compare.declared,
+        explore=compare.explore,
+        choices=[choice_name(choice) for choice in choices(recipe)],
+        notes=compare.notes,
+        tables={title: {task.name: task.revision for task in tasks} for title, tasks in tables.items()},
+    )
+
+
+def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
+    settings = {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
+    settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
+    return ArmRecord(
+        arm.name, arm.title, arm.what, arm.digest, arm.trained, arm.longer, seeds_of(compare, arm), steps, settings
+    )
+
+
+def _portable(text: str) -> str:
+    """Text with the folder of ``$ANCHOREMBED_DATA`` named by that, so that it is true on other machines, too."""
+    folder = os.environ.get("ANCHOREMBED_DATA")
+    return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
+
+
+def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
+    """Hash of what decides a cell's value, besides arm and seed.
+
+    That is the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
+    and whose choice are the common settings; and the first seed, on whose pairs compute is counted.
+    """
+    keeps_best = any(keys.get("keep_best") for arm in arms for keys in (arm.first_keys, arm.contrast_keys))
+    choosing = {"keep_best": True} if keeps_best else {}
+    cost_only = {
+        name: stage.model_copy(update=choosing).cost_only if stage else True
+        for name, stage in (("reconstruct", recipe.reconstruct), ("contrast", recipe.contrast))
+    }
+    values = recipe.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude={
+            "output": True,
+            "trackers": True,
+            "seed": True,
+            "data": {"sources": {"__all__": {"path"}}},
+            "model": {"device"},
+            "compare": {"arms", "seeds", "own_arms", "collections", "declared", "explore", "notes"},
+            **cost_only,
+        },
+    )
+    contents = {source.name: content_key(source.path) for source in recipe.data.sources}
+    model = Path(recipe.model.name)
+    if model.exists():
+        values["model"]["name"] = ""  # it is what it holds, wherever it is
+        contents["model"] = content_key(model)
+    guide = recipe.contrast.guide if recipe.contrast else None
+    if guide is not None and Path(guide).exists():
+        values["contrast"]["guide"] = ""
+        contents["guide"] = content_key(Path(guide))
+    primary = next(arm.digest for arm in arms if arm.name == compare.primary)
+    decisive = [values, contents, primary, compare.seeds[0]]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def choice_name(choice: Mapping[str, float]) -> str:
+    """Name of a choice of Stage II's settings, in results and folders; without a grid they are the recipe's."""
+    return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "recipe"
+
+
+def describe(comparison: Comparison) -> str:
+    """What is to be run, in words, with hours where a finished run tells how long such a one takes."""
+    runs, missing, grid = list(comparison.record.runs()), comparison.missing(), len(comparison.record.choices)
+    lines = [f"{len(runs)} runs, {len(runs) - len(missing)} of them done; {grid} choices of settings for each arm"]
+    for arm in comparison.record.arms:
+        seeds = ", ".join(map(str, arm.seeds))
+        steps = f"{arm.steps} steps {'more of' if arm.longer else 'before'} Stage II" if arm.steps else "Stage II alone"
+        lines.append(f"  {arm.name:<18} seeds {seeds:<10}{steps if arm.trained else 'not trained':<28}{arm.what}")
+    if left := hours_left(comparison):
+        lines.append(left)
+    if comparison.results.others:
+        lines.append(f"{comparison.results.others} lines of results are of other settings or data and are left alone")
+    return "\n".join(lines)
+
+
+def hours_left(comparison: Comparison) -> str:
+    """How long what is missing takes, the grid included, by what finished runs took; nothing before the first."""
+    results = comparison.results
+    done = {
+        run: sum(cost.seconds for cost in results.record(run).costs.values())
+        for run in comparison.record.runs()
+        if results.cells_of(run)
+    }
+    if not done:
+        return ""
+    seconds = sum(_seconds_of_alike(run, done) for run in comparison.missing())
+    if results.grid:
+        trials = len(comparison.record.choices) if len(comparison.record.choices) > 1 else 0
+        left = sum(trials - len(comparison.tried(arm.name)) for arm in comparison.record.arms if arm.trained)
+        seconds += left * fmean(score.cost.seconds for score in results.grid)
+    return f"about {seconds / 3600:.1f} hours to go, by what finished runs took"
+
+
+def _seconds_of_alike(run: Run, done: Mapping[Run, float]) -> float:
+    """Mean seconds of finished runs of the same arm and setting; if there are none, of that setting, or of all."""
+    same_setting = {other: seconds for other, seconds in done.items() if other.setting == run.setting}
+    same_arm = [seconds for other, seconds in same_setting.items() if other.arm == run.arm]
+    return fmean(same_arm or list(same_setting.values()) or list(done.values()))

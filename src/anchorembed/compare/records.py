@@ -1,0 +1,204 @@
+"""What a results folder holds, as typed records.
+
+A line of ``results.jsonl`` is a `Cell` or a `GridScore`, a file in ``results/`` a `RunRecord`, and
+``comparison.json`` the `ComparisonRecord`.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from anchorembed.evaluate.isotropy import Isotropy
+
+T = TypeVar("T")
+Setting = Literal["own", "common"]
+
+# Whose Stage II settings a run has: the arm's best choice of the grid, or the primary arm's.
+OWN: Setting = "own"
+COMMON: Setting = "common"
+
+
+def parse(kind: type[T], values: object) -> T:
+    """A record from what JSON holds; keys that it has no field for are left out.
+
+    Raises ValueError naming the first key that is missing or has a value of another type.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A model to evaluate: the arm that trains it, with a hash of the arm's settings, whose Stage II settings, seed."""
+
+    arm: str
+    digest: str
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name in files."""
+        return f"{self.arm}-{self.digest}-{self.setting}-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A run's score on a collection whose data have the hash ``revision``."""
+
+    arm: str
+    digest: str
+    setting: Setting
+    seed: int
+    choice: str  # of the grid, by name
+    collection: str
+    revision: str
+    metric: str
+    value: float
+
+    @property
+    def run(self) -> Run:
+        """The run it is a score of."""
+        return Run(self.arm, self.digest, self.setting, self.seed)
+
+    @property
+    def identity(self) -> Hashable:
+        """No two cells of a comparison agree in it."""
+        return self.run, self.collection
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a stage cost: seconds, own tokens of its texts, model FLOPs, peak memory in GB."""
+
+    seconds: float
+    tokens: int = 0
+    flops: float = 0.0
+    peak_gb: float = 0.0
+
+    @classmethod
+    def of(cls, log: Sequence[Mapping[str, float]]) -> Self:
+        """Of a training, by its log."""
+        seconds, tokens, flops = (sum(line[name] for line in log) for name in ("seconds", "tokens", "flops"))
+        return cls(seconds, int(tokens), flops, max(line["peak_gb"] for line in log))
+
+
+@dataclass(frozen=True, slots=True)
+class GridScore:
+    """Held-out accuracy of an arm with one choice of the grid."""
+
+    arm: str
+    digest: str
+    seed: int
+    choice: str
+    accuracy: float
+    cost: Cost
+
+    @property
+    def identity(self) -> Hashable:
+        """No two grid scores of a comparison agree in it."""
+        return self.arm, self.digest, self.seed, self.choice
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScores:
+    """Scores of a collection's queries or items, by id, on the data ``revision``; empty where the metric has none."""
+
+    revision: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run leaves besides its cells."""
+
+    costs: dict[str, Cost] = field(default_factory=dict)  # by stage; "evaluate" is all collections together
+    curves: dict[str, list[dict[str, int | float]]] = field(
+        default_factory=dict
+    )  # by stage: metrics by name, with "step"
+    isotropy: dict[str, Isotropy] = field(default_factory=dict)  # of held-out pairs, by which model it is
+    made_with: dict[str, str] = field(default_factory=dict)  # versions, threads, number format
+    items: dict[str, ItemScores] = field(default_factory=dict)  # by collection
+
+    def scores(self, cell: Cell) -> dict[str, float]:
+        """Scores of a cell's items; none if those kept are of other data."""
+        items = self.items.get(cell.collection)
+        return items.scores if items is not None and items.revision == cell.revision else {}
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """An arm: title, what it is in a sentence, the keys it sets, its seeds, and steps that match the primary's compute.
+
+    ``steps`` are trained before Stage II, or in addition to Stage II's where the arm is ``longer``.
+    """
+
+    name: str
+    title: str
+    what: str
+    digest: str
+    trained: bool
+    longer: bool
+    seeds: list[int]
+    steps: int
+    settings: dict[str, str]
+
+    def run(self, setting: Setting, seed: int) -> Run:
+        """Its run with a setting and a seed."""
+        return Run(self.name, self.digest, setting, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRecord:
+    """What is compared, which tests were declared beforehand, and how to repeat it.
+
+    ``key`` is a hash of what decides results. ``tables`` has the collections of each table of the report, with the
+    hash of their data.
+    """
+
+    key: str
+    title: str
+    recipe: str  # YAML
+    command: str
+    arms: list[ArmRecord]
+    primary: str
+    declared: list[str]
+    explore: dict[str, list[str]]  # arm -> arms that it is tested against, besides
+    choices: list[str]  # of the grid, by name
+    notes: list[str]
+    tables: dict[str, dict[str, str]]  # title -> collection -> revision
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """The hash of each collection's data."""
+        return {name: revision for table in self.tables.values() for name, revision in table.items()}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Titles of arms by name."""
+        return {arm.name: arm.title for arm in self.arms}
+
+    def runs(self) -> Iterator[Run]:
+        """All runs: every arm's first seed before any second; an arm's common settings with its first seed only."""
+        for number in range(max(len(arm.seeds) for arm in self.arms)):
+            for arm in self.arms:
+                for seed in arm.seeds[number : number + 1]:
+                    yield arm.run(OWN, seed)
+                    if number == 0 and arm.trained and arm.name != self.primary and len(self.choices) > 1:
+                        yield arm.run(COMMON, seed)
+
+
+def tried(grid: Sequence[GridScore], arm: ArmRecord) -> dict[str, float]:
+    """Held-out accuracy of each choice of the grid that an arm has tried, which it does with its first seed."""
+    identity = (arm.name, arm.digest, arm.seeds[0])
+    return {score.choice: score.accuracy for score in grid if (score.arm, score.digest, score.seed) == identity}
+
+
+def best_choice(choices: Sequence[str], accuracy: Mapping[str, float]) -> str:
+    """The choice with the highest accuracy, of equals the first; all must be tried."""
+    return max(choices, key=accuracy.__getitem__)

@@ -1,0 +1,120 @@
+"""Train the stages of an arm, each by an ordinary recipe, which can be resumed and repeated by hand.
+
+On the CPU the command line trains in a process of its own: it costs only its own memory, and its messages and progress
+bar stay visible. On a GPU all trainings share this process, whose compiled layers serve each of them.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+import yaml
+
+from anchorembed.compare.arms import contrast_recipe, first_recipe
+from anchorembed.compare.controls import ArmRecipe, train_arm
+from anchorembed.compare.plan import Comparison, choice_name
+from anchorembed.compare.records import Run
+from anchorembed.config import Schedule
+from anchorembed.errors import LESS_MEMORY, InputError
+from anchorembed.model.embedder import METADATA
+from anchorembed.system.device import find_device
+from anchorembed.system.files import write_file
+from anchorembed.train.loop import Interrupted, read_log
+
+_POLL_SECONDS = 0.5  # between looks for a signal
+
+
+def run_folder(comparison: Comparison, run: Run) -> Path:
+    """Where an arm's stages are trained with a seed."""
+    return comparison.recipe.output / comparison.record.key[:8] / f"{run.arm}-{run.digest}" / f"seed-{run.seed}"
+
+
+def train_before(comparison: Comparison, run: Run) -> Path | None:
+    """Train what a run's arm does before Stage II; returns that stage's folder, None if it does nothing."""
+    folder = run_folder(comparison, run) / "first"
+    steps = comparison.arm_record(run.arm).steps
+    recipe = first_recipe(comparison.recipe, comparison.arms[run.arm], run.seed, steps, folder)
+    return train_stage(recipe, folder) if recipe else None
+
+
+def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: Mapping[str, float]) -> Path:
+    """Train Stage II from the stage ``before``, or the base model, with a choice of settings; returns its folder."""
+    folder = run_folder(comparison, run) / choice_name(choice)
+    arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
+    start = str(before / "model") if before else None
+    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, dict(choice), start, steps, folder), folder)
+
+
+def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
+    """Train a recipe of one stage in ``folder`` unless that is done; returns the stage's folder.
+
+    Raises:
+        InputError: if the model there has another number of steps than the recipe, or training fails.
+        Interrupted: if a signal stopped the training.
+    """
+    settings: Schedule | None = recipe.reconstruct or recipe.contrast
+    stage = folder / ("reconstruct" if recipe.reconstruct else "contrast")
+    if not (stage / "model" / METADATA).exists():
+        _train(recipe, folder)
+    steps = read_log(stage / "log.jsonl")[-1]["step"]
+    if settings is not None and steps != settings.steps:
+        raise InputError(
+            f"{stage}: its model has {steps} steps, this comparison's {settings.steps}. Remove the folder."
+        )
+    return stage
+
+
+def _train(recipe: ArmRecipe, folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
+    if find_device(recipe.model.device).type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        train_arm(recipe)
+        return
+    command = [sys.executable, "-m", "anchorembed", "train-arm", str(path)]
+    with _caught_signals() as caught, subprocess.Popen(command) as process:  # noqa: S603 - ourselves
+        code = _wait(process, caught)
+    ended_by = code - 128 if code > 128 else -code  # number of a signal that the training was ready for, or not yet
+    stopped_by = caught[0] if caught else ended_by
+    if stopped_by in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        raise Interrupted(stopped_by, "Stopped.")
+    if ended_by == signal.SIGKILL:
+        raise InputError(f"{path}: training it was killed, as the system does where memory ends. {LESS_MEMORY}")
+    if code:
+        raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Catch signals that ask to stop, and list their numbers; those that are ignored, as by nohup, stay ignored."""
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
+    """Exit code of a training; once a signal is caught, it is asked to stop, and writes a checkpoint.
+
+    It is sent SIGTERM, as a terminal sends it SIGINT itself, and a second of those would stop it at once.
+    """
+    asked = False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
+        if caught and not asked:
+            process.terminate()
+            asked = True

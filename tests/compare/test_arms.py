@@ -1,0 +1,130 @@
+"""Arms get equal compute and the same pairs; each is the recipe it says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchorembed.compare import arms as arms_module
+from anchorembed.compare.arms import (
+    READY,
+    choices,
+    contrast_recipe,
+    find_arms,
+    first_recipe,
+    matched_steps,
+    stage_flops,
+)
+from anchorembed.config import Recipe
+from anchorembed.errors import InputError
+from anchorembed.train.prepare import Prepared, prepare
+
+Make = Callable[..., Recipe]
+
+
+def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) -> None:
+    recipe = make(arms=list(READY), declared=["contrast"])
+    arms = find_arms(recipe.compare)
+    steps = matched_steps(recipe, arms)
+    assert steps["base"] == steps["contrast"] == 0
+    assert steps["both"] == 6
+
+    def alone(derived: Recipe) -> float:
+        return stage_flops(derived, prepare(derived, derived.model.name))
+
+    budget = alone(first_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
+    for arm in arms:
+        own = first_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
+        if arm.longer:
+            own = contrast_recipe(recipe, arm, 0, {}, None, 0, tmp_path)
+            assert contrast_recipe(recipe, arm, 0, {}, None, 9, tmp_path).contrast.steps == 13
+        if own is None:
+            continue
+        of_step = alone(own)
+        assert abs(of_step * steps[arm.name] - budget) <= of_step, arm.name
+        assert own.compare is None
+        assert own.data == recipe.data
+    assert steps["q2d"] + steps["d2q"] > 2 * steps["both"]
+
+
+def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever seed the recipe has for training it alone."""
+    prepare, seeds = arms_module.prepare, []
+
+    def spy(recipe: Recipe, *rest: Any) -> Prepared:
+        seeds.append(recipe.seed)
+        return prepare(recipe, *rest)
+
+    monkeypatch.setattr(arms_module, "prepare", spy)
+    recipe = make(seeds=[3, 4])
+    matched_steps(recipe.model_copy(update={"seed": 9}), find_arms(recipe.compare))
+    assert seeds == [3]
+
+
+def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
+    recipe = make(
+        arms=["both", "mine"], own_arms={"mine": {"like": "q2d", "first": {"learning_rate": 0.5}, "what": "Mine."}}
+    )
+    both, mine = find_arms(recipe.compare)
+    assert first_recipe(recipe, both, 3, 6, tmp_path).reconstruct == recipe.reconstruct
+    derived = first_recipe(recipe, mine, 3, 7, tmp_path)
+    assert (derived.seed, derived.reconstruct.steps, derived.reconstruct.directions) == (3, 7, "q2d")
+    assert derived.reconstruct.learning_rate == 0.5
+    full = first_recipe(recipe, READY["full_contrast"], 0, 9, tmp_path)
+    assert full.reconstruct is None
+    assert (full.contrast.lora, full.contrast.learning_rate, full.contrast.steps) == (None, 1e-3, 9)
+    second = contrast_recipe(recipe, both, 0, {"scale": 7.0}, "there", 5, tmp_path)
+    assert (second.contrast.from_, second.contrast.scale, second.contrast.steps) == ("there", 7.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["both", "contrats"]}, "no arm is called 'contrats'. Did you mean 'contrast'"),
+        ({"arms": ["contrast"]}, "'both' is not among compare.arms"),
+        ({"own_arms": {"both": {"like": "q2d"}}}, "'both' is a ready arm"),
+        ({"declared": ["both"]}, "'both' is compare.primary"),
+        ({"explore": {"contrast": ["basis"]}}, "compare.explore: no arm is called 'basis'. Did you mean 'base'"),
+        ({"explore": {"both": ["contrast"]}}, "compare.explore: 'both' is compare.primary, tested against all others"),
+        ({"explore": {"contrast": ["contrast"]}}, "compare.explore: 'contrast' is in its own list"),
+        (
+            {"own_arms": {"x": {"like": "base", "contrast": {"scale": 9}}}},
+            "x.contrast.scale: no arm may set it, as base",
+        ),
+        ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
+        (
+            {"own_arms": {"x": {"like": "contrast", "first": {"sink": False}}}},
+            "x.first.sink: no arm may set it, as contrast",
+        ),
+        (
+            {"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}},
+            "x.first.steps: no arm may set it, as steps follow",
+        ),
+        ({"own_arms": {"x": {"like": "full_contrast", "first": {"from": "y"}}}}, "x.first.from: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),
+        (
+            {"own_arms": {"x": {"like": "both", "contrast": {"scale": 9}}}, "grid": [{}, {"scale": 7}]},
+            "x.contrast.scale: no arm may set it, as every arm takes it from compare.grid",
+        ),
+    ],
+)
+def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_arms(make(**change).compare)
+
+
+def test_without_a_grid_an_arm_s_own_keys_count(make: Make, tmp_path: Path) -> None:
+    recipe = make(own_arms={"x": {"like": "both", "contrast": {"scale": 9}}}, arms=["both", "x"])
+    x = find_arms(recipe.compare)[1]
+    assert choices(recipe) == [{}]
+    assert contrast_recipe(recipe, x, 0, choices(recipe)[0], None, 0, tmp_path).contrast.scale == 9
+
+
+def test_a_choice_takes_from_the_recipe_what_it_leaves_out(make: Make) -> None:
+    own = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
+    assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == [
+        {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
+        own,
+    ]

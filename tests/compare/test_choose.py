@@ -1,0 +1,36 @@
+"""Stage II's settings are chosen once all of the grid is tried, with the first seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from anchorembed.compare.plan import open_comparison
+from anchorembed.compare.records import Cost, GridScore
+from anchorembed.compare.report import write_report
+from anchorembed.compare.results import write_comparison
+from anchorembed.config import Recipe
+
+Make = Callable[..., Recipe]
+
+
+def test_nothing_is_chosen_until_all_of_the_grid_is_tried(make: Make, tmp_path: Path) -> None:
+    """Of equals the first of the grid is chosen, as it is where it is trained."""
+    comparison = open_comparison(make(grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
+    write_comparison(tmp_path, comparison.record)
+    both = comparison.arm_record("both")
+    nine, seven = (f"learning_rate=0.001-warmup_steps=2-scale={scale}" for scale in (9, 7))
+    for name, chosen in ((nine, False), (seven, True)):
+        comparison.results.keep(GridScore("both", both.digest, 0, name, 0.5, Cost(1.0)))
+        write_report(tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert f"{name}: 0.500".replace("_", "\\_") in text
+        assert (f"chosen for Stage II: {seven};".replace("_", "\\_") in text) == chosen
+
+
+def test_trials_with_another_seed_do_not_count(make: Make, tmp_path: Path) -> None:
+    recipe = make(grid=[{"scale": 7}, {"scale": 9}])
+    comparison = open_comparison(recipe, tmp_path)
+    both = comparison.arm_record("both")
+    for choice in comparison.record.choices:
+        comparison.results.keep(GridScore("both", both.digest, 1, choice, 0.5, Cost(1.0)))
+    assert len(comparison.results.grid) == 2
+    assert comparison.tried("both") == {}

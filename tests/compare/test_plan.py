@@ -1,0 +1,147 @@
+"""What decides results is in a comparison's key, what does not is not; faults are found before anything is trained."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from anchorembed.compare.plan import Comparison, describe, open_comparison
+from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
+from anchorembed.config import Recipe, read_recipe
+from anchorembed.errors import InputError
+
+Make = Callable[..., Recipe]
+
+
+def cell(comparison: Comparison, run: Run) -> Cell:
+    (task,) = comparison.tasks
+    return Cell(**asdict(run), choice="", collection=task.name, revision=task.revision, metric="Spearman", value=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"own_arms": {"x": {"like": "both", "contrast": {"stepz": 9}}}, "arms": ["both", "x"]}, "arm x: .*stepz"),
+        ({"own_arms": {"x": {"like": "both", "first": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
+    ],
+)
+def test_an_arm_s_keys_are_read_before_anything_is_trained(
+    make: Make, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        open_comparison(make(declared=[], **change), tmp_path)
+
+
+def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path: Path) -> None:
+    for change in ({"seeds": [0, 0]}, {"arms": ["both", "both"]}, {"declared": ["contrast", "contrast"]}):
+        with pytest.raises(InputError, match="stands there twice"):
+            make(**change)
+    with pytest.raises(
+        InputError, match=r"unknown key 'compare.seeds_of'. All trained arms have compare.seeds. .*extends"
+    ):
+        make(seeds_of={"both": [1]})
+    recipe = make(grid=[{}, {"scale": 7}])
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})
+    with pytest.raises(InputError, match=r"data.held_out: 0 with a compare.grid"):
+        open_comparison(recipe, tmp_path)
+
+
+def test_instructions_are_for_any_task_of_the_comparison(make: Make, tmp_path: Path) -> None:
+    open_comparison(make(instructions={"s_test": "x", "STS": "y"}), tmp_path)
+    with pytest.raises(InputError, match=r"'s_tset' is no task here.* Did you mean 's_test'"):
+        open_comparison(make(instructions={"s_tset": "x"}), tmp_path)
+
+
+def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) -> None:
+    """One run of an hour and two trials of half an hour are done; five runs and two trials are to come."""
+    comparison = open_comparison(make(seeds=[0, 1], grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
+    assert "hours to go" not in describe(comparison)
+    results, contrast, both = comparison.results, comparison.arm_record("contrast"), comparison.arm_record("both")
+    for choice in comparison.record.choices:
+        results.keep(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
+    seconds = {"first": 3000.0, "contrast": 500.0, "evaluate": 100.0}
+    results.keep_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
+    results.keep(cell(comparison, both.run("own", 0)))
+    assert "about 6.0 hours to go" in describe(comparison)
+    results.keep(cell(comparison, contrast.run("common", 0)))
+    assert "about 5.0 hours to go" in describe(comparison)
+
+
+def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
+    def key(rate: float, title: str = "", **compare: object) -> str:
+        own = {"mine": {"like": "both", "title": title, "first": {"learning_rate": rate}}}
+        arms = ["base", "contrast", "both", "mine"]
+        return open_comparison(make(arms=arms, own_arms=own, **compare), tmp_path).results.key
+
+    assert key(1e-3) == key(1e-4)
+    assert key(1e-3, primary="mine") != key(1e-4, primary="mine")
+    assert key(1e-3, primary="mine") == key(1e-3, title="Other words", primary="mine")
+    assert key(1e-3) == key(1e-3, seeds=[0, 1])
+    assert key(1e-3) != key(1e-3, seeds=[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("key", "same"),
+    [("evaluate_every", True), ("tokens_per_micro_batch", True), ("steps", False), ("bag_weight", False)],
+)
+def test_what_only_costs_makes_no_other_comparison(make: Make, tmp_path: Path, key: str, same: bool) -> None:
+    recipe = make()
+    changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={key: 1})})
+    found = [open_comparison(one, tmp_path).results.key for one in (recipe, changed)]
+    assert (found[0] == found[1]) is same
+
+
+def test_what_is_only_reported_makes_no_other_comparison(make: Make, tmp_path: Path) -> None:
+    explored = make(explore={"contrast": ["base"]})
+    found = [open_comparison(one, tmp_path).results.key for one in (make(), explored)]
+    assert found[0] == found[1]
+
+
+def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> None:
+    own = {"best": {"like": "both", "first": {"keep_best": True}}}
+    recipe = make(arms=["base", "contrast", "both", "best"], own_arms=own)
+    changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
+    first, second = (open_comparison(one, tmp_path).results.key for one in (recipe, changed))
+    assert first != second
+
+
+def test_a_model_folder_is_what_it_holds(make: Make, tmp_path: Path) -> None:
+    recipe = make()
+    there = shutil.copytree(recipe.model.name, tmp_path / "m")
+    moved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(there)})})
+    first, second = (open_comparison(one, tmp_path).results.key for one in (recipe, moved))
+    assert first == second
+
+
+def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp_path: Path) -> None:
+    recipe = make()
+    folder = shutil.copytree(recipe.model.name, tmp_path / "model")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
+    before = open_comparison(recipe, tmp_path).results.key
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert open_comparison(recipe, tmp_path).results.key != before
+
+
+def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = make().model_dump(mode="json", by_alias=True)
+    values["data"]["sources"][0]["path"] = "$ANCHOREMBED_DATA/pairs.jsonl"
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    monkeypatch.setenv("ANCHOREMBED_DATA", str(tmp_path))
+    assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == tmp_path / "pairs.jsonl"
+    comparison = open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept")
+    assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in comparison.record.recipe
+    monkeypatch.delenv("ANCHOREMBED_DATA")
+    values["data"]["sources"] += [dict(values["data"]["sources"][0], name=name) for name in "ab"]
+    values["data"]["query_tokenz"] = 3
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_recipe(tmp_path / "r.yaml")
+    unset, more, unknown = sorted(str(caught.value).splitlines(), key=lambda line: ("unknown" in line, "more" in line))
+    assert "0.path is '$ANCHOREMBED_DATA/pairs.jsonl': it names an environment variable that is not set" in unset
+    assert more.endswith(": 2 more values name variables that are not set.")
+    assert "query_tokenz" in unknown
