@@ -1,5 +1,6 @@
 """Pairs come back from disk as they were, and are converted again only when their content changes."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,29 +11,34 @@ from anchorembed.errors import InputError
 from tiny import write_pairs
 
 
-def test_round_trip_and_reuse(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def test_round_trip_and_reuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, two = write_pairs(tmp_path / "one.jsonl", 20), write_pairs(tmp_path / "two.jsonl", 5, seed=1)
     sources = [SourceFile("one", one), SourceFile("two", two, "task")]
-    said: list[str] = []
-    store = open_store(sources, tmp_path / "cache", log=said.append)
+    store = open_store(sources, tmp_path / "cache")
     expected = [*read_pairs(one, source="one"), *read_pairs(two, source="two")]
     assert [store[i] for i in range(len(store))] == expected
-    assert len(said) == 2
-    open_store(sources, tmp_path / "cache", log=said.append)
-    assert len(said) == 2, "a second opening converts nothing"
+    assert len(caplog.messages) == 2
+    open_store(sources, tmp_path / "cache")
+    assert len(caplog.messages) == 2, "a second opening converts nothing"
     write_pairs(one, 21)
-    assert len(open_store(sources, tmp_path / "cache", log=said.append)) == 26
+    assert len(open_store(sources, tmp_path / "cache")) == 26
 
 
-def test_bad_lines_stop_or_are_counted_and_leave_nothing_half_written(tmp_path: Path) -> None:
+def test_bad_lines_stop_or_are_counted_and_leave_nothing_half_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", 3)
     path.write_text(path.read_text(encoding="utf-8") + '{"query": "q", "positive": ""}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"pairs\.jsonl:4"):
         open_store([SourceFile("a", path)], tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    said: list[str] = []
-    assert len(open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True, log=said.append)) == 3
-    assert said[-1] == 'a: 1 lines dropped: "positive" is empty. First on line 4.'
+    assert not (tmp_path / "cache").exists()
+    assert len(open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True)) == 3
+    assert caplog.messages[-1] == 'a: 1 lines dropped: "positive" is empty. First on line 4.'
 
 
 def test_a_missing_source(tmp_path: Path) -> None:
@@ -40,13 +46,15 @@ def test_a_missing_source(tmp_path: Path) -> None:
         open_store([SourceFile("a", tmp_path / "none.jsonl")], tmp_path)
 
 
-def test_dropped_lines_are_counted_by_reason_and_told_each_time(tmp_path: Path) -> None:
+def test_dropped_lines_are_counted_by_reason_and_told_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_pairs(tmp_path / "a.jsonl", 5)
     with path.open("a") as sink:
         sink.write('{"query": "", "positive": "p"}\n{"query": 12, "positive": "p"}\n{"query": " ", "positive": "p"}\n')
     for _ in range(2):  # read, and from the cache
-        said: list[str] = []
-        store = open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True, log=said.append)
+        caplog.clear()
+        store = open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True)
         assert sorted(store.dropped[0].values()) == [1, 2]
-        assert any("a: 2 lines dropped: " in message and "empty" in message for message in said)
+        assert any("a: 2 lines dropped: " in message and "empty" in message for message in caplog.messages)
     assert [pair for chunk in store.chunks(0) for pair in chunk] == [store[index] for index in range(5)]

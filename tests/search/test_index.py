@@ -220,15 +220,28 @@ def test_a_failed_replacement_puts_the_old_index_back(tmp_path: Path, monkeypatc
     rename = Path.rename
 
     def fails_for_new(path: Path, target: Path) -> Path:
-        if path.name.endswith(".building"):
+        if path.name.endswith(".partial"):
             raise OSError("no space left")
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fails_for_new)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space"):
         Index.build(BagOfWords("new"), texts(9), tmp_path / "index")
     assert names(tmp_path) == {"index"}
     assert Index.open(tmp_path / "index").manifest.model == "bag"
+
+
+def test_a_full_disk_is_named_with_the_index(tmp_path: Path) -> None:
+    """Stood in for by a limit on the size of files, which the store meets as it writes."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"index: cannot be written \(.*File too large"):
+            Index.build(BagOfWords(), texts(1000), tmp_path / "index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == set()
 
 
 @pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {MANIFEST: '{"name": "my web app"}'}, {MANIFEST: "[]"}])

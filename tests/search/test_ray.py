@@ -29,9 +29,9 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def kill_a_worker(vectors: Path, killed: list[int]) -> None:
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
     """Once the first part is there, kill the first worker found."""
-    while not list(vectors.glob("part-*.parquet")):
+    while not list(folder.glob(".vectors.*/part-*.parquet")):
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
         if any("ray::" in part and "Worker" in part for part in process.cmdline()):
@@ -46,7 +46,7 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     killed: list[int] = []
     done: list[int] = []
     out = tmp_path / "vectors"
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / ".vectors.work" / "vectors", killed), daemon=True)
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True)
     killer.start()
     rows = encode_by_ray(read_texts(texts), out, str(tiny_folder), workers=2, advance=done.append, part=5)
     killer.join(timeout=10)

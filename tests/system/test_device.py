@@ -1,12 +1,15 @@
 """Which device and number format: decided by facts about the machine, which these tests give."""
 
+import ast
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+import anchorembed
 from anchorembed.errors import InputError
-from anchorembed.system import device as runtime
+from anchorembed.system import device as machine_device
 from anchorembed.system.device import (
     Card,
     Machine,
@@ -48,9 +51,9 @@ def test_devices_that_are_there(name: str, machine: Machine, device: str) -> Non
 
 
 def test_each_process_takes_its_own() -> None:
-    assert choose_device("auto", TWO, own=1, processes=2) == torch.device("cuda:1")
+    assert choose_device("auto", TWO, local_rank=1, processes=2) == torch.device("cuda:1")
     with pytest.raises(InputError, match=r"process 3 on this machine finds 2 GPUs.*one process a GPU"):
-        choose_device("auto", TWO, own=2, processes=3)
+        choose_device("auto", TWO, local_rank=2, processes=3)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +128,20 @@ def test_products_on_cards_with_and_without_bfloat16() -> None:
 
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_products_on_cpus(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_cpu_multiplies_bfloat16", lambda: multiplies)
+    monkeypatch.setattr(machine_device, "_cpu_multiplies_bfloat16", lambda: multiplies)
     cpu = torch.device("cpu")
     assert compute_dtype("auto", cpu) == (torch.bfloat16 if multiplies else torch.float32)
     assert compute_dtype("bfloat16", cpu) == compute_dtype("auto", cpu, "bfloat16") == torch.bfloat16
     with pytest.raises(InputError, match=r"model\.precision: float32, but products with bfloat16 weights"):
         compute_dtype("float32", cpu, "bfloat16")
+
+
+def test_what_windows_lacks_is_not_imported_with_a_module() -> None:
+    modules = [*Path(anchorembed.__file__).parent.rglob("*.py")]
+    at_top = [node for path in modules for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    imported = {alias.name for node in at_top if isinstance(node, ast.Import) for alias in node.names}
+    assert "torch" in imported
+    assert not imported & {"fcntl", "resource", "grp", "pwd", "termios"}
 
 
 def test_this_machine() -> None:

@@ -3,12 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
-from anchorembed.errors import InputError
-from anchorembed.system.files import alone_in, write_folder
 from anchorembed.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -69,30 +66,3 @@ def test_it_says_what_wrote_it(tmp_path: Path, said: list[str]) -> None:
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "none", *trained(0)) == 0
-
-
-def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:
-    folder, refused = tmp_path / "new" / "inner", pytest.raises(InputError, match="another process is at work")
-    with alone_in(folder), refused, alone_in(folder):
-        pass
-    with alone_in(folder):
-        pass
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    write_folder(target, lambda folder: _write(folder, "old"))
-
-    def fail(folder: Path) -> None:
-        _write(folder, "half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(InputError, match="No space left on device"):
-        write_folder(target, fail)
-    assert (target / "file").read_text(encoding="utf-8") == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def _write(folder: Path, text: str) -> None:
-    (folder / "file").write_text(text, encoding="utf-8")

@@ -1,14 +1,15 @@
-"""Text on disk: what is read becomes a memory-mapped Arrow file, once, reused while its content is the same.
+"""Pairs and corpora on disk: each source is converted once to a memory-mapped Arrow file, found by its content hash.
 
-A pair's ``query_key`` and ``positive_key`` are 64-bit hashes of its texts, by which sampling sees duplicates without
-reading text.
+A pair's ``query_key`` and ``positive_key`` are 64-bit hashes of its texts: sampling finds duplicates without reading
+text.
 """
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
-from anchorembed.system.files import content_key, whole_file
+from anchorembed.system.files import hash_content, hash_texts, whole_file, whole_folder
 
-_SCHEMA = pa.schema(
+_log = logging.getLogger(__name__)
+
+_PAIR_SCHEMA = pa.schema(
     {
         "query": pa.large_string(),
         "positive": pa.large_string(),
@@ -33,14 +36,15 @@ _SCHEMA = pa.schema(
         "positive_key": pa.uint64(),
     }
 )
-_CORPUS = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
-_ROWS = 8192
-_AT_ONCE = 100  # documents read from disk at once
+_DOCUMENT_SCHEMA = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
+_PAIRS, _DROPPED = "pairs.arrow", "dropped.json"  # files of a converted source
+_ROWS_PER_BATCH = 8192
+_DOCUMENTS_AT_ONCE = 100  # read from disk
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A named source of pairs, and the instruction of its queries; if ``symmetric``, of its documents as well."""
+    """A named source of pairs; ``instruction`` goes before its queries and, if ``symmetric``, before its documents."""
 
     name: str
     path: Path
@@ -69,7 +73,7 @@ class PairStore:
 
     @property
     def scored(self) -> int:
-        """How many pairs have given scores of a negative, too."""
+        """How many pairs have given scores, of the positive and at least one negative."""
         lengths = (pc.list_value_length(table.column("scores")) for table in self._tables)
         return sum(int(pc.sum(pc.greater(length, 1)).as_py() or 0) for length in lengths)
 
@@ -80,7 +84,7 @@ class PairStore:
         return max(int(pc.max(length).as_py() or 0) for length in lengths)
 
     def source_of(self, index: int) -> int:
-        """Number of the source that a pair is from."""
+        """Index of the source that a pair is from."""
         return int(np.searchsorted(self.bounds, index, side="right")) - 1
 
     def __getitem__(self, index: int) -> TextPair:
@@ -94,7 +98,7 @@ class PairStore:
             yield list(self._pairs(source, batch))
 
     def _pairs(self, source: int, rows: pa.Table | pa.RecordBatch) -> Iterator[TextPair]:
-        columns = (rows.column(name).to_pylist() for name in _SCHEMA.names[:5])
+        columns = (rows.column(name).to_pylist() for name in _PAIR_SCHEMA.names[:5])
         for query, positive, negatives, line, scores in zip(*columns, strict=True):
             yield TextPair(query, positive, tuple(negatives), self.sources[source].name, line, tuple(scores))
 
@@ -102,69 +106,58 @@ class PairStore:
         return np.concatenate([table.column(column).to_numpy() for table in self._tables])
 
 
-def open_store(
-    sources: Sequence[SourceFile],
-    cache: Path,
-    *,
-    skip_bad: bool = False,
-    log: Callable[[str], None] = lambda message: None,
-) -> PairStore:
+def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = False) -> PairStore:
     """Open the sources, converting those whose content is not in ``cache`` yet.
 
     Raises:
         InputError: if a source is missing, has a bad line (unless ``skip_bad``), or no usable pair.
     """
-    places = [_convert(source, cache, skip_bad, log) for source in sources]
-    tables = [pa.ipc.open_file(pa.memory_map(str(place))).read_all() for place in places]
-    dropped: list[dict[str, int]] = [json.loads(_dropped(place).read_text(encoding="utf-8")) for place in places]
+    folders = [_convert(source, cache, skip_bad) for source in sources]
+    tables = [pa.ipc.open_file(pa.memory_map(str(folder / _PAIRS))).read_all() for folder in folders]
+    dropped: list[dict[str, int]] = [json.loads((folder / _DROPPED).read_text(encoding="utf-8")) for folder in folders]
     for source, counts in zip(sources, dropped, strict=True):
         for reason, count in counts.items():
-            log(f"{source.name}: {count} lines dropped: {reason}")
+            _log.info("%s: %d lines dropped: %s", source.name, count, reason)
     return PairStore(sources, tables, dropped)
 
 
-def _dropped(table: Path) -> Path:
-    """Where the counts of dropped lines stand."""
-    return table.with_suffix(".dropped.json")
-
-
-def _convert(source: SourceFile, cache: Path, skip_bad: bool, log: Callable[[str], None]) -> Path:
-    key = hashlib.sha256(f"{content_key(source.path)} {skip_bad}".encode()).hexdigest()[:32]
-    target = cache / f"{key}.arrow"
+def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
+    """Return the folder of a source's pairs and counts of dropped lines, made if it is not there."""
+    target = cache / hash_texts([f"{hash_content(source.path)} {skip_bad}"])[:32]
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         dropped = _Dropped()
         pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add)
-        with whole_file(target) as partial:
-            rows = _write(pairs, partial)
-            _dropped(target).write_text(json.dumps(dropped.counts()), encoding="utf-8")
-        log(f"{source.name}: {rows} pairs read from {source.path}")
+        with whole_folder(target) as partial:
+            rows = _write_pairs(pairs, partial / _PAIRS)
+            (partial / _DROPPED).write_text(json.dumps(dropped.counts()), encoding="utf-8")
+        _log.info("%s: %d pairs read from %s", source.name, rows, source.path)
     return target
 
 
 class _Dropped:
-    """Faults of dropped lines, counted by what they say but for numbers, with the first line of each."""
+    """Dropped lines, counted by reason: what is wrong with them, whatever numbers it names."""
 
     def __init__(self) -> None:
-        self.first: dict[str, str] = {}
-        self.many: Counter[str] = Counter()
+        self._first_lines: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, fault: str) -> None:
-        """Take a fault as `read_pairs` tells it: ``place:line: what``."""
+        """Count a fault as `read_pairs` words it: ``path:line: what``."""
         _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
         reason = re.sub(r"\d+", "N", what)
-        self.first.setdefault(reason, line)
-        self.many[reason] += 1
+        self._first_lines.setdefault(reason, line)
+        self._counts[reason] += 1
 
     def counts(self) -> dict[str, int]:
-        """How many lines, by reason."""
-        return {f"{reason} First on line {self.first[reason]}.": count for reason, count in self.many.items()}
+        """How many lines, by reason, which names the first of them."""
+        return {f"{reason} First on line {self._first_lines[reason]}.": count for reason, count in self._counts.items()}
 
 
-def _write(pairs: Iterator[TextPair], target: Path) -> int:
+def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:
+    """Write pairs as an Arrow file and return their number."""
     rows = 0
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        while batch := list(islice(pairs, _ROWS)):
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _PAIR_SCHEMA) as writer:
+        while batch := list(islice(pairs, _ROWS_PER_BATCH)):
             columns = [
                 [pair.query for pair in batch],
                 [pair.positive for pair in batch],
@@ -174,15 +167,18 @@ def _write(pairs: Iterator[TextPair], target: Path) -> int:
                 [text_key(pair.query) for pair in batch],
                 [text_key(pair.positive) for pair in batch],
             ]
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, _PAIR_SCHEMA, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=_PAIR_SCHEMA))
             rows += len(batch)
     return rows
 
 
+# --- Corpora ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class StoredDocuments:
-    """A table with columns ``id`` and ``text``, maybe ``title``, as documents; read as they are gone through."""
+    """Documents from a table with columns ``id``, ``text`` and maybe ``title``; texts are read while iterating."""
 
     table: pa.Table
 
@@ -195,7 +191,7 @@ class StoredDocuments:
         return [str(name) for name in self.table.column("id").to_pylist()]
 
     def __iter__(self) -> Iterator[Document]:
-        for batch in self.table.to_batches(max_chunksize=_AT_ONCE):
+        for batch in self.table.to_batches(max_chunksize=_DOCUMENTS_AT_ONCE):
             for row in batch.to_pylist():
                 title = row.get("title")
                 yield Document(str(row["id"]), f"{title} {row['text']}" if title else row["text"])  # as mteb joins them
@@ -204,20 +200,20 @@ class StoredDocuments:
 def open_corpus(path: Path, cache: Path) -> StoredDocuments:
     """A BEIR corpus, memory-mapped from ``cache``, converted if its content is not there yet.
 
-    Raises InputError as `records.read_corpus` does.
+    Raises:
+        InputError: as `read_corpus` does.
     """
-    target = cache / f"{content_key(path)}.arrow"
+    target = cache / f"{hash_content(path)}.arrow"
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         documents = read_corpus(path)
         with (
             whole_file(target) as partial,
             pa.OSFile(str(partial), "wb") as sink,
-            pa.ipc.new_stream(sink, _CORPUS) as writer,
+            pa.ipc.new_stream(sink, _DOCUMENT_SCHEMA) as writer,
         ):
-            while batch := list(islice(documents, _ROWS)):
-                columns = {"id": [one.id for one in batch], "text": [one.text for one in batch]}
-                writer.write_batch(pa.record_batch(columns, schema=_CORPUS))
+            while batch := list(islice(documents, _ROWS_PER_BATCH)):
+                columns = {"id": [document.id for document in batch], "text": [document.text for document in batch]}
+                writer.write_batch(pa.record_batch(columns, schema=_DOCUMENT_SCHEMA))
     return StoredDocuments(pa.ipc.open_stream(pa.memory_map(str(target))).read_all())
 
 

@@ -1,17 +1,15 @@
-"""An index keeps a corpus as unit vectors in an embedded vector store and finds the documents nearest to a query.
+"""An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
-An index is a folder: the store's table and a manifest that says which model and which corpus made it. The folder is
-written under a temporary name beside its place and renamed when it is whole. Search is exact: the store proposes
-candidates in float32, their cosines are computed again in float64, and ties go to the smaller document id.
+An index is a folder, written whole or not at all: a table, and a manifest that says which model and which corpus made
+it. Search is exact: LanceDB proposes candidates in float32, their cosines are computed again in float64, and of equal
+scores the smaller document id comes first.
 
 Axes: N texts, D documents, H hidden size.
 """
 
-import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from itertools import islice
@@ -25,8 +23,9 @@ from lancedb.query import LanceVectorQueryBuilder
 from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, first_line
 from anchorembed.model.vectors import Encoder, Floats, Side, cosines, rounding, unit_rows
+from anchorembed.system.files import hash_file, whole_folder
 
 MANIFEST = "manifest.json"
 _FORMAT = "anchorembed-index-1"
@@ -36,7 +35,7 @@ _ROWS_PER_WRITE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found document: ``rank`` counts from 1, ``score`` is the cosine with the query (higher is nearer)."""
+    """A document found: ``rank`` counts from 1, ``score`` is its cosine with the query."""
 
     rank: int
     id: str
@@ -77,18 +76,23 @@ class Index:
         progress: Callable[[int], None] | None = None,
         corpus_hash: str = "",
     ) -> "Index":
-        """Embed ``documents`` as they stream by and return the index written to ``folder``, replacing an older index.
+        """Embed documents into an index in ``folder``, which replaces an older index there, and open it.
 
-        ``progress`` is called with the number of documents embedded since the last call. Raises InputError if there are
-        no documents, if two share an id, or if ``folder`` holds something that is not an index.
+        Args:
+            encoder: the model.
+            documents: streamed, D of them.
+            folder: to write.
+            batch: documents to embed at a time.
+            progress: called with the number of documents embedded since the last call.
+            corpus_hash: of the corpus file, for the manifest.
+
+        Raises:
+            InputError: if there are no documents, two share an id, or ``folder`` holds something that is not an index.
         """
         if batch < 1:
             raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
         _read_manifest(folder)
-        place = folder.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        building = _beside(place, "building")
-        try:
+        with whole_folder(folder) as building, _store_errors_as_os_errors():
             count = _write_table(building, encoder, documents, batch, progress)
             if not count:
                 raise InputError(
@@ -96,14 +100,15 @@ class Index:
                 )
             manifest = Manifest(_FORMAT, encoder.fingerprint, encoder.dimension, count, corpus_hash)
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-            _move_into_place(building, place)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Index":
-        """Open the index in ``folder``; raises InputError if there is none or it is damaged."""
+        """Open the index in ``folder``.
+
+        Raises:
+            InputError: if there is none or it is damaged.
+        """
         manifest = _read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
@@ -122,9 +127,10 @@ class Index:
         return cls(folder, manifest, table)
 
     def search(self, encoder: Encoder, query: str, top_k: int = 10) -> list[Hit]:
-        """Return the ``top_k`` documents nearest to ``query``, or all if there are fewer; ties in order of id.
+        """Return the ``top_k`` documents nearest to ``query``, or all if there are fewer; equal scores by id.
 
-        Raises InputError if ``top_k`` is below 1 or ``encoder`` is not the model that made the index.
+        Raises:
+            InputError: if ``top_k`` is below 1 or ``encoder`` is not the model that made the index.
         """
         if top_k < 1:
             raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
@@ -134,23 +140,23 @@ class Index:
                 f"not {encoder.fingerprint[:12]}. Search with that model, or build the index again."
             )
         query_H = unit_rows(_encode(encoder, [query], "query"))[0]
-        found = self._candidates(query_H, top_k)
-        ids, texts = found["id"].to_pylist(), found["text"].to_pylist()
-        vectors_DH = found["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dimension)
+        candidates = self._candidates(query_H, top_k)
+        ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
+        vectors_DH = candidates["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dimension)
         scores = cosines(query_H, vectors_DH).tolist()
         order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
         return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
-        """Fetch the nearest documents until no document left out could still tie with the last of the top."""
+        """Rows of the nearest documents, so many that rounding cannot have left out one of the ``top_k`` best."""
         limit = 2 * top_k
         while True:
             search = cast(LanceVectorQueryBuilder, self._table.search(query_H, vector_column_name="vector"))
             search = search.distance_type("dot").select(["id", "text", "vector", "_distance"])
-            found = search.limit(limit).to_arrow()
-            distances = found["_distance"].to_numpy()
+            rows = search.limit(limit).to_arrow()
+            distances = rows["_distance"].to_numpy()
             if len(distances) < limit or distances[-1] - distances[top_k - 1] > rounding(len(query_H)):
-                return found
+                return rows
             limit *= 4
 
 
@@ -161,13 +167,17 @@ def open_or_build(
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Index, bool]:
-    """Return an index of the file ``corpus`` and whether the one in ``folder`` could be reused.
+    """Return an index of the file ``corpus``, and whether the one in ``folder`` was reused.
 
-    It is reused if it was made from the same bytes by the same model, and replaced otherwise. Raises InputError rather
-    than touch a folder that holds something else, or an index whose manifest is damaged.
+    An index made from the same bytes by the same model is reused; any other index there is replaced.
+
+    Raises:
+        InputError: if the folder holds something else, or an index whose manifest is damaged; nothing is changed then.
     """
     manifest = _read_manifest(folder)
-    corpus_hash = _hash_file(corpus)
+    if not corpus.is_file():
+        raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
+    corpus_hash = hash_file(corpus)
     if manifest is not None and (manifest.model, manifest.corpus) == (encoder.fingerprint, corpus_hash):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash), False
@@ -191,7 +201,7 @@ def _write_table(
     batch: int,
     progress: Callable[[int], None] | None,
 ) -> int:
-    """Stream the documents into a new table, a few thousand rows a write, and return their number."""
+    """Write documents into a new table, some thousand rows at a time, and return their number."""
     schema = _schema(encoder.dimension)
     table = lancedb.connect(building).create_table(_TABLE, schema=schema)
     seen: set[str] = set()
@@ -207,9 +217,20 @@ def _write_table(
             progress(len(group))
     if pending:
         table.add(pa.Table.from_batches(pending))
-    # Merge the writes and drop the versions before them. An age of zero would warn about other readers; there are none.
+    # Merge the writes and drop older versions. An age of zero would give a warning about other readers.
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
     return len(seen)
+
+
+@contextmanager
+def _store_errors_as_os_errors() -> Iterator[None]:
+    """Raise LanceDB's errors about files, such as a full disk, as OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "LanceError(IO)" in str(error):
+            raise OSError(first_line(error)) from error
+        raise
 
 
 def _schema(dimension: int) -> pa.Schema:
@@ -238,27 +259,12 @@ def _refuse_repeated(group: list[Document], seen: set[str]) -> None:
         seen.add(document.id)
 
 
-def _beside(place: Path, purpose: str) -> Path:
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.{purpose}")
-
-
-def _move_into_place(building: Path, place: Path) -> None:
-    """Rename ``building`` to ``place``; what stood there is put aside first and comes back if the renaming fails."""
-    if not place.exists():
-        building.rename(place)
-        return
-    aside = _beside(place, "old")
-    place.rename(aside)
-    try:
-        building.rename(place)
-    except OSError:
-        aside.rename(place)
-        raise
-    shutil.rmtree(aside)
-
-
 def _read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of the index in ``folder``, None where an index may be made; InputError for anything else."""
+    """The manifest of the index in ``folder``; None if the folder is missing or empty.
+
+    Raises:
+        InputError: if the folder holds something else, or its manifest is damaged.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     path = folder / MANIFEST
@@ -280,10 +286,3 @@ def _read_manifest(folder: Path) -> Manifest | None:
     if {name: type(value) for name, value in content.items()} != kinds:
         raise InputError(f"{path}: damaged, its keys are not {', '.join(kinds)}. Delete the folder {folder}.")
     return Manifest(**content)
-
-
-def _hash_file(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such corpus file. Give the path of a corpus.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

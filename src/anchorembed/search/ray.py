@@ -1,7 +1,7 @@
 """Embed a corpus over many machines: Ray Data hands parts of it to workers, each of which holds the model.
 
-A part is a Parquet file of texts that becomes one of vectors, of the same name, written aside and renamed. So a part
-whose worker died is simply done again. The folder of the output, and the model, must be where all machines see them.
+A part is a Parquet file of texts that becomes one of vectors with the same name. It is written whole or not at all, so
+the part of a worker that died is done again. All machines must see the output's folder and the model under one path.
 """
 
 import logging
@@ -22,40 +22,39 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.vectors import Side
 from anchorembed.search.vector_cache import vector_table
+from anchorembed.system.files import whole_file, whole_folder
 
 PART = 1024  # texts a part
-_TRIES = 4  # of a part whose worker dies
+_TRIES = 4  # of a part, before it is given up
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker does to each part."""
+    """What a worker needs to know to embed parts: the model, how, from where and to where."""
 
     model: str
     side: Side
     instruction: str | None
     texts: Path
-    partial: Path
     vectors: Path
 
 
 class Worker:
-    """Holds the model in a process of its own, and embeds the parts it is given."""
+    """Loads the model in a process of Ray and embeds parts."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.embedder = Embedder.load(job.model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Embed the parts named in a batch; returns their numbers of texts."""
+        """Embed the parts that a batch names; returns how many texts each has."""
         return {"rows": [self._part(str(name)) for name in batch["part"]]}
 
     def _part(self, name: str) -> int:
         table = pq.read_table(self.job.texts / name)
         vectors = self.embedder.encode(table["text"].to_pylist(), self.job.side, self.job.instruction)
-        partial = self.job.partial / f"{name}.{os.getpid()}"
-        pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
-        partial.replace(self.job.vectors / name)
+        with whole_file(self.job.vectors / name) as partial:
+            pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
         return int(table.num_rows)
 
 
@@ -72,39 +71,36 @@ def encode_by_ray(
 ) -> int:
     """Embed documents into a folder of Parquet parts with columns ``id`` and ``vector``; returns their number.
 
-    A cluster named by ``RAY_ADDRESS`` is used, else one on this machine alone.
+    The cluster is that of ``RAY_ADDRESS``, or one started on this machine.
 
     Args:
-        documents: streamed; each a text with an id.
-        out: folder to make; it appears when it is whole.
-        model: folder, hub id, ``.gguf`` file or ``smollm2-135m``, the same on all machines.
+        documents: streamed.
+        out: folder to write, whole or not at all; it must not exist.
+        model: as in `Embedder.load`, the same on all machines.
         side: as in `Embedder.encode`.
         instruction: as in `Embedder.encode`.
-        workers: processes with a model each; by default one a GPU, without any one a machine.
-        advance: called with the number of texts done.
+        workers: processes, each with the model; by default one a GPU, or one a machine if there is no GPU.
+        advance: called with the number of texts done since the last call.
         part: texts a part.
 
     Raises:
-        InputError: if Ray is not installed, the folder is there already, or Ray cannot finish.
+        InputError: if Ray is not installed, the folder exists, or Ray cannot finish.
     """
     if out.exists():
         raise InputError(f"{out}: is there already. Name another folder, or delete it.")
     with extra("ray"):
         import ray  # noqa: PLC0415 - an extra
-    load_tokenizer(model)  # a fault in the name shows before anything starts
-    work = out.absolute().with_name(f".{out.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    texts, partial, vectors = work / "texts", work / "partial", work / "vectors"
-    for folder in (texts, partial, vectors):
-        folder.mkdir(parents=True)
-    place = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in another folder
-    try:
+    load_tokenizer(model)  # a wrong name shows before anything starts
+    model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in another folder
+    with whole_folder(out) as vectors:
+        texts = vectors / "texts"
+        texts.mkdir()
         sizes = dict(_write_parts(documents, texts, part))
-        _run(ray, list(sizes), Job(place, side, instruction, texts, partial, vectors), workers, advance)
+        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, advance)
         _check(vectors, sizes)
-        vectors.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(texts)
+        for unfinished in vectors.glob(".*"):  # by workers that died
+            unfinished.unlink()
     return sum(sizes.values())
 
 
@@ -120,12 +116,12 @@ def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iter
 
 
 def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
-    ours = not ray.is_initialized()
+    is_started_here = not ray.is_initialized()
     try:
-        if ours:
+        if is_started_here:
             address = os.environ.get("RAY_ADDRESS") or "local"
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each execution
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a part may take long
@@ -143,25 +139,28 @@ def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Cal
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise InputError(f"--engine ray: {_reason(str(error))} Nothing is written.") from error
     finally:
-        if ours:
+        if is_started_here:
             ray.shutdown()
 
 
 def _reason(message: str) -> str:
-    """What of Ray's message is for the user: our own fault in it, if there is one, else its last line."""
+    """What a message of Ray says to the user: the InputError of a worker in it if there is one, else its last line."""
     lines = message.strip().splitlines() or ["no message"]
-    ours = (line.partition(f"{InputError.__name__}: ")[2] for line in lines)
-    return next(filter(None, ours), lines[-1])
+    input_errors = (line.partition(f"{InputError.__name__}: ")[2] for line in lines)
+    return next(filter(None, input_errors), lines[-1])
 
 
 def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # noqa: ANN401 - as above
-    """How many workers there are to be, and what each gets: by default one a GPU, without any one a machine."""
+    """Number of workers, and the GPUs or CPUs that each asks Ray for.
+
+    By default there is one worker a GPU, or one a machine if there is no GPU.
+    """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus:
         count = workers or gpus
         return count, {"num_gpus": 1 / -(-count // gpus)}
-    cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]  # a head may offer none
+    cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]  # a head node may offer none
     if not cpus:
         raise InputError("--engine ray: no machine of the cluster offers a CPU or a GPU. Start Ray with some.")
     count = workers or len(cpus)
@@ -169,6 +168,7 @@ def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # no
 
 
 def _check(folder: Path, sizes: dict[str, int]) -> None:
-    found = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
-    if found != sizes:
-        raise InputError(f"--engine ray: {len(found)} of {len(sizes)} parts came back whole. Run it again.")
+    """Refuse an output whose parts are not those of the input, with the same numbers of texts."""
+    written = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
+    if written != sizes:
+        raise InputError(f"--engine ray: {len(written)} of {len(sizes)} parts came back whole. Run it again.")

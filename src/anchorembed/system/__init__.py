@@ -1,5 +1,5 @@
-"""What machine this is, and what every part asks of it.
+"""What machine this is, and what all other folders need of it.
 
-Read `device` (CPU or GPU, number format, seeds, memory), `files` (written whole, locked, hashed), `processes` (several
-as one) and `progress` (the bar).
+Read `device` (CPU or GPU, number format, random state, memory), `files` (written whole, locked, hashed), `processes`
+(several that train as one) and `progress` (the progress bar).
 """

@@ -1,4 +1,4 @@
-"""What machine this is: device, number format, threads, memory. The only file that asks it."""
+"""What machine this is: device, number format, random state, memory. The only file that asks it."""
 
 import ctypes
 import hashlib
@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import re
-import resource
 import sys
 import warnings
 from contextlib import AbstractContextManager, suppress
@@ -23,9 +22,9 @@ from anchorembed.errors import InputError, first_line
 Precision = Literal["auto", "bfloat16", "float32"]
 Weights = Literal["float32", "bfloat16", "nf4"]
 _OLDEST_TORCH = (2, 11)
-_COMPUTING = ("torch", "transformers", "tokenizers", "peft", "accelerate")
+_COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_KEPT = 32 * 2**20  # bytes: the most that glibc takes; larger arrays are few in a step
+_LARGEST_KEPT = 32 * 2**20  # bytes, the most that glibc takes; a step has few larger arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,10 @@ class Machine:
 
     Attributes:
         torch: version of torch, such as ``2.11.0+cu130``.
-        build: CUDA or ROCm version that torch is built for; None of a CPU build.
+        build: CUDA or ROCm version that torch is built for; None for a CPU build.
         driver: whether NVIDIA's driver offers a GPU to this process.
         gpus: names of the GPUs that torch finds.
-        fault: why torch finds none, in its own words; empty where it finds some or none is there.
+        fault: torch's error where there is a GPU and torch finds none, else empty.
     """
 
     torch: str
@@ -66,31 +65,35 @@ def find_device(name: str) -> torch.device:
     Raises:
         InputError: if the machine has no such device, or torch cannot use it.
     """
-    own, processes = (int(os.environ.get(key, default)) for key, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
-    device = choose_device(name, _machine(), own, processes)
+    local_rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(name, _machine(), local_rank, processes)
     if device.type == "cuda":
         check_card(_card(device))
     return device
 
 
-def choose_device(name: str, machine: Machine, own: int = 0, processes: int = 1) -> torch.device:
-    """The device of that name on a machine, for process ``own`` of it, of so many in all.
+def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: int = 1) -> torch.device:
+    """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, as `find_device` does, on a given machine.
 
-    With ``auto`` it is the process's own GPU, or the CPU, with a warning where torch cannot use a GPU that is there.
+    Args:
+        name: ``auto`` is the GPU numbered as the process, or the CPU, with a warning where torch cannot use the GPU.
+        machine: what is there.
+        local_rank: number of this process on the machine, from 0.
+        processes: how many train together, on all machines.
 
     Raises:
         InputError: if the machine has no such device, or torch is too old.
     """
     check_torch(machine.torch)
     if name == "auto":
-        if own >= len(machine.gpus) > 0:
+        if local_rank >= len(machine.gpus) > 0:
             raise InputError(
-                f"model.device: process {own + 1} on this machine finds {_counted_gpus(machine)}. Start one process "
-                "a GPU."
+                f"model.device: process {local_rank + 1} on this machine finds {_counted_gpus(machine)}. "
+                "Start one process a GPU."
             )
         if not machine.gpus and machine.driver:
             warnings.warn(f"Running on the CPU: {_no_gpu(machine)} Or set model.device=cpu.", stacklevel=1)
-        return torch.device("cuda", own) if machine.gpus else torch.device("cpu")
+        return torch.device("cuda", local_rank) if machine.gpus else torch.device("cpu")
     device = _parsed(name)
     if device.index is not None and processes > 1:
         raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
@@ -136,9 +139,9 @@ def check_torch(version: str) -> None:
     Raises:
         InputError: if ``version`` is below 2.11.
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
     oldest = ".".join(map(str, _OLDEST_TORCH))
-    if found and (int(found[1]), int(found[2])) < _OLDEST_TORCH:
+    if numbers and (int(numbers[1]), int(numbers[2])) < _OLDEST_TORCH:
         raise InputError(
             f"torch {version} is older than {oldest}, the oldest this runs with. Install torch {oldest} or newer."
         )
@@ -148,22 +151,24 @@ def check_card(card: Card) -> None:
     """Refuse a GPU that torch has no code for: one that is too new for it, or too old.
 
     Raises:
-        InputError: if none of ``card.architectures`` runs on it.
+        InputError: if code for none of ``card.architectures`` runs on it.
     """
-    own = [name for name in card.architectures if name.startswith(("sm_", "compute_"))]  # ROCm's begin otherwise
-    if own and not any(_runs_on(name, card.capability) for name in own):
+    compiled = [name for name in card.architectures if name.startswith(("sm_", "compute_"))]  # none of ROCm's
+    if compiled and not any(_runs_on(name, card.capability) for name in compiled):
         raise InputError(
-            f"model.device: torch {torch.__version__} has no code for {card}, only for {', '.join(own)}. Install a "
-            "torch built for this GPU, or use model.device=cpu."
+            f"model.device: torch {torch.__version__} has no code for {card}, only for {', '.join(compiled)}. "
+            "Install a torch built for this GPU, or use model.device=cpu."
         )
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code for ``sm_80`` (this generation, this step or a later one) or ``compute_80`` (any later) runs."""
+    """Whether code for an architecture runs on a GPU of this compute capability, (major, minor).
+
+    Code for ``sm_80`` runs on 8.0 and later minor versions, code for ``compute_80`` on all later versions.
+    """
     kind, _, digits = architecture.partition("_")
-    number = int("".join(filter(str.isdigit, digits)))
-    generation, step = divmod(number, 10)
-    return (generation, step) <= capability and (kind == "compute" or generation == capability[0])
+    major, minor = divmod(int("".join(filter(str.isdigit, digits))), 10)
+    return (major, minor) <= capability and (kind == "compute" or major == capability[0])
 
 
 def compute_dtype(precision: Precision, device: torch.device, weights: Weights = "float32") -> torch.dtype:
@@ -172,9 +177,9 @@ def compute_dtype(precision: Precision, device: torch.device, weights: Weights =
 
 
 def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> torch.dtype:
-    """The dtype of matrix products: bfloat16 where the hardware multiplies it, unless told otherwise.
+    """The dtype of matrix products: bfloat16 where the hardware multiplies it, unless another is asked for.
 
-    On a GPU without bfloat16 that is float32, said in a warning: float16's range is too small for gradients.
+    On a GPU without bfloat16 it is float32, with a warning: the range of float16 is too small for gradients.
 
     Args:
         precision: what is asked for.
@@ -205,11 +210,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def first_process() -> bool:
-    """Whether this process is the first of several, or alone: the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     random.seed(seed)
@@ -224,7 +224,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory, which a training step asks for again at once, rather than fault it in again.
+    """Tell glibc not to return freed memory to the system: the next step asks for it again, and page faults are slow.
 
     Does nothing where there is no glibc.
     """
@@ -237,54 +237,61 @@ def keep_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes this process ever held: of the GPU's memory on one, else of main memory."""
+    """Return the most bytes this process ever held, of the GPU's memory or, on the CPU, of main memory.
+
+    0 on Windows, which does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux hands a parent's peak on to ru_maxrss of its children; VmHWM is the process's own.
+    # On Linux ru_maxrss begins at the parent's peak; VmHWM is of this process alone.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415 - Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the bytes that this process can have at most: free on the GPU and its own, or the machine's main memory.
+    """Return the bytes that this process can have at most: on a GPU what is free or already its own, else main memory.
 
-    0 where neither can be told.
+    Main memory is the machine's, or less if a container limits it; 0 where the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    found = []
-    with suppress(OSError, ValueError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError):  # a container's limit; "max" where it has none
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return min(found, default=0)
+    limits = []
+    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # the container's; "max" if it has none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(limits, default=0)
 
 
 def versions() -> dict[str, str]:
-    """What computes: Python and the libraries whose numbers training depends on."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _COMPUTING}
+    """Versions of Python and of the packages that decide training's results to the last bit."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _COMPUTING_PACKAGES}
 
 
 def _machine() -> Machine:
     """Ask torch and the operating system."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    driver = not hidden and any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg"))
+    driver = not hidden and any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg"))
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else None
     build = f"ROCm {torch.version.hip}" if torch.version.hip else build
     with warnings.catch_warnings():  # torch warns of a driver that is too old, and counts no GPU
         warnings.simplefilter("ignore")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the count alone asks no driver
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counting does not ask the driver
         gpus = tuple(torch.cuda.get_device_name(number) for number in range(count))
-        fault = _fault() if driver and build and not gpus else ""
+        fault = _cuda_error() if driver and build and not gpus else ""
     return Machine(torch.__version__, build, driver, gpus, fault)
 
 
-def _fault() -> str:
-    """Why torch cannot start CUDA, in its own words."""
+def _cuda_error() -> str:
+    """Torch's error as it starts CUDA; empty if there is none."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

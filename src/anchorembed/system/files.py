@@ -1,39 +1,97 @@
-"""Files written whole or not at all, folders locked for one process, content hashes, and the cache folder."""
+"""Files and folders written whole or not at all, folders locked for one process, content hashes, the cache folder.
 
-import fcntl
+What is written goes to a hidden name beside its target and is renamed once it is complete and on the disk. A full disk
+or a missing permission is one InputError that names the target; nothing half-written stays.
+"""
+
 import gzip
 import hashlib
 import json
+import logging
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
+from uuid import uuid4
 
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, first_line
 
-_VERSION = b"3"  # raised when the same file comes to be read otherwise: conversions are then made anew
+_log = logging.getLogger(__name__)
+_READING_RULES = b"3"  # part of a content hash; raise it when the same bytes come to be read differently
 
 
 def cache_folder() -> Path:
-    """Where downloads and indexes are kept: ``$ANCHOREMBED_CACHE``, else the user's cache directory."""
+    """Where downloads, converted data, indexes and locks are kept: ``$ANCHOREMBED_CACHE``, else the user's cache."""
     root = os.environ.get("ANCHOREMBED_CACHE")
     if root:
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorembed"
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """Write one JSON object a line, gzipped if the name ends in .gz, whole or not at all; return the number of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+# --- Written whole ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a hidden path beside ``target`` to write to; the file is renamed to ``target`` when the block ends well.
+
+    Raises:
+        InputError: if the file cannot be written, as on a full disk.
+    """
+    partial = target.with_name(f".{target.stem}.{uuid4().hex[:12]}.partial{target.suffix}")
+    with _folder_made(target.parent, target), _errors_named(target, partial):
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(target)
+            _sync(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside ``target`` to fill; it is renamed to ``target`` when the block ends well.
+
+    A folder that has the name already can be read until then. It is replaced, or stays where the new one fails.
+
+    Raises:
+        InputError: if the folder cannot be written, as on a full disk.
+    """
+    target = target.resolve()
+    partial = _hidden_beside(target, "partial")
+    with _folder_made(target.parent, target), _errors_named(target, partial):
+        try:
+            partial.mkdir()
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
+            _rename_over(partial, target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(target: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; raises InputError as `whole_file` does."""
+    with whole_file(target) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:
+    """Write one JSON object a line, gzipped if the name ends in .gz; return the number of rows.
+
+    The same rows give the same bytes. Raises InputError as `whole_file` does.
+    """
     count = 0
-    # A fixed time stamp and no file name in the gzip header: the same rows give the same bytes.
-    with whole_file(path) as partial, partial.open("wb") as raw:
-        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+    with whole_file(target) as partial, partial.open("wb") as raw:
+        # Without file name and time stamp in its header.
+        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
         with TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -42,103 +100,134 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write, which takes its place when all went well, and is gone otherwise."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+def _folder_made(folder: Path, target: Path) -> Iterator[None]:
+    """Make a folder and its parents, for ``target``; those that were made are removed afterwards if they are empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # as of a full disk: say which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        raise _cannot_be_written(target, error) from error
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
-def sync(path: Path) -> None:
-    """See that a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _errors_named(target: Path, partial: Path) -> Iterator[None]:
+    """Turn an error of writing ``partial`` into an InputError that names ``target``; those of other files pass."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        path = getattr(error, "filename", None)  # none where the disk is full
+        if isinstance(path, str | os.PathLike):
+            path = Path(path)
+            if path != target and not path.is_relative_to(partial) and not partial.is_relative_to(path):
+                raise
+        raise _cannot_be_written(target, error) from error
+
+
+def _cannot_be_written(target: Path, error: Exception) -> InputError:
+    return InputError(f"{target}: cannot be written ({first_line(error)}). Free space or choose another output.")
+
+
+def _rename_over(new: Path, target: Path) -> None:
+    """Rename a folder to ``target``; an older one there is set aside, and put back if the renaming fails."""
+    if not target.exists():
+        new.rename(target)
+        return
+    older = _hidden_beside(target, "older")
+    target.rename(older)
+    try:
+        new.rename(target)
+    except OSError:
+        older.rename(target)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def _hidden_beside(path: Path, purpose: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}.{purpose}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; of folders, Windows cannot say."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def content_key(path: Path) -> str:
-    """SHA-256 of a source's bytes, file by file, with what decides how they are read.
+# --- Locked ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and keep other processes out of it until the block, or this process, ends.
+
+    The lock file is in the cache, never in the locked folder. Folders that were made are removed if they stay empty.
+    Where the cache's file system has no locks, a warning says so and nothing is locked.
+
+    Raises:
+        InputError: if another process has locked the folder, or it cannot be made.
+    """
+    path = cache_folder() / "locks" / f"{hash_texts([str(folder.resolve())])[:32]}.lock"
+    lock = FileLock(path)
+    with _folder_made(folder, folder), _folder_made(path.parent, path):
+        _acquire(lock, folder)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+        if isinstance(lock, SoftFileLock):  # what filelock falls back to, which a killed process would hold for ever
+            lock.release()
+            raise OSError("no advisory locks")
+    except Timeout as error:
+        raise InputError(f"{folder}: another process is at work there. Wait for it, or stop it.") from error
+    except OSError as error:
+        _log.warning("%s: cannot be locked (%s). See that no other process works there.", folder, first_line(error))
+
+
+# --- Hashed ----------------------------------------------------------------------------------------------------------
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_content(path: Path) -> str:
+    """Content hash of a file, or of all files in a folder with their names: 32 hexadecimal digits.
+
+    Of a file the suffixes count, which decide how it is read.
 
     Raises:
         InputError: if there is no such file or folder.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder. Check data.sources; paths are relative to where you run.")
-    digest = hashlib.sha256(_VERSION)
+        raise InputError(f"{path}: no such file or folder. Check the path; a relative one counts from where you run.")
+    digest = hashlib.sha256(_READING_RULES)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(f"{file.relative_to(path) if path.is_dir() else path.suffixes}".encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(hash_file(file)))
     return digest.hexdigest()[:32]
 
 
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder appear at ``target`` only once ``fill`` has written all of it; an older one is replaced.
-
-    Raises:
-        InputError: if the disk is full or may not be written.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for file in temporary.rglob("*"):
-            sync(file)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{target}: cannot be written ({error}). Free space or choose another output.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_file(target: Path, content: str | bytes) -> None:
-    """Make a file appear at ``target`` only once all of it is written; an older one is replaced."""
-    with whole_file(target) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, so that no other process of this machine works there; its end lets go of it.
-
-    What was made goes again if nothing was written into it. Where the file system has no locks, nothing is held.
-
-    Raises:
-        InputError: if another process holds it.
-    """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{folder}: another process is at work there. Wait for it, or stop it.") from error
-        except OSError:
-            warnings.warn(
-                f"{folder}: its file system has no locks; see that no other process works there", stacklevel=3
-            )
-        yield
-    finally:
-        os.close(handle)
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()
+def hash_texts(texts: Iterable[str]) -> str:
+    """SHA-256 of texts joined end to end, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -1,11 +1,12 @@
-"""Several processes as one: a step's pairs are shared out, and what must be whole is gathered. Alone, nothing happens.
+"""Several processes that train as one: each takes a part of a step's pairs, and what must be whole is gathered.
 
-Each process works on a run of the step's pairs, in order, so that together they are the step of one process. Whatever
-wraps the module averages gradients over the processes; a loss is therefore multiplied by their number.
+The parts are consecutive, so together they are the step of a single process. DDP and FSDP average gradients over the
+processes; a loss is therefore multiplied by their number. A process alone does nothing here.
 
 Axes: N rows of all processes, H hidden size.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -21,22 +22,27 @@ T = TypeVar("T")
 
 
 def processes() -> int:
-    """How many work together."""
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process among those that train together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def first_process() -> bool:
+    """Whether this process is the first of several, or alone; before they are joined, as their launcher says."""
+    return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
 def shares(items: Sequence[T]) -> list[Sequence[T]]:
-    """A run of the items for each process, in order; the first ones get one more where it does not divide."""
+    """Cut items into consecutive parts, one a process; where they do not divide, the first parts have one more."""
     size, rest = divmod(len(items), processes())
     bounds = [0]
     for number in range(processes()):
         bounds.append(bounds[-1] + size + (number < rest))
-    return [items[first:last] for first, last in pairwise(bounds)]
+    return [items[start:stop] for start, stop in pairwise(bounds)]
 
 
 def summed(values: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def summed_with_gradient(values: Tensor) -> Tensor:
-    """The sum over processes, whose gradient is the sum of theirs."""
+    """The sum over processes; its gradient is the sum of the processes' gradients."""
     if processes() == 1:
         return values
     total: Tensor = all_reduce(values)
@@ -64,12 +70,12 @@ def lowest(value: int, device: torch.device) -> int:
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether any process says so; all get the same answer. One process alone asks the device nothing."""
+    """Whether the flag is set in any process. A process alone does not use the device."""
     return flag if processes() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)
 
 
 def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows of all processes, [N, H], ``counts`` of each; gradients flow to this process's own."""
+    """Rows of all processes, [N, H], of which process i has ``counts[i]``; gradients flow to this process's rows."""
     if processes() == 1:
         return rows_NH
     padded = rows_NH.new_zeros(max(counts), rows_NH.shape[1])
@@ -82,52 +88,52 @@ def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have called this."""
     if processes() > 1:
         dist.barrier()
 
 
 def leave() -> None:
-    """End the group of processes in order, once all work is done: its threads must not outlive the interpreter."""
+    """Leave the group of processes once all work is done: its threads must not outlive the interpreter."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor as it is in one piece; all processes must ask. Any other tensor is itself."""
+    """The whole of a sharded tensor, for which all processes must call this; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor sharded as ``pattern`` is, on its device."""
+    """A whole tensor, moved to the device of ``pattern`` and sharded like it."""
     if not isinstance(pattern, DTensor):
         return tensor.to(pattern.device)
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
 def sharded(module: nn.Module) -> bool:
-    """Whether weights are spread over the processes, be they whole for the moment."""
+    """Whether a module's weights are sharded over the processes, even if they are gathered at the moment."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def reshard(module: nn.Module) -> None:
-    """Share weights out again: a forward pass without a backward leaves some whole."""
+    """Free gathered weights: a forward pass without a backward leaves some of them whole."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
-def on_the_first(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Whole tensors, one after the other, on the CPU of the first process; the others, which must ask too, get none."""
-    found: dict[str, Tensor] = {}
+def on_first_process(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Gather tensors one by one onto the CPU of the first process; the others must call this too and get none."""
+    gathered_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
         value = whole(tensor.detach())
         if rank() == 0:
-            found[name] = value.cpu()
-    return found
+            gathered_tensors[name] = value.cpu()
+    return gathered_tensors
 
 
 def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Whole weights of a sharded module, as `on_the_first` gives them."""
+    """Whole weights of a sharded module, as `on_first_process` gives them."""
     reshard(module)
-    return on_the_first(module.named_parameters())
+    return on_first_process(module.named_parameters())

@@ -1,10 +1,10 @@
-"""The one progress bar: done, rate, time left and a note, on standard error."""
+"""The progress bar: done, rate, time left and a note, on standard error."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from anchorembed.system.device import first_process
+from anchorembed.system.processes import first_process
 
 
 class _Rate(ProgressColumn):
@@ -19,7 +19,7 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """Progress with rate, time left and a note, on standard error."""
+    """A progress bar, shown by the first process alone; its tasks need a field ``note``."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anchorembed.system.device import versions
-from anchorembed.system.files import write_folder
-from anchorembed.system.processes import like, on_the_first, rank, reshard, wait
+from anchorembed.system.files import whole_folder
+from anchorembed.system.processes import like, on_first_process, rank, reshard, wait
 
 _log = logging.getLogger(__name__)
 Plan = dict[str, Any]  # what decides a run's result, by key
@@ -38,22 +38,20 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     )
-    tensors = {"weights": on_the_first(parameters.items()), "optimizer": on_the_first(moments)}
+    tensors = {"weights": on_first_process(parameters.items()), "optimizer": on_first_process(moments)}
     if rank() == 0:
         _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
     wait()
 
 
 def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
-
-    def fill(target: Path) -> None:
+    target = folder / f"step-{state['step']:06d}"
+    with whole_folder(target) as partial:
         for name, content in tensors.items():
-            save_file({key: value.contiguous() for key, value in content.items()}, target / f"{name}.safetensors")
-        (target / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    write_folder(folder / f"step-{state['step']:06d}", fill)
+            save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     have = checkpoints(folder)
-    here = have.index(folder / f"step-{state['step']:06d}")
+    here = have.index(target)
     for old in have[:here] + have[here + keep :]:  # newer ones were not usable, or this one would not be written
         shutil.rmtree(old)
 

@@ -108,7 +108,7 @@ def open_pairs(recipe: Recipe) -> PairStore:
         )
         for source in data.sources
     ]
-    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad, log=_log.info)
+    return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad)
 
 
 def own_template(recipe: Recipe) -> Template | None:
