@@ -27,7 +27,7 @@ from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
-from anchorembed.model.embedder import Embedder, described
+from anchorembed.model.embedder import Embedder, find_metadata
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.template import bake, derive_template
 from anchorembed.model.tokens import Lengths, PairTokenizer
@@ -132,7 +132,7 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
         _log.info(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
     local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
-    saved = described(recipe.model.name)
+    saved = find_metadata(recipe.model.name)
     template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
     store = open_pairs(recipe)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)

@@ -3,7 +3,6 @@
 from anchorembed.compare.controls import ControlReconstruct, ControlReconstruction
 from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
-from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder, Metadata
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair
@@ -11,7 +10,7 @@ from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage
-from tiny import reproduce, tiny_model, tiny_tokenizer
+from tiny import reproduced, tiny_model, tiny_tokenizer
 
 PAIRS = [
     TextPair("sort a list", "the values of a list are sorted in place"),
@@ -28,8 +27,7 @@ TEMPLATE = Template("<s>", "user: ", "", "</s>")
 
 
 def make(name: str) -> tuple[Embedder, list[TokenPair]]:
-    backbone = Backbone(tiny_model(name).eval())
-    reproduce(backbone, name)
+    backbone = reproduced(tiny_model(name).eval(), name)
     embedder = Embedder(backbone, bake(tiny_tokenizer(), TEMPLATE), Metadata(TEMPLATE, Lengths(24, 40)))
     return embedder, embedder.pairs.pairs(PAIRS, ["", "Query: ", "", ""])
 

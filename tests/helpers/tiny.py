@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.verify import check_reproduced, measure_scales
+from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 
 DATA = Path(__file__).parents[1] / "data"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -93,7 +93,11 @@ def write_pairs(path: Path, count: int = 60, seed: int = 0) -> Path:
     return path
 
 
-def reproduce(backbone: Backbone, name: str) -> None:
-    """What loading a model does before it is trusted."""
-    measure_scales(backbone, name)
-    check_reproduced(backbone, name)
+def reproduced(model: PreTrainedModel, name: str) -> Backbone:
+    """What loading does with a model before it is trusted."""
+    model.set_attn_implementation("eager")
+    own_TV = own_logits(model, name)
+    backbone = Backbone(model)
+    backbone.input_scale, backbone.logit_scale = measure_scales(backbone, own_TV, name)
+    check_reproduced(backbone, own_TV, name)
+    return backbone

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from anchorembed.model import attention
-from anchorembed.model.adapters import LoraSettings
+from anchorembed.model.adapters import LoraSettings, add_lora
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.system.device import autocast
 from stand_ins import varlen_on_the_cpu
-from tiny import ARCHITECTURES, reproduce, tiny_model
+from tiny import ARCHITECTURES, reproduced, tiny_model
 
 LORA = LoraSettings(4, 8, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 ALL_LINEAR = LORA.targets
@@ -117,14 +117,12 @@ def _stand_ins() -> None:
 
 
 def measured(name: str) -> Backbone:
-    backbone = Backbone(tiny_model(name).eval())
-    reproduce(backbone, name)
-    return backbone
+    return reproduced(tiny_model(name).eval(), name)
 
 
 def with_adapters(backbone: Backbone, dropout: float = 0.0) -> Backbone:
     torch.manual_seed(3)
-    backbone.add_lora(LoraSettings(4, 8, dropout, ALL_LINEAR))
+    add_lora(backbone, LoraSettings(4, 8, dropout, ALL_LINEAR))
     for key, weight in backbone.named_parameters():
         if "lora_B" in key:
             nn.init.normal_(weight, std=0.1)

@@ -3,20 +3,20 @@
 import dataclasses
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed.errors import InputError
 from anchorembed.model import attention
-from anchorembed.model.adapters import AdapterDropout, LoraSettings
+from anchorembed.model.adapters import AdapterDropout, LoraSettings, add_lora, merge_lora
 from anchorembed.model.backbone import Backbone, weights_sha256
-from anchorembed.model.embedder import load_backbone
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.system.device import find_device
-from tiny import ARCHITECTURES, reproduce, save_tiny, tiny_model
+from tiny import ARCHITECTURES, reproduced, save_tiny, tiny_model
 
-CPU = torch.device("cpu")
 LENGTHS = (3, 17, 9, 1, 16)
 
 
@@ -47,8 +47,7 @@ def padded_states(name: str, side: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_equals_padded(name: str) -> None:
-    backbone = Backbone(tiny_model(name).eval())
-    reproduce(backbone, name)
+    backbone = reproduced(tiny_model(name).eval(), name)
     packed = states(backbone, pack(sequences()))
     for side in ("left", "right"):
         torch.testing.assert_close(packed, padded_states(name, side), rtol=1e-4, atol=1e-5)
@@ -76,7 +75,7 @@ def test_a_broken_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Backbone(tiny_model().eval())
     assert not torch.allclose(states(broken, pack(sequences())), right, atol=1e-3)
     with pytest.raises(InputError, match="differs from its own forward's"):
-        reproduce(broken, "tiny")
+        reproduced(tiny_model().eval(), "tiny")
 
 
 def test_sequences_are_kept_apart() -> None:
@@ -87,8 +86,7 @@ def test_sequences_are_kept_apart() -> None:
 
 
 def test_scales_are_measured() -> None:
-    backbone = Backbone(tiny_model("granite").eval())
-    reproduce(backbone, "granite")
+    backbone = reproduced(tiny_model("granite").eval(), "granite")
     assert backbone.input_scale == pytest.approx(3.0)
     assert backbone.logit_scale == pytest.approx(0.25)
 
@@ -99,7 +97,7 @@ def test_other_architectures_are_refused_by_name(kind: str) -> None:
         kind, vocab_size=400, hidden_size=32, num_hidden_layers=2, n_layer=2, n_head=4, n_embd=32
     )
     with pytest.raises(InputError, match=kind):
-        reproduce(Backbone(AutoModelForCausalLM.from_config(config).eval()), kind)
+        reproduced(AutoModelForCausalLM.from_config(config).eval(), kind)
 
 
 def test_lora_trains_adapters_only_and_merges() -> None:
@@ -107,7 +105,7 @@ def test_lora_trains_adapters_only_and_merges() -> None:
     backbone = Backbone(tiny_model().eval())
     batch = pack(sequences())
     before = states(backbone, batch)
-    backbone.add_lora(LoraSettings(4, 8, 0.0, ("q_proj", "down_proj", "absent")))
+    add_lora(backbone, LoraSettings(4, 8, 0.0, ("q_proj", "down_proj", "absent")))
     trainable = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
@@ -118,7 +116,7 @@ def test_lora_trains_adapters_only_and_merges() -> None:
                 parameter.normal_()
     adapted = states(backbone, batch)
     assert not torch.allclose(adapted, before, atol=1e-2)
-    backbone.merge_lora()
+    merge_lora(backbone)
     assert not any("lora" in name for name, _ in backbone.named_parameters())
     torch.testing.assert_close(states(backbone, batch), adapted, rtol=1e-3, atol=1e-4)
 
@@ -143,13 +141,12 @@ def test_dropout_before_adapters_drops_its_share_and_the_same_with_the_same_seed
 
 def test_lora_on_a_model_without_its_targets_names_them() -> None:
     with pytest.raises(InputError, match="none of c_attn"):
-        Backbone(tiny_model()).add_lora(LoraSettings(4, 8, 0.0, ("c_attn",)))
+        add_lora(Backbone(tiny_model()), LoraSettings(4, 8, 0.0, ("c_attn",)))
 
 
 def test_untied_heads_are_saved(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama-untied")
-    loaded, _ = load_backbone(str(folder), CPU)
-    assert weights_sha256(loaded.model) == weights_sha256(tiny_model("llama-untied"))
+    assert Embedder.load(folder, device="cpu").weights_sha256 == weights_sha256(tiny_model("llama-untied"))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +158,9 @@ def test_untied_heads_are_saved(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_cannot_be_had(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=message):
-        load_backbone(name, CPU)
+        Embedder.load(name, device="cpu")
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_backbone(str(folder), CPU)
+        Embedder.load(folder, device="cpu")
 
 
 def test_one_gpu_is_not_given_to_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:

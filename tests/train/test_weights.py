@@ -17,9 +17,9 @@ from anchorembed.config import Recipe, parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention
 from anchorembed.model import load as models
-from anchorembed.model.adapters import LoraSettings
-from anchorembed.model.backbone import Backbone, weights_sha256
-from anchorembed.model.embedder import Embedder, load_backbone, read_metadata
+from anchorembed.model.adapters import LoraSettings, add_lora, is_quantized
+from anchorembed.model.backbone import weights_sha256
+from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.load import check_nf4
 from anchorembed.train import memory
 from anchorembed.train import run as training
@@ -30,7 +30,7 @@ from anchorembed.train.profile import profile
 from anchorembed.train.run import contrast, reconstruct, train
 from anchorembed.train.stage import step
 from stages import ready
-from tiny import ARCHITECTURES, SIZES, reproduce, tiny_model, tiny_tokenizer, write_pairs
+from tiny import ARCHITECTURES, SIZES, reproduced, tiny_model, tiny_tokenizer, write_pairs
 
 Make = Callable[..., Recipe]
 CPU = torch.device("cpu")
@@ -72,14 +72,14 @@ def losses(model: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_is_the_model_s_own_in_bfloat16(name: str) -> None:
-    reproduce(Backbone(tiny_model(name).eval().to(torch.bfloat16)), name)
+    reproduced(tiny_model(name).eval().to(torch.bfloat16), name)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_broken_mask_is_seen_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_allowed", lambda length, *_: torch.ones(length, length, dtype=torch.bool))
     with pytest.raises(InputError, match=r"over 0\.03"):
-        reproduce(Backbone(tiny_model(name).eval().to(torch.bfloat16)), name)
+        reproduced(tiny_model(name).eval().to(torch.bfloat16), name)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", pytest.param("nf4", marks=needs_bitsandbytes)])
@@ -116,14 +116,14 @@ def test_it_learns_and_saves_a_normal_model(
         return prepared
 
     seen: list[np.ndarray] = []
-    write = training.write_folder
+    write = training.whole_folder
 
-    def look(*args: Any) -> None:
+    def look(target: Path) -> Any:
         seen.append(kept[0].encode(TEXTS))
-        write(*args)
+        return write(target)
 
     monkeypatch.setattr(training, "prepare", keep)
-    monkeypatch.setattr(training, "write_folder", look)
+    monkeypatch.setattr(training, "whole_folder", look)
     model = contrast(recipe(weights, contrast={"batch_size": 8, "steps": 40, "learning_rate": 3e-3, "warmup_steps": 2}))
     found = losses(model)
     assert sum(found[-8:]) < 0.9 * sum(found[:8])
@@ -226,10 +226,10 @@ def test_gguf_is_not_quantised_again() -> None:
 
 @needs_bitsandbytes
 def test_four_bits_are_four_bits_and_count_as_what_they_stand_for(wide_folder: Path) -> None:
-    plain, _ = load_backbone(str(wide_folder), CPU)
-    packed, _ = load_backbone(str(wide_folder), CPU, "nf4")
-    assert packed.quantized
-    assert not plain.quantized
+    plain = Embedder.load(wide_folder, device="cpu").backbone
+    packed = Embedder.load(wide_folder, device="cpu", weights="nf4").backbone
+    assert is_quantized(packed.model)
+    assert not is_quantized(plain.model)
     module = packed.model.base_model.layers[0].mlp.down_proj
     assert module.weight.dtype == torch.uint8
     count, state = module.in_features * module.out_features, module.weight.quant_state
@@ -237,7 +237,7 @@ def test_four_bits_are_four_bits_and_count_as_what_they_stand_for(wide_folder: P
     assert held == pytest.approx(count * memory._NF4, rel=0.01)
     assert weight_count(packed) == weight_count(plain)
     with pytest.raises(InputError, match="none of c_attn"):
-        packed.add_lora(LoraSettings(4, 8, 0.0, ("c_attn",)))
+        add_lora(packed, LoraSettings(4, 8, 0.0, ("c_attn",)))
 
 
 def test_a_hash_does_not_depend_on_how_weights_are_stored() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from anchorembed.compare.controls import ArmRecipe, ControlReconstruction
 from anchorembed.config import Choice, Compare, OwnArm, Recipe, parse_as
 from anchorembed.errors import InputError, nearest
+from anchorembed.model.adapters import merge_lora
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.run import build_stage
@@ -228,7 +229,7 @@ def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
         stage.flops(number, prepared.tokens(indices, stage.hard_negatives))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
     ]
-    backbone.merge_lora()  # untrained, they change no weight
+    merge_lora(backbone)  # untrained, they change no weight
     return sum(counted) / len(counted)
 
 

@@ -1,18 +1,30 @@
-"""Low-rank adapters on a model's linear modules, by peft."""
+"""LoRA: low-rank adapters (Hu et al., 2022) on the linear modules of a backbone's model, by peft."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from anchorembed.errors import InputError
+from anchorembed.model.backbone import Backbone
+from anchorembed.model.load import quiet
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
-    """Low-rank adapters (Hu et al., 2022) on the named linear modules."""
+    """Rank, scale (alpha / rank), dropout, and the names of the linear modules that get adapters."""
 
     rank: int
     alpha: int
@@ -21,9 +33,9 @@ class LoraSettings:
 
 
 class AdapterDropout(nn.Module):
-    """Dropout before adapters, in the dtype of the products that follow rather than the wider one of their input.
+    """Dropout before adapters, in the dtype of the products that follow, not the wider one of their input.
 
-    On the CPU, where torch draws one random number an element, 16 bits of one decide: a third of Stage II's time.
+    torch draws a random number an element, which on the CPU takes a third of Stage II's time. Here 16 bits of one do.
     """
 
     def __init__(self, rate: float) -> None:
@@ -43,14 +55,78 @@ class AdapterDropout(nn.Module):
         return x * (kept.to(x.dtype) * (1 / (1 - self.rate)))
 
 
-def adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+def add_lora(backbone: Backbone, settings: LoraSettings) -> None:
+    """Freeze all weights and add adapters, in place, to the linear modules named in ``settings.targets``.
+
+    Raises:
+        InputError: if the model has none of them.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=adaptable(backbone.model, settings.targets),
+    )
+    backbone.peft.append(_adapted(backbone.model, config))
+
+
+def merge_lora(backbone: Backbone) -> None:
+    """Add the adapters, if there are any, to the weights they adapt; 4-bit weights become bfloat16 first."""
+    if is_quantized(backbone.model):
+        _dequantize(backbone)
+    while backbone.peft:
+        backbone.model = backbone.peft.pop().merge_and_unload()
+
+
+def adaptable(model: nn.Module, targets: Iterable[str]) -> list[str]:
+    """Return those of the names that linear modules of a model have.
+
+    Raises:
+        InputError: if there are none.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    matching = [name for name in targets if name in names]
+    if not matching:
+        raise InputError(
+            f"contrast.lora.targets: the model has none of {', '.join(targets)}. "
+            f"Its linear modules are {', '.join(sorted(names))}."
+        )
+    return matching
+
+
+def not_adapted(model: PreTrainedModel) -> list[str]:
+    """Names of the linear modules in a model's layers that have no adapters."""
+    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model's linear modules have 4-bit weights."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Put adapters on a model, in place, with `AdapterDropout` before them."""
     with warnings.catch_warnings():  # peft asks transformers in a way that transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
-        adapted: PeftModel = get_peft_model(model, config)
-    for module in adapted.modules():
+        peft: PeftModel = get_peft_model(model, config)
+    for module in peft.modules():
         dropouts = getattr(module, "lora_dropout", {})
         for name, dropout in dropouts.items():
-            if isinstance(dropout, nn.Dropout):  # else there is none
+            if isinstance(dropout, nn.Dropout):  # at rate 0 it is an nn.Identity
                 dropouts[name] = AdapterDropout(dropout.p)
-    return adapted
+    return peft
+
+
+def _dequantize(backbone: Backbone) -> None:
+    """Turn 4-bit weights into bfloat16 ones of the same values, and put the adapters back on them."""
+    adapters = [(peft.peft_config["default"], get_peft_model_state_dict(peft)) for peft in backbone.peft]
+    while backbone.peft:
+        backbone.model = backbone.peft.pop().unload()
+    with quiet():
+        backbone.model.dequantize(torch.bfloat16)
+    setattr(backbone.model, "is_loaded_in_4bit", False)  # noqa: B010 - not an attribute of all models
+    for config, weights in adapters:
+        peft = _adapted(backbone.model, config)
+        set_peft_model_state_dict(peft, weights)
+        backbone.peft.append(peft)

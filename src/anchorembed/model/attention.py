@@ -1,12 +1,12 @@
 """Causal attention within packed sequences, for any decoder of transformers, through its attention registry.
 
-Two ways to the same result:
+There are two implementations with the same result:
 
 - *varlen*: torch's kernel for packed sequences (``varlen_attn``), on a GPU in bfloat16 or float16;
-- *bucketed*: sequences of like length side by side, spelt out as matrix products. It runs everywhere and knows
-  soft-caps. To the compiler it is one opaque operator.
+- *bucketed*: sequences of like length side by side, as matrix products. It runs everywhere and supports soft-caps. To
+  the compiler it is one opaque operator.
 
-Axes: T packed tokens, A heads, K key heads, D head size, B sequences in a bucket, L its length, G = A / K,
+Axes: T packed tokens, A heads, K key heads, D head size, B sequences in a bucket, L tokens of its longest, G = A / K,
 N = B * K, R = G * L query rows that share a key head.
 """
 
@@ -29,11 +29,10 @@ except ImportError as error:
     raise InputError(f"torch {torch.__version__} is too old. Install torch 2.11 or newer.") from error
 
 ATTENTION = "anchorembed_packed"
-LARGEST_HEAD = 256  # of varlen_attn
-_SCORES_AT_ONCE = 2**21  # of bucketed attention: 4 MB in bfloat16, which stay in a CPU's cache
-_GROUPED: Any = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-)  # torch 2.11: none
+LARGEST_HEAD = 256  # D that varlen_attn supports
+_SCORES_AT_ONCE = 2**21  # in bucketed attention: 4 MB in bfloat16, which stay in a CPU's cache
+# varlen_attn of torch 2.11 groups heads without being told
+_GROUPED: Any = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of transformers' attention registry
@@ -51,10 +50,13 @@ def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of trans
     offsets: Tensor | None = None,
     **unknown: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each packed sequence.
+    """Causal attention within each packed sequence, called by transformers' layers.
 
-    ``query`` is [1, A, T, D], ``key`` and ``value`` may have fewer heads; the result is [1, T, A, D]. With ``ends`` and
+    ``query`` is [1, A, T, D], ``key`` and ``value`` are [1, K, T, D]; the result is [1, T, A, D]. With ``ends`` and
     ``longest`` the varlen kernel runs, with ``offsets`` (on the CPU) the bucketed operator.
+
+    Raises:
+        InputError: if a model asks for what neither supports, or does not pass on the layout of its batch.
     """
     if unknown.get("s_aux") is not None or unknown.get("position_bias") is not None:
         raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported.")
@@ -82,14 +84,14 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 @functools.lru_cache(maxsize=8)
-def _layout(offsets: bytes, device: torch.device) -> tuple[Bucket, ...]:
-    """Buckets of a batch, laid out once for all layers."""
-    laid = lay_out(torch.frombuffer(bytearray(offsets), dtype=torch.long))
-    return tuple(Bucket(*(send(part, device) for part in (b.index, b.real, b.tokens, b.slots))) for b in laid)
+def _cached_buckets(offsets: bytes, device: torch.device) -> tuple[Bucket, ...]:
+    """Buckets of a batch on a device, kept from its first layer for the others."""
+    buckets = lay_out(torch.frombuffer(bytearray(offsets), dtype=torch.long))
+    return tuple(Bucket(*(send(part, device) for part in (b.index, b.real, b.tokens, b.slots))) for b in buckets)
 
 
 def _buckets(offsets: Tensor, device: torch.device) -> tuple[Bucket, ...]:
-    return _layout(offsets.numpy().tobytes(), device)
+    return _cached_buckets(offsets.numpy().tobytes(), device)
 
 
 @torch.library.custom_op("anchorembed::bucketed_attention", mutates_args=())
@@ -102,7 +104,7 @@ def _bucketed(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention [T, A, D], and the log of each row's softmax sum, [T, A] in float32, for its backward."""
+    """Attention [T, A, D], and for the backward pass the log of each row's softmax sum, [T, A] in float32."""
     mixed_TAD, sums_TA = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[:2], dtype=torch.float32)
     for bucket in _buckets(offsets, q_TAD.device):
         queries, keys, values = (_side_by_side(side, bucket, k_TKD.shape[1]) for side in (q_TAD, k_TKD, v_TKD))
@@ -124,7 +126,7 @@ def _(q_TAD: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("anchorembed::bucketed_attention_backward", mutates_args=())
 def _bucketed_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no object
-    slope_TAD: Tensor,
+    gradient_TAD: Tensor,
     q_TAD: Tensor,
     k_TKD: Tensor,
     v_TKD: Tensor,
@@ -135,33 +137,34 @@ def _bucketed_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors an
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; probabilities are computed again from the rows' sums."""
-    into_q, into_k, into_v = (torch.empty_like(side) for side in (q_TAD, k_TKD, v_TKD))
-    inner_TA = (slope_TAD.float() * mixed_TAD.float()).sum(-1)  # each row's sum of probability times its gradient
+    """Gradients of queries, keys and values; probabilities are recomputed from the rows' sums."""
+    dq_TAD, dk_TKD, dv_TKD = (torch.empty_like(side) for side in (q_TAD, k_TKD, v_TKD))
+    inner_TA = (gradient_TAD.float() * mixed_TAD.float()).sum(-1)  # each row's sum of probability times its gradient
     heads, key_heads = q_TAD.shape[1], k_TKD.shape[1]
     for bucket in _buckets(offsets, q_TAD.device):
         queries, keys, values = (_side_by_side(side, bucket, key_heads) for side in (q_TAD, k_TKD, v_TKD))
-        slopes = _side_by_side(slope_TAD, bucket, key_heads, padding=0.0)
+        gradients = _side_by_side(gradient_TAD, bucket, key_heads, padding=0.0)
         inner = _side_by_side(inner_TA[..., None], bucket, key_heads, padding=0.0)
-        # a padded row has no sum of its own: with another's, its probabilities could overflow
+        # with the sum of another row, the probabilities of a padded row could overflow
         sums = _side_by_side(sums_TA[..., None], bucket, key_heads, padding=float("inf"))
-        of_q, of_k, of_v = (torch.empty_like(side) for side in (queries, keys, values))
+        dq, dk, dv = (torch.empty_like(side) for side in (queries, keys, values))
         for part in _blocks(len(queries), queries.shape[1] * keys.shape[1]):
             scores = _scores(queries[part], keys[part], scale, window, softcap)
-            curve = None if softcap is None else 1 - (scores / softcap).nan_to_num_(neginf=0.0).square_()
+            dcap = None if softcap is None else 1 - (scores / softcap).nan_to_num_(neginf=0.0).square_()
             shares = scores.sub_(sums[part]).exp_()
-            torch.bmm(shares.to(slopes.dtype).transpose(1, 2), slopes[part], out=of_v[part])
-            into = (slopes[part] @ values[part].transpose(1, 2)).float().sub_(inner[part]).mul_(shares).mul_(scale)
-            into = (into if curve is None else into.mul_(curve)).to(keys.dtype)
-            torch.bmm(into, keys[part], out=of_q[part])
-            torch.bmm(into.transpose(1, 2), queries[part], out=of_k[part])
-        for whole, one, count in ((into_q, of_q, heads), (into_k, of_k, key_heads), (into_v, of_v, key_heads)):
-            whole.index_copy_(0, bucket.tokens, _end_to_end(one, bucket, count))
-    return into_q, into_k, into_v
+            torch.bmm(shares.to(gradients.dtype).transpose(1, 2), gradients[part], out=dv[part])
+            dscores = (gradients[part] @ values[part].transpose(1, 2)).float()
+            dscores.sub_(inner[part]).mul_(shares).mul_(scale)
+            dscores = (dscores if dcap is None else dscores.mul_(dcap)).to(keys.dtype)
+            torch.bmm(dscores, keys[part], out=dq[part])
+            torch.bmm(dscores.transpose(1, 2), queries[part], out=dk[part])
+        for whole, part_NRD, count in ((dq_TAD, dq, heads), (dk_TKD, dk, key_heads), (dv_TKD, dv, key_heads)):
+            whole.index_copy_(0, bucket.tokens, _end_to_end(part_NRD, bucket, count))
+    return dq_TAD, dk_TKD, dv_TKD
 
 
 @_bucketed_backward.register_fake
-def _(slope_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q_TAD), torch.empty_like(k_TKD), torch.empty_like(v_TKD)
 
 
@@ -170,9 +173,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.options = inputs[4:]
 
 
-def _differentiate(ctx: Any, slope_TAD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+def _differentiate(ctx: Any, gradient_TAD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     *tensors, offsets = ctx.saved_tensors
-    return (*_bucketed_backward(slope_TAD, *tensors, offsets, *ctx.options), None, None, None, None)
+    return (*_bucketed_backward(gradient_TAD, *tensors, offsets, *ctx.options), None, None, None, None)
 
 
 _bucketed.register_autograd(_differentiate, setup_context=_keep)
@@ -181,7 +184,7 @@ _bucketed.register_autograd(_differentiate, setup_context=_keep)
 def _side_by_side(x_TAD: Tensor, bucket: Bucket, key_heads: int, padding: float | None = None) -> Tensor:
     """Rows of a bucket, [N, R, D]: query heads that share a key head are rows of one product.
 
-    What is padding has the values of its text's first token, or ``padding``.
+    Padding has the values of its text's first token, or ``padding``.
     """
     x_BLAD = x_TAD[bucket.index]
     if padding is not None:
@@ -191,21 +194,21 @@ def _side_by_side(x_TAD: Tensor, bucket: Bucket, key_heads: int, padding: float 
 
 
 def _end_to_end(x_NRD: Tensor, bucket: Bucket, heads: int) -> Tensor:
-    """The bucket's real rows again, [tokens, A, D]."""
-    texts, length = bucket.index.shape
-    x_BALD = x_NRD.view(texts, heads, length, -1)
+    """The rows of a bucket without its padding, [tokens, A, D], in the order of ``bucket.tokens``."""
+    sequences, length = bucket.index.shape
+    x_BALD = x_NRD.view(sequences, heads, length, -1)
     return x_BALD.transpose(1, 2).flatten(0, 1)[bucket.slots]
 
 
 def _blocks(heads: int, scores: int) -> Iterator[slice]:
-    """Heads a few at a time, evenly, so that their scores stay in the cache from one product to the next."""
+    """Cut heads into even slices whose scores, so many a head, stay in the cache from one product to the next."""
     count = min(heads, -(-heads * scores // _SCORES_AT_ONCE))
     for number in range(count):
         yield slice(heads * number // count, heads * (number + 1) // count)
 
 
 def _scores(queries_NRD: Tensor, keys_NLD: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
-    """Scaled and capped scores [N, R, L] in float32, minus infinity where a query must not look."""
+    """Scaled and capped scores [N, R, L] in float32, minus infinity for keys that a query does not attend to."""
     scores = (queries_NRD @ keys_NLD.transpose(1, 2)).float().mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
@@ -216,7 +219,7 @@ def _scores(queries_NRD: Tensor, keys_NLD: Tensor, scale: float, window: int | N
 
 
 def _allowed(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query may look at, [L, L]: itself and those before it, at most ``window`` in all."""
+    """Which keys each query attends to, [L, L]: its token's and those before, at most ``window`` in all."""
     allowed_LL = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return allowed_LL if window is None else allowed_LL.triu(1 - window)
 
@@ -231,7 +234,7 @@ def _with_dropout(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same, text by text by autograd, for the few models that drop attention's probabilities as they train."""
+    """The same by autograd, text by text, for the few models with dropout of attention's probabilities in training."""
     groups, lengths = q_TAD.shape[1] // k_TKD.shape[1], offsets.diff().tolist()
     wide = (q_TAD, k_TKD.repeat_interleave(groups, 1), v_TKD.repeat_interleave(groups, 1))
     mixed = []

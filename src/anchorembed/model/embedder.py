@@ -1,10 +1,11 @@
-"""Embedder: a decoder, its baked tokenizer, and the rule that a text's embedding is the state at its EOS.
+"""Embedder: a decoder and its baked tokenizer, which embed a text as the decoder's final state at the text's EOS.
 
 ``forward(PackedBatch) -> [N, H]`` is all that training needs; ``encode(texts)`` is all that users need. A saved folder
 is an ordinary transformers folder with one more file, ``anchorembed.json``.
+
+Axes: N texts, H hidden size, T packed tokens, V vocabulary.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,28 +17,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
+from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, weights_sha256
 from anchorembed.model.fast import use_varlen
-from anchorembed.model.load import beside, load_model, quiet
+from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.template import Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
-from anchorembed.model.verify import check_reproduced, measure_scales
+from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
+from anchorembed.system.files import hash_texts
 
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
-_RULES = 1  # raised when the same weights and texts come to give other vectors: what is kept is then made anew
-_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens computed at once when encoding
+_RULES = 1  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
+_TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a model folder knows beyond its weights; ``history`` says what made them."""
+    """What ``anchorembed.json`` says of a model; ``history`` says what made its weights."""
 
     template: Template
     lengths: Lengths
@@ -48,13 +51,19 @@ class Metadata:
 class Embedder(nn.Module):
     """Turns texts into vectors: the decoder's final state at each text's EOS."""
 
-    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerFast,
+        metadata: Metadata,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.metadata = metadata
         self.pairs = PairTokenizer(tokenizer, metadata.lengths)
-        self.dtype = torch.float32
+        self.dtype = dtype  # of matrix products
 
     @classmethod
     def load(
@@ -74,32 +83,33 @@ class Embedder(nn.Module):
             name: a folder, a hub id, a ``.gguf`` file, or ``smollm2-135m``.
             precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it.
             weights: how the model's weights are stored; ``bfloat16`` takes half the memory of ``float32``, and
-                ``nf4`` an eighth. Products are then bfloat16, and so is what is saved.
+                ``nf4`` an eighth. Products are then bfloat16, and the model is saved in bfloat16.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            template: instead of the folder's own or the one derived from the model.
-            lengths: instead of the folder's own, or 512 tokens.
-            instruction: instead of the folder's own, or none.
+            template: by default the folder's, or derived from the tokenizer.
+            lengths: by default the folder's, or 512 tokens a side.
+            instruction: of queries; by default the folder's, or none.
 
         Raises:
-            InputError: if the model cannot be had or is not supported.
+            InputError: if the model cannot be loaded, or is not a causal decoder that packed tokens reproduce.
         """
         keep_memory()
-        name = Path(name).expanduser() if str(name).startswith("~") else name
-        place = find_device(device)
-        dtype = compute_dtype(precision, place, weights)
-        backbone, tokenizer = load_backbone(str(name), place, weights)
-        saved = described(str(name))
-        template = template or (saved.template if saved else derive_template(tokenizer))
+        name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+        torch_device = find_device(device)
+        dtype = compute_dtype(precision, torch_device, weights)
+        model, tokenizer = load_model(name, weights, torch_device)
+        own_TV = own_logits(model, name)
+        backbone = Backbone(model)
+        backbone.input_scale, backbone.logit_scale = measure_scales(backbone, own_TV, name)
+        check_reproduced(backbone, own_TV, name)
+        use_varlen(backbone, dtype)
+        saved = find_metadata(name)
         metadata = Metadata(
-            template=template,
+            template=template or (saved.template if saved else derive_template(tokenizer)),
             lengths=lengths or (saved.lengths if saved else Lengths(512, 512)),
             instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
-            history=saved.history if saved else {"base": str(name)},
+            history=saved.history if saved else {"base": name},
         )
-        embedder = cls(backbone, bake(tokenizer, template), metadata)
-        embedder.dtype = dtype
-        use_varlen(backbone, dtype)
-        return embedder
+        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype)
 
     @property
     def dimension(self) -> int:
@@ -108,15 +118,14 @@ class Embedder(nn.Module):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 over the names and values of all weights, as they were when first asked for."""
+        """SHA-256 of the names and values of all weights, computed once, at the first use."""
         return weights_sha256(self.backbone.model)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of weights, template, lengths, instruction and our rules: equal fingerprints give equal vectors."""
-        rule = [_RULES, asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
-        text = self.weights_sha256 + json.dumps(rule, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of all that decides vectors: weights, template, lengths, instruction and the rules of this file."""
+        settings = [_RULES, asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
+        return hash_texts([self.weights_sha256, json.dumps(settings, sort_keys=True)])
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Embed packed templated texts: [N, H], float32, not normalised."""
@@ -132,17 +141,17 @@ class Embedder(nn.Module):
         normalize: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Embed texts, in order.
+        """Embed texts, in order: float32 [N, H].
 
         Args:
             texts: any iterable of strings; a generator is read 4,096 texts ahead.
             side: ``query`` or ``document``; they differ in length limit and in the default instruction.
-            instruction: a task to put before each text; by default the model's own for queries, none for documents.
+            instruction: a task to put before each text; by default the model's for queries, none for documents.
             normalize: scale to unit length.
             progress: called with the number of texts done since the last call.
 
-        Returns:
-            float32 [N, H].
+        Raises:
+            InputError: if ``texts`` is one string, ``side`` is unknown, or an instruction leaves no room for text.
         """
         windows = list(self.stream(texts, side, instruction, normalize, progress))
         return np.concatenate(windows) if windows else np.zeros((0, self.dimension), dtype=np.float32)
@@ -155,7 +164,7 @@ class Embedder(nn.Module):
         normalize: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Like ``encode``, yielding the vectors of 4,096 texts at a time, so that memory stays bounded."""
+        """Embed texts as `encode` does, yielding the vectors of 4,096 texts at a time: memory stays bounded."""
         if isinstance(texts, str):
             raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
@@ -172,7 +181,10 @@ class Embedder(nn.Module):
 
     @torch.inference_mode()
     def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
-        """Embed templated texts, longest first, as many at once as the token budget holds: [N, H] on the CPU."""
+        """Embed templated texts, given as token ids: [N, H] on the CPU, in the order given.
+
+        The longest are computed first, as many at once as the token budget holds.
+        """
         training, device = self.training, self.backbone.device
         self.eval()
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
@@ -184,13 +196,13 @@ class Embedder(nn.Module):
                 progress(len(run))
         vectors = torch.empty(len(sequences), self.dimension)
         if parts:
-            vectors[order] = torch.cat(parts).cpu()  # on a GPU the one time that anything waits for it
+            vectors[order] = torch.cat(parts).cpu()  # the only wait for a GPU
         self.train(training)
         return vectors
 
     def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
-        self.backbone.merge_lora()
+        merge_lora(self.backbone)
         model = self.backbone.model
         with quiet():
             model.save_pretrained(folder)
@@ -204,36 +216,14 @@ class Embedder(nn.Module):
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def load_backbone(
-    name: str, device: torch.device, weights: Weights = "float32"
-) -> tuple[Backbone, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer, measure its scales, and check that we reproduce its forward pass.
-
-    Args:
-        name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
-        device: where to put the weights.
-        weights: how they are stored.
-
-    Raises:
-        InputError: if the model cannot be had, or is not a causal decoder that we reproduce.
-    """
-    model, tokenizer = load_model(name, weights, device)
-    backbone = Backbone(model)
-    if weights != "nf4":  # those are quantised where they are to stay
-        backbone.to(device)
-    measure_scales(backbone, name)
-    check_reproduced(backbone, name)
-    return backbone, tokenizer
-
-
-def described(name: str) -> Metadata | None:
-    """What a model that we saved, in a folder or on the hub, knows beyond its weights; None of any other."""
-    found = beside(name, METADATA)
-    return read_metadata(found.parent) if found else None
+def find_metadata(name: str) -> Metadata | None:
+    """The metadata of a model that was saved by `Embedder.save`, in a folder or on the hub; None for other models."""
+    path = file_beside(name, METADATA)
+    return read_metadata(path.parent) if path else None
 
 
 def saved_sha256(folder: Path) -> str:
-    """SHA-256 of the weights of a folder we saved, as its ``anchorembed.json`` says; empty for any other model."""
+    """SHA-256 of a model folder's weights, as its ``anchorembed.json`` says; empty where there is none."""
     if read_metadata(folder) is None:
         return ""
     return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))

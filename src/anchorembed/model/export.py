@@ -1,7 +1,7 @@
-"""Export as a sentence-transformers folder, reloaded and compared before it counts as done.
+"""Export as a sentence-transformers folder, which is loaded and compared with ours before it is kept.
 
-The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, the two prompts and the
-two length limits, so ``SentenceTransformer(folder)`` gives our vectors without knowing of us.
+The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, both prompts and both
+length limits: ``SentenceTransformer(folder)`` gives our vectors without this package.
 """
 
 import tempfile
@@ -16,9 +16,9 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import quiet
 from anchorembed.model.template import instruct
 from anchorembed.model.vectors import Side
-from anchorembed.system.files import write_folder
+from anchorembed.system.files import whole_folder
 
-SMALLEST_COSINE = 0.9999
+SMALLEST_COSINE = 0.9999  # between our vectors and those of an export that is kept
 _TEXTS = (
     "cat",
     ".",
@@ -30,37 +30,32 @@ _TEXTS = (
 
 
 def export(name: str | Path, target: str | Path) -> float:
-    """Write a sentence-transformers folder and compare it with ours, both in float32.
+    """Write a sentence-transformers folder and compare its vectors with ours, both in float32.
 
     Args:
-        name: a trained folder, or anything ``Embedder.load`` takes.
+        name: as in `Embedder.load`.
         target: folder to write; it must not exist.
 
     Returns:
-        The smallest cosine between the two over six texts as query and as document.
+        The smallest cosine between our vector of a text and the export's, over six texts as queries and documents.
 
     Raises:
-        InputError: if the target exists, or a cosine is not above 0.9999; nothing is left behind then.
+        InputError: if the target exists, or a cosine is not above 0.9999; then nothing is kept.
     """
     target = Path(target)
     if target.exists():
         raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
     embedder = Embedder.load(name, precision="float32", device="cpu")
-    smallest = 1.0
-
-    def fill(folder: Path) -> None:
-        nonlocal smallest
+    with whole_folder(target) as folder:
         _write(embedder, folder)
         smallest = compare(embedder, folder)
         if not smallest > SMALLEST_COSINE:
             raise InputError(f"{target}: the reloaded export differs from the model (cosine {smallest:.6f}). Not kept.")
-
-    write_folder(target, fill)
     return smallest
 
 
 def compare(embedder: Embedder, folder: Path) -> float:
-    """Smallest cosine between our vectors and those of the exported folder, over texts short, long and strange."""
+    """Smallest cosine between our vectors and those of an exported folder, over short, long and unusual texts."""
     with quiet():
         exported = SentenceTransformer(str(folder), device="cpu")
     encoders = {"query": exported.encode_query, "document": exported.encode_document}
@@ -74,7 +69,7 @@ def compare(embedder: Embedder, folder: Path) -> float:
 
 def _write(embedder: Embedder, folder: Path) -> None:
     metadata = embedder.metadata
-    with tempfile.TemporaryDirectory(dir=folder.parent) as native, quiet():
+    with tempfile.TemporaryDirectory(dir=folder) as native, quiet():
         embedder.save(Path(native))
         transformer = Transformer(
             native,

@@ -1,4 +1,4 @@
-"""What makes a loaded model fast on a GPU: the varlen attention kernel, and layers compiled one by one."""
+"""Make a loaded model fast on a GPU: the varlen attention kernel, and layers compiled one by one."""
 
 import logging
 
@@ -11,39 +11,25 @@ from anchorembed.model.verify import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)
-_GRAPHS = 64  # that one kind of layer may have: models, adapters, modes and devices of one process
-_BY_KERNEL = 0.03  # by which the varlen kernel's states may differ from bucketed attention's in bfloat16, relative
+_GRAPHS = 64  # a kind of layer may have so many: for models, adapters, modes and devices of this process
+_LARGEST_DIFFERENCE = 0.03  # relative, in bfloat16, between states by the varlen kernel and by buckets
 
 
-@torch.no_grad()
 def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
-    """Let attention run by the varlen kernel, if it can and gives what bucketed attention gives.
+    """Let attention run by the varlen kernel on a GPU, if the model allows it and the kernel gives what buckets give.
 
-    It needs a GPU of compute capability 8.0, bfloat16, heads of at most 256, and neither soft-caps nor
-    dropout; a model that asks for more stays with bucketed attention, which is said once.
+    It needs compute capability 8.0, products in bfloat16, heads of at most 256, and neither soft-caps nor dropout in
+    attention. Otherwise attention stays in buckets, and a warning says why.
     """
     if backbone.device.type != "cuda" or dtype == torch.float32:
         return
-    if reason := _not_by_varlen(backbone):
-        _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
-        return
-    batch = probe_batch(backbone)
-    with autocast(backbone.device, dtype):
-        bucketed = backbone.states(backbone.embed(batch.tokens), batch).float()
-        backbone.varlen = True
-        try:
-            difference = float(
-                (backbone.states(backbone.embed(batch.tokens), batch) - bucketed).norm() / bucketed.norm()
-            )
-            reason = "" if difference <= _BY_KERNEL else f"the varlen kernel's states differ by {difference:.3f}"
-        except (RuntimeError, InputError) as error:
-            reason = f"the varlen kernel fails: {first_line(error)}"
+    reason = _unsupported(backbone) or _wrong(backbone, dtype)
+    backbone.varlen = not reason
     if reason:
-        backbone.varlen = False
         _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
 
 
-def _not_by_varlen(backbone: Backbone) -> str:
+def _unsupported(backbone: Backbone) -> str:
     """Why a model on a GPU cannot use the varlen kernel; empty if it can."""
     config = backbone.model.config
     if torch.cuda.get_device_capability(backbone.device) < (8, 0):
@@ -56,17 +42,33 @@ def _not_by_varlen(backbone: Backbone) -> str:
     return f"its heads of {head} are above {LARGEST_HEAD}" if head > LARGEST_HEAD else ""
 
 
+@torch.no_grad()
+def _wrong(backbone: Backbone, dtype: torch.dtype) -> str:
+    """How the varlen kernel fails on a probe, or by how much its states differ; empty if it does neither."""
+    batch = probe_batch(backbone)
+    with autocast(backbone.device, dtype):
+        vectors_TH = backbone.embed(batch.tokens)
+        expected_TH = backbone.states(vectors_TH, batch, varlen=False).float()
+        try:
+            states_TH = backbone.states(vectors_TH, batch, varlen=True).float()
+        except (RuntimeError, InputError) as error:
+            return f"the varlen kernel fails: {first_line(error)}"
+    difference = float((states_TH - expected_TH).norm() / expected_TH.norm())
+    return "" if difference <= _LARGEST_DIFFERENCE else f"the varlen kernel's states differ by {difference:.3f}"
+
+
 def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "inductor") -> bool:
     """Compile the decoder's layers one by one; layers of a kind share their graphs, whatever the lengths.
 
-    A small forward and backward pass shows that it works. If it does not, the layers run as they are, which is said.
+    A small forward and backward pass shows whether that works here. If not, a warning says why and the layers run
+    uncompiled.
 
     Returns:
         Whether the layers are compiled.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
-    config.specialize_float = True  # scales and dropout are constants; as symbols each graph is traced twice
+    config.specialize_float = True  # scales and dropout rates are constants; as symbols, graphs are traced twice
     for layer in backbone.layers:
         layer.compile(fullgraph=True, dynamic=True, backend=backend)
     batch = probe_batch(backbone)
@@ -76,7 +78,7 @@ def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "induc
         trained = [weight for weight in backbone.parameters() if weight.requires_grad]
         if trained:
             torch.autograd.grad(states.float().sum(), trained, allow_unused=True)
-    except Exception as error:  # the compiler raises many kinds; each means that it does not work here
+    except Exception as error:  # the compiler raises errors of many kinds
         for layer in backbone.layers:
             layer._compiled_call_impl = None
         _log.warning("%s: layers are not compiled, slower: %s", backbone.name, first_line(error))

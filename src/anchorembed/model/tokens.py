@@ -1,4 +1,4 @@
-"""Text to token ids with one baked tokenizer: pairs for training, lone texts for encoding."""
+"""Text to token ids with a baked tokenizer: pairs for training, single texts for encoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from anchorembed.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """One pair as token ids: the two templated sides, and each side's own tokens, which Stage I predicts.
+    """A pair as token ids: both sides and the negatives in their template, and both sides without it for Stage I.
 
-    ``query_text`` and ``document_text`` hold neither template nor instruction; ``text`` is the pair they are made of.
+    ``query_text`` and ``document_text``, which Stage I predicts, hold neither template nor instruction; ``text`` is the
+    pair that all of it is made from.
     """
 
     query: list[int]
@@ -28,14 +29,22 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """The longest templated query and document, in tokens, template and instruction included."""
+    """Most tokens of a query and of a document, template and instruction included."""
 
     query: int
     document: int
 
 
 class PairTokenizer:
-    """Text to tokens with one baked tokenizer: ``TextPair -> TokenPair``, and lone texts for encoding."""
+    """Text to tokens with a baked tokenizer: ``TextPair -> TokenPair``, and single texts for encoding.
+
+    Attributes:
+        overhead: tokens of the template.
+        end_id: the end token's id.
+
+    Raises:
+        InputError: if a length leaves no room for text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, lengths: Lengths) -> None:
         self.tokenizer = tokenizer
@@ -50,7 +59,7 @@ class PairTokenizer:
                 )
 
     def check_room(self, instruction: str, length: int) -> None:
-        """Raise InputError if an instruction leaves no room for the text it precedes, of ``length`` tokens in all."""
+        """Raise InputError if template and instruction take all of ``length`` tokens."""
         used = self.overhead + len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
         if used >= length:
             raise InputError(
@@ -59,20 +68,20 @@ class PairTokenizer:
             )
 
     def templated(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Token ids of each text within its template, at most ``length`` each, EOS always last."""
+        """Token ids of each text in its template, at most ``length`` each, EOS always last."""
         if not texts:
             return []
         ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
         return ids
 
     def count(self, texts: Sequence[str]) -> NDArray[np.int32]:
-        """Tokens of each text within its template, uncut."""
+        """Number of tokens of each text in its template, not truncated, [N]."""
         if not texts:
             return np.zeros(0, np.int32)
         return np.array([len(ids) for ids in self.tokenizer(list(texts))["input_ids"]], np.int32)
 
     def plain(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Token ids of each text alone, at most as many as a template of ``length`` tokens leaves room for."""
+        """Token ids of each text without its template, at most as many as `templated` keeps of it."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -88,20 +97,24 @@ class PairTokenizer:
         of_documents: Sequence[str] | None = None,
         most_negatives: int | None = None,
     ) -> list[TokenPair]:
-        """Tokenise pairs, of each all negatives or the first so many.
+        """Tokenise pairs.
 
-        ``instructions[i]`` goes before query i, ``of_documents[i]`` before its documents.
+        Args:
+            pairs: to tokenise.
+            instructions: what goes before the query of each.
+            of_documents: what goes before the positive and the negatives of each; by default nothing.
+            most_negatives: how many negatives of a pair to use, the first; by default all.
         """
         negatives = [pair.negatives[:most_negatives] for pair in pairs]
         queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]
         prefixes = of_documents or [""] * len(pairs)
         positives = [prefix + pair.positive for pair, prefix in zip(pairs, prefixes, strict=True)]
-        every = [prefix + text for texts, prefix in zip(negatives, prefixes, strict=True) for text in texts]
-        rest = iter(self.templated(every, self.lengths.document))
+        flat = [prefix + text for texts, prefix in zip(negatives, prefixes, strict=True) for text in texts]
+        tokens = iter(self.templated(flat, self.lengths.document))
         sides = zip(
             self.templated(queries, self.lengths.query),
             self.templated(positives, self.lengths.document),
-            [tuple(next(rest) for _ in texts) for texts in negatives],
+            [tuple(next(tokens) for _ in texts) for texts in negatives],
             self.plain([pair.query for pair in pairs], self.lengths.query),
             self.plain([pair.positive for pair in pairs], self.lengths.document),
             pairs,

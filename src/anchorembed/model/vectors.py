@@ -1,6 +1,4 @@
-"""Unit vectors and their cosines with NumPy alone: the same score for a pair wherever it stands.
-
-Search, evaluation, mining and the vector cache all compare vectors; what they share is here.
+"""Unit vectors and their cosines with NumPy: the cosine of two texts does not depend on their places in a matrix.
 
 Axes: N texts, D documents, H hidden size.
 """
@@ -14,11 +12,11 @@ from numpy.typing import NDArray
 Side = Literal["query", "document"]
 Floats = NDArray[np.float32]
 
-_ROWS_PER_COSINE = 4096
+_DOCUMENTS_AT_ONCE = 4096
 
 
 class Encoder(Protocol):
-    """What a search needs of a model: texts to vectors, and a name for the weights that made them."""
+    """What search needs of a model: texts to vectors, and a fingerprint of what made them."""
 
     @property
     def fingerprint(self) -> str:
@@ -33,32 +31,32 @@ class Encoder(Protocol):
 
 
 def unit_rows(vectors_NH: Floats) -> Floats:
-    """Scale each row to length 1, float32 [N, H]; a zero row stays zero and so has cosine 0 with everything."""
+    """Scale each row to length 1, float32 [N, H]; a zero row stays zero, so its cosines are 0."""
     lengths = np.linalg.norm(vectors_NH, axis=1, keepdims=True)
     units_NH: Floats = np.divide(vectors_NH, lengths, out=np.zeros_like(vectors_NH), where=lengths > 0)
     return units_NH
 
 
 def cosines(query_H: Floats, documents_DH: Floats) -> Floats:
-    """Dot products of unit vectors, float32 [D], each the same wherever its document stands.
+    """Dot products of unit vectors, float32 [D], each independent of where its document is.
 
-    A matrix product may round the same pair differently in different positions, which would split ties; here every row
-    is summed by itself in float64 and rounded once.
+    A matrix product may round equal rows differently, which would break ties by position. Here each row is summed by
+    itself in float64 and rounded once.
     """
     scores = np.empty(len(documents_DH), np.float32)
-    for start in range(0, len(documents_DH), _ROWS_PER_COSINE):
-        part = slice(start, start + _ROWS_PER_COSINE)
+    for start in range(0, len(documents_DH), _DOCUMENTS_AT_ONCE):
+        part = slice(start, start + _DOCUMENTS_AT_ONCE)
         scores[part] = np.multiply(documents_DH[part], query_H, dtype=np.float64).sum(axis=1)
     return scores
 
 
 def rounding(dimension: int) -> float:
-    """Bound on how far float32 rounding can move the difference of two dot products of unit vectors."""
+    """Largest error, from rounding to float32, of the difference of two dot products of unit vectors."""
     return 2 * (dimension + 8) * 2.0**-24
 
 
 def near_top(scores_D: Floats, top_k: int, margin: float) -> NDArray[np.intp]:
-    """Rows, in their order, whose score may, within ``margin``, belong to the ``top_k`` best; int [at least top_k]."""
+    """Indices, ascending, of scores at most ``margin`` below the ``top_k``-th best; all if there are fewer."""
     if top_k >= len(scores_D):
         return np.arange(len(scores_D))
     last = np.partition(scores_D, len(scores_D) - top_k)[len(scores_D) - top_k]

@@ -1,6 +1,9 @@
-"""Measure a model's scales and compare our packed forward pass with its own, once, when it is loaded.
+"""Measure a model's scales and compare our packed forward pass with the model's own, once, when it is loaded.
 
-Axes: T tokens, V vocabulary.
+The model's own logits come first, by its own attention, which `Backbone` then replaces. What is computed here changes
+nothing in the model or its backbone.
+
+Axes: T tokens of all probe sequences, V vocabulary, H hidden size.
 """
 
 from collections.abc import Iterator
@@ -10,74 +13,110 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from anchorembed.errors import InputError
-from anchorembed.model.attention import ATTENTION
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.packing import PackedBatch, pack
 
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # of our loss against the model's own, in nats a token
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # by which a scaled input may differ
-_MEASURING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # by which a measured scale may
+_PROBE_LENGTHS = (13, 8)  # tokens
+_LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # between our loss and the model's, in nats a token
+_INPUT_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # relative, of a scaled input vector
+_SCALE_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # relative, of a measured scale
 
 
 def probe_batch(backbone: Backbone) -> PackedBatch:
-    """Two random sequences, on the backbone's device."""
+    """Two sequences of random tokens, packed, on the backbone's device."""
+    return pack(_probe_sequences(backbone.head.weight.shape[0])).to(backbone.device)
+
+
+def _probe_sequences(vocabulary: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    vocabulary = backbone.head.weight.shape[0]
-    sequences = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (13, 8)]
-    return pack(sequences).to(backbone.device)
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _PROBE_LENGTHS]
 
 
 @torch.no_grad()
-def measure_scales(backbone: Backbone, name: str) -> None:
-    """Set the backbone's input and logit scales to what the model's own forward pass shows them to be.
+def own_logits(model: PreTrainedModel, name: str) -> Tensor:
+    """Logits [T, V], float32, by the model's own forward pass, of each probe sequence by itself.
+
+    Args:
+        model: before a `Backbone` replaces its attention.
+        name: what the user calls it.
 
     Raises:
-        InputError: if the model cannot run on packed tokens, or adds more to its input vectors than a scale.
+        InputError: if the model's code fails.
     """
-    batch = probe_batch(backbone)
-    with _as_input_error(backbone, name):
-        backbone.input_scale = _measure_input_scale(backbone, batch)
-        products = _products(backbone, batch)
-        own = _own_logits(backbone, batch)
-        uncapped = own if backbone.softcap is None else backbone.softcap * torch.atanh(own / backbone.softcap)
-        backbone.logit_scale = _tidy(float((uncapped * products).sum() / (products * products).sum()), backbone.stored)
+    weight_VH = model.get_output_embeddings().weight
+    sequences = [torch.tensor([tokens], device=weight_VH.device) for tokens in _probe_sequences(len(weight_VH))]
+    with _faults_named(name, str(model.config.model_type)):
+        logits = [model(input_ids=tokens_1L, use_cache=False).logits[0].float() for tokens_1L in sequences]
+    return torch.cat(logits)
 
 
 @torch.no_grad()
-def check_reproduced(backbone: Backbone, name: str) -> None:
-    """Compare our loss on packed tokens with that of the model's own forward pass, each sequence by itself.
+def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float, float]:
+    """Measure by what a model multiplies its input vectors, and by what its logits.
 
-    Both run with the weights as they are stored, so that 4 bits, or bfloat16, are on both sides.
+    Args:
+        backbone: the model on packed tokens.
+        own_TV: logits as `own_logits` gives them.
+        name: what the user calls the model.
+
+    Returns:
+        The scale of input vectors and the scale of logits; 1 for most models.
+
+    Raises:
+        InputError: if the model cannot run on packed tokens, or does more to its input vectors than scale them.
+    """
+    batch = probe_batch(backbone)
+    with _faults_named(name, backbone.name):
+        input_scale = _input_scale(backbone, batch)
+        products_TV = _products(backbone, batch)
+    uncapped_TV = own_TV if backbone.softcap is None else backbone.softcap * torch.atanh(own_TV / backbone.softcap)
+    logit_scale = float((uncapped_TV * products_TV).sum() / (products_TV * products_TV).sum())
+    return input_scale, _rounded_if_whole(logit_scale, backbone.stored)
+
+
+@torch.no_grad()
+def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
+    """Compare our loss on packed tokens with that of the model's own forward pass.
+
+    Both use the weights as they are stored: rounding to 4 bits or bfloat16 is on both sides.
+
+    Args:
+        backbone: the model on packed tokens, with its measured scales.
+        own_TV: logits as `own_logits` gives them.
+        name: what the user calls the model.
 
     Raises:
         InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16.
     """
-    tolerance = _TOLERANCE[backbone.stored]
     batch = probe_batch(backbone)
-    with _as_input_error(backbone, name):
-        own = _own_logits(backbone, batch)
-        logits = _products(backbone, batch) * backbone.logit_scale
-    ours = logits if backbone.softcap is None else backbone.softcap * torch.tanh(logits / backbone.softcap)
-    targets = batch.tokens.roll(-1)
-    difference = abs(float(F.cross_entropy(ours, targets) - F.cross_entropy(own, targets)))
-    if not difference <= tolerance:
+    with _faults_named(name, backbone.name):
+        ours_TV = _products(backbone, batch) * backbone.logit_scale
+    if backbone.softcap is not None:
+        ours_TV = backbone.softcap * torch.tanh(ours_TV / backbone.softcap)
+    targets_T = batch.tokens.roll(-1)
+    difference = abs(float(F.cross_entropy(ours_TV, targets_T) - F.cross_entropy(own_TV, targets_T)))
+    limit = _LARGEST_DIFFERENCE[backbone.stored]
+    if not difference <= limit:
         raise InputError(
             f"model.name: {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
-            f"a token, over {tolerance}. It is not supported; use a causal decoder with rotary positions."
+            f"a token, over {limit}. It is not supported; use a causal decoder with rotary positions."
         )
 
 
 @contextmanager
-def _as_input_error(backbone: Backbone, name: str) -> Iterator[None]:
-    """Turn whatever a model's code raises into an InputError that names the model."""
+def _faults_named(name: str, kind: str) -> Iterator[None]:
+    """Turn whatever a model's code raises into an InputError that names the model and its architecture."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"model.name: {name!r} ({backbone.name}) cannot run packed: {error}") from error
+        raise InputError(
+            f"model.name: {name!r} ({kind}) cannot run: {error} Use a causal decoder with rotary positions."
+        ) from error
 
 
 def _products(backbone: Backbone, batch: PackedBatch) -> Tensor:
@@ -86,43 +125,33 @@ def _products(backbone: Backbone, batch: PackedBatch) -> Tensor:
     return F.linear(states_TH.to(backbone.stored), backbone.head.weight, backbone.head.bias).float()
 
 
-def _own_logits(backbone: Backbone, batch: PackedBatch) -> Tensor:
-    """Logits [T, V] of each sequence by the model's own forward pass, with its own attention."""
-    sequences = batch.tokens.split(batch.offsets.diff().tolist())
-    backbone.model.set_attn_implementation("eager")
-    try:
-        logits = [backbone.model(input_ids=tokens[None], use_cache=False).logits[0].float() for tokens in sequences]
-    finally:
-        backbone.model.set_attn_implementation(ATTENTION)
-    return torch.cat(logits)
-
-
-def _measure_input_scale(backbone: Backbone, batch: PackedBatch) -> float:
-    """Return what the model multiplies its input vectors by before the first layer (Granite does, Llama does not)."""
-    seen: list[Tensor] = []
+def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
+    """What the model multiplies its input vectors by before its first layer (3 in a Granite, 1 in a Llama)."""
+    inputs: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
+        inputs.append(args[0] if args else kwargs["hidden_states"])
 
     hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
-        backbone.states(vectors_TH, batch)
+        backbone.states(vectors_TH * backbone.input_scale, batch)  # which divides by that scale
     finally:
         hook.remove()
-    if not seen:
+    if not inputs:
         raise InputError(
             f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
         )
-    first_TH, vectors_TH = seen[0][0].float(), vectors_TH.float()
-    scale = _tidy(float((first_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum()), backbone.stored)
-    if not torch.allclose(first_TH, vectors_TH * scale, rtol=_ROUNDING[backbone.stored], atol=1e-6):
+    inputs_TH, vectors_TH = inputs[0][0].float(), vectors_TH.float()
+    scale = float((inputs_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum())
+    scale = _rounded_if_whole(scale, backbone.stored)
+    if not torch.allclose(inputs_TH, vectors_TH * scale, rtol=_INPUT_ROUNDING[backbone.stored], atol=1e-6):
         raise InputError(
             f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
         )
     return scale
 
 
-def _tidy(scale: float, dtype: torch.dtype) -> float:
-    """Round a measured scale to the whole number it must be when it is within measuring error of one."""
-    return float(round(scale)) if abs(scale - round(scale)) < _MEASURING[dtype] * abs(scale) else scale
+def _rounded_if_whole(scale: float, dtype: torch.dtype) -> float:
+    """A measured scale, rounded to a whole number if it is within measuring error of one."""
+    return float(round(scale)) if abs(scale - round(scale)) < _SCALE_ROUNDING[dtype] * abs(scale) else scale

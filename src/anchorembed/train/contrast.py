@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anchorembed.config import Contrast, Data
 from anchorembed.errors import InputError
-from anchorembed.model.adapters import LoraSettings
+from anchorembed.model.adapters import LoraSettings, adaptable, add_lora, not_adapted
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.packing import PackedBatch, pack, send
@@ -105,7 +105,7 @@ class Contrastive:
         embedder.backbone.freeze_own_head()
         if settings.lora is not None:
             lora = settings.lora
-            embedder.backbone.add_lora(LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+            add_lora(embedder.backbone, LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
         return embedder
 
     @staticmethod
@@ -148,7 +148,7 @@ class Contrastive:
                 f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
             )
         if settings.lora is not None:
-            prepared.embedder.backbone.adaptable(settings.lora.targets)
+            adaptable(prepared.embedder.backbone.model, settings.lora.targets)
         if settings.guide is not None:
             load_tokenizer(settings.guide)  # a model that is not there has none
 
@@ -271,7 +271,7 @@ class Contrastive:
         """Hard negatives that pairs have and no step uses, modules without adapters."""
         sentences = []
         have, backbone = prepared.store.most_negatives, self.embedder.backbone
-        if backbone.peft and (left_out := backbone.not_adapted()):
+        if backbone.peft and (left_out := not_adapted(backbone.model)):
             sentences.append(f"LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
         if have > self.hard_negatives:
             used = self.hard_negatives
