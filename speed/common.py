@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from anchorembed.curate.docstrings import harvest_docstrings
+from anchorembed.curate.harvest import harvest_docstrings
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import read_metadata

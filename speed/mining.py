@@ -79,7 +79,9 @@ def one_seed(args: argparse.Namespace, task: Task, seed: int, folder: Path, arms
     texts = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
     scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain).encode, texts)
     found = mine(task.train, texts, scorer, Rules(margin=args.margin))
-    print(f"seed {seed}: pairs by negatives mined {found.found}, candidates left out {found.dropped}", flush=True)
+    print(
+        f"seed {seed}: pairs by negatives mined {found.by_negatives}, candidates left out {found.dropped}", flush=True
+    )
     mined = train(args, found.pairs, seed, 1, folder / "mined")
     for name, model in (("in-batch", plain), ("mined", mined)):
         scores = score(str(model), args, task)

@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from anchorembed.config import Recipe, parse_recipe
-from anchorembed.curate.docstrings import Harvest, Package, harvest_packages
+from anchorembed.curate.docstrings import Package
+from anchorembed.curate.harvest import Harvest, harvest_packages
 from anchorembed.data.beir import read_collection
 from anchorembed.demo import CLEARLY, Demo, Row, demo, show
 from anchorembed.errors import InputError
-from anchorembed.evaluate.ranking import METRICS
+from anchorembed.evaluate.metrics import METRICS
 from tiny import WORDS
 
 

@@ -227,7 +227,7 @@ def mine(
 
     rules = Rules(count, *ranks, margin)
     mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad)
-    for number, many in mined.found.items():
+    for number, many in mined.by_negatives.items():
         _print(f"{many:>9,} pairs with {number} mined")
     for reason, many in mined.dropped.items():
         _print(f"{many:>9,} candidates left out: {reason}")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from anchorembed.api import score
 from anchorembed.config import Recipe
-from anchorembed.curate.docstrings import Harvest, harvest_docstrings
+from anchorembed.curate.harvest import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance

@@ -1,65 +1,13 @@
-"""The harvest of docstrings: what is taken, what is held out, what is dropped, and that nothing is imported."""
+"""Docstrings of source files: which are taken, how each is cut, and that nothing is imported."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from anchorembed.curate import docstrings as corpora
-from anchorembed.curate.docstrings import (
-    Docstring,
-    Harvest,
-    Package,
-    collect_docstrings,
-    cut_docstring,
-    harvest_packages,
-)
-from anchorembed.data.beir import read_collection
-from anchorembed.data.pairs import read_pairs
-from anchorembed.errors import InputError
-
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-REST = "The answer is worked out slowly, step by step, and then written down"
-
-
-def function(name: str, query: str, rest: str = REST) -> str:
-    return f'def {name}():\n    """{query}\n\n    {rest} for {query}.\n    """\n\n'
-
-
-def unlike(seed: int) -> str:
-    """Thirty words that no other seed shares."""
-    return " ".join(f"w{seed}x{word}" for word in range(30))
-
-
-def write(root: Path, name: str, source: str) -> Package:
-    package = root / name
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(source, encoding="utf-8")
-    return Package(name, package)
-
-
-@pytest.fixture
-def packages(tmp_path: Path) -> list[Package]:
-    """Twenty packages of ten functions each, all different."""
-    made = []
-    for number in range(20):
-        source = "".join(
-            function(word, f"Compute quantity {number} {word} of it", unlike(100 * number + at))
-            for at, word in enumerate(NUMBERS)
-        )
-        made.append(write(tmp_path / "site", f"package{number:02}", source))
-    return made
-
-
-def harvest(folder: Path, packages: list[Package], *, overlap: float = 0.5, edition: str = "first") -> Harvest:
-    return harvest_packages(folder, lambda: packages, edition, held_out_share=0.2, largest_overlap=overlap)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+from anchorembed.curate import docstrings
+from anchorembed.curate.docstrings import Package, collect_docstrings, cut_docstring
+from python_packages import NUMBERS, REST, function, write
 
 
 def collected(package: Package) -> list[str]:
@@ -195,160 +143,8 @@ def test_a_docstring_is_cut_after_its_first_paragraph(docstring: str, expected: 
 def test_a_long_rest_is_cut_between_words() -> None:
     cut = cut_docstring("Say what it does.\n\n" + "seven77 " * 1000)
     assert cut is not None
-    assert 1990 <= len(cut[1]) <= corpora.LONGEST_POSITIVE
+    assert 1990 <= len(cut[1]) <= docstrings.LONGEST_POSITIVE
     assert set(cut[1].split()) == {"seven77"}
-
-
-def test_of_equal_queries_or_equal_positives_the_first_by_name_stays() -> None:
-    pairs = [
-        Docstring("a.f", "Open the door", "push it hard"),
-        Docstring("b.f", "open: the DOOR!", "turn the key"),
-        Docstring("c.f", "Enter the room", "Push it, hard."),
-        Docstring("d.f", "Leave the room", "turn the key"),
-    ]
-    assert [pair.name for pair in corpora.drop_duplicates(pairs)] == ["a.f", "d.f"]
-
-
-def test_held_out_packages_are_whole_several_and_about_the_share(tmp_path: Path, packages: list[Package]) -> None:
-    result = harvest(tmp_path / "out", packages)
-    trained = {json.loads(line)["name"].split(".")[0] for line in result.train.open(encoding="utf-8")}
-    assert trained.isdisjoint(result.held_out_packages)
-    assert trained | set(result.held_out_packages) == {package.name for package in packages}
-    assert len(result.held_out_packages) == 4
-    assert (result.counts.train, result.counts.held_out) == (160, 40)
-
-
-def test_a_package_with_over_half_of_the_wanted_pairs_is_never_held_out() -> None:
-    pairs = [Docstring(f"small{at:02}.f{n}", "", "") for at in range(50) for n in range(5)]
-    pairs += [Docstring(f"large{at:02}.f{n}", "", "") for at in range(10) for n in range(75)]
-    _, held_out = corpora.split_packages(pairs, 0.1)
-    assert {pair.name[:5] for pair in held_out} == {"small"}
-    assert len(held_out) == 90
-
-
-def test_a_package_that_would_overshoot_the_share_is_passed_over() -> None:
-    pairs = [Docstring(f"p{at:02}.f{n}", "", "") for at in range(25) for n in range(40)]
-    _, held_out = corpora.split_packages(pairs, 0.1)
-    assert len(held_out) == 80, "a third package would make 120 of the wanted 100"
-
-
-def test_too_few_packages_to_hold_any_out_is_an_error(tmp_path: Path, packages: list[Package]) -> None:
-    with pytest.raises(InputError, match="no package small enough to hold out 20%"):
-        harvest(tmp_path / "out", packages[:3])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_share_outside_0_and_1_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"held_out_share: 1\.5 is not between 0 and 1"):
-        corpora.harvest_docstrings(tmp_path / "out", held_out_share=1.5)
-
-
-@pytest.mark.parametrize(("overlap", "dropped"), [(0.5, 1), (1.0, 0)])
-def test_a_train_pair_that_repeats_a_held_out_one_is_dropped(
-    tmp_path: Path, packages: list[Package], overlap: float, dropped: int
-) -> None:
-    held = harvest(tmp_path / "before", packages).held_out_packages[0]
-    original = (tmp_path / "site" / held / "__init__.py").read_text(encoding="utf-8").split("def two")[0]
-    trained = next(
-        package for package in packages if package.name not in harvest(tmp_path / "before", packages).held_out_packages
-    )
-    copied = original.replace("def one", "def copied").replace("Compute", "Reckon")
-    with (trained.root / "__init__.py").open("a", encoding="utf-8") as source:
-        source.write(copied)
-
-    result = harvest(tmp_path / "after", packages, overlap=overlap)
-    names = {json.loads(line)["name"] for line in result.train.open(encoding="utf-8")}
-    assert held in result.held_out_packages
-    assert result.counts.near_duplicates == dropped
-    assert (f"{trained.name}.copied" in names) == (not dropped)
-
-
-def test_overlap_is_counted_against_one_held_out_text_not_their_union() -> None:
-    words = [f"w{at}" for at in range(24)]
-    train = [Docstring("t.f", "", " ".join(words))]
-    halves = [Docstring(f"h.f{at}", "", " ".join(words[at * 12 : at * 12 + 12])) for at in range(2)]
-    assert corpora.drop_near_duplicates(train, halves) == train
-    assert corpora.drop_near_duplicates(train, [*halves, Docstring("h.g", "", " ".join(words[2:20]))]) == []
-
-
-def test_the_harvest_reads_back_as_pairs_and_as_a_collection(tmp_path: Path, packages: list[Package]) -> None:
-    result = harvest(tmp_path / "out", packages)
-    rows = [json.loads(line) for line in result.train.open(encoding="utf-8")]
-    assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
-    assert [(pair.query, pair.positive) for pair in read_pairs(result.train)] == [
-        (row["query"], row["positive"]) for row in rows
-    ]
-    collection = read_collection(result.collection)
-    assert len(collection.queries) == len(collection.documents) == result.counts.held_out
-    assert all(collection.qrels[f"q:{document.id}"] == {document.id: 1} for document in collection.documents)
-    texts = {query.id: query.text for query in collection.queries}
-    assert all(texts[f"q:{document.id}"] in document.text for document in collection.documents), "made so by function()"
-
-
-def test_the_same_packages_give_the_same_bytes_whatever_the_order(tmp_path: Path, packages: list[Package]) -> None:
-    first = harvest(tmp_path / "first", packages)
-    second = harvest(tmp_path / "second", packages[::-1])
-    assert content(first.folder) == content(second.folder)
-
-
-def test_the_content_does_not_hang_on_the_seed_of_hash(tmp_path: Path, packages: list[Package]) -> None:
-    code = (
-        "import sys; from pathlib import Path; from anchorembed.curate.docstrings import *\n"
-        "root = Path(sys.argv[1]); found = [Package(p.name, p) for p in root.iterdir()]\n"
-        "harvest_packages(Path(sys.argv[2]), lambda: found, 'first', held_out_share=0.2)"
-    )
-    for seed in "12":
-        arguments = [sys.executable, "-c", code, str(packages[0].root.parent), str(tmp_path / seed)]
-        subprocess.run(arguments, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
-    assert content(tmp_path / "1") == content(tmp_path / "2")
-
-
-def test_a_harvest_is_reused_until_its_edition_settings_or_files_change(
-    tmp_path: Path, packages: list[Package]
-) -> None:
-    folder = tmp_path / "out"
-    first = harvest(folder, packages)
-    assert not first.reused
-
-    def unwanted() -> list[Package]:
-        raise AssertionError("packages were looked for again")
-
-    again = harvest_packages(folder, unwanted, "first", held_out_share=0.2)
-    assert again.reused
-    assert (again.counts, again.held_out_packages) == (first.counts, first.held_out_packages)
-    assert not harvest(folder, packages, edition="second").reused
-    assert not harvest(folder, packages, edition="second", overlap=0.4).reused
-    first.train.write_text("cut short", encoding="utf-8")
-    assert not harvest(folder, packages, edition="second", overlap=0.4).reused
-    (folder / "manifest.json").write_text("[]", encoding="utf-8")
-    assert not harvest(folder, packages, edition="second", overlap=0.4).reused
-    assert harvest(folder, packages, edition="second", overlap=0.4).reused
-
-
-def test_a_failed_harvest_leaves_the_earlier_one_and_nothing_else(
-    tmp_path: Path, packages: list[Package], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "out" / "docs"
-    harvest(folder, packages)
-    before = content(folder)
-
-    def full_disk(new: Path, folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(corpora, "_take_place", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        harvest(folder, packages, edition="second")
-    assert content(folder) == before
-    assert [entry.name for entry in folder.parent.iterdir()] == ["docs"]
-
-
-def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, packages: list[Package]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(InputError, match=r"out: holds 'thesis\.txt', which is no part of a harvest"):
-        harvest(tmp_path / "out", packages)
-    with pytest.raises(InputError, match="a file, where a folder is needed"):
-        harvest(tmp_path / "out" / "thesis.txt", packages)
 
 
 def test_installed_packages_hold_the_library_and_distributions_but_not_this_project(
@@ -360,7 +156,7 @@ def test_installed_packages_hold_the_library_and_distributions_but_not_this_proj
         (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n", encoding="utf-8")
         (tmp_path / f"{name}-1.0.dist-info" / "RECORD").write_text(f"{name}/__init__.py,,\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = {package.name: package.root for package in corpora.installed_packages()}
+    found = {package.name: package.root for package in docstrings.installed_packages()}
     assert found["json"].is_dir()
     assert found["textwrap"].suffix == ".py"
     assert found["pytest"].is_dir()

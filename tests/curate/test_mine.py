@@ -43,7 +43,7 @@ def test_each_filter_drops_what_it_names() -> None:
     # the other pair's positive scores 0.7, and so the margin is 0.665
     assert found.pairs[1].negatives == (TEXTS[5], TEXTS[6])
     assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 1, MARGIN: 3}
-    assert found.found == {2: 2}
+    assert found.by_negatives == {2: 2}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_each_filter_drops_what_it_names() -> None:
         ({"margin": 0.97}, TEXTS[1]),  # what was above the margin no longer is
         ({"margin": 0.97, "near": 0.7}, TEXTS[5]),  # 5/7 is more than 0.7
         ({"near": 1.0, "margin": 0.95}, TEXTS[2]),
-        ({"first": 5}, TEXTS[6]),  # rank 5 without the query's own positives
+        ({"first_rank": 5}, TEXTS[6]),  # rank 5 without the query's own positives
     ],
 )
 def test_a_filter_loosened_or_tightened_changes_what_is_found(rules: dict[str, object], expected: str) -> None:
@@ -60,9 +60,9 @@ def test_a_filter_loosened_or_tightened_changes_what_is_found(rules: dict[str, o
 
 
 def test_ranks_end_where_they_are_told_to() -> None:
-    found = mined(last=3, count=5)
+    found = mined(last_rank=3, count=5)
     assert found.pairs[0].negatives == ("given",)
-    assert found.found == {0: 2}
+    assert found.by_negatives == {0: 2}
 
 
 def test_a_margin_of_a_positive_below_zero_asks_for_less_than_it() -> None:
@@ -72,7 +72,7 @@ def test_a_margin_of_a_positive_below_zero_asks_for_less_than_it() -> None:
     assert mine([PAIR], TEXTS, negative, Rules(near=1.0)).pairs[0].negatives[0] == TEXTS[1]
 
 
-@pytest.mark.parametrize("rules", [{"first": 0}, {"first": 5, "last": 4}, {"count": 0}])
+@pytest.mark.parametrize("rules", [{"first_rank": 0}, {"first_rank": 5, "last_rank": 4}, {"count": 0}])
 def test_rules_that_ask_for_nothing_are_refused(rules: dict[str, int]) -> None:
     with pytest.raises(InputError):
         Rules(**rules)  # type: ignore[arg-type]
@@ -133,6 +133,6 @@ def test_what_is_written_trains_as_it_is(tmp_path: Path, tiny_folder: Path, by: 
     before, after = list(read_pairs(source)), list(read_pairs(out))
     assert [(pair.query, pair.positive) for pair in after] == [(pair.query, pair.positive) for pair in before]
     assert [pair.negatives for pair in after] == [pair.negatives for pair in found.pairs]
-    assert sum(found.found.values()) == len(before)
+    assert sum(found.by_negatives.values()) == len(before)
     assert all(pair.positive not in pair.negatives for pair in after)
     assert sum(len(pair.negatives) for pair in after) > len(before)

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import datasets
@@ -12,57 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from anchorembed.data.beir import read_collection
-from anchorembed.data.documents import Document, read_corpus, read_texts
+from anchorembed.data.documents import read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_jsonl
+from text_files import CURE, fault, lines, texts
 
-CURE = "Remove the line, or drop and count such lines by data.skip_bad or --skip-bad."
 GOOD = '{"query": "why", "positive": "because"}'
 ROWS = [
     {"query": "why ☃", "positive": 'because, "so"', "negative": "no\nway"},
     {"query": "how", "positive": "  thus", "negative": None},
 ]
 EXPECTED = [("why ☃", 'because, "so"', ("no\nway",)), ("how", "  thus", ())]
-
-
-def texts(pairs: Iterable[TextPair]) -> list[tuple[str, str, tuple[str, ...]]]:
-    return [(pair.query, pair.positive, pair.negatives) for pair in pairs]
-
-
-def lines(path: Path, *rows: str | Mapping[str, object]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
-    )
-    return path
-
-
-def fault(path: Path) -> str:
-    """Return the message of the InputError that reading the pairs ends with."""
-    with pytest.raises(InputError) as caught:
-        list(read_pairs(path))
-    return str(caught.value)
-
-
-def beir(folder: Path, judgements: str, *, split: str = "test", header: str = "query-id\tcorpus-id\tscore\n") -> Path:
-    lines(
-        folder / "corpus.jsonl",
-        {"_id": "d1", "title": "T", "text": "one"},
-        {"_id": "d2", "text": "two"},
-        {"_id": "d3", "title": "", "text": ""},
-    )
-    lines(
-        folder / "queries.jsonl",
-        {"_id": "q1", "text": "first"},
-        {"_id": 2, "text": "second"},
-        {"_id": "q3", "text": "third"},
-    )
-    (folder / "qrels").mkdir(exist_ok=True)
-    (folder / "qrels" / f"{split}.tsv").write_text(header + judgements, encoding="utf-8")
-    return folder
-
 
 # Formats
 
@@ -399,148 +359,6 @@ def test_a_bad_line_far_down_is_told_only_when_reached(tmp_path: Path) -> None:
         next(pairs)
 
 
-# Documents
-
-
-def test_a_corpus_joins_titles_and_keeps_empty_documents(tmp_path: Path) -> None:
-    path = lines(
-        tmp_path / "corpus.jsonl",
-        {"_id": "a", "title": "T", "text": "x"},
-        {"_id": 7, "title": "", "text": "y", "metadata": {}},
-        {"_id": "c", "title": None, "text": "z"},
-        {"_id": "d", "title": "only"},
-        {"_id": "e", "title": "", "text": ""},
-    )
-    assert list(read_corpus(path)) == [
-        Document("a", "T\nx"),
-        Document("7", "y"),
-        Document("c", "z"),
-        Document("d", "only\n"),
-        Document("e", ""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("row", "what"),
-    [
-        ('{"id": "a", "text": "x"}', "no \"_id\" here, only 'id', 'text'. Did you mean '_id'?"),
-        ('{"_id": 1.5, "text": "x"}', '"_id" is a number, not text.'),
-        ('{"_id": true, "text": "x"}', '"_id" is a boolean, not text.'),
-        ('{"_id": "", "text": "x"}', '"_id" is empty.'),
-        ('{"_id": "a", "txt": "x"}', "no \"text\" or \"title\" here, only '_id', 'txt'. Did you mean 'text'?"),
-        ('{"_id": "a", "text": 3}', '"text" is a number, not text.'),
-        (
-            '{"_id": "a", "title": "\\udc00", "text": ""}',
-            '"title" is not valid UTF-8 at character 1 (a lone surrogate).',
-        ),
-        ('{"_id": "first", "text": "x"}', "the id 'first' is already taken by an earlier line."),
-        ('{"_id": nope}', "the line is not valid JSON (Expecting value, column 9)."),
-    ],
-)
-def test_bad_corpus_lines(tmp_path: Path, row: str, what: str) -> None:
-    path = lines(tmp_path / "corpus.jsonl", {"_id": "first", "text": "x"}, row)
-    with pytest.raises(InputError) as caught:
-        list(read_corpus(path))
-    assert str(caught.value) == f"{path}:2: {what} Correct or remove the line."
-
-
-def test_texts_may_go_without_ids(tmp_path: Path) -> None:
-    mixed = lines(tmp_path / "t.jsonl", {"text": "x"}, "", {"text": "y"}, {"_id": "c", "title": "T", "text": "z"})
-    assert list(read_texts(mixed)) == [Document("1", "x"), Document("3", "y"), Document("c", "T\nz")]
-    plain = tmp_path / "t.txt.gz"
-    plain.write_bytes(gzip.compress(b"\xef\xbb\xbfx \r\n\r\n  y"))
-    assert list(read_texts(plain)) == [Document("1", "x "), Document("3", "  y")]
-    (tmp_path / "t.txt").write_bytes(b"fine\ncaf\xe9\n")
-    with pytest.raises(InputError, match=r't\.txt:2: "text" is not valid UTF-8'):
-        list(read_texts(tmp_path / "t.txt"))
-    with pytest.raises(InputError, match=r"t\.csv: texts cannot be read from this\. Give \.jsonl or \.txt"):
-        read_texts(lines(tmp_path / "t.csv", "x"))
-
-
-@pytest.mark.parametrize(("read", "what"), [(read_corpus, "no document"), (read_texts, "no text")])
-def test_empty_files_of_documents_are_an_error(
-    tmp_path: Path, read: Callable[[Path], Iterator[Document]], what: str
-) -> None:
-    path = lines(tmp_path / "empty.jsonl", "")
-    with pytest.raises(InputError, match=f"empty.jsonl: {what}. Give at least one line."):
-        list(read(path))
-
-
-# BEIR folders
-
-
-def test_a_collection_keeps_the_queries_with_something_to_find(tmp_path: Path) -> None:
-    folder = beir(tmp_path / "set", "q1\td1\t2\nq1\td2\t0\n2\td3\t-1\r\n\n2\td1\t1\nq3\td2\t0\n")
-    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes()))
-    (folder / "corpus.jsonl").unlink()
-    collection = read_collection(folder)
-    assert collection.name == "set"
-    assert collection.documents == (Document("d1", "T\none"), Document("d2", "two"), Document("d3", ""))
-    assert collection.queries == (Document("q1", "first"), Document("2", "second"))
-    assert collection.qrels == {"q1": {"d1": 2, "d2": 0}, "2": {"d3": -1, "d1": 1}}
-
-
-@pytest.mark.parametrize(
-    ("judgements", "message"),
-    [
-        ("q1\td1\t1\nq9\td1\t1\n", "test.tsv:3: query 'q9' is not in queries.jsonl. Add it, or remove the line."),
-        ("q1\td9\t0\n", "test.tsv:2: document 'd9' is not in corpus.jsonl. Add it, or remove the line."),
-        ("q1\td1\t1.0\n", "test.tsv:2: the score '1.0' is not an integer. Write 0, 1, 2, ..."),
-        ("q1 d1 1\n", "test.tsv:2: 1 fields, not 3. Write query id, document id and score, separated by tabs."),
-        ("q1\td1\t1\nq1\td1\t2\n", "test.tsv:3: query 'q1' and document 'd1' have two scores. Keep one."),
-        ("q1\td1\t0\n", "test.tsv: no judgement above 0. Give at least one relevant document."),
-    ],
-)
-def test_bad_judgements(tmp_path: Path, judgements: str, message: str) -> None:
-    folder = beir(tmp_path, judgements)
-    with pytest.raises(InputError) as caught:
-        read_collection(folder)
-    assert str(caught.value) == f"{folder}/qrels/{message}"
-
-
-def test_judgements_need_their_header_and_every_file(tmp_path: Path) -> None:
-    folder = beir(tmp_path / "a", "q1\td1\t1\n", header="")
-    with pytest.raises(InputError, match=r"test\.tsv:1: the header is \['q1', 'd1', '1'\]\. Write \['query-id'"):
-        read_collection(folder)
-    with pytest.raises(InputError, match=r"dev\.tsv: no such file\. Splits there: test\."):
-        read_collection(folder, "dev")
-    (folder / "queries.jsonl").unlink()
-    with pytest.raises(InputError, match=r"no queries\.jsonl or queries\.jsonl\.gz"):
-        read_collection(folder)
-    with pytest.raises(InputError, match="nowhere: no such file or folder"):
-        read_collection(tmp_path / "nowhere")
-
-
-def test_pairs_of_a_beir_folder_are_its_positive_judgements(tmp_path: Path) -> None:
-    folder = beir(tmp_path, "q3\td2\t1\n", split="all")
-    assert texts(read_pairs(folder)) == [("third", "two", ())]
-    beir(tmp_path, "q1\td1\t2\nq1\td2\t0\n2\td2\t1\n", split="train")
-    assert texts(read_pairs(folder)) == [("first", "T\none", ()), ("second", "two", ())]
-    assert [pair.line for pair in read_pairs(folder)] == [2, 4]
-
-
-def test_bad_judgements_of_pairs_can_be_skipped(tmp_path: Path) -> None:
-    folder = beir(tmp_path, "q1\td3\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t1\n", split="train")
-    assert fault(folder) == f'{folder}/qrels/train.tsv:2: "positive" is empty. {CURE}'
-    told: list[str] = []
-    assert [pair.line for pair in read_pairs(folder, skip_bad=True, on_skip=told.append)] == [5]
-    assert [message.removeprefix(f"{folder}/qrels/") for message in told] == [
-        'train.tsv:2: "positive" is empty.',
-        "train.tsv:3: query 'q9' is not in queries.jsonl.",
-        "train.tsv:4: document 'd9' is not in corpus.jsonl.",
-    ]
-
-
-def test_pairs_of_a_beir_folder_with_several_splits_but_no_train(tmp_path: Path) -> None:
-    beir(tmp_path, "q1\td1\t1\n", split="dev")
-    folder = beir(tmp_path, "q1\td1\t1\n")
-    assert fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: dev, test."
-    (folder / "qrels" / "dev.tsv").unlink()
-    assert (
-        fault(folder) == f"{folder}/qrels: no split 'train' to read pairs of. Rename one of: test."
-    )  # not to train on
-
-
 # Writing
 
 
@@ -552,18 +370,3 @@ def test_what_is_written_reads_back(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / name, iter(ROWS))
     assert (tmp_path / name).read_bytes() == once
     assert not name.endswith(".gz") or once[4:8] == bytes(4), "no time stamp"
-
-
-@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
-def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path, name: str) -> None:
-    write_jsonl(tmp_path / name, ROWS)
-    before = (tmp_path / name).read_bytes()
-
-    def breaks() -> Iterable[Mapping[str, object]]:
-        yield {"query": "new"}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_jsonl(tmp_path / name, breaks())
-    assert (tmp_path / name).read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]

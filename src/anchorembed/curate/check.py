@@ -1,7 +1,6 @@
-"""What is in a data set, before training finds out: counts, lengths, duplicates, one-sided lines, test texts in it.
+"""Report what is in a data set: counts, token lengths, duplicates, dropped lines, and texts of tests.
 
-Pairs are read through the store that training reads, so what is counted here is what training uses. In memory are
-64-bit hashes and lengths, never the texts.
+Pairs are read from the store that training reads. Only 64-bit hashes and lengths of texts are kept in memory.
 """
 
 import re
@@ -13,25 +12,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorembed.data.beir import read_collection
+from anchorembed.data.beir import read_collection, splits
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.judged import Candidates, SentencePair, read_test_set, test_files
-from anchorembed.data.pairs import TextPair
+from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import PairStore, text_key
 from anchorembed.model.template import instruct
 from anchorembed.model.tokens import PairTokenizer
 
-_EXAMPLES = 3
-_SHOWN = 80  # characters of an example
+_EXAMPLES = 3  # of a finding
+_EXAMPLE_CHARACTERS = 80  # of each side
 _PERCENTILES = (50, 90, 99, 100)
 
 Keys = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
 FINDINGS = {
-    "repeated pair": "query and positive stand together on an earlier line",
-    "repeated query": "the query stands on an earlier line, with another positive",
-    "repeated positive": "the positive stands on an earlier line, with another query",
+    "repeated pair": "query and positive are together on an earlier line",
+    "repeated query": "the query is on an earlier line, with another positive",
+    "repeated positive": "the positive is on an earlier line, with another query",
     "query is positive": "both sides are the same text",
     "negative is positive": "a hard negative is the pair's own positive",
     "text of a test": "a query or positive is a text of a test",
@@ -40,7 +39,7 @@ FINDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How many pairs something is true of, and the first few of them."""
+    """How many pairs one of `FINDINGS` is true of, and the first few of them."""
 
     count: int
     examples: list[str]
@@ -48,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens of one side, template and instruction included: percentiles, and the share of texts that are cut."""
+    """Tokens of one side, template and instruction included: percentiles, limit, and the share of texts above it."""
 
     percentiles: dict[int, int]
     limit: int
@@ -57,7 +56,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """What is in one source; ``dropped`` are lines without a usable pair, by reason."""
+    """What is in one source; ``dropped`` counts the lines without a usable pair, by reason."""
 
     source: str
     pairs: int
@@ -74,16 +73,16 @@ def check(
     tests: Iterable[Path] = (),
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[SourceReport]:
-    """Go through every source of a store.
+    """Report on each source of a store.
 
-    Texts count as the same whatever their case and spaces; those of tests, whatever their punctuation, too, since a
-    title is joined to its text in many ways.
+    Texts that differ in letter case and white space alone are equal; texts of tests also where they differ in
+    punctuation, because titles are joined to texts in different ways.
 
     Args:
         store: the pairs.
-        tokenizer: of the model they would train, with its length limits.
+        tokenizer: of the model to train, with its length limits.
         tests: BEIR folders, test files, or folders of them, whose texts should not be trained on.
-        advance: called with the number of pairs done.
+        advance: called with the number of pairs done since the last call.
 
     Raises:
         InputError: if a test cannot be read.
@@ -105,10 +104,10 @@ def _check_source(
             (
                 tokenizer.count([prefix + pair.query for pair in pairs]),
                 tokenizer.count([of_documents + pair.positive for pair in pairs]),
-                _keys((pair.query for pair in pairs), _plain),
-                _keys((pair.positive for pair in pairs), _plain),
+                _keys((pair.query for pair in pairs), folded),
+                _keys((pair.positive for pair in pairs), folded),
                 _tested(pairs, forbidden),
-                np.array([_plain(pair.positive) in map(_plain, pair.negatives) for pair in pairs]),
+                np.array([folded(pair.positive) in map(folded, pair.negatives) for pair in pairs]),
             )
         )
         negatives += sum(len(pair.negatives) for pair in pairs)
@@ -135,38 +134,34 @@ def _check_source(
 
 
 def _masks(queries: Keys, positives: Keys) -> dict[str, Mask]:
-    """What is true of which pairs, by their texts' hashes."""
-    pairs = queries * np.uint64(0x9E3779B97F4A7C15) + positives  # wraps; odd, so it loses nothing of either
-    again = _seen_before(pairs)
+    """Which pairs each finding about repetitions is true of, by the hashes of their texts."""
+    pairs = queries * np.uint64(0x9E3779B97F4A7C15) + positives  # modulo 2**64; an odd factor loses no bits
+    repeated = _seen_before(pairs)
     return {
-        "repeated pair": again,
-        "repeated query": _seen_before(queries) & ~again,
-        "repeated positive": _seen_before(positives) & ~again,
+        "repeated pair": repeated,
+        "repeated query": _seen_before(queries) & ~repeated,
+        "repeated positive": _seen_before(positives) & ~repeated,
         "query is positive": queries == positives,
     }
 
 
 def _seen_before(keys: Keys) -> Mask:
-    """Which keys stand earlier, too."""
-    again = np.ones(len(keys), np.bool_)
-    again[np.unique(keys, return_index=True)[1]] = False
-    return again
+    """Which keys are repetitions of an earlier one."""
+    repeated = np.ones(len(keys), np.bool_)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    return repeated
 
 
 def _tested(pairs: Sequence[TextPair], forbidden: Keys) -> Mask:
-    """Which pairs have a text of a test."""
+    """Which pairs have a query or positive that is a text of a test."""
     sides = ([pair.query for pair in pairs], [pair.positive for pair in pairs])
     queries, positives = (np.isin(_keys(texts, _words), forbidden) for texts in sides)
     return queries | positives
 
 
-def _keys(texts: Iterable[str], same: Callable[[str], str]) -> Keys:
-    """Hashes of texts as ``same`` makes those alike that count as the same."""
-    return np.fromiter((text_key(same(text)) for text in texts), np.uint64)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _keys(texts: Iterable[str], normalize: Callable[[str], str]) -> Keys:
+    """Hashes of normalized texts."""
+    return np.fromiter((text_key(normalize(text)) for text in texts), np.uint64)
 
 
 def _words(text: str) -> str:
@@ -174,25 +169,25 @@ def _words(text: str) -> str:
 
 
 def _example(pair: TextPair) -> str:
-    query, positive = (" ".join(text.split())[:_SHOWN] for text in (pair.query, pair.positive))
+    query, positive = (" ".join(text.split())[:_EXAMPLE_CHARACTERS] for text in (pair.query, pair.positive))
     return f"{pair.source}:{pair.line}: {query!r} -> {positive!r}"
 
 
 def _token_counts(tokens: NDArray[np.int32], limit: int) -> TokenCounts:
-    found = np.percentile(tokens, _PERCENTILES, method="higher").tolist()
-    percentiles = {name: int(value) for name, value in zip(_PERCENTILES, found, strict=True)}
+    values = np.percentile(tokens, _PERCENTILES, method="higher").tolist()
+    percentiles = {percentile: int(value) for percentile, value in zip(_PERCENTILES, values, strict=True)}
     return TokenCounts(percentiles, limit, float(np.mean(tokens > limit)))
 
 
 def _all_texts(tests: Iterable[Path]) -> Iterator[str]:
-    """Texts of all tests, none of them empty."""
-    texts = (text for place in tests for file in test_files(place) for text in _test_texts(file))
+    """All texts of tests that are not empty."""
+    texts = (text for path in tests for file in test_files(path) for text in _test_texts(file))
     return filter(str.strip, texts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """The documents of a corpus file, read anew each time they are gone through."""
+    """The documents of a corpus file, read anew for each iteration."""
 
     path: Path
 
@@ -203,18 +198,17 @@ class _Corpus:
         return read_corpus(self.path)
 
 
-def _test_texts(place: Path) -> Iterator[str]:
+def _test_texts(path: Path) -> Iterator[str]:
     """Texts of a BEIR folder or a test file."""
-    if place.is_dir():
-        splits = sorted(
-            (path.stem for path in (place / "qrels").glob("*.tsv")), key=lambda name: (name != "test", name)
-        )
-        collection = read_collection(place, next(iter(splits), "test"), _Corpus)
+    if path.is_dir():
+        names = splits(path)
+        split = "test" if "test" in names or not names else names[0]
+        collection = read_collection(path, split, _Corpus)
         for document in chain(collection.documents, collection.queries):
             yield document.text
             yield document.text.partition("\n")[2]  # without its title
         return
-    for row in read_test_set(place).rows:
+    for row in read_test_set(path).rows:
         if isinstance(row, Candidates):
             yield from (row.query, *row.positives, *row.negatives)
         elif isinstance(row, SentencePair):
@@ -223,15 +217,15 @@ def _test_texts(place: Path) -> Iterator[str]:
             yield row.text
 
 
-def report(found: SourceReport) -> str:
+def report(source: SourceReport) -> str:
     """A source's report as text."""
-    lines = [f"{found.source}: {found.pairs:,} pairs, {found.negatives:,} hard negatives"]
-    for side, lengths in (("query", found.query), ("document", found.document)):
+    lines = [f"{source.source}: {source.pairs:,} pairs, {source.negatives:,} hard negatives"]
+    for side, lengths in (("query", source.query), ("document", source.document)):
         shown = ", ".join(f"p{name} {value}" for name, value in lengths.percentiles.items())
         lines.append(f"  {side} tokens: {shown}; {lengths.cut:.1%} are cut at {lengths.limit}")
-    lines += [f"  dropped {count:,}: {reason}" for reason, count in found.dropped.items()]
-    for name, finding in found.findings.items():
+    lines += [f"  dropped {count:,}: {reason}" for reason, count in source.dropped.items()]
+    for name, finding in source.findings.items():
         if finding.count:
-            lines.append(f"  {name} {finding.count:,} ({finding.count / found.pairs:.1%}): {FINDINGS[name]}")
+            lines.append(f"  {name} {finding.count:,} ({finding.count / source.pairs:.1%}): {FINDINGS[name]}")
             lines += [f"    {example}" for example in finding.examples]
     return "\n".join(lines)

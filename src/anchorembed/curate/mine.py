@@ -1,8 +1,8 @@
 """Hard negatives by search: texts that rank high for a query and are not its answer, by BM25 or by an embedder.
 
-The nearest texts are the hardest, and the likeliest to be answers nobody wrote down. Named filters leave those out,
-and each counts what it dropped: the query's own positives, the query itself, near-duplicates of the positive, and what
-scores above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831).
+The nearest texts are the hardest negatives, and the likeliest to be answers that are missing from the data. Filters
+drop such texts and count them: the query's positives, the query itself, near-duplicates of the positive, and texts
+that score above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831).
 
 Axes: Q queries, D texts, H hidden size.
 """
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from anchorembed.data.pairs import TextPair
+from anchorembed.data.pairs import TextPair, folded
 from anchorembed.errors import InputError, extra
 from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
-Scorer = Callable[[list[str]], Floats]  # queries -> their scores of all texts [Q, D], higher is nearer
-_SCORES_PER_BLOCK = 1 << 24
+Scorer = Callable[[list[str]], Floats]  # queries -> scores of all texts [Q, D], higher is nearer
+_SCORES_AT_ONCE = 1 << 24
 
 POSITIVE, QUERY, NEAR, MARGIN = "own positive", "query itself", "near-duplicate of the positive", "above the margin"
 
@@ -28,43 +28,51 @@ POSITIVE, QUERY, NEAR, MARGIN = "own positive", "query itself", "near-duplicate 
 class Rules:
     """Which texts become negatives.
 
-    ``count`` of each pair, from the ranks ``first`` to ``last``, counted from 1 without the query's own positives.
-    Left out is what scores above ``margin`` times the positive's score, and what shares more than ``near`` of its words
-    with the positive (Jaccard).
+    Attributes:
+        count: negatives of a pair.
+        first_rank: of those to take, from 1; the query's positives have no rank.
+        last_rank: of those to take.
+        margin: a text is dropped that scores above this share of the positive's score.
+        near: a text is dropped whose words overlap more than this with the positive's (Jaccard).
     """
 
     count: int = 1
-    first: int = 1
-    last: int = 100
+    first_rank: int = 1
+    last_rank: int = 100
     margin: float = 0.95
     near: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.last:
-            raise InputError(f"--ranks: {self.first} to {self.last}. Give two ranks from 1 on, the smaller first.")
+        if not 1 <= self.first_rank <= self.last_rank:
+            raise InputError(
+                f"--ranks: {self.first_rank} to {self.last_rank}. Give two ranks from 1 on, the smaller first."
+            )
         if self.count < 1:
             raise InputError(f"--count: {self.count} is below 1. Ask for at least one negative.")
 
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """Pairs with their negatives; ``dropped`` candidates by filter, and ``found[n]`` pairs that got n negatives."""
+    """Pairs with their negatives; ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
 
     pairs: list[TextPair]
     dropped: dict[str, int]
-    found: dict[int, int]
+    by_negatives: dict[int, int]
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
     """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over lower-cased words of at least two letters.
 
-    A text without any of a query's words scores -inf: it is not near. Raises InputError if bm25s is not installed.
+    A text without any of a query's words scores -inf.
+
+    Raises:
+        InputError: if bm25s is not installed.
     """
     with extra("mine"):
         import bm25s  # noqa: PLC0415 - an extra
 
-    def split(these: Sequence[str]) -> list[list[str]]:
-        words: Any = bm25s.tokenize(list(these), stopwords=None, return_ids=False, show_progress=False)
+    def split(unsplit: Sequence[str]) -> list[list[str]]:
+        words: Any = bm25s.tokenize(list(unsplit), stopwords=None, return_ids=False, show_progress=False)
         return list(words)
 
     index = bm25s.BM25(k1=1.2, b=0.75)
@@ -90,7 +98,7 @@ def by_embedder(embed: Callable[[Sequence[str], Side], Floats], texts: Sequence[
 
 
 def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> list[str]:
-    """The texts to mine from: a corpus and the positives of all pairs, each once."""
+    """The texts to mine from, each once: a corpus and the positives of all pairs."""
     return list(dict.fromkeys((*corpus, *(pair.positive for pair in pairs))))
 
 
@@ -101,78 +109,75 @@ def mine(
     rules: Rules,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Mined:
-    """Give each pair negatives; what it had stands after them.
+    """Give each pair negatives, which go before those it has.
 
     Args:
         pairs: queries with their positives.
-        texts: as `gather` makes them: all positives are among them.
-        score: over ``texts``.
-        rules: which to take.
-        advance: called with the number of pairs done.
+        texts: to mine from, as `gather` returns them: all positives are among them.
+        score: scores ``texts``.
+        rules: which texts to take.
+        advance: called with the number of pairs done since the last call.
     """
     rows = {text: row for row, text in enumerate(texts)}
     positives: dict[str, set[int]] = defaultdict(set)
     for pair in pairs:
-        positives[_plain(pair.query)].add(rows[pair.positive])
+        positives[folded(pair.query)].add(rows[pair.positive])
     dropped: Counter[str] = Counter(dict.fromkeys((POSITIVE, QUERY, NEAR, MARGIN), 0))
-    found: Counter[int] = Counter()
+    by_negatives: Counter[int] = Counter()
     mined: list[TextPair] = []
-    block = max(1, _SCORES_PER_BLOCK // len(texts))
-    for start in range(0, len(pairs), block):
-        part = pairs[start : start + block]
-        for pair, scores_D in zip(part, score([pair.query for pair in part]), strict=True):
-            own, limit = positives[_plain(pair.query)], _limit(float(scores_D[rows[pair.positive]]), rules.margin)
+    size = max(1, _SCORES_AT_ONCE // len(texts))
+    for start in range(0, len(pairs), size):
+        block = pairs[start : start + size]
+        for pair, scores_D in zip(block, score([pair.query for pair in block]), strict=True):
+            limit = _limit(float(scores_D[rows[pair.positive]]), rules.margin)
+            candidates = _candidates(scores_D, positives[folded(pair.query)], rules, dropped)
             chosen: list[str] = []
-            for row in _window(scores_D, own, rules, dropped):
-                fault = _fault(pair, texts[row], float(scores_D[row]) > limit, rules.near)
-                if fault:
-                    dropped[fault] += 1
+            for row in candidates:
+                filter_name = _filter(pair, texts[row], float(scores_D[row]) > limit, rules.near)
+                if filter_name:
+                    dropped[filter_name] += 1
                 else:
                     chosen.append(texts[row])
                 if len(chosen) == rules.count:
                     break
-            found[len(chosen)] += 1
+            by_negatives[len(chosen)] += 1
             kept = [text for text in pair.negatives if text not in chosen]
             mined.append(replace(pair, negatives=(*chosen, *kept), scores=()))
-        advance(len(part))
-    return Mined(mined, dict(dropped), dict(sorted(found.items())))
+        advance(len(block))
+    return Mined(mined, dict(dropped), dict(sorted(by_negatives.items())))
 
 
-def _limit(right: float, margin: float) -> float:
-    """The score above which a text may be an answer, too, where the positive's is ``right``: of -inf any is."""
-    return margin * right if right > 0 else right
+def _limit(positive_score: float, margin: float) -> float:
+    """The score above which a text is dropped: a share of the positive's, or all of it where it is not above 0."""
+    return margin * positive_score if positive_score > 0 else positive_score
 
 
-def _window(scores_D: Floats, own: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:
-    """Rows of the ranks asked for, nearest first; the query's own positives have no rank, nor has what is not near."""
-    place = 0
-    for row in _nearest(scores_D, rules.last + len(own)):
-        if place == rules.last or scores_D[row] == -np.inf:
+def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:
+    """Rows of the ranks asked for, nearest first; a query's positives and texts that score -inf have no rank."""
+    rank = 0
+    for row in _nearest(scores_D, rules.last_rank + len(positives)):
+        if rank == rules.last_rank or scores_D[row] == -np.inf:
             return
-        if row in own:
+        if row in positives:
             dropped[POSITIVE] += 1
             continue
-        place += 1
-        if place >= rules.first:
+        rank += 1
+        if rank >= rules.first_rank:
             yield row
 
 
-def _fault(pair: TextPair, text: str, above: bool, near: float) -> str:
-    """Name of the filter that drops a candidate; empty for none."""
-    if _plain(text) == _plain(pair.query):
+def _filter(pair: TextPair, text: str, above: bool, near: float) -> str:
+    """Name of the filter that drops a text; empty for none."""
+    if folded(text) == folded(pair.query):
         return QUERY
-    words, positive = set(_plain(text).split()), set(_plain(pair.positive).split())
+    words, positive = set(folded(text).split()), set(folded(pair.positive).split())
     if len(words & positive) > near * len(words | positive):
         return NEAR
     return MARGIN if above else ""
 
 
 def _nearest(scores_D: Floats, most: int) -> list[int]:
-    """Rows by score, best first, equal ones in their order."""
+    """Rows by score, best first, at most ``most``; equal scores by row."""
     near = near_top(scores_D, most, 0.0)
     order: list[int] = near[np.argsort(-scores_D[near], kind="stable")][:most].tolist()
     return order
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.documents import Document, Documents, read_corpus
-from anchorembed.data.rows import (
-    BadRow,
-    Rows,
-    existing,
-    lines,
-    listed,
-)
+from anchorembed.data.rows import BadRow, Rows, existing, lines, listed
 from anchorembed.errors import InputError
 
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
@@ -19,7 +13,7 @@ _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A retrieval test: what is searched, what is asked, and ``qrels[query id][document id]`` = graded relevance."""
+    """A retrieval test: documents, queries, and the graded relevance ``qrels[query id][document id]``."""
 
     name: str
     documents: Documents
@@ -27,18 +21,27 @@ class Collection:
     qrels: dict[str, dict[str, int]]
 
 
-def read_collection(
-    folder: Path, split: str = "test", hold: Callable[[Path], Documents] = lambda corpus: tuple(read_corpus(corpus))
-) -> Collection:
-    """Read a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` (each also .gz) and ``qrels/<split>.tsv``.
+def _in_memory(corpus: Path) -> Documents:
+    return tuple(read_corpus(corpus))
 
-    Only queries with a judgement above 0 are kept. A judgement that names an unknown id raises InputError. ``hold``
-    reads the corpus, by default into memory.
+
+def read_collection(
+    folder: Path, split: str = "test", read_documents: Callable[[Path], Documents] = _in_memory
+) -> Collection:
+    """Read a BEIR folder; queries without a judgement above 0 are left out.
+
+    Args:
+        folder: with ``corpus.jsonl``, ``queries.jsonl`` (each also .gz) and ``qrels/<split>.tsv``.
+        split: which judgements to read.
+        read_documents: reads the corpus file, by default into memory.
+
+    Raises:
+        InputError: if a file is missing or has a fault, or a judgement names an unknown id.
     """
     qrels_path = existing(folder) / "qrels" / f"{split}.tsv"
     if not qrels_path.is_file():
         raise InputError(f"{qrels_path}: no such file. {listed('Splits there', splits(folder))}")
-    documents = hold(beir_file(folder, "corpus"))
+    documents = read_documents(beir_file(folder, "corpus"))
     queries = tuple(read_corpus(beir_file(folder, "queries")))
     qrels = _qrels(qrels_path, {query.id for query in queries}, {document.id for document in documents})
     kept = {query: scores for query, scores in qrels.items() if max(scores.values()) > 0}
@@ -48,18 +51,19 @@ def read_collection(
 
 
 def judged_pair_rows(folder: Path, qrels: Path) -> Rows:
-    """Pair each query with each document judged above 0; only the texts that pairs need are held in memory."""
+    """Pair each query with each document judged above 0; only the texts of pairs are held in memory."""
     judged = [(line, query, document) for line, query, document, score in judgements(qrels) if score > 0]
-    wanted = {query for _, query, _ in judged}, {document for _, _, document in judged}
-    queries, documents = (
-        {document.id: document.text for document in read_corpus(beir_file(folder, name)) if document.id in ids}
-        for name, ids in zip(("queries", "corpus"), wanted, strict=True)
-    )
+    queries = _texts(beir_file(folder, "queries"), {query for _, query, _ in judged})
+    documents = _texts(beir_file(folder, "corpus"), {document for _, _, document in judged})
     for line, query, document in judged:
         if query not in queries or document not in documents:
             yield line, _unknown(query, document, queries)
         else:
             yield line, {"query": queries[query], "positive": documents[document]}
+
+
+def _texts(path: Path, ids: set[str]) -> dict[str, str]:
+    return {document.id: document.text for document in read_corpus(path) if document.id in ids}
 
 
 def _unknown(query: str, document: str, queries: Iterable[str]) -> BadRow:
@@ -80,11 +84,11 @@ def _qrels(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict
 
 def judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
     """Stream ``(line, query id, document id, score)`` below a header; scores may be graded or negative."""
-    header_seen = False
+    is_header = True
     for line, text in lines(path):
         fields = text.rstrip("\r\n").split("\t")
-        if not header_seen:
-            header_seen = True
+        if is_header:
+            is_header = False
             if fields != _QRELS_HEADER:
                 raise InputError(f"{path}:{line}: the header is {fields}. Write {_QRELS_HEADER}, separated by tabs.")
         elif text.strip():
@@ -103,7 +107,7 @@ def _judgement(place: str, fields: list[str]) -> tuple[str, str, int]:
 
 
 def beir_file(folder: Path, name: str) -> Path:
-    """The folder's file of that name, plain or gzipped; InputError if it has neither."""
+    """Path of a folder's JSONL file of that name, plain or gzipped; InputError if it has neither."""
     for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
         if path.is_file():
             return path

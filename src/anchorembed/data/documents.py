@@ -24,28 +24,35 @@ from anchorembed.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with an id; a title, where there is one, is the text's first line."""
+    """A text with an id; a title, if there is one, is the text's first line."""
 
     id: str
     text: str
 
 
 class Documents(Protocol):
-    """Documents in order, in memory or on disk, to be gone through as often as needed."""
+    """Documents in order, in memory or on disk, that can be iterated over more than once."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Document]: ...
 
 
 def read_corpus(path: Path) -> Iterator[Document]:
-    """Stream a BEIR corpus (JSONL of ``_id``, ``title``, ``text``); any fault or repeated id raises InputError."""
+    """Stream a BEIR corpus, JSONL of ``_id``, ``title``, ``text``.
+
+    Raises:
+        InputError: on a bad line, a repeated id, or if there is no document.
+    """
     return not_empty(_documents(existing(path), needs_id=True), f"{path}: no document. Give at least one line.")
 
 
 def read_texts(path: Path) -> Iterator[Document]:
     """Stream texts to encode: corpus lines, lines with only ``text``, or a ``.txt`` with one text a line.
 
-    A text without an id is called by its 1-based line number. Any fault or repeated id raises InputError.
+    The id of a text without one is its line number, from 1.
+
+    Raises:
+        InputError: on a bad line, a repeated id, an unknown format, or if there is no text.
     """
     suffix = suffix_of(existing(path))
     if suffix == ".txt":
@@ -55,9 +62,6 @@ def read_texts(path: Path) -> Iterator[Document]:
     else:
         raise InputError(f"{path}: texts cannot be read from this. Give .jsonl or .txt (each also with .gz).")
     return not_empty(texts, f"{path}: no text. Give at least one line.")
-
-
-# Documents
 
 
 def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
@@ -83,7 +87,7 @@ def _id(row: Row, default: int | None) -> str:
 
 
 def _titled_text(row: Row) -> str:
-    """Join title and text; both may be empty (BEIR corpora hold empty documents), but not both missing."""
+    """Join title and text. One may be missing, and both may be empty, as BEIR's corpora have empty documents."""
     if "text" not in row and "title" not in row:
         raise missing(("text", "title"), list(row))
     title, text = (optional_text(row, key) for key in ("title", "text"))

@@ -1,8 +1,8 @@
 """Tests other than retrieval, from JSONL, CSV, TSV or Parquet files (each text format also gzipped), read whole.
 
-What a file is follows from its columns: ``query, positive, negative`` lists to rerank; ``sentence1, sentence2`` with a
-``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text`` with a ``label`` or ``category``.
-In a cell of CSV a list stands as JSON; quotes in a TSV are text, as in the sets that are handed around in it.
+The columns of a file say what it tests: ``query, positive, negative`` lists to rerank; ``sentence1, sentence2`` with a
+``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text`` with a ``label`` or ``category``. Lists
+in CSV are JSON. Quotes in TSV have no meaning, as in published test sets.
 """
 
 import math
@@ -20,7 +20,7 @@ _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A query with texts to rank: each positive before each negative is perfect."""
+    """A query with texts to rank, the positives before the negatives."""
 
     id: str
     query: str
@@ -30,7 +30,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class SentencePair:
-    """Two texts, and how alike they are: a graded ``value``, or 0 or 1 for a pair to classify."""
+    """Two texts and how alike they are: ``value`` is graded, or 0 or 1 for a pair to classify."""
 
     first: str
     second: str
@@ -50,7 +50,7 @@ TestRow = Candidates | SentencePair | LabelledText
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
-    """A test file: ``kind`` is mteb's name for what its rows ask."""
+    """The rows of a test file; ``kind`` is what they test, as mteb calls it."""
 
     name: str
     kind: str
@@ -63,27 +63,28 @@ def read_test_set(path: Path) -> TestSet:
     Raises:
         InputError: on an unknown format, unknown columns or any bad row, with its line.
     """
-    found: list[str] = []
+    kind = ""
 
     def make(line: int, row: Row) -> TestRow:
-        kind, read = _kind(list(row))
-        if found and kind != found[0]:
-            raise BadRow(f"its columns are those of {kind}, the first row's those of {found[0]}")
-        found[:] = [kind]
+        nonlocal kind
+        kind_of_row, read = _kind(list(row))
+        if kind and kind_of_row != kind:
+            raise BadRow(f"its columns are those of {kind_of_row}, the first row's those of {kind}")
+        kind = kind_of_row
         return read(line, row)
 
     rows = table_rows(path, _columns)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
-    read = tuple(not_empty(checked(path, rows, make, cure=_CURE), f"{path}: no row. Give at least one line."))
-    ids = {row.id for row in read if isinstance(row, Candidates)}
-    if ids and len(ids) < len(read):
-        raise InputError(f"{path}: {len(read)} queries share {len(ids)} ids. Give each its own query_id.")
-    return TestSet(stem(path), found[0], read)
+    records = tuple(not_empty(checked(path, rows, make, cure=_CURE), f"{path}: no row. Give at least one line."))
+    ids = {record.id for record in records if isinstance(record, Candidates)}
+    if ids and len(ids) < len(records):
+        raise InputError(f"{path}: {len(records)} queries share {len(ids)} ids. Give each its own query_id.")
+    return TestSet(stem(path), kind, records)
 
 
 def test_files(path: Path) -> list[Path]:
-    """A BEIR folder or a file alone, or the test files in a folder.
+    """The path itself if it is a file or a BEIR folder, else the test files in the folder.
 
     Raises:
         InputError: if there are none.
@@ -99,24 +100,26 @@ def test_files(path: Path) -> list[Path]:
 
 
 def stem(path: Path) -> str:
-    """A file's name without its suffix, and without that of compression."""
+    """A file's name without its suffix and that of compression."""
     return Path(path.name.removesuffix(".gz")).stem
 
 
 def _columns(names: list[str]) -> list[str]:
+    """Check the names in a header; all columns are read."""
     _kind(names)
     return names
 
 
 def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
-    have = set(names)
-    if {"query", "positive", "negative"} <= have:
+    """What rows with these columns test, and the function that reads one."""
+    columns = set(names)
+    if {"query", "positive", "negative"} <= columns:
         return "Reranking", _candidates
-    if {"sentence1", "sentence2", "score"} <= have:
+    if {"sentence1", "sentence2", "score"} <= columns:
         return "STS", lambda line, row: _pair(row, "score")
-    if {"sentence1", "sentence2", "label"} <= have:
+    if {"sentence1", "sentence2", "label"} <= columns:
         return "PairClassification", lambda line, row: _pair(row, "label")
-    if "text" in have and have & set(_LABELS):
+    if "text" in columns and columns & set(_LABELS):
         return "Classification", _labelled
     raise BadRow(
         f"its columns are {', '.join(names) or 'none'}",

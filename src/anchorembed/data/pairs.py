@@ -1,7 +1,4 @@
-"""Text from disk, validated and streamed: one pass, one record at a time, every fault with its file and line.
-
-Rows of any format (`rows`) become pairs, texts and retrieval tests here.
-"""
+"""Pairs of texts from a file of any format, validated and streamed; every fault names its file and line."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -38,9 +35,9 @@ _KNOWN_NAMES = frozenset((*QUERY_NAMES, *POSITIVE_NAMES, *NEGATIVE_NAMES, SCORES
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A query and the text that answers it; ``line`` is its 1-based line or row in its file.
+    """A query, the text that answers it, and hard negatives; ``line`` is its line or row in its file, from 1.
 
-    ``scores``, where there are any, are another model's: of the positive, then of each negative.
+    ``scores`` are another model's, of the positive and then of each negative, or empty.
     """
 
     query: str
@@ -56,21 +53,32 @@ def read_pairs(
 ) -> Iterator[TextPair]:
     """Stream the pairs of a file or folder in any of `FORMATS`.
 
-    A bad row raises InputError; with ``skip_bad`` it is dropped and ``on_skip`` gets a message that names its place.
-    A missing column, a damaged file and a file without one usable pair raise InputError either way.
+    Args:
+        path: of the file or folder.
+        source: name of the source, for the pairs to keep.
+        skip_bad: drop bad rows rather than raise.
+        on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
+
+    Raises:
+        InputError: on a bad row, unless ``skip_bad``; if a column is missing or the file damaged; if no pair is usable.
     """
-    place, rows = _pair_rows(path)
+    numbered_file, rows = _pair_rows(path)
     pairs = checked(
-        place,
+        numbered_file,
         rows,
         lambda line, row: _pair(row, source, line),
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
         on_bad=(on_skip or (lambda _message: None)) if skip_bad else None,
     )
-    return not_empty(pairs, f"{place}: no usable pair. Give at least one query with its positive.")
+    return not_empty(pairs, f"{numbered_file}: no usable pair. Give at least one query with its positive.")
 
 
-# Rows to records
+def folded(text: str) -> str:
+    """A text without differences of letter case and white space, to compare texts by."""
+    return " ".join(text.casefold().split())
+
+
+# --- Rows to records -------------------------------------------------------------------------------------------------
 
 
 def _pair(row: Row, source: str, line: int) -> TextPair:
@@ -80,25 +88,25 @@ def _pair(row: Row, source: str, line: int) -> TextPair:
     return TextPair(required_text(row, query), required_text(row, positive), negatives, source, line, scores)
 
 
-def _columns(found: list[str]) -> tuple[str, str, str | None]:
-    """Name the query, positive and (optional) negative columns among those found."""
-    query, positive, negative = (_one_of(names, found) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
+def _columns(columns: list[str]) -> tuple[str, str, str | None]:
+    """Names of the query, positive and (optional) negative column among those of a row."""
+    query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
-        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES, found)
+        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES, columns)
     return query, positive, negative
 
 
-def _one_of(names: tuple[str, str], found: Iterable[str]) -> str | None:
-    here = [name for name in names if name in found]
-    if len(here) > 1:
+def _one_of(names: tuple[str, str], columns: Iterable[str]) -> str | None:
+    given = [name for name in names if name in columns]
+    if len(given) > 1:
         raise BadRow(f'both "{names[0]}" and "{names[1]}" are given', " Keep one of them.")
-    return here[0] if here else None
+    return given[0] if given else None
 
 
 def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
-    """Read the negatives of a row; an absent column, null or an empty list is none, an empty text is a fault.
+    """The negatives of a row, given as a text or a list, which in CSV is JSON.
 
-    In CSV a list stands in a cell as JSON.
+    An absent column, null or an empty list means no negatives; an empty text is a fault.
     """
     value = None if key is None else row[key]
     if key is None or value is None:
@@ -110,9 +118,9 @@ def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
 
 
 def _scores(value: object, texts: int) -> tuple[float, ...]:
-    """Read given scores, one of the positive and one of each negative; absent, null or empty is none.
+    """The given scores of a row, of the positive and of each negative: a list, which in CSV is JSON.
 
-    In CSV the list stands in a cell as JSON.
+    An absent column, null or an empty cell means no scores.
     """
     if isinstance(value, str):
         value = json_list(value)
@@ -125,11 +133,11 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-# Files to rows
+# --- Files to rows ---------------------------------------------------------------------------------------------------
 
 
 def _pair_rows(path: Path) -> tuple[Path, Rows]:
-    """Choose the reader by suffix or by what a folder holds; the place is the file that line numbers refer to."""
+    """Choose the reader by suffix or by what a folder holds; returns the file whose lines are numbered, and rows."""
     if existing(path).is_dir():
         return _folder_rows(path)
     rows = table_rows(path, _pair_columns, NEGATIVE_NAMES)
@@ -139,6 +147,7 @@ def _pair_rows(path: Path) -> tuple[Path, Rows]:
 
 
 def _pair_columns(names: list[str]) -> list[str]:
+    """Check the names in a header and return those of the columns to read."""
     _columns(names)
     return [name for name in names if name in _KNOWN_NAMES]
 

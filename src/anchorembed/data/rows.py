@@ -1,7 +1,7 @@
-"""Files to numbered rows, streamed: ``(line, mapping)`` or ``(line, fault)``, whatever the format.
+"""Files of any format to numbered rows, streamed: ``(line, mapping)``, or ``(line, BadRow)`` where one cannot be read.
 
-What a row must hold is checked in one place, `checked`, which either stops at the first bad row or drops it and says
-so. What columns a table must have is for the caller to say, by a ``Columns`` check of the names in its header.
+`checked` turns rows into records. It stops at the first bad row, or drops bad rows and reports each. Which columns a
+table must have is checked by the caller's ``Columns`` function, which gets the names in its header.
 """
 
 import csv
@@ -23,7 +23,7 @@ _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number",
 
 
 class BadRow(Exception):
-    """A row that cannot be used, and why; checks raise it, readers hand it on as a value and go on reading."""
+    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -39,7 +39,11 @@ _T = TypeVar("_T")
 def checked(
     place: Path, rows: Rows, make: Callable[[int, Row], _T], *, cure: str, on_bad: Callable[[str], None] | None = None
 ) -> Iterator[_T]:
-    """Turn rows into records; a bad row goes to ``on_bad``, or without one ends the reading with its cure."""
+    """Turn rows into records; the message of a bad row goes to ``on_bad``.
+
+    Raises:
+        InputError: at the first bad row, with its cure, if there is no ``on_bad``.
+    """
     for line, row in rows:
         try:
             if isinstance(row, BadRow):
@@ -54,7 +58,7 @@ def checked(
 
 
 def not_empty(records: Iterator[_T], message: str) -> Iterator[_T]:
-    """Pass records on; none at all is an InputError."""
+    """Pass records on; raise InputError with the message if there are none."""
     empty = True
     for record in records:
         empty = False
@@ -67,7 +71,7 @@ def not_empty(records: Iterator[_T], message: str) -> Iterator[_T]:
 
 
 def required_text(row: Row, key: str) -> str:
-    """A cell that must hold text and not only space."""
+    """The text of a cell that must hold more than space; raises BadRow."""
     value = row[key]
     if not isinstance(value, str):
         raise BadRow(f'"{key}" is {_kind(value)}, not text')
@@ -77,7 +81,7 @@ def required_text(row: Row, key: str) -> str:
 
 
 def optional_text(row: Row, key: str) -> str:
-    """A cell that may be absent, null or empty; then the text is empty."""
+    """The text of a cell, empty where the cell is absent or null; raises BadRow."""
     value = row.get(key)
     if value is not None and not isinstance(value, str):
         raise BadRow(f'"{key}" is {_kind(value)}, not text')
@@ -92,11 +96,11 @@ def _encodable(value: str, key: str) -> str:
     return value
 
 
-def missing(names: tuple[str, ...], found: list[str]) -> BadRow:
-    """The fault of a row without any of ``names``."""
-    shown = ", ".join(repr(name[:40]) for name in found[:10]) or "nothing"
+def missing(names: tuple[str, ...], columns: list[str]) -> BadRow:
+    """The fault of a row whose columns have none of ``names``."""
+    shown = ", ".join(repr(name[:40]) for name in columns[:10]) or "nothing"
     wanted = " or ".join(f'"{name}"' for name in names)
-    hint = next(filter(None, (nearest(name, names) for name in found)), "")
+    hint = next(filter(None, (nearest(name, names) for name in columns)), "")
     return BadRow(f"no {wanted} here, only {shown}", hint)
 
 
@@ -105,7 +109,7 @@ def _kind(value: object) -> str:
 
 
 def listed(what: str, names: list[str]) -> str:
-    """A sentence that lists names."""
+    """A sentence that lists names, such as ``Splits there: dev, test.`` for ``Splits there``."""
     return f"{what}: {', '.join(names) or 'none'}."
 
 
@@ -113,7 +117,7 @@ def listed(what: str, names: list[str]) -> str:
 
 
 def existing(path: Path) -> Path:
-    """Return the path if there is something; else InputError names the nearest thing there."""
+    """Return the path if it exists; raise InputError, with the nearest name in its folder, if not."""
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(f"{path}: no such file or folder.{nearest(path.name, siblings)} Check the path.")
@@ -121,7 +125,7 @@ def existing(path: Path) -> Path:
 
 
 def suffix_of(path: Path) -> str:
-    """Suffix in lower case, that of compression left out."""
+    """A file's suffix in lower case, without that of compression."""
     name = path.name.lower()
     return Path(name.removesuffix(".gz")).suffix
 
@@ -145,7 +149,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_rows(path: Path) -> Rows:
-    """Read one JSON object a line; blank lines are passed over."""
+    """Read one JSON object a line; blank lines are skipped."""
     return ((line, _parse_json(text)) for line, text in lines(path) if not text.isspace())
 
 
@@ -163,10 +167,10 @@ def _parse_json(text: str) -> Row | BadRow:
 
 
 def csv_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows:
-    """Read the rows of a CSV or TSV file under its header; a row's line is where it begins.
+    """Read the rows of a CSV or TSV file under its header; a row's number is that of its first line.
 
-    A quoted cell of CSV may hold line breaks; in TSV a quote is a letter as any other. Neither has null: an empty cell
-    of a ``nullable`` column is read as one. Where quotes do not match, each line that they swallowed is a bad row.
+    A quoted cell of CSV may hold line breaks; in TSV quotes have no meaning. An empty cell of a ``nullable`` column is
+    null. Where a quote is not closed, each line that belongs to the cell is a bad row.
     """
     csv.field_size_limit(_LARGEST_CELL)
     tabs = suffix_of(path) == ".tsv"
@@ -184,8 +188,8 @@ def csv_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows
         except csv.Error as error:
             swallowed = range(line, reader.line_num + 1)
             where = f"the row of lines {line} to {swallowed[-1]}" if swallowed[1:] else "the row"
-            for one in swallowed:
-                yield one, BadRow(f"{where} is not valid CSV ({error})")
+            for number in swallowed:
+                yield number, BadRow(f"{where} is not valid CSV ({error})")
             continue
         if header is None:
             _checked_header(f"{path}:{line}", cells, columns)
@@ -203,7 +207,7 @@ def _cells(header: list[str], cells: list[str], nullable: Sequence[str]) -> Row 
 
 
 def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]:
-    """Return the columns to read; a file that lacks one fails whole, whatever its rows hold."""
+    """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
     try:
         wanted = columns(names)
     except BadRow as bad:
@@ -214,7 +218,7 @@ def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]
 
 
 def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows | None:
-    """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other."""
+    """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other file."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
@@ -224,7 +228,7 @@ def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Ro
 
 
 def parquet_rows(path: Path, columns: Columns) -> Rows:
-    """Read the columns asked for, a row group at a time; a row's line is its number."""
+    """Read the columns that ``columns`` returns from a Parquet file, some rows at a time; rows count from 1."""
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -236,7 +240,7 @@ def parquet_rows(path: Path, columns: Columns) -> Rows:
 
 
 def split_of_pairs(place: str, splits: list[str]) -> str:
-    """The split to read pairs of: train, or the only one, unless it is named as one to test with."""
+    """The split to read pairs of: train, or the only one unless its name is that of a test set."""
     if "train" in splits:
         return "train"
     if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
@@ -245,7 +249,7 @@ def split_of_pairs(place: str, splits: list[str]) -> str:
 
 
 def json_list(cell: str) -> object:
-    """What a cell of CSV holds as JSON, as a list does there; None of an empty one, the text itself of any other."""
+    """A CSV cell's value as JSON, which lists are written in; None if it is empty, its text if it is no JSON."""
     try:
         return json.loads(cell) if cell.strip() else None
     except (ValueError, RecursionError):
@@ -254,7 +258,7 @@ def json_list(cell: str) -> object:
 
 def dataset_rows(folder: Path, columns: Columns) -> Rows:
     """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
-    import datasets  # noqa: PLC0415 - takes over a second to load, which only folders of this kind are worth
+    import datasets  # noqa: PLC0415 - takes over a second, and only folders of this kind need it
 
     try:
         loaded = datasets.load_from_disk(str(folder))

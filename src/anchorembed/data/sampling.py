@@ -1,4 +1,4 @@
-"""Which pairs form a step: all from one source, no text twice, a fresh order each epoch, the same for the same seed."""
+"""Which pairs form a step: all of one source, no text twice, in an order that follows from seed and epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Pairs to train on and pairs set aside, as global indices.
+    """Global indices of pairs to train on and of pairs held out.
 
-    No query or positive of a held-out pair is a query or positive of a pair to train on; hard negatives may be.
+    They share no query and no positive, also not a query of one as the positive of the other; hard negatives may be
+    shared.
     """
 
     train: Indices
@@ -25,7 +26,7 @@ class Split:
 
 
 def split(store: PairStore, held_out: int, seed: int) -> Split:
-    """Set aside ``held_out`` pairs, at most a tenth of all, and what shares a text with them.
+    """Hold out ``held_out`` pairs, at most a tenth of all; pairs that share a text with those are in neither part.
 
     Raises:
         InputError: if fewer than two pairs are left to train on.
@@ -47,11 +48,11 @@ def split(store: PairStore, held_out: int, seed: int) -> Split:
 def batches(
     store: PairStore, train: Indices, size: int, seed: int, start: int = 0, temperature: float = 1.0
 ) -> Iterator[list[int]]:
-    """Yield the pairs of step ``start``, ``start + 1``, ..., forever, as global indices.
+    """Yield the pairs of steps ``start``, ``start + 1``, ..., without end, as global indices.
 
-    At temperature 1 an epoch goes through each source once, in full steps: its last pairs, which fill none, and those
-    of a step that repetitions of its texts left short wait for another epoch's order. Above, a step's source is drawn
-    with a probability proportional to its size to the power of 1 / temperature, and each source has epochs of its own.
+    At temperature 1 an epoch goes through each source once, in full steps. Pairs that fill no step, because a source
+    ends or repeats its texts, are left out until the next epoch, which has another order. Above 1 a step's source is
+    drawn with a probability proportional to its size to the power of 1 / temperature; each source has its epochs.
     """
     if temperature != 1.0:
         yield from islice(_drawn(store, train, size, seed, temperature), start, None)
@@ -64,7 +65,7 @@ def batches(
 
 
 def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
-    """Share of the pairs that the first epoch uses."""
+    """Share of the pairs to train on that the first epoch uses, from 0 to 1."""
     return sum(map(len, _epoch(store, train, size, seed, 0))) / len(train)
 
 
@@ -96,20 +97,19 @@ def _members(store: PairStore, train: Indices, source: int) -> Indices:
 
 
 def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> list[list[int]]:
-    """One source's pairs in an order drawn from ``key``, whose last number is the source, cut into steps."""
+    """Steps of one source's pairs, in an order drawn from ``key``, whose last number is the source."""
     order = np.random.default_rng(key).permutation(_members(store, train, key[-1]))
-    formed = _without_duplicates(store, order.tolist(), size)
-    full = [batch for batch in formed if len(batch) == size]
-    # A source that fills no step, being small or repetitive, is still used, in shorter steps.
-    return full or formed
+    steps = _without_duplicates(store, order.tolist(), size)
+    full = [step for step in steps if len(step) == size]
+    return full or steps  # shorter steps, where a source is too small or repetitive to fill any
 
 
 def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> list[list[int]]:
-    """Cut an order into batches; a pair that shares a text with its batch waits for the next one.
+    """Cut an order into steps; a pair that shares a text with its step waits for the next one.
 
-    A batch is closed early when 8 times its size is waiting: then the source repeats itself too much to fill it.
+    A step ends early when 8 times its size is waiting: then the source repeats its texts too much to fill it.
     """
-    formed: list[list[int]] = []
+    steps: list[list[int]] = []
     pending = list(reversed(order))
     while pending:
         current: list[int] = []
@@ -124,5 +124,5 @@ def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> li
                 current.append(index)
                 seen |= texts
         pending += reversed(waiting)
-        formed.append(current)
-    return formed
+        steps.append(current)
+    return steps

@@ -1,0 +1,222 @@
+"""Docstrings to a data set: duplicates dropped, whole packages held out for testing, near-duplicates of those dropped.
+
+A harvest is a folder: training pairs as JSONL, a BEIR folder of the held-out packages, and a manifest by which the
+folder is reused while the same versions are installed.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from anchorembed.curate.docstrings import (
+    PROJECT,
+    Docstring,
+    Package,
+    collect_docstrings,
+    installed_packages,
+    lower_case_words,
+)
+from anchorembed.errors import InputError
+from anchorembed.system.files import hash_texts, whole_folder, write_jsonl
+
+SHINGLE_WORDS = 5
+LARGEST_OVERLAP = 0.5
+
+_RULES = 1  # part of the fingerprint; raise it when the rules here or in `docstrings` come to give other pairs
+_TRAIN, _COLLECTION, _MANIFEST = "train.jsonl", "beir", "manifest.json"
+_FILES = (_TRAIN, "beir/corpus.jsonl", "beir/queries.jsonl", "beir/qrels/test.tsv")
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestCounts:
+    """Pairs written, pairs dropped and files passed over in a harvest."""
+
+    train: int
+    held_out: int
+    duplicates: int
+    near_duplicates: int
+    unparsed_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """Where a harvest is: ``train`` is a JSONL of pairs, ``collection`` a BEIR folder of the held-out packages."""
+
+    folder: Path
+    counts: HarvestCounts
+    held_out_packages: tuple[str, ...]
+    reused: bool
+
+    @property
+    def train(self) -> Path:
+        """The pairs to train on."""
+        return self.folder / _TRAIN
+
+    @property
+    def collection(self) -> Path:
+        """The pairs of the held-out packages, as a retrieval test."""
+        return self.folder / _COLLECTION
+
+
+def harvest_docstrings(
+    folder: Path, *, held_out_share: float = 0.1, progress: Callable[[int, int], None] | None = None
+) -> Harvest:
+    """Harvest the public docstrings of the standard library and of every installed distribution into a folder.
+
+    The same installed versions give the same pairs; a harvest of those versions that is there already is reused.
+
+    Raises:
+        InputError: as `harvest_packages` does.
+    """
+    versions = sorted({f"{item.name}=={item.version}" for item in importlib.metadata.distributions()})
+    versions = [version for version in versions if not version.startswith(f"{PROJECT}==")]
+    edition = f"Python {platform.python_version()}: {' '.join(versions)}"
+    return harvest_packages(folder, installed_packages, edition, held_out_share=held_out_share, progress=progress)
+
+
+def harvest_packages(
+    folder: Path,
+    find_packages: Callable[[], Sequence[Package]],
+    edition: str,
+    *,
+    held_out_share: float = 0.1,
+    largest_overlap: float = LARGEST_OVERLAP,
+    progress: Callable[[int, int], None] | None = None,
+) -> Harvest:
+    """Harvest packages into a folder, unless it holds a harvest of the same edition and settings.
+
+    Args:
+        folder: to write, whole or not at all.
+        find_packages: called only if there is something to harvest.
+        edition: any text that changes when the content of the packages does.
+        held_out_share: share of the pairs that is held out.
+        largest_overlap: as in `drop_near_duplicates`.
+        progress: called with the packages done and the number of all.
+
+    Raises:
+        InputError: if the folder holds anything but a harvest, or no package is small enough to be held out.
+    """
+    if not 0 < held_out_share < 1:
+        raise InputError(f"held_out_share: {held_out_share} is not between 0 and 1. Give a share such as 0.1.")
+    fingerprint = hash_texts([json.dumps([_RULES, edition, held_out_share, largest_overlap])])
+    earlier = _reusable(folder, fingerprint)
+    if earlier is not None:
+        return earlier
+    _refuse_foreign(folder)
+    pairs, unparsed_files = collect_docstrings(find_packages(), progress=progress)
+    unique = drop_duplicates(pairs)
+    train, held_out = split_packages(unique, held_out_share)
+    if not held_out:
+        raise InputError(
+            f"{folder}: {len(unique)} pairs, and no package small enough to hold out {held_out_share:.0%} of them. "
+            "Install more packages, or hold out a larger share."
+        )
+    kept = drop_near_duplicates(train, held_out, largest_overlap)
+    counts = HarvestCounts(len(kept), len(held_out), len(pairs) - len(unique), len(train) - len(kept), unparsed_files)
+    packages = tuple(sorted({pair.package for pair in held_out}))
+    manifest: dict[str, object] = {"fingerprint": fingerprint, "counts": asdict(counts), "held_out_packages": packages}
+    _write(folder, kept, held_out, manifest)
+    return Harvest(folder, counts, packages, reused=False)
+
+
+# --- Which pairs to keep ---------------------------------------------------------------------------------------------
+
+
+def drop_duplicates(pairs: Iterable[Docstring]) -> list[Docstring]:
+    """Keep one pair of each query and of each positive, the first; letter case and punctuation make no difference."""
+    queries: set[str] = set()
+    positives: set[str] = set()
+    kept = []
+    for pair in pairs:
+        query, positive = (" ".join(lower_case_words(text)) for text in (pair.query, pair.positive))
+        if query not in queries and positive not in positives:
+            kept.append(pair)
+            queries.add(query)
+            positives.add(positive)
+    return kept
+
+
+def split_packages(pairs: Sequence[Docstring], share: float) -> tuple[list[Docstring], list[Docstring]]:
+    """Split pairs into those to train on and those held out, by whole packages, in the order of a hash of their names.
+
+    A package with over half of the wanted number of pairs is not held out, so that several are.
+    """
+    sizes = Counter(pair.package for pair in pairs)
+    wanted = share * len(pairs)
+    chosen: set[str] = set()
+    total = 0
+    for name in sorted(sizes, key=lambda name: hash_texts([name])):
+        if total < 0.9 * wanted and sizes[name] <= wanted / 2 and total + sizes[name] <= 1.1 * wanted:
+            chosen.add(name)
+            total += sizes[name]
+    train = [pair for pair in pairs if pair.package not in chosen]
+    return train, [pair for pair in pairs if pair.package in chosen]
+
+
+def drop_near_duplicates(
+    train: Iterable[Docstring], held_out: Iterable[Docstring], largest_overlap: float = LARGEST_OVERLAP
+) -> list[Docstring]:
+    """Drop a training pair if over ``largest_overlap`` of its 5-word shingles are in one single held-out pair."""
+    holders: dict[str, list[int]] = {}
+    for number, pair in enumerate(held_out):
+        for shingle in _shingles(pair):
+            holders.setdefault(shingle, []).append(number)
+    kept = []
+    for pair in train:
+        shingles = _shingles(pair)
+        shared = Counter(number for shingle in shingles for number in holders.get(shingle, ()))
+        if max(shared.values(), default=0) <= largest_overlap * len(shingles):
+            kept.append(pair)
+    return kept
+
+
+def _shingles(pair: Docstring) -> set[str]:
+    """Runs of five words within the query or within the positive."""
+    shingles: set[str] = set()
+    for words in (lower_case_words(pair.query), lower_case_words(pair.positive)):
+        starts = range(len(words) - SHINGLE_WORDS + 1)
+        shingles.update(" ".join(words[start : start + SHINGLE_WORDS]) for start in starts)
+    return shingles
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def _reusable(folder: Path, fingerprint: str) -> Harvest | None:
+    """Return the harvest in the folder if it is whole and was made from the same things."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["fingerprint"] != fingerprint or manifest["bytes"] != _sizes(folder):
+            return None
+        return Harvest(folder, HarvestCounts(**manifest["counts"]), tuple(manifest["held_out_packages"]), reused=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in _FILES}
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file, where a folder is needed. Give another path.")
+    foreign = {entry.name for entry in folder.iterdir()} - {_TRAIN, _COLLECTION, _MANIFEST} if folder.exists() else ()
+    if foreign:
+        raise InputError(f"{folder}: holds {min(foreign)!r}, which is no part of a harvest. Give a folder of its own.")
+
+
+def _write(folder: Path, train: list[Docstring], held_out: list[Docstring], manifest: dict[str, object]) -> None:
+    judgements = "".join(f"q:{pair.name}\t{pair.name}\t1\n" for pair in held_out)
+    with whole_folder(folder) as partial:
+        write_jsonl(partial / _TRAIN, ({"query": p.query, "positive": p.positive, "name": p.name} for p in train))
+        collection = partial / _COLLECTION
+        (collection / "qrels").mkdir(parents=True)
+        write_jsonl(collection / "corpus.jsonl", ({"_id": p.name, "text": p.positive} for p in held_out))
+        write_jsonl(collection / "queries.jsonl", ({"_id": f"q:{p.name}", "text": p.query} for p in held_out))
+        (collection / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}", encoding="utf-8")
+        content = json.dumps(manifest | {"bytes": _sizes(partial)}, indent=1)
+        (partial / _MANIFEST).write_text(f"{content}\n", encoding="utf-8")
