@@ -28,7 +28,7 @@ class Training:
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
         """Tokenise, accumulate gradients, clip, update."""
-        pairs = self.embedder.pairs.pairs(batch, [""] * len(batch))
+        pairs = self.embedder.pairs.tokenize(batch, [""] * len(batch))
         metrics = step(self.stage, 0, pairs)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()

@@ -225,7 +225,7 @@ def encode(
     with _bar("embedding", None) as advance:
         if engine == "ray":
             return encode_by_ray(
-                documents, out, str(model), side=side, instruction=instruction, workers=workers, advance=advance
+                documents, out, str(model), side=side, instruction=instruction, workers=workers, progress=advance
             )
         embedder = Embedder.load(model)
         ids: list[str] = []

@@ -29,7 +29,7 @@ TEMPLATE = Template("<s>", "user: ", "", "</s>")
 def make(name: str) -> tuple[Embedder, list[TokenPair]]:
     backbone = reproduced(tiny_model(name).eval(), name)
     embedder = Embedder(backbone, bake(tiny_tokenizer(), TEMPLATE), Metadata(TEMPLATE, Lengths(24, 40)))
-    return embedder, embedder.pairs.pairs(PAIRS, ["", "Query: ", "", ""])
+    return embedder, embedder.pairs.tokenize(PAIRS, ["", "Query: ", "", ""])
 
 
 def stage(embedder: Embedder, budget: int = 10_000, **settings: object) -> ControlReconstruction:

@@ -90,7 +90,7 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
     module.train()
     for number, count in enumerate(BATCHES):
         batch = pairs(count)
-        metrics = step(stage, number, embedder.pairs.pairs(batch, [""] * count))
+        metrics = step(stage, number, embedder.pairs.tokenize(batch, [""] * count))
         found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
         for name, parameter in module.named_parameters():
             found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()

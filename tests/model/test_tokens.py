@@ -38,7 +38,7 @@ def test_targets_have_neither_header_nor_instruction() -> None:
     tokenizer = bake(tiny_tokenizer(chat_template, special), template)
     pairs = PairTokenizer(tokenizer, Lengths(40, 24))
     pair = TextPair("sort a list", "the values are sorted", ("delete the file",))
-    (tokens,) = pairs.pairs([pair], [instruct("find code")])
+    (tokens,) = pairs.tokenize([pair], [instruct("find code")])
     assert (
         tokenizer.decode(tokens.query) == "<s><|start|>user<|stop|>\n\nInstruct: find code\nQuery: sort a list<|eot|>"
     )
@@ -53,7 +53,7 @@ def test_targets_have_neither_header_nor_instruction() -> None:
 def test_both_sides_of_a_symmetric_task_get_its_instruction() -> None:
     pairs = PairTokenizer(bake(tiny_tokenizer(), Template("", "", "", "</s>")), Lengths(60, 60))
     pair = TextPair("sort a list", "order the rows", ("delete the file",))
-    (tokens,) = pairs.pairs([pair], ["Ask: "], ["Tell: "])
+    (tokens,) = pairs.tokenize([pair], ["Ask: "], ["Tell: "])
     shown = [pairs.tokenizer.decode(ids) for ids in (tokens.query, tokens.document, *tokens.negatives)]
     assert shown == ["Ask: sort a list</s>", "Tell: order the rows</s>", "Tell: delete the file</s>"]
     assert pairs.tokenizer.decode(tokens.document_text) == "order the rows"

@@ -48,7 +48,7 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     out = tmp_path / "vectors"
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True)
     killer.start()
-    rows = encode_by_ray(read_texts(texts), out, str(tiny_folder), workers=2, advance=done.append, part=5)
+    rows = encode_by_ray(read_texts(texts), out, str(tiny_folder), workers=2, progress=done.append, part=5)
     killer.join(timeout=10)
     assert killed, "no worker was found to kill: the test shows nothing"
     assert rows == sum(done) == TEXTS

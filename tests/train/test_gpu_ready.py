@@ -74,7 +74,7 @@ def stage(settings: Schedule, name: str = "llama") -> tuple[nn.Module, Stage, li
     module = run.module
     texts = [" ".join(WORDS[first : first + 1 + first % 5]) for first in range(12)]
     pairs = [TextPair(*texts[3 * i : 3 * i + 2], (texts[3 * i + 2],), scores=(1.0, 0.5)) for i in range(4)]
-    return module.train(), run, embedder.pairs.pairs(pairs, [""] * 4)
+    return module.train(), run, embedder.pairs.tokenize(pairs, [""] * 4)
 
 
 # --- Waiting ---------------------------------------------------------------------------------------------------------

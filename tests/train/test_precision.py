@@ -35,7 +35,7 @@ def curve(folder: Path, precision: str, seed: int) -> torch.Tensor:
     losses = []
     for number in range(200):
         texts = [f"row {int(torch.randint(50, (), generator=generator))}" for _ in range(8)]
-        metrics = step(stage, number, embedder.pairs.pairs([_pair(text) for text in texts], [""] * len(texts)))
+        metrics = step(stage, number, embedder.pairs.tokenize([_pair(text) for text in texts], [""] * len(texts)))
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -144,7 +144,7 @@ def test_every_weight_that_trains_gets_a_gradient(name: str, tmp_path: Path) -> 
     embedder = Embedder.load(save_tiny(tmp_path / name, name), precision="float32", lengths=Lengths(24, 48))
     stage = ready(embedder, Contrast(lora=None))
     module = stage.module
-    step(stage, 0, embedder.pairs.pairs([TextPair("sort", "x y"), TextPair("open", "z")], ["", ""]))
+    step(stage, 0, embedder.pairs.tokenize([TextPair("sort", "x y"), TextPair("open", "z")], ["", ""]))
     assert all(weight.grad is not None for weight in module.parameters() if weight.requires_grad)
     assert embedder.backbone.head.weight.requires_grad == (name == "llama")
 
@@ -157,7 +157,7 @@ def test_given_scores_teach_and_a_guide_masks(tiny_folder: Path) -> None:
     def loss(scores: list[tuple[float, ...]], guide: Embedder | None = None, **options: Any) -> float:
         pairs = [TextPair(*text, "s", 1, given) for text, given in zip(texts, scores, strict=True)]
         stage = Contrastive(Contrast(scale=5.0, **options), embedder, embedder, 40, guide)
-        value = step(stage, 0, embedder.pairs.pairs(pairs, [""] * len(pairs)))["loss"]
+        value = step(stage, 0, embedder.pairs.tokenize(pairs, [""] * len(pairs)))["loss"]
         gradients.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))
         embedder.zero_grad()
         return value
@@ -192,7 +192,7 @@ def test_a_duplicate_positive_never_counts_as_a_negative(tiny_folder: Path) -> N
     embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
 
     def loss(*pairs: TextPair) -> float:
-        tokens = embedder.pairs.pairs(pairs, [""] * len(pairs))
+        tokens = embedder.pairs.tokenize(pairs, [""] * len(pairs))
         return step(Contrastive.build(embedder, Contrast(lora=None), budget=1000), 0, tokens)["loss"]
 
     assert loss(TextPair("sort", "x y", ("x y",)), TextPair("open", "x y")) == pytest.approx(0.0, abs=1e-6)
@@ -472,7 +472,7 @@ def test_every_setting_reaches_its_loss(
     for each in (settings, settings.model_copy(update=changes)):
         embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
         stage = ready(embedder, each)
-        losses.append(step(stage, 0, embedder.pairs.pairs(PAIRS, [""] * len(PAIRS)))["loss"])
+        losses.append(step(stage, 0, embedder.pairs.tokenize(PAIRS, [""] * len(PAIRS)))["loss"])
     assert abs(losses[1] - losses[0]) > 1e-3
 
 

@@ -71,7 +71,7 @@ def check(
     store: PairStore,
     tokenizer: PairTokenizer,
     tests: Iterable[Path] = (),
-    advance: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[SourceReport]:
     """Report on each source of a store.
 
@@ -82,18 +82,18 @@ def check(
         store: the pairs.
         tokenizer: of the model to train, with its length limits.
         tests: BEIR folders, test files, or folders of them, whose texts should not be trained on.
-        advance: called with the number of pairs done since the last call.
+        progress: called with the number of pairs done since the last call.
 
     Raises:
         InputError: if a test cannot be read.
     """
     forbidden = np.unique(_keys(_all_texts(tests), _words))
     for number in range(len(store.sources)):
-        yield _check_source(store, number, tokenizer, forbidden, advance)
+        yield _check_source(store, number, tokenizer, forbidden, progress)
 
 
 def _check_source(
-    store: PairStore, number: int, tokenizer: PairTokenizer, forbidden: Keys, advance: Callable[[int], None]
+    store: PairStore, number: int, tokenizer: PairTokenizer, forbidden: Keys, progress: Callable[[int], None]
 ) -> SourceReport:
     prefix = instruct(store.sources[number].instruction)
     of_documents = prefix if store.sources[number].symmetric else ""
@@ -111,7 +111,7 @@ def _check_source(
             )
         )
         negatives += sum(len(pair.negatives) for pair in pairs)
-        advance(len(pairs))
+        progress(len(pairs))
     columns = map(np.concatenate, zip(*parts, strict=True))
     query_tokens, document_tokens, queries, positives, tested, self_negative = columns
     masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": tested}

@@ -107,7 +107,7 @@ def mine(
     texts: Sequence[str],
     score: Scorer,
     rules: Rules,
-    advance: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Mined:
     """Give each pair negatives, which go before those it has.
 
@@ -116,7 +116,7 @@ def mine(
         texts: to mine from, as `gather` returns them: all positives are among them.
         score: scores ``texts``.
         rules: which texts to take.
-        advance: called with the number of pairs done since the last call.
+        progress: called with the number of pairs done since the last call.
     """
     rows = {text: row for row, text in enumerate(texts)}
     positives: dict[str, set[int]] = defaultdict(set)
@@ -143,7 +143,7 @@ def mine(
             by_negatives[len(chosen)] += 1
             kept = [text for text in pair.negatives if text not in chosen]
             mined.append(replace(pair, negatives=(*chosen, *kept), scores=()))
-        advance(len(block))
+        progress(len(block))
     return Mined(mined, dict(dropped), dict(sorted(by_negatives.items())))
 
 

@@ -3,7 +3,6 @@
 A local task never uses the network. Its revision is a hash of its rows, so results of changed data are not mixed.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from anchorembed.evaluate.task_types import (
     similarity,
 )
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
-from anchorembed.system.files import cache_folder, write_file
+from anchorembed.system.files import cache_folder, hash_texts, write_file
 
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
@@ -119,7 +118,7 @@ def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
 
 
 def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
-    revision = _hash(_shown_collection(collection))
+    revision = hash_texts(_shown_collection(collection))
     chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
     return LocalTask(_name(collection.name, quick), "Retrieval", revision, partial(retrieval, chosen))
 
@@ -146,12 +145,12 @@ def _training_texts(path: Path) -> list[LabelledText]:
 def _file_task(
     test: TestSet, measure: Callable[[Embed], TaskMetrics], quick: bool, train: Sequence[LabelledText] = ()
 ) -> LocalTask:
-    return LocalTask(_name(test.name, quick), test.kind, _hash(_shown_rows([*train, *test.rows])), measure)
+    return LocalTask(_name(test.name, quick), test.kind, hash_texts(_shown_rows([*train, *test.rows])), measure)
 
 
 def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
     """Each query with its candidates; a document's id is a hash of its text, so ids favour neither side in a tie."""
-    ids = {text: _hash([text])[:16] for row in rows for text in (*row.positives, *row.negatives)}
+    ids = {text: hash_texts([text])[:16] for row in rows for text in (*row.positives, *row.negatives)}
     return Collection(
         name,
         tuple(Document(document_id, text) for text, document_id in ids.items()),
@@ -162,14 +161,6 @@ def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
 
 def _name(name: str, quick: bool) -> str:
     return f"{name}-quick" if quick else name
-
-
-def _hash(parts: Iterable[str]) -> str:
-    """SHA-256 of a text given in parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode(errors="surrogatepass"))
-    return digest.hexdigest()
 
 
 def _shown_rows(rows: Iterable[object]) -> Iterator[str]:

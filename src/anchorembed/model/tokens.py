@@ -90,7 +90,7 @@ class PairTokenizer:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def pairs(
+    def tokenize(
         self,
         pairs: Sequence[TextPair],
         instructions: Sequence[str],

@@ -66,7 +66,7 @@ def encode_by_ray(
     side: Side = "document",
     instruction: str | None = None,
     workers: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
     part: int = PART,
 ) -> int:
     """Embed documents into a folder of Parquet parts with columns ``id`` and ``vector``; returns their number.
@@ -80,7 +80,7 @@ def encode_by_ray(
         side: as in `Embedder.encode`.
         instruction: as in `Embedder.encode`.
         workers: processes, each with the model; by default one a GPU, or one a machine if there is no GPU.
-        advance: called with the number of texts done since the last call.
+        progress: called with the number of texts done since the last call.
         part: texts a part.
 
     Raises:
@@ -96,7 +96,7 @@ def encode_by_ray(
         texts = vectors / "texts"
         texts.mkdir()
         sizes = dict(_write_parts(documents, texts, part))
-        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, advance)
+        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, progress)
         _check(vectors, sizes)
         shutil.rmtree(texts)
         for unfinished in vectors.glob(".*"):  # by workers that died
@@ -115,7 +115,7 @@ def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iter
         number += 1
 
 
-def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
+def _run(ray: Any, parts: list[str], job: Job, workers: int | None, progress: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
     is_started_here = not ray.is_initialized()
     try:
         if is_started_here:
@@ -135,7 +135,7 @@ def _run(ray: Any, parts: list[str], job: Job, workers: int | None, advance: Cal
             **share,
         )
         for row in done.iter_rows():
-            advance(int(row["rows"]))
+            progress(int(row["rows"]))
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise InputError(f"--engine ray: {_reason(str(error))} Nothing is written.") from error
     finally:

@@ -42,7 +42,7 @@ class Prepared:
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         tasks = [instruct(source.instruction) for source in sources]
         of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
-        return self.tokenizer.pairs(pairs, tasks, of_documents, most_negatives)
+        return self.tokenizer.tokenize(pairs, tasks, of_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
         """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
