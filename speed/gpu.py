@@ -54,13 +54,13 @@ from transformers import (
 
 from anchorembed.config import Contrast, Lora, Reconstruct
 from anchorembed.data.pairs import TextPair
-from anchorembed.model.adapters import LoraSettings
+from anchorembed.model.adapters import LoraSettings, add_lora
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers, use_varlen
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.model.tokens import TokenPair
-from anchorembed.model.verify import check_reproduced, measure_scales
+from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import linear_cross_entropy
@@ -405,8 +405,12 @@ class Parity:
 
     def float32(self) -> None:
         """The engine in float32 by buckets, which the rest is compared with."""
-        measure_scales(self.backbone, self.name)
-        check_reproduced(self.backbone, self.name)
+        model = self.backbone.model
+        model.set_attn_implementation("eager")
+        own_TV = own_logits(model, self.name)
+        self.backbone = Backbone(model)
+        self.backbone.input_scale, self.backbone.logit_scale = measure_scales(self.backbone, own_TV, self.name)
+        check_reproduced(self.backbone, own_TV, self.name)
         states, _ = self._states(torch.float32, self.texts)
         self.metrics, self.gradient = self._gradient(torch.float32)
         self.lab.say("parity float32", model=self.name, states=self._relative(states), loss=self.metrics["loss"])
@@ -463,7 +467,7 @@ class Parity:
 
     def replay(self) -> None:
         """GradCache with dropout: both passes of a chunk embed alike, compiled and not."""
-        self.backbone.add_lora(LoraSettings(LORA.rank, LORA.alpha, LORA.dropout, tuple(LORA.targets)))
+        add_lora(self.backbone, LoraSettings(LORA.rank, LORA.alpha, LORA.dropout, tuple(LORA.targets)))
         self.backbone.to(self.lab.device)
         for name, weight in self.backbone.named_parameters():
             if "lora_B" in name:

@@ -20,7 +20,7 @@ from anchorembed.compare.run import run
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
-from anchorembed.system.files import alone_in
+from anchorembed.system.files import lock_folder
 from anchorembed.train.run import train
 
 Make = Callable[..., Recipe]
@@ -199,8 +199,8 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
 
 def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Path) -> None:
     comparison = open_comparison(make(), tmp_path / "kept")
-    with alone_in(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
+    with lock_folder(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
         run(comparison)
     recipe = make().model_copy(update={"compare": None})
-    with alone_in(tmp_path / "run" / "reconstruct"), pytest.raises(InputError, match="another process is at work"):
+    with lock_folder(tmp_path / "run" / "reconstruct"), pytest.raises(InputError, match="another process is at work"):
         train(recipe)

@@ -18,7 +18,7 @@ from anchorembed.compare.run import run
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import METADATA
-from anchorembed.system.files import alone_in
+from anchorembed.system.files import lock_folder
 from anchorembed.train.loop import Interrupted
 
 Make = Callable[..., Recipe]
@@ -67,7 +67,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
     assert "Stopped. To continue: anchorembed compare" in error
     (stage,) = tmp_path.glob("run/*/*/*/first/reconstruct")
     assert list(stage.glob("checkpoints/step-*"))
-    with alone_in(stage):
+    with lock_folder(stage):
         pass  # nobody is at work there any more
 
 

@@ -17,7 +17,7 @@ from anchorembed.config import Compare, Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
-from anchorembed.system.files import content_key
+from anchorembed.system.files import hash_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +155,15 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
             **cost_only,
         },
     )
-    contents = {source.name: content_key(source.path) for source in recipe.data.sources}
+    contents = {source.name: hash_content(source.path) for source in recipe.data.sources}
     model = Path(recipe.model.name)
     if model.exists():
         values["model"]["name"] = ""  # it is what it holds, wherever it is
-        contents["model"] = content_key(model)
+        contents["model"] = hash_content(model)
     guide = recipe.contrast.guide if recipe.contrast else None
     if guide is not None and Path(guide).exists():
         values["contrast"]["guide"] = ""
-        contents["guide"] = content_key(Path(guide))
+        contents["guide"] = hash_content(Path(guide))
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     decisive = [values, contents, primary, compare.seeds[0]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

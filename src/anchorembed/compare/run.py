@@ -24,7 +24,7 @@ from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.device import versions
-from anchorembed.system.files import alone_in
+from anchorembed.system.files import lock_folder
 from anchorembed.train.loop import read_log
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
 from anchorembed.train.stage import Metrics
@@ -47,7 +47,7 @@ def run(comparison: Comparison, hours: float | None = None) -> int:
         Interrupted: if a signal stopped a training.
     """
     started = time.monotonic()
-    with alone_in(comparison.results.folder):
+    with lock_folder(comparison.results.folder):
         comparison.results.read()  # what another process may have added
         write_comparison(comparison.results.folder, comparison.record)
         missing = comparison.missing()

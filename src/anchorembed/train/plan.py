@@ -5,7 +5,7 @@ from pathlib import Path
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import saved_sha256
-from anchorembed.system.files import content_key
+from anchorembed.system.files import hash_content
 from anchorembed.train.checkpoint import Plan
 
 
@@ -22,7 +22,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
             mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
         ),
     }
-    contents = {f"data.sources.{source.name}.content": content_key(source.path) for source in recipe.data.sources}
+    contents = {f"data.sources.{source.name}.content": hash_content(source.path) for source in recipe.data.sources}
     contents |= {key: _content(model) for key, model in settings.other_models.items()}
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
 
@@ -30,7 +30,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 def _content(model: str) -> str:
     """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
     place = Path(model).expanduser()
-    return saved_sha256(place) or (content_key(place) if place.exists() else model)
+    return saved_sha256(place) or (hash_content(place) if place.exists() else model)
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:

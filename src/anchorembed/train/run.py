@@ -20,9 +20,9 @@ from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.tokens import TokenPair
-from anchorembed.system.device import compute_dtype, find_device, first_process, memory_of, seed_everything
-from anchorembed.system.files import alone_in, write_file, write_folder
-from anchorembed.system.processes import gathered_weights, lowest, sharded, wait
+from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
+from anchorembed.system.files import lock_folder, whole_folder, write_file
+from anchorembed.system.processes import first_process, gathered_weights, lowest, sharded, wait
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
@@ -115,7 +115,7 @@ def run_stage(recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: s
         InputError: if it cannot be trained so, or was begun with other settings.
     """
     folder = stage_folder(recipe, kind.name)
-    with alone_in(folder) if first_process() else nullcontext():
+    with lock_folder(folder) if first_process() else nullcontext():
         kind.check_stored(settings, recipe.model.weights)
         plan = plan_of(recipe, kind.name, settings, start)
         finished = read_metadata(folder / "model")
@@ -173,7 +173,8 @@ def _train_stage(
     weights = gathered_weights(module) if sharded(module) else None
     if accelerator.is_main_process:
         trained = prepared.embedder if weights is None else embedder_with(recipe, kind, settings, start, weights)
-        write_folder(target, lambda path: trained.save(path, history))
+        with whole_folder(target) as partial:
+            trained.save(partial, history)
         _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)
