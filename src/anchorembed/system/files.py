@@ -102,8 +102,8 @@ def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:
 @contextmanager
 def _folder_made(folder: Path, target: Path) -> Iterator[None]:
     """Make a folder and its parents, for ``target``; those that were made are removed afterwards if they are empty."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_be_written(target, error) from error
@@ -153,7 +153,7 @@ def _hidden_beside(path: Path, purpose: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; of folders, Windows cannot say."""
+    """Wait until a file or folder is on the disk; Windows can do so for files alone."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -189,7 +189,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)
-        if isinstance(lock, SoftFileLock):  # what filelock falls back to, which a killed process would hold for ever
+        if isinstance(lock, SoftFileLock):  # filelock's substitute, which a killed process would hold for ever
             lock.release()
             raise OSError("no advisory locks")
     except Timeout as error:
