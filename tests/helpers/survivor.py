@@ -64,7 +64,7 @@ def train(run: Recipe) -> None:
 def survive(folder: Path, kills: int, steps: int = STEPS, seed: int = 0) -> Survived:
     """Train once undisturbed and once killed ``kills`` times, at the next step or as the next checkpoint is begun."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anchorembed.training"])
+    context.set_forkserver_preload(["anchorembed.train.run"])
     expected, run = recipe(folder, "whole", steps), recipe(folder, "killed", steps)
     finish(context, expected)
     rng, done, while_writing = random.Random(seed), 0, 0
