@@ -141,7 +141,7 @@ def train(args: argparse.Namespace, pairs: list[TextPair], seed: int, negatives:
         "output": str(folder / "run"),
         "seed": seed,
     }
-    return contrast(parse_recipe(recipe), say=lambda _: None)
+    return contrast(parse_recipe(recipe))
 
 
 def score(model: str, args: argparse.Namespace, task: Task) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from anchorembed.config import Recipe, parse_recipe
 from anchorembed.curate.docstrings import Package
 from anchorembed.curate.harvest import Harvest, harvest_packages
 from anchorembed.data.beir import read_collection
-from anchorembed.demo import CLEARLY, Demo, Row, demo, show
+from anchorembed.demo import CLEARLY, DemoResult, ModelScores, demo, show
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from tiny import WORDS
@@ -31,14 +32,22 @@ def package(root: Path, number: int) -> Package:
     return Package(f"package{number}", folder)
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Harvest:
-    packages = [package(tmp_path / "site", number) for number in range(12)]
-    return harvest_packages(tmp_path / "data", lambda: packages, "first", held_out_share=0.2, largest_overlap=0.99)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
+        yield folder
 
 
-@pytest.fixture
-def recipe(made: Harvest, tmp_path: Path, tiny_folder: Path) -> Recipe:
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Harvest:
+    packages = [package(folder / "site", number) for number in range(12)]
+    return harvest_packages(folder / "data", lambda: packages, "first", held_out_share=0.2, largest_overlap=0.99)
+
+
+@pytest.fixture(scope="module")
+def recipe(made: Harvest, folder: Path, tiny_folder: Path) -> Recipe:
     stage: dict[str, Any] = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
     return parse_recipe(
         {
@@ -46,15 +55,17 @@ def recipe(made: Harvest, tmp_path: Path, tiny_folder: Path) -> Recipe:
             "model": {"name": str(tiny_folder), "device": "cpu"},
             "reconstruct": stage,
             "contrast": stage,
-            "output": str(tmp_path / "run"),
+            "output": str(folder / "run"),
         }
     )
 
 
-def test_every_row_and_a_second_run_that_reuses(
-    made: Harvest, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    result = demo(recipe, made)
+@pytest.fixture(scope="module")
+def result(made: Harvest, recipe: Recipe) -> DemoResult:
+    return demo(recipe, made)
+
+
+def test_every_row(result: DemoResult) -> None:
     assert list(result.rows) == ["chance", "base model", "contrastive only", "Stage I + contrastive"]
     weights = [row.weights_sha256 for row in result.rows.values()]
     assert weights[0] == ""
@@ -63,15 +74,18 @@ def test_every_row_and_a_second_run_that_reuses(
     assert [len(hits) for _, hits in result.searches] == [3, 3, 3]
     assert (result.exported / "modules.json").exists()
 
+
+def test_a_second_run_reuses_everything(
+    result: DemoResult, made: Harvest, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "anchorembed")
-    caplog.clear()
     repeated = demo(recipe, made)
     assert repeated.rows == result.rows
     assert sum("finished before" in message for message in caplog.messages) == 3
     assert sum("reused" in message for message in caplog.messages) == 3
     assert any("export: kept" in message for message in caplog.messages)
 
-    (document, *_), scores = made.collection.glob("corpus.jsonl"), tmp_path / "run" / "evaluation" / "base-model.json"
+    (document, *_), scores = made.collection.glob("corpus.jsonl"), recipe.output / "evaluation" / "base-model.json"
     document.write_text(document.read_text(encoding="utf-8").replace("at once", "later"), encoding="utf-8")
     saved = json.loads((result.exported / "anchorembed.json").read_text(encoding="utf-8"))
     (result.exported / "anchorembed.json").write_text(json.dumps(saved | {"weights_sha256": "other"}), encoding="utf-8")
@@ -84,30 +98,29 @@ def test_every_row_and_a_second_run_that_reuses(
 
 def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reconstruct is null, and the demo shows both stages"):
-        demo(recipe.model_copy(update={"reconstruct": None}), made)
+        demo(recipe.model_copy(update={"reconstruct": None, "output": tmp_path / "run"}), made)
     mine = tmp_path / "run" / "export" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("kept", encoding="utf-8")
     with pytest.raises(InputError, match="this is no export of ours"):
-        demo(recipe, made)
+        demo(recipe.model_copy(update={"output": tmp_path / "run"}), made)
     assert mine.exists()
     assert not (tmp_path / "run" / "contrastive-only").exists()
 
 
-def test_the_last_screen_shows_brackets_as_they_are(made: Harvest, recipe: Recipe) -> None:
-    empty = Demo(
+def test_the_last_screen_shows_brackets_as_they_are(made: Harvest) -> None:
+    empty = DemoResult(
         read_collection(made.collection), {}, [("Join [/tmp] and list[int]", [])], Path("[/a]"), Path("b"), 1.0
     )
     means = dict.fromkeys(METRICS, 0.5)
     names = ("chance", "contrastive only", "Stage I + contrastive")
     sink = io.StringIO()
-    show(replace(empty, rows={name: Row(means) for name in names}), Console(file=sink, width=160))
+    show(replace(empty, rows={name: ModelScores(means) for name in names}), Console(file=sink, width=160))
     assert "Join [/tmp] and list[int]" in sink.getvalue()
     assert "exported model: [/a]" in sink.getvalue()
 
 
-def test_the_last_screen_says_when_nothing_is_clearly_above_chance(made: Harvest, recipe: Recipe) -> None:
-    result = demo(recipe, made)
+def test_the_last_screen_says_when_nothing_is_clearly_above_chance(result: DemoResult) -> None:
     sink = io.StringIO()
     show(result, Console(file=sink, width=160))
     screen = sink.getvalue()

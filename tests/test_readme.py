@@ -1,4 +1,4 @@
-"""The README's Python runs and gives the output it shows; the files and recipes it names are there."""
+"""The README's Python runs and gives the output it shows; the files that documents name are there."""
 
 import doctest
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -19,12 +20,15 @@ def test_code_gives_the_output_shown() -> None:
     assert result.failed == 0
 
 
-def test_files_it_names_exist() -> None:
-    named = set(re.findall(r"`((?:src|tests|recipes|docs|benchmarks)/[\w/.-]+)`", README))
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
+def test_files_it_names_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/.])((?:src|tests|recipes|docs|speed|results)/[\w/.-]*\w)", text))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_the_file_map_is_complete() -> None:
-    modules = {path.name for path in (ROOT / "src" / "anchorembed").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert {name for name in modules if f"{name} " not in README} == set()
+def test_the_folder_tree_is_complete() -> None:
+    tree = README[README.index("src/anchorembed/\n") :].split("```")[0]
+    here = {path.name for path in (ROOT / "src" / "anchorembed").iterdir() if path.name[0] not in "_."}
+    assert {name for name in here if name not in tree} == {"py.typed"}

@@ -49,7 +49,7 @@ Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class SearchResult:
     """Hits of one query, and whether the index was there already."""
 
     hits: "list[Hit]"
@@ -256,7 +256,7 @@ def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
 
 def search(
     model: str | Path, corpus: str | Path, query: str, *, index: str | Path | None = None, top_k: int = 10
-) -> Search:
+) -> SearchResult:
     """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model.
 
     Raises:
@@ -277,7 +277,7 @@ def search(
         index = cache_folder() / "indexes" / f"{name}-{embedder.fingerprint[:16]}"
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
-    return Search(opened.search(embedder, query, top_k), Path(index), reused)
+    return SearchResult(opened.search(embedder, query, top_k), Path(index), reused)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def compare(
 
 @app.command(hidden=True)
 def train_arm(recipe: Path) -> None:
-    """Train an arm of a comparison, which starts this itself."""
+    """Train an arm of a comparison, which starts this itself, and says what to type next."""
     from anchorembed.compare.controls import ArmRecipe
     from anchorembed.compare.controls import train_arm as run
     from anchorembed.train.loop import Interrupted
@@ -183,6 +183,8 @@ def train_arm(recipe: Path) -> None:
         run(read_as(ArmRecipe, recipe))
     except Interrupted as stop:
         _fail(str(stop), 128 + stop.signal)
+    except OutOfMemory as error:
+        _fail(str(error), 2)
 
 
 @app.command()
@@ -204,8 +206,8 @@ def check(
     from anchorembed.api import check as run
     from anchorembed.curate.check import report
 
-    for found in run(resolved, tests or ()):
-        _print(json.dumps(asdict(found), ensure_ascii=False) if as_json else report(found))
+    for source in run(resolved, tests or ()):
+        _print(json.dumps(asdict(source), ensure_ascii=False) if as_json else report(source))
 
 
 @app.command()
@@ -284,9 +286,9 @@ def search(
     """Search a corpus by meaning."""
     from anchorembed.api import search as run
 
-    found = run(model, corpus, query, index=index, top_k=top_k)
-    _say(f"index {'reused' if found.reused else 'built'}: {found.index}")
-    for hit in found.hits:
+    result = run(model, corpus, query, index=index, top_k=top_k)
+    _say(f"index {'reused' if result.reused else 'built'}: {result.index}")
+    for hit in result.hits:
         record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}
         line = f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:100]}"
         _print(json.dumps(record, ensure_ascii=False) if as_json else line)

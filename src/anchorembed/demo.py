@@ -1,6 +1,6 @@
 """The demo: harvest docstrings, train with and without Stage I, measure on held-out packages, export, search.
 
-Everything that is there from an earlier run is reused, and said to be.
+What an earlier run made is reused, and a message says so.
 """
 
 import hashlib
@@ -31,24 +31,24 @@ from anchorembed.train.run import train
 
 _log = logging.getLogger(__name__)
 
-POOL = 500
+DOCUMENTS = 500  # that the models are measured on
 CLEARLY = 5.0  # times chance
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the table: mean scores, and the SHA-256 of the weights that gave them, if any did."""
+class ModelScores:
+    """A row of the table: mean scores, and the SHA-256 of the weights; chance has no weights."""
 
     means: dict[str, float]
     weights_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Demo:
+class DemoResult:
     """What the last screen shows."""
 
     collection: Collection
-    rows: dict[str, Row]
+    rows: dict[str, ModelScores]
     searches: list[tuple[str, list[Hit]]]
     exported: Path
     run: Path
@@ -70,11 +70,11 @@ def harvest(output: Path) -> Harvest:
     return made
 
 
-def demo(recipe: Recipe, made: Harvest) -> Demo:
+def demo(recipe: Recipe, made: Harvest) -> DemoResult:
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
 
     Raises:
-        InputError: if the recipe leaves a stage out, or what stands where the export goes is none.
+        InputError: if the recipe leaves a stage out, or the export would replace something else.
     """
     started = time.monotonic()
     for stage in ("reconstruct", "contrast"):
@@ -83,30 +83,34 @@ def demo(recipe: Recipe, made: Harvest) -> Demo:
     exported = recipe.output / "export"
     if exported.exists() and read_metadata(exported) is None:
         raise InputError(f"{exported}: the demo exports to there, and this is no export of ours. Move it away.")
-    collection = subset(read_collection(made.collection), POOL)
+    collection = subset(read_collection(made.collection), DOCUMENTS)
     source = recipe.data.sources[0].model_copy(update={"path": made.train})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
-    alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
+    contrastive_recipe = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
     _log.info("--- contrastive only ---")
-    without = train(alone)
+    contrastive_model = train(contrastive_recipe)
     _log.info("--- Stage I + contrastive ---")
-    anchored = train(recipe)
-    models = {"base model": recipe.model.name, "contrastive only": str(without), "Stage I + contrastive": str(anchored)}
-    rows = {"chance": Row(chance(collection))}
+    anchored_model = train(recipe)
+    models = {
+        "base model": recipe.model.name,
+        "contrastive only": str(contrastive_model),
+        "Stage I + contrastive": str(anchored_model),
+    }
+    rows = {"chance": ModelScores(chance(collection))}
     for name, model in models.items():
         # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
         embedder = Embedder.load(model, lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens))
         rows[name] = _measure(recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection)
-    if exported.exists() and saved_sha256(exported) == saved_sha256(anchored):
+    if exported.exists() and saved_sha256(exported) == saved_sha256(anchored_model):
         _log.info(f"export: kept: {exported}")
     else:
         shutil.rmtree(exported, ignore_errors=True)
-        _log.info(f"export: {exported}, cosine to ours at least {export(anchored, exported):.6f}")
-    searches = _searches(anchored, collection, recipe.output / "index")
-    return Demo(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
+        _log.info(f"export: {exported}, cosine to ours at least {export(anchored_model, exported):.6f}")
+    searches = _searches(anchored_model, collection, recipe.output / "index")
+    return DemoResult(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
 
 
-def show(result: Demo, console: Console) -> None:
+def show(result: DemoResult, console: Console) -> None:
     """Print the last screen: table, searches, paths."""
     size = f"{len(result.collection.queries)} queries, {len(result.collection.documents)} documents"
     table = Table(title=f"Held-out packages: {size}", title_justify="left")
@@ -133,8 +137,8 @@ def show(result: Demo, console: Console) -> None:
     console.print(f"took {result.minutes:.1f} minutes", highlight=False)
 
 
-def _measure(path: Path, embedder: Embedder, collection: Collection) -> Row:
-    """Scores of a model on the collection, from an earlier run if model and collection are the same."""
+def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelScores:
+    """Score a model on the collection; scores of the same model and collection are read from the file ``path``."""
     content = repr((tuple(collection.documents), collection.queries, sorted(collection.qrels.items())))
     key = {
         "model": embedder.fingerprint,
@@ -144,11 +148,11 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> Row:
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:
         _log.info(f"evaluation: reused: {path}")
-        return Row(saved["mean"], embedder.weights_sha256)
+        return ModelScores(saved["mean"], embedder.weights_sha256)
     scores = score(embedder, collection)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps({"key": key, "mean": scores.mean}, indent=2))
-    return Row(scores.mean, embedder.weights_sha256)
+    return ModelScores(scores.mean, embedder.weights_sha256)
 
 
 def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:

@@ -10,7 +10,7 @@ LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or da
 class InputError(Exception):
     """A fault in what the user gave; the command line prints it alone and exits with code 2.
 
-    The message has the form ``place: what is wrong. What to do.``, for example
+    The message says where, what is wrong, and what to do:
     ``pairs.jsonl:17: "positive" is empty. Remove the line, or drop and count such lines by ...``
     """
 
@@ -20,7 +20,7 @@ class OutOfMemory(InputError):
 
 
 def memory_ended(error: BaseException) -> bool:
-    """Whether it is Python's, CUDA's or torch's allocator of the CPU, which has no class of its own, that gave up."""
+    """Whether an error means that memory ran out; torch's CPU allocator raises a plain RuntimeError."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "DefaultCPUAllocator" in str(error)
 
@@ -50,7 +50,7 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "anchorembed"):  # a fault of ours, which no installation mends
+        if package in ("", "anchorembed"):  # a wrong import here, which no installation mends
             raise
         raise InputError(
             f"{package}: this package is not installed. To install it: pip install 'anchorembed[{name}]'"

@@ -146,9 +146,13 @@ def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], 
         regression.fit(train_NH[np.searchsorted(used, draw)], [train[index].label for index in draw])
         predicted = regression.predict(test_NH)
         right_N += predicted == labels
-        f1 = float(f1_score(labels, predicted, average="macro"))
-        experiments.append({"accuracy": float(np.mean(predicted == labels)), "f1": f1})
-    means = {name: float(np.mean([metrics[name] for metrics in experiments])) for name in ("accuracy", "f1")}
+        experiments.append(
+            {
+                "accuracy": float(np.mean(predicted == labels)),
+                "f1": float(f1_score(labels, predicted, average="macro")),
+            }
+        )
+    means = {name: float(np.mean([metrics[name] for metrics in experiments])) for name in experiments[0]}
     return TaskMetrics(means | {"scores_per_experiment": experiments}, numbered(right_N / _DRAWS))
 
 
