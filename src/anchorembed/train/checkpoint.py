@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, and enough to continue as if nothing had happened.
 
 A checkpoint is a folder ``step-000200`` with trainable weights and optimizer state as safetensors and the rest as JSON:
-the step, the run's plan and the versions of what computed it. It is written beside its place, synced, and renamed.
+the step, the run's plan and the versions of what computed it. It is written under another name, synced, and renamed.
 """
 
 import json

@@ -186,9 +186,9 @@ class Contrastive:
         guided = None if guided is None else gathered(guided, batch.counts)[batch.order]
 
         def loss(embeddings: Tensor) -> Tensor:
-            own = embeddings[batch.rows]
-            nothing = 0.0 * embeddings[len(own) :].sum()
-            return self._loss(batch.comparison, gathered(own, batch.counts)[batch.order], guided) + nothing
+            of_process = embeddings[batch.rows]
+            idle = 0.0 * embeddings[len(of_process) :].sum()
+            return self._loss(batch.comparison, gathered(of_process, batch.counts)[batch.order], guided) + idle
 
         return {"loss": cached_backward(self._embed, batch.chunks, loss, self._device, processes(), self.unsynced)}
 
@@ -232,8 +232,8 @@ class Contrastive:
                 value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
             return value
 
-        every = dict.fromkeys((*self.settings.dimensions, embeddings.shape[1]))
-        return matryoshka(compared, embeddings[:count], embeddings[count:], tuple(every))
+        dimensions = dict.fromkeys((*self.settings.dimensions, embeddings.shape[1]))
+        return matryoshka(compared, embeddings[:count], embeddings[count:], tuple(dimensions))
 
     def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
         """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""

@@ -1,6 +1,6 @@
-"""The loop over a stage's steps: ``fit`` gives a step its batches, and does everything else.
+"""The loop over a stage's steps: schedule, clipping, checkpoints, log, evaluation, signals, resuming.
 
-Schedule, clipping, checkpoints, log, evaluation by callback, signals, resuming; what a step does it does not know.
+What a step computes is the stage's; the loop calls it.
 """
 
 import json
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What ``fit`` needs beside the step: the schedule and where things go."""
+    """What ``fit`` needs beside a stage's functions: its schedule, seed and folder, and what errors name."""
 
     name: str
     schedule: Schedule
@@ -88,13 +88,13 @@ def fit(
     """Run the steps of a stage, from the last checkpoint if there is one.
 
     Args:
-        loop: schedule and places.
+        loop: schedule, seed and folder.
         module: its trainable weights are trained.
         optimizer: of those weights.
         accelerator: for its trackers.
-        prepare: lays out the pairs of one step, and says what they cost; called in a thread, one step ahead.
-        run: accumulates gradients for what was laid out.
-        order: the pairs of all steps from a given one on.
+        prepare: makes the batch of a step's pairs, and returns what the step costs; called in a thread, a step ahead.
+        run: accumulates the gradients of a batch.
+        order: indices of each step's pairs, from a given step on.
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
 
     Raises:
@@ -104,12 +104,12 @@ def fit(
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    first = load_checkpoint(checkpoints, module, optimizer)
-    if first:
-        _log.info("%s: resumed after step %s of %s", loop.name, first, schedule.steps)
-    log = _open_log(loop.folder / "log.jsonl", first)
+    done = load_checkpoint(checkpoints, module, optimizer)
+    if done:
+        _log.info("%s: resumed after step %s of %s", loop.name, done, schedule.steps)
+    log = _open_log(loop.folder / "log.jsonl", done)
     module.train()
-    keep = _keeper(loop, checkpoints, module, optimizer)
+    write_checkpoint = _checkpoint_writer(loop, checkpoints, module, optimizer)
     shown: Metrics = {}
     skipped = sum("skipped" in entry for entry in read_log(log))
     best = max((entry.get("quality", -math.inf) for entry in read_log(log)), default=-math.inf)
@@ -118,13 +118,12 @@ def fit(
         _stop_signals() as stop,
         progress_bar() as bar,
     ):
-        task = bar.add_task(loop.name, total=schedule.steps, completed=first, note="")
-        for number, indices, prepared in one_ahead(
-            prepare, zip(range(first, schedule.steps), order(first), strict=False)
-        ):
+        task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
+        steps = zip(range(done, schedule.steps), order(done), strict=False)
+        for number, indices, prepared in one_ahead(prepare, steps):
             started = time.perf_counter()
             seed_step(loop.seed, number, rank())
-            with _within_memory(loop, number, keep):
+            with _within_memory(loop, number, write_checkpoint):
                 batch, costs = prepared.result()
                 metrics, is_finite = _updated(optimizer, schedule, learning_rate(number, schedule), run, batch)
                 metrics = costs | metrics
@@ -135,7 +134,7 @@ def fit(
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
-                with _within_memory(loop, done, keep):
+                with _within_memory(loop, done, write_checkpoint):
                     metrics |= _evaluated(module, evaluate)
                 # what the first process finds decides for all
                 quality = _rounded(metrics.get("quality", -math.inf))  # as the log has it, for a resumed run
@@ -149,7 +148,7 @@ def fit(
             # read once: a signal during the save waits for the next step
             stopping = anywhere(stop.is_set(), parameters[0].device)
             if done % schedule.save_every == 0 or stopping:
-                keep(done)
+                write_checkpoint(done)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
     if schedule.keep_best:
@@ -176,7 +175,7 @@ def _updated(
 def one_ahead(
     prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
 ) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
-    """Each step's number, pairs and what is prepared of them, in a thread, while the step before it runs."""
+    """Yield each step's number, pairs and future batch, which a thread prepares while the step before runs."""
     with ThreadPoolExecutor(1, "prepare") as pool:
         current = None
         for number, indices in order:
@@ -188,14 +187,16 @@ def one_ahead(
             yield current
 
 
-def _keeper(loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+def _checkpoint_writer(
+    loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[int], None]:
     """What writes the checkpoint of a step."""
     return lambda done: save_checkpoint(folder, done, module, optimizer, loop.schedule.keep_checkpoints, loop.plan)
 
 
 @contextmanager
-def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterator[None]:
-    """Where memory ends within, keep what ``done`` steps have made, as one process alone can, and say what to lower."""
+def _within_memory(loop: Loop, done: int, write_checkpoint: Callable[[int], None]) -> Iterator[None]:
+    """Where memory ends within, write a checkpoint if this process is alone, and say what to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -204,14 +205,14 @@ def _within_memory(loop: Loop, done: int, keep: Callable[[int], None]) -> Iterat
         kept = "No step is lost" if not done else "The last checkpoint is kept"
         if done and processes() == 1:
             with suppress(RuntimeError, MemoryError, InputError):
-                keep(done)
+                write_checkpoint(done)
                 kept = f"Steps up to {done} are kept"
         why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
         raise OutOfMemory(f"{why} {loop.less_memory} {kept}.") from error
 
 
 def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
-    """What evaluating finds, without dropout."""
+    """Evaluate, without dropout."""
     module.eval()
     metrics = evaluate()
     module.train()
@@ -261,11 +262,11 @@ def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, ski
     _log.warning("%s Left out, %s of at most %s.", what, skipped, loop.schedule.skip_steps)
 
 
-def _open_log(path: Path, first: int) -> Path:
-    """Drop what the log says of steps after the checkpoint: they are run again. Every process reads what is left."""
+def _open_log(path: Path, done: int) -> Path:
+    """Drop lines of steps after the checkpoint, which run once more. All processes read what is left."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [entry for entry in read_log(path) if entry["step"] <= first]
+        kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
     wait()
     return path

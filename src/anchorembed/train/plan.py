@@ -29,8 +29,8 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
 def _content(model: str) -> str:
     """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
-    place = Path(model).expanduser()
-    return saved_sha256(place) or (hash_content(place) if place.exists() else model)
+    path = Path(model).expanduser()
+    return saved_sha256(path) or (hash_content(path) if path.exists() else model)
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:

@@ -159,12 +159,12 @@ class _Watch:
         self._times.update({kind: value / total for kind, value in sums.items()})
 
 
-def report(found: Profile) -> str:
+def report(measured: Profile) -> str:
     """Lines for the screen."""
     lines = [
-        f"{found.stage}: {found.pairs_per_second:.2f} pairs/s, {found.tokens_per_second:.0f} pair tokens/s, "
-        f"peak memory {found.peak_gb:.2f} GB",
-        f"  {found.teraflops:.3f} TFLOP/s, {found.share_of_peak:.0%} of this machine's matrix-product peak; "
-        f"the whole stage takes about {found.hours:.2f} h",
+        f"{measured.stage}: {measured.pairs_per_second:.2f} pairs/s, {measured.tokens_per_second:.0f} pair tokens/s, "
+        f"peak memory {measured.peak_gb:.2f} GB",
+        f"  {measured.teraflops:.3f} TFLOP/s, {measured.share_of_peak:.0%} of this machine's matrix-product peak; "
+        f"the whole stage takes about {measured.hours:.2f} h",
     ]
-    return "\n".join([*lines, *(f"  {share:5.1%}  {kind}" for kind, share in found.times.items())])
+    return "\n".join([*lines, *(f"  {share:5.1%}  {kind}" for kind, share in measured.times.items())])
