@@ -3,7 +3,6 @@
 Training is in `train.run`, exporting in `model.export`, comparing in `compare.run`.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.ray import encode_by_ray
 from anchorembed.search.vector_cache import VectorCache, vector_table
-from anchorembed.system.files import cache_folder, whole_file, write_jsonl
+from anchorembed.system.files import cache_folder, hash_texts, whole_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.prepare import open_pairs, own_template
 
@@ -273,7 +272,7 @@ def search(
         raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     if index is None:
-        name = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:16]
+        name = hash_texts([str(corpus.resolve())])[:16]
         index = cache_folder() / "indexes" / f"{name}-{embedder.fingerprint[:16]}"
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)

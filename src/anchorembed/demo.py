@@ -3,7 +3,6 @@
 What an earlier run made is reused, and a message says so.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths
 from anchorembed.search.index import Hit, open_or_build
-from anchorembed.system.files import write_file, write_jsonl
+from anchorembed.system.files import hash_texts, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.run import train
 
@@ -143,7 +142,7 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
     key = {
         "model": embedder.fingerprint,
         "weights_sha256": embedder.weights_sha256,
-        "collection_sha256": hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest(),
+        "collection_sha256": hash_texts([content]),
     }
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:

@@ -1,6 +1,5 @@
 """What a task is, and running some: an embedder that puts a task's instruction first, a score for each task."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.evaluate.task_types import Items
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.vector_cache import Texts, VectorCache
-from anchorembed.system.files import write_file
+from anchorembed.system.files import hash_texts, write_file
 from anchorembed.system.progress import progress_bar
 
 
@@ -75,7 +74,7 @@ class TaskEmbedder:
         if not self.instructions:
             return fingerprint[:16]
         told = json.dumps(dict(self.instructions), sort_keys=True)
-        return hashlib.sha256(f"{fingerprint} {told}".encode()).hexdigest()[:16]
+        return hash_texts([f"{fingerprint} {told}"])[:16]
 
     def description(self) -> dict[str, Any]:
         """The model as mteb describes one."""

@@ -30,7 +30,7 @@ def save_checkpoint(
     """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``; all processes must call it.
 
     Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state, schedule
-    and the place in the data are not in it: they follow from the ``plan`` and the step (`runtime.seed_step`).
+    and the place in the data are not in it: they follow from the ``plan`` and the step (`device.seed_step`).
     """
     parameters = _trainable(module)
     moments = (
