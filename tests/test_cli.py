@@ -69,6 +69,7 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -> None:
     code, out, err = run("profile", recipe, "--steps", 1)
     assert code == 0, err
@@ -94,6 +95,7 @@ def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, t
     assert 0 <= alignment <= 4
 
 
+@pytest.mark.slow
 def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: Path) -> None:
     code, _, err = run("train", recipe)
     assert code == 0, err
@@ -213,6 +215,7 @@ def test_a_file_without_pairs(run: Run, recipe: Path, tmp_path: Path) -> None:
     assert "no usable pair" in err
 
 
+@pytest.mark.slow
 def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     for arguments in (
         ("evaluate", tiny_folder, tmp_path / "none"),

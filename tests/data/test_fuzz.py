@@ -97,6 +97,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     file, seed, read = READERS[name]
@@ -117,6 +118,7 @@ def test_a_mutated_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     attempt()
 
 
+@pytest.mark.slow
 def test_qrels_and_their_texts(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     for name in ("corpus", "queries"):
@@ -135,6 +137,7 @@ def test_qrels_and_their_texts(tmp_path: Path) -> None:
     attempt()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EACH,
     deadline=None,

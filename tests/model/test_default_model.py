@@ -12,7 +12,7 @@ from anchorembed.model.template import Template
 from anchorembed.train.run import train
 from tiny import write_pairs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.default_model
 
 
 def test_template_of_the_default_model() -> None:

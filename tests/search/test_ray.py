@@ -40,6 +40,7 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
             return
 
 
+@pytest.mark.slow
 def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     tmp_path: Path, tiny_folder: Path, texts: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     assert left == {"plain.parquet", "texts.jsonl", "vectors"}
 
 
+@pytest.mark.slow
 def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
     tmp_path: Path, tiny_folder: Path, texts: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
         encode(tiny_folder, texts, out, engine="ray")
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
     with pytest.raises(InputError, match="leaves no room"):
         encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)

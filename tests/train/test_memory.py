@@ -120,6 +120,7 @@ def bytes_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "weights", "product", "rank", "dropout"),
     [
@@ -333,6 +334,7 @@ def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
         contrast(recipe.model_copy(update={"output": recipe.output.parent / "other"}))
 
 
+@pytest.mark.slow
 def test_profile_says_it_first(recipe: Recipe, said: list[str]) -> None:
     assert profile(recipe, "contrast", steps=1, warmup=0).peak_gb > 0
     assert any(line.startswith("contrast: about ") for line in said)

@@ -21,6 +21,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_never_killed(tmp_path: Path) -> None:
     found = survive(tmp_path, kills=20)
     assert found.equal
@@ -28,6 +29,7 @@ def test_killed_twenty_times_it_ends_as_if_never_killed(tmp_path: Path) -> None:
     assert found.while_writing >= 3
 
 
+@pytest.mark.slow
 def test_a_quota_reached_while_writing_loses_nothing(tmp_path: Path) -> None:
     """No file may grow beyond what a checkpoint needs: the run stops with one message and goes on once it may."""
     run = recipe(tmp_path, "limited", 6)
@@ -45,6 +47,7 @@ def test_a_quota_reached_while_writing_loses_nothing(tmp_path: Path) -> None:
     assert all(finished[name].equal(undisturbed[name]) for name in undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     run = recipe(tmp_path, "unused", 2).model_copy(update={"output": Path("/proc/anchorembed")})

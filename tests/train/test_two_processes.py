@@ -17,6 +17,7 @@ import steps_of_ranks
 from tiny import save_tiny, write_pairs
 
 HERE = Path(__file__).parents[1] / "helpers"
+pytestmark = pytest.mark.slow
 
 
 def torchrun(*arguments: object, processes: int = 2) -> list[str]:
