@@ -1,12 +1,16 @@
-# Two commands: `make demo` trains, measures, exports and searches; `make test` checks everything.
-# `make test-lowest` runs the quick tests once more, with the lowest versions that pyproject.toml allows.
+# `make demo` trains, measures, exports and searches; `make test` checks everything; `make quick` leaves out tests that
+# take over a second or need the default LLM; `make test-lowest` runs some of the tests with the lowest versions that
+# pyproject.toml allows.
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and runs.
+PROCESSES ?= 2
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
-.PHONY: demo test test-lowest install
+.PHONY: demo test quick lint test-lowest install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -24,11 +28,16 @@ install: .venv/installed
 demo: install
 	$(BIN)/anchorembed demo recipes/demo.yaml
 
-test: install
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+quick: lint
+	$(PYTEST) -m 'not slow and not default_model' --limit 5
+
+test: lint
+	$(PYTEST) --durations=15
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
 LOW := test_config test_core system/test_files data/test_pairs data/test_documents data/test_beir \
@@ -37,4 +46,4 @@ LOW := test_config test_core system/test_files data/test_pairs data/test_documen
 	train/test_gradcache train/test_info_nce train/test_reconstruct compare/test_statistics
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/python -m pytest -m 'not slow' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config
+	$(LOWEST)/python -m pytest -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config

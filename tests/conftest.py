@@ -1,7 +1,7 @@
 """Fixtures that every test may ask for."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,25 @@ from anchorembed.model.tokens import Lengths
 from tiny import save_tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--limit", type=float, help="fail a test that takes more seconds, unless it is marked slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    limit = item.config.getoption("--limit")
+    if limit and report.passed and call.duration > limit and not item.get_closest_marker("slow"):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid}: its {call.when} took {call.duration:.1f} s, above {limit:g}. "
+            "Make it faster, or mark it with @pytest.mark.slow, which `make quick` leaves out."
+        )
+    return report
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
@@ -18,7 +37,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "slow" not in request.keywords:
+    if "default_model" not in request.keywords:
         monkeypatch.setenv("ANCHOREMBED_CACHE", str(tmp_path / "cache"))
 
 

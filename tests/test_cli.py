@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,11 +70,16 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -> None:
     code, out, err = run("profile", recipe, "--steps", 1)
     assert code == 0, err
-    for words in ("reconstruct: ", "contrast: ", "pair tokens/s", "peak memory", "TFLOP/s", "matrix products"):
+    for words in ("reconstruct: ", "contrast: ", "pair tokens/s", "TFLOP/s", "matrix products"):
         assert words in out
+    peaks = re.findall(r"peak memory (\S+) GB", out)
+    assert [float(peak) > 0 for peak in peaks] == [True, True]
+    for stage in ("reconstruct", "contrast"):
+        assert f"{stage}: about " in err, "the memory it takes is said"
     shares = [float(line.split("%")[0]) for line in out.splitlines() if line.lstrip()[0].isdigit() and "%  " in line]
     assert sum(shares) == pytest.approx(200, abs=1)
     assert not (tmp_path / "run").exists()
@@ -94,6 +100,7 @@ def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, t
     assert 0 <= alignment <= 4
 
 
+@pytest.mark.slow
 def test_recipe_to_answers(run: Run, recipe: Path, collection: Path, tmp_path: Path) -> None:
     code, _, err = run("train", recipe)
     assert code == 0, err
@@ -213,6 +220,7 @@ def test_a_file_without_pairs(run: Run, recipe: Path, tmp_path: Path) -> None:
     assert "no usable pair" in err
 
 
+@pytest.mark.slow
 def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     for arguments in (
         ("evaluate", tiny_folder, tmp_path / "none"),

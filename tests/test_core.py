@@ -47,11 +47,13 @@ assert not loaded, loaded
 """
 
 
+@pytest.mark.slow
 def test_the_core_needs_no_extra(tmp_path: Path) -> None:
     done = python("-c", CORE, ",".join(OPTIONAL + BROUGHT), tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("needed", ["peft", "sentence_transformers"])
 def test_a_package_the_core_needs_would_be_missed(needed: str, tmp_path: Path) -> None:
     """One from the beginning of the script and one from its end: so what it hides is hidden all along."""
@@ -67,6 +69,7 @@ def test_no_dependency_of_the_core_is_one_of_them() -> None:
     assert not core & {*OPTIONAL, *BROUGHT}
 
 
+@pytest.mark.slow
 def test_functions_are_not_hidden_by_folders_of_the_same_name() -> None:
     """Both before and after their folder is imported."""
     code = """

@@ -18,6 +18,7 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
     return python(ROOT / "tests" / "helpers" / "without.py", package, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "of_extra", "arguments"),
     [

@@ -11,7 +11,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.default_model
 def test_code_gives_the_output_shown() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     test = doctest.DocTestParser().get_doctest("".join(blocks), {}, "README.md", "README.md", 0)

@@ -202,6 +202,7 @@ class Balanced(HTMLParser):
             assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
     page = html(build_report(evidence))
     parser = Balanced()
@@ -229,6 +230,7 @@ def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
     assert "effective rank" not in html(build_report(bare))
 
 
+@pytest.mark.slow
 def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> None:
     text = markdown(build_report(evidence))
     mean = analyse(evidence).scores["both", "own", "one"].mean
@@ -267,6 +269,7 @@ def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> 
     assert drawn[12:] == drawn[:3] + drawn[4:12]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here; CI installs it")
 def test_a_browser_shows_tables_and_figures(evidence: Evidence, tmp_path: Path) -> None:
     page, _ = written(evidence, tmp_path)

@@ -36,6 +36,7 @@ def base_alone(record: ComparisonRecord) -> Iterator[Run]:
     yield record.arms[0].run(OWN, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_this_process")
 def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = make(grid=[{"learning_rate": 1e-3}, {"learning_rate": 1e-2}])
@@ -89,6 +90,7 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
         assert [(copy / name).read_text("utf-8") for name in ("report.html", "report.md")] == [page, text]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_this_process")
 def test_every_arm_runs_and_spends_what_the_primary_one_does(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture

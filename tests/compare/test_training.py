@@ -41,6 +41,7 @@ def test_a_model_of_another_number_of_steps_is_not_taken(
         training.train_stage(seven, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: Path) -> None:
     """The training writes a checkpoint and ends, and what is run again goes on from there."""
     number = signal.SIGHUP

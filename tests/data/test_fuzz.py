@@ -61,6 +61,7 @@ CUTS = st.lists(
     max_size=4,
 )
 EACH = 2000
+FEW = 1000  # of YAML files, whose parser takes longest
 
 
 def mutated(seed: bytes, cuts: list[Cut]) -> bytes:
@@ -97,6 +98,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     file, seed, read = READERS[name]
@@ -104,7 +106,9 @@ def test_a_mutated_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     path.write_bytes(seed)
     assert read(path)
 
-    @settings(max_examples=EACH, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    examples = FEW if path.suffix == ".yaml" else EACH
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
     @given(CUTS)
     def attempt(cuts: list[Cut]) -> None:
         path.write_bytes(mutated(seed, cuts))
@@ -117,6 +121,7 @@ def test_a_mutated_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     attempt()
 
 
+@pytest.mark.slow
 def test_qrels_and_their_texts(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     for name in ("corpus", "queries"):
@@ -135,6 +140,7 @@ def test_qrels_and_their_texts(tmp_path: Path) -> None:
     attempt()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EACH,
     deadline=None,

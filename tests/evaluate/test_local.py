@@ -58,6 +58,7 @@ def hidden(folder: Path, names: tuple[str, ...], *arguments: object) -> "subproc
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
 
 
+@pytest.mark.slow
 def test_every_local_form_is_evaluated(folder: Path, tiny_folder: Path) -> None:
     done = hidden(folder, HIDDEN, "evaluate", tiny_folder, *TESTS, "--json", "-o", "out")
     assert done.returncode == 0, done.stderr
@@ -66,6 +67,7 @@ def test_every_local_form_is_evaluated(folder: Path, tiny_folder: Path) -> None:
     assert written == {"beir", "r_test", "s_test", "pairs", "c_test", "model_meta"}
 
 
+@pytest.mark.slow
 def test_training_and_comparing_measure(folder: Path) -> None:
     done = hidden(folder, HIDDEN, "compare", "recipe.yaml", "--results", "results")
     assert done.returncode == 0, done.stderr
@@ -77,6 +79,7 @@ def test_training_and_comparing_measure(folder: Path) -> None:
     assert (folder / "results" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_package_that_is_needed_would_be_missed(folder: Path, tiny_folder: Path) -> None:
     """This shows that packages are hidden."""
     done = hidden(folder, ("sklearn",), "evaluate", tiny_folder, *TESTS)
@@ -84,6 +87,7 @@ def test_a_package_that_is_needed_would_be_missed(folder: Path, tiny_folder: Pat
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line), done.stderr
 
 
+@pytest.mark.slow
 def test_a_task_by_name_says_what_to_install(folder: Path, tiny_folder: Path) -> None:
     done = hidden(folder, HIDDEN, "evaluate", tiny_folder, "SciFact")
     line = (

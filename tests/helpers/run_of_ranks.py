@@ -1,19 +1,24 @@
-"""Run by test_distributed.py: train a recipe, asked to stop, as by a signal, after its first checkpoint, or sharded."""
+"""Train a recipe, asked to stop, as by a signal, after its first checkpoint, or sharded.
+
+As a script: everything that test_two_processes.py wants of two processes, so that they are started once.
+"""
 
 import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from accelerate import Accelerator
 
 from anchorembed.config import read_recipe
-from anchorembed.system.processes import leave
+from anchorembed.system.processes import rank
 from anchorembed.train import loop, together
-from anchorembed.train import run as training
-from steps_of_ranks import leave_shards, shard_on_cpus
+from anchorembed.train.run import train
+from steps_of_ranks import leave_shards, shard_on_cpus, write_steps
 
 real = loop.save_checkpoint
 
@@ -26,22 +31,37 @@ def save_then_stop(folder: Path, *rest: Any, **named: Any) -> None:
 
 def sharding(**named: Any) -> Accelerator:
     accelerator = Accelerator(**named)
-    if accelerator.num_processes > 1:
-        shard_on_cpus(accelerator)
+    shard_on_cpus(accelerator)
     return accelerator
 
 
+def train_recipe(path: Path, stop: bool = False, shard: bool = False) -> str:
+    """Train both stages; returns what a stopped run says, or nothing."""
+    with ExitStack() as changes:
+        if stop:
+            changes.enter_context(patch.object(loop, "save_checkpoint", save_then_stop))
+        if shard:
+            changes.enter_context(patch.object(together, "Accelerator", sharding))
+        try:
+            train(read_recipe(path))
+        except loop.Interrupted as stopped:
+            return str(stopped)
+    return ""
+
+
+def main() -> None:
+    """Steps and runs by DDP, then sharded, in a folder of models and recipes; what stopped runs say goes to stderr."""
+    folder = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO)
+    for how, runs in (("ddp", {"two-one": True}), ("shard", {"sharded": False, "shards-one": True})):
+        write_steps(folder, folder / how, shard=how == "shard")
+        for name, stop in runs.items():
+            message = train_recipe(folder / f"{name}.yaml", stop, shard=how == "shard")
+            if rank() == 0:
+                sys.stderr.write(f"{name}: {message}\n")
+    (folder / f"finished-{rank()}").touch()
+    leave_shards()
+
+
 if __name__ == "__main__":
-    recipe, stop, shard = sys.argv[1], "stop" in sys.argv, "shard" in sys.argv
-    if stop:
-        loop.save_checkpoint = save_then_stop
-    if shard:
-        together.Accelerator = sharding
-    try:
-        logging.basicConfig(level=logging.INFO)
-        training.train(read_recipe(recipe))
-    except loop.Interrupted as stopped:
-        sys.stderr.write(str(stopped))
-    if shard:
-        leave_shards()
-    leave()
+    main()

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_distributed.py, and alone: steps of both stages; writes losses, gradients and weights."""
+"""Steps of both stages, in one process or several; losses, gradients and weights of them."""
 
 import os
 import sys
@@ -112,18 +112,10 @@ def leave_shards() -> NoReturn:
     os._exit(0)
 
 
-def main() -> None:
+def write_steps(models: Path, out: Path, shard: bool) -> None:
     """Run every setting, and write what the first process found."""
-    folder, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "shard"
     for name, settings in SETTINGS.items():
-        found = run(model_of(folder, name), settings, shard)
+        found = run(model_of(models, name), settings, shard)
         if rank() == 0:
+            out.mkdir(exist_ok=True)
             save_file({key: value.contiguous() for key, value in found.items()}, out / name)
-    (out / f"finished-{os.environ.get('RANK', '0')}").touch()
-    if shard:
-        leave_shards()
-    leave()
-
-
-if __name__ == "__main__":
-    main()

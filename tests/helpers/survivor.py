@@ -1,22 +1,26 @@
 """Kill a training run at random moments until it has been killed often enough, let it finish, compare its weights.
 
-``python tests/helpers/survivor.py 200`` is the long version of what test_survival.py does with 20 kills.
+``python tests/helpers/survivor.py 200`` is the long version of what test_survival.py does with 20 kills. A run is a
+fork of this process, which has imported what it needs and trains nothing itself: so a start takes no seconds.
 """
 
 import argparse
+import json
 import multiprocessing
 import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkContext
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from anchorembed.config import Recipe, parse_recipe
+from anchorembed.train.prepare import prepare
+from anchorembed.train.run import train
 from tiny import save_tiny, write_pairs
 
 STEPS = 30
@@ -53,19 +57,12 @@ def recipe(folder: Path, output: str, steps: int) -> Recipe:
     return parse_recipe(values)
 
 
-def train(run: Recipe) -> None:
-    """What the killed process does."""
-    from anchorembed.train.run import train as both  # noqa: PLC0415 - not imported where processes are only started
-
-    torch.set_num_threads(1)
-    both(run)
-
-
 def survive(folder: Path, kills: int, steps: int = STEPS, seed: int = 0) -> Survived:
     """Train once undisturbed and once killed ``kills`` times, at the next step or as the next checkpoint is begun."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anchorembed.train.run"])
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+    context = multiprocessing.get_context("fork")
     expected, run = recipe(folder, "whole", steps), recipe(folder, "killed", steps)
+    prepare(expected, expected.model.name)  # imports what the first use imports, and converts the pairs
     finish(context, expected)
     rng, done, while_writing = random.Random(seed), 0, 0
     while done < kills:
@@ -86,7 +83,7 @@ def survive(folder: Path, kills: int, steps: int = STEPS, seed: int = 0) -> Surv
     return Survived(done, while_writing, equal)
 
 
-def finish(context: ForkServerContext, run: Recipe) -> None:
+def finish(context: ForkContext, run: Recipe) -> None:
     """Train to the end, undisturbed."""
     process = context.Process(target=train, args=(run,))
     process.start()
@@ -103,6 +100,7 @@ def wait_for_progress(run: Recipe, process: multiprocessing.process.BaseProcess,
             return True
         if set(run.output.glob("*/checkpoints/step-*")) - before:
             return False
+        time.sleep(0.001)
     return False
 
 
@@ -115,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = survive(Path(folder), args.kills, args.steps or max(STEPS, 2 * args.kills), args.seed)
-    sys.stdout.write(f"{found}\n")
+    sys.stdout.write(f"{json.dumps(asdict(found))}\n")
     sys.exit(0 if found.equal else 1)
 
 

@@ -166,6 +166,7 @@ def test_a_wrong_window_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Compiled layers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_varlen", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_compiled_equals_plain(name: str, is_varlen: bool) -> None:
@@ -179,6 +180,7 @@ def test_compiled_equals_plain(name: str, is_varlen: bool) -> None:
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_layers_share_one_graph_whatever_the_lengths(lora: bool) -> None:
     """Twenty batches of other lengths and counts, adapters or none: one graph, traced once, numbers in it constant."""

@@ -12,7 +12,7 @@ from anchorembed.model.template import Template
 from anchorembed.train.run import train
 from tiny import write_pairs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.default_model
 
 
 def test_template_of_the_default_model() -> None:
@@ -24,7 +24,7 @@ def test_template_of_the_default_model() -> None:
 
 
 def test_a_few_steps_bring_the_loss_down(tmp_path: Path) -> None:
-    stage = {"steps": 4, "batch_size": 4, "warmup_steps": 1, "decay": "none", "evaluate_every": 0}
+    stage = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "decay": "none", "evaluate_every": 0}
     recipe = parse_recipe(
         {
             "data": {

@@ -100,6 +100,7 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
         read_metadata(tmp_path)
 
 
+@pytest.mark.slow
 def test_many_short_texts_stream_without_growing(embedder: Embedder) -> None:
     """Never more than a window ahead of what was yielded, and nothing kept of what was: memory stays as it is."""
     read = 0

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.search.ray import _share, encode_by_ray
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 TEXTS = 400
 
 
@@ -27,6 +28,29 @@ def texts(tmp_path: Path) -> Path:
     rows = ({"_id": f"t{number}", "text": f"text number {number} " * (1 + number % 40)} for number in range(TEXTS))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.mark.slow
+def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
+    tmp_path: Path, tiny_folder: Path, texts: Path
+) -> None:
+    """With a cluster of its own, which is shut down."""
+    assert not ray.is_initialized()
+    out = tmp_path / "vectors"
+    assert encode(tiny_folder, texts, out, side="query", engine="ray", workers=1) == TEXTS
+    expected = Embedder.load(tiny_folder).encode([document.text for document in read_texts(texts)], "query")
+    assert np.allclose(np.stack(pq.read_table(out)["vector"].to_pylist()), expected, atol=2e-2)
+    with pytest.raises(InputError, match="is there already"):
+        encode(tiny_folder, texts, out, engine="ray")
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    """One cluster for several tests, each of which leaves it running."""
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
 
 
 def kill_a_worker(folder: Path, killed: list[int]) -> None:
@@ -40,6 +64,8 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
             return
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cluster")
 def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     tmp_path: Path, tiny_folder: Path, texts: Path
 ) -> None:
@@ -63,17 +89,8 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     assert left == {"plain.parquet", "texts.jsonl", "vectors"}
 
 
-def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
-    tmp_path: Path, tiny_folder: Path, texts: Path
-) -> None:
-    out = tmp_path / "vectors"
-    assert encode(tiny_folder, texts, out, side="query", engine="ray", workers=1) == TEXTS
-    expected = Embedder.load(tiny_folder).encode([document.text for document in read_texts(texts)], "query")
-    assert np.allclose(np.stack(pq.read_table(out)["vector"].to_pylist()), expected, atol=2e-2)
-    with pytest.raises(InputError, match="is there already"):
-        encode(tiny_folder, texts, out, engine="ray")
-
-
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cluster")
 def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
     with pytest.raises(InputError, match="leaves no room"):
         encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)

@@ -31,7 +31,6 @@ from anchorembed.train.memory_estimate import (
     use_of,
 )
 from anchorembed.train.prepare import prepare
-from anchorembed.train.profile import profile
 from anchorembed.train.run import contrast
 from anchorembed.train.stage import step
 from stages import KINDS, ready
@@ -120,6 +119,7 @@ def bytes_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "weights", "product", "rank", "dropout"),
     [
@@ -331,11 +331,6 @@ def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
     monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"GB, and this machine has 1e-06"):
         contrast(recipe.model_copy(update={"output": recipe.output.parent / "other"}))
-
-
-def test_profile_says_it_first(recipe: Recipe, said: list[str]) -> None:
-    assert profile(recipe, "contrast", steps=1, warmup=0).peak_gb > 0
-    assert any(line.startswith("contrast: about ") for line in said)
 
 
 def test_a_cure_is_named_only_if_it_cures(eight_billion: Shape) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from anchorembed.train.stage import step
 from tiny import save_tiny
 
 
+@pytest.mark.slow
 def test_bfloat16_training_tracks_float32(tmp_path: Path) -> None:
     """200 steps of Stage I in both: the curves fall alike, nearer to each other than two seeds are."""
     folder = save_tiny(tmp_path / "tiny")

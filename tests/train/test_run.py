@@ -67,6 +67,7 @@ def log(model: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in entry.items() if key not in ("seconds", "peak_gb")} for entry in entries]
 
 
+@pytest.mark.slow
 def test_both_stages_learn(recipe: Make, said: list[str]) -> None:
     changes = {"steps": 60}
     model = train(recipe(reconstruct=changes, contrast=changes))
@@ -128,6 +129,7 @@ def test_contrast_starts_from_the_model_if_stage_one_was_not_run(
     assert f"contrast: starting from {tiny_folder}" in said
 
 
+@pytest.mark.slow
 def test_the_token_budget_changes_memory_not_result(recipe: Make) -> None:
     dropout = {"lora": {"dropout": 0.0, "targets": ["q_proj", "v_proj"]}}
     big = train(recipe("big", contrast=dropout))
@@ -282,6 +284,7 @@ def test_an_instruction_that_leaves_no_room_is_refused(recipe: Make) -> None:
         contrast(made.model_copy(update={"data": data}))
 
 
+@pytest.mark.slow
 def test_changed_data_and_a_changed_first_stage_are_refused(recipe: Make, tmp_path: Path) -> None:
     train(recipe())
     with pytest.raises(InputError, match=r"reconstruct\.learning_rate was"):

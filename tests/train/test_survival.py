@@ -1,5 +1,6 @@
 """Nothing lost, nothing half-written: kills, a full disk, data and recipes that change under a run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from anchorembed.errors import InputError
 from anchorembed.train.run import contrast, reconstruct
-from survivor import recipe, survive
+from survivor import recipe
+from without import ROOT, python
 
 LIMITED = """
 import resource, sys
@@ -21,13 +23,17 @@ main()
 """
 
 
-def test_killed_twenty_times_it_ends_as_if_never_killed(tmp_path: Path) -> None:
-    found = survive(tmp_path, kills=20)
-    assert found.equal
-    assert found.kills == 20
-    assert found.while_writing >= 3
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_as_if_never_killed() -> None:
+    done = python(ROOT / "tests" / "helpers" / "survivor.py", 20)
+    assert done.returncode == 0, done.stderr
+    survived = json.loads(done.stdout)
+    assert survived["equal"]
+    assert survived["kills"] == 20
+    assert survived["while_writing"] >= 3
 
 
+@pytest.mark.slow
 def test_a_quota_reached_while_writing_loses_nothing(tmp_path: Path) -> None:
     """No file may grow beyond what a checkpoint needs: the run stops with one message and goes on once it may."""
     run = recipe(tmp_path, "limited", 6)
@@ -45,6 +51,7 @@ def test_a_quota_reached_while_writing_loses_nothing(tmp_path: Path) -> None:
     assert all(finished[name].equal(undisturbed[name]) for name in undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     run = recipe(tmp_path, "unused", 2).model_copy(update={"output": Path("/proc/anchorembed")})

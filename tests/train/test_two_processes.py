@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,45 +15,60 @@ import yaml
 from safetensors.torch import load_file
 
 import steps_of_ranks
+from run_of_ranks import train_recipe
 from tiny import save_tiny, write_pairs
 
 HERE = Path(__file__).parents[1] / "helpers"
+pytestmark = pytest.mark.slow
 
 
-def torchrun(*arguments: object, processes: int = 2) -> list[str]:
-    """The command that starts several processes of a script or module."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def torchrun(*arguments: object) -> list[str]:
+    """The command that starts two processes of a script or module."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return [*launcher, *map(str, arguments)]
 
 
-def finish(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def finish(command: list[str]) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])  # this checkout's, whatever is installed
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=settings)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, torch.Tensor]]]:
-    folder = tmp_path_factory.mktemp("models")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models, pairs, recipes, a whole run of one process and one that it has left, and all that two processes do."""
+    folder = tmp_path_factory.mktemp("processes")
     save_tiny(folder / "tied")
     save_tiny(folder / "untied", "llama-untied")
-    found = {
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
+        assert train_recipe(recipe(folder, "whole")) == ""
+        assert train_recipe(recipe(folder, "one-two"), stop=True) == "Stopped after step 3."
+        for output in ("two-one", "sharded", "shards-one"):
+            recipe(folder, output)
+        done = finish(torchrun(HERE / "run_of_ranks.py", folder))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (folder / "finished-1").exists()
+        assert [line for line in done.stderr.splitlines() if ": Stopped" in line] == [
+            "two-one: Stopped after step 3.",
+            "shards-one: Stopped after step 3.",
+        ]
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The steps of one process."""
+    return {
         name: steps_of_ranks.run(steps_of_ranks.model_of(folder, name), settings, shard=False)
         for name, settings in steps_of_ranks.SETTINGS.items()
     }
-    return folder, found
 
 
 @pytest.mark.parametrize("how", ["ddp", "shard"])
-def test_two_processes_are_one(
-    alone: tuple[Path, dict[str, dict[str, torch.Tensor]]], how: str, tmp_path: Path
-) -> None:
-    folder, expected = alone
-    done = finish(torchrun(HERE / "steps_of_ranks.py", folder, tmp_path, how))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "finished-1").exists()
-    for name, values in expected.items():
-        found = load_file(tmp_path / name)
+def test_two_processes_are_one(folder: Path, alone: dict[str, dict[str, torch.Tensor]], how: str) -> None:
+    for name, values in alone.items():
+        found = load_file(folder / how / name)
         assert set(found) == set(values)
         for key, value in values.items():
             away = float((found[key] - value).norm()) / max(1e-3, float(value.norm()))
@@ -72,7 +88,7 @@ def recipe(folder: Path, output: str, steps: int = 6) -> Path:
             "document_tokens": 48,
             "held_out": 8,
         },
-        "model": {"name": str(folder / "model"), "precision": "float32", "device": "cpu"},
+        "model": {"name": str(folder / "tied"), "precision": "float32", "device": "cpu"},
         "reconstruct": stage,
         "contrast": stage | {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
         "output": str(folder / output),
@@ -82,56 +98,39 @@ def recipe(folder: Path, output: str, steps: int = 6) -> Path:
     return path
 
 
-def start(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script or ``-m module`` in one process or several."""
-    return finish([sys.executable, *map(str, arguments)] if processes == 1 else torchrun(*arguments))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of one process, and the folder of its model and pairs."""
-    folder = tmp_path_factory.mktemp("whole")
-    save_tiny(folder / "model")
-    done = start(1, "-m", "anchorembed", "train", recipe(folder, "whole"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder, folder / "whole"
-
-
-def same_run(folder: Path, expected: Path, output: str) -> None:
-    """The weights and the steps of a run are those of another."""
+def same_run(folder: Path, output: str) -> None:
+    """The weights and the steps of a run are those of one process."""
     for stage in ("reconstruct", "contrast"):
-        wanted, found = (load_file(run / stage / "model" / "model.safetensors") for run in (expected, folder / output))
+        wanted, found = (
+            load_file(run / stage / "model" / "model.safetensors") for run in (folder / "whole", folder / output)
+        )
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
         log = (folder / output / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["step"] for line in log] == list(range(1, 7))
 
 
-@pytest.mark.parametrize(("output", "first", "second"), [("two-one", 2, 1), ("one-two", 1, 2), ("shards-one", 2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(
-    whole: tuple[Path, Path], output: str, first: int, second: int
-) -> None:
-    folder, expected = whole
-    path = recipe(folder, output)
-    how = ["stop", "shard"] if output.startswith("shards") else ["stop"]
-    stopped = start(first, HERE / "run_of_ranks.py", path, *how)
-    assert "Stopped after step 3" in stopped.stderr, stopped.stderr[-2000:]
-    done = start(second, "-m", "anchorembed", "train", path)
+@pytest.mark.parametrize("output", ["two-one", "shards-one"])
+def test_one_process_goes_on_with_a_run_of_two(folder: Path, output: str, said: list[str]) -> None:
+    assert train_recipe(folder / f"{output}.yaml") == ""
+    assert "reconstruct: resumed after step 3 of 6" in said
+    same_run(folder, output)
+
+
+def test_two_processes_go_on_with_a_run_of_one(folder: Path) -> None:
+    done = finish(torchrun("-m", "anchorembed", "train", folder / "one-two.yaml"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed after step 3 of 6" in done.stderr
-    same_run(folder, expected, output)
+    same_run(folder, "one-two")
 
 
-def test_a_sharded_run_is_the_run_of_one_process(whole: tuple[Path, Path]) -> None:
+def test_a_sharded_run_is_the_run_of_one_process(folder: Path) -> None:
     """Both stages as accelerate's FSDP2 prepares them: sharded weights and optimizer, gathered to be written."""
-    folder, expected = whole
-    done = start(2, HERE / "run_of_ranks.py", recipe(folder, "sharded"), "shard")
-    assert done.returncode == 0, done.stderr[-3000:]
-    same_run(folder, expected, "sharded")
+    same_run(folder, "sharded")
 
 
 def test_a_dead_process_takes_the_run_down(tmp_path: Path) -> None:
-    save_tiny(tmp_path / "model")
+    save_tiny(tmp_path / "tied")
     path = recipe(tmp_path, "killed", steps=100_000)
     command = torchrun("-m", "anchorembed", "reconstruct", path)
     settings = os.environ | {"OMP_NUM_THREADS": "1"}

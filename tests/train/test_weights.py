@@ -82,6 +82,7 @@ def test_a_broken_mask_is_seen_in_bfloat16(name: str, monkeypatch: pytest.Monkey
         reproduced(tiny_model(name).eval().to(torch.bfloat16), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bfloat16", pytest.param("nf4", marks=needs_bitsandbytes)])
 def test_adapters_and_moments_are_float32_and_nothing_else_trains(recipe: Make, weights: str) -> None:
     wanted = recipe(weights)
@@ -103,6 +104,7 @@ def test_adapters_and_moments_are_float32_and_nothing_else_trains(recipe: Make, 
     assert moved == trained.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bfloat16", pytest.param("nf4", marks=needs_bitsandbytes)])
 def test_it_learns_and_saves_a_normal_model(
     recipe: Make, weights: str, wide_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +144,7 @@ def test_it_learns_and_saves_a_normal_model(
     assert others.max() < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bfloat16", "nf4"])
 def test_all_weights_train_in_float32_alone(recipe: Make, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
