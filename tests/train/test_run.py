@@ -528,14 +528,14 @@ def test_hard_negatives_that_are_not_used_are_said_and_not_tokenised(
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     text = "".join(json.dumps(row | {"negatives": ["a", "b", "c"]}) + "\n" for row in rows)
     (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8")
-    real, counts = PairTokenizer.pairs, []
+    real, counts = PairTokenizer.tokenize, []
 
     def spy(self: PairTokenizer, *given: Any) -> list[TokenPair]:
         found = real(self, *given)
         counts.extend(len(pair.negatives) for pair in found)
         return found
 
-    monkeypatch.setattr(PairTokenizer, "pairs", spy)
+    monkeypatch.setattr(PairTokenizer, "tokenize", spy)
     reconstruct(made)
     assert set(counts) == {0}
     assert not any("hard negatives" in line for line in said)
