@@ -43,7 +43,7 @@ test: lint
 LOW := test_config test_core system/test_files data/test_pairs data/test_documents data/test_beir \
 	data/test_store model/test_embedder model/test_export model/test_gguf model/test_packing \
 	model/test_template model/test_tokens model/test_vectors search/test_index curate/test_mine \
-	train/test_gradcache train/test_info_nce train/test_reconstruct compare/test_statistics
+	train/test_gradcache train/test_contrastive_losses train/test_reconstruct compare/test_statistics
 
 test-lowest: .venv-lowest/installed
 	$(LOWEST)/python -m pytest -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config

@@ -63,9 +63,9 @@ from anchorembed.model.tokens import TokenPair
 from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
+from anchorembed.train.contrastive_losses import SCALE
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.gradcache import cached_backward
-from anchorembed.train.info_nce import SCALE
 from anchorembed.train.loop import one_ahead
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage, read_back, step
@@ -549,11 +549,11 @@ def syncs(lab: Lab, training: Training, stage: str, name: str) -> None:
     pairs = draw_pairs(4 if lab.tiny else 128, WORDS_OF[name])
     training.stage = replace(training.stage, budget=tokens_of(pairs) // 3)  # several micro-batches
     for number in range(2):
-        training.step(training.stage.prepare(number, pairs))
+        training.step(training.stage.make_batch(number, pairs))
     lab.wait()
     before: list[int] = []
     with counted_syncs(lab) as found:
-        batch = training.stage.prepare(2, pairs)
+        batch = training.stage.make_batch(2, pairs)
         preparing = len(found)
         training.step(batch, lambda: before.append(len(found)))
     places = dict(Counter(found).most_common(20))
@@ -603,10 +603,10 @@ def at_budget(lab: Lab, training: Training, batches: Sequence[list[TokenPair]], 
 def _at_budget(lab: Lab, training: Training, batches: Sequence[list[TokenPair]], named: Figures) -> None:
     stage, backbone = training.stage, _backbone(training.module)
     began = time.perf_counter()
-    stage.prepare(0, batches[0])
+    stage.make_batch(0, batches[0])
     lab.wait()
     preparing = time.perf_counter() - began
-    measured = lab.steps(training, lambda number: stage.prepare(number, batches[number % len(batches)]))
+    measured = lab.steps(training, lambda number: stage.make_batch(number, batches[number % len(batches)]))
     pairs = batches[0]
     flops = statistics.mean(stage.flops(0, batch) for batch in batches)
     seconds = measured.seconds
@@ -665,7 +665,7 @@ def _ours(lab: Lab, name: str, tokenizer: PreTrainedTokenizerFast, pairs: Sequen
             TokenPair(query, document, (), [], [], TextPair("", ""))
             for query, document in zip(queries, documents, strict=True)
         ]
-        return training.stage.prepare(number, tokenized)
+        return training.stage.make_batch(number, tokenized)
 
     measured = lab.steps(training, prepare)
     rate = {"pairs_s": round(size / measured.seconds, 1), "ms": round(1e3 * measured.seconds, 1)}

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from anchorembed.config import Lora
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.load import quiet
-from anchorembed.train.info_nce import SCALE
+from anchorembed.train.contrastive_losses import SCALE
 
 Example = dict[str, str]
 

@@ -43,7 +43,7 @@ def test_micro_batches_are_one_step(anchor: str, budget: int) -> None:
     parts, _ = make("llama")
     one = step(stage(whole, anchor=anchor, bag_weight=0.5), 0, pairs)
     several = stage(parts, anchor=anchor, bag_weight=0.5, budget=budget)
-    assert len(several.prepare(0, pairs).micro_batches) > 1
+    assert len(several.make_batch(0, pairs).micro_batches) > 1
     assert one == pytest.approx(step(several, 0, pairs), abs=1e-5)
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)

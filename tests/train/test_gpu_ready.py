@@ -167,7 +167,7 @@ def waits_of_a_run(settings: Schedule, folder: Path, disturb: Callable[[nn.Modul
             module,
             make_optimizer(module, schedule),
             Accelerator(cpu=True),
-            lambda number, _: (run.prepare(number, pairs), {}),
+            lambda number, _: (run.make_batch(number, pairs), {}),
             run.run,
             lambda _: iter([[0], [0]]),
             dict,
@@ -317,7 +317,7 @@ no_autocast = pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_mixes_no_devices(name: str, architecture: str, without_values: FakeTensorMode) -> None:
     module, run, pairs = stage(STAGES[name], architecture)
-    batch = run.prepare(0, pairs)
+    batch = run.make_batch(0, pairs)
     weights_onto(module, without_values, "cuda")
     with without_values:
         measured = replace(run, device=torch.device("cuda", 0)).run(onto(batch, without_values, "cuda"))
@@ -339,7 +339,7 @@ def test_a_number_left_on_the_cpu_is_seen(
         right(self, **parts | {"positions": torch.zeros(parts["positions"].shape, dtype=torch.long)})
 
     module, run, pairs = stage(STAGES[name])
-    batch = run.prepare(0, pairs)
+    batch = run.make_batch(0, pairs)
     weights_onto(module, without_values, "cuda")
     with without_values:
         monkeypatch.setattr(PackedBatch, "__init__", forgetful)
@@ -353,7 +353,7 @@ def test_what_is_prepared_goes_to_the_device_but_for_the_offsets(monkeypatch: py
     for settings in (STAGES["both directions, bags"], STAGES["contrastive, all options"]):
         _, run, pairs = stage(settings)
         monkeypatch.setattr(type(run), "_device", torch.device("meta"))
-        places = set(tensors_of(run.prepare(0, pairs)))
+        places = set(tensors_of(run.make_batch(0, pairs)))
         assert {place for name, place in places if name == "offsets"} == {"cpu"}
         assert {place for name, place in places if name != "offsets"} == {"meta"}
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from anchorembed.train import gradcache
+from anchorembed.train.contrastive_losses import info_nce
 from anchorembed.train.gradcache import cached_backward
-from anchorembed.train.info_nce import info_nce
 
 
 class Net(nn.Module):

@@ -56,7 +56,7 @@ def use(weights: str = "float32", stage: str = "contrast", **changes: Any) -> Us
     recipe = parse_recipe(PAIRS | {"model": {"weights": weights}, stage: changes})
     settings = recipe.contrast if stage == "contrast" else recipe.reconstruct
     assert settings is not None
-    return use_of(recipe, settings, KINDS[type(settings)].load(settings, recipe.data), torch.bfloat16, 2**28)
+    return use_of(recipe, settings, KINDS[type(settings)].step_size(settings, recipe.data), torch.bfloat16, 2**28)
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +100,8 @@ def test_weights_gradients_and_moments_are_exact(
     recipe = parse_recipe({"data": data, "model": model, "output": "o"})
     prepared = prepare(recipe, str(folder))
     config = prepared.embedder.backbone.model.config
-    load = KINDS[type(settings)].load(settings, recipe.data)
-    found = estimate(shape_of(config), use_of(recipe, settings, load, torch.float32, 2**20))
+    size = KINDS[type(settings)].step_size(settings, recipe.data)
+    found = estimate(shape_of(config), use_of(recipe, settings, size, torch.float32, 2**20))
     run = ready(prepared.embedder, settings)
     module = run.module
     optimizer = make_optimizer(module, settings)

@@ -1,6 +1,7 @@
 """Stage II: contrastive learning, one InfoNCE over all of a step's pairs, whatever the token budget and the processes.
 
-``prepare`` counts texts, marks false negatives and packs chunks on the CPU; ``run`` embeds and compares on the device.
+``make_batch`` counts texts, marks false negatives and packs chunks on the CPU. ``run`` embeds the chunks
+(`gradcache`), gathers all processes' embeddings and compares them (`contrastive_losses`).
 
 Axes: N texts, Q queries, D documents (positives first, then hard negatives), H hidden size.
 """
@@ -22,20 +23,20 @@ from anchorembed.model.packing import PackedBatch, pack, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import Precision
 from anchorembed.system.processes import gathered, processes, rank, shares
-from anchorembed.train.flops import FROZEN, TRAINED, weight_count
-from anchorembed.train.gradcache import cached_backward
-from anchorembed.train.info_nce import (
-    Candidates,
-    candidates,
+from anchorembed.train.contrastive_losses import (
+    ScoredDocuments,
     distillation,
     false_negatives,
     info_nce,
     matryoshka,
+    scored_documents,
     similarities,
     too_similar,
 )
+from anchorembed.train.flops import FROZEN, TRAINED, weight_count
+from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Load, Measured, Metrics, by_length, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,28 @@ class Comparison:
     queries: int
     excluded_QD: Tensor
     positives_Q: Tensor
-    given: Candidates | None
+    given: ScoredDocuments | None
 
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveBatch:
     """A step's texts on the device: this process's chunks, and how all processes' rows make up the comparison.
 
-    The chunks' embeddings, in the order of ``rows``, are this process's; those of all, in the order of ``order``, are
-    queries, positives and negatives.
+    Attributes:
+        comparison: what is compared with what.
+        chunks: this process's texts, long ones first; the last ones may be idle.
+        chunk_rows: row of each text of this process among the chunks' embeddings.
+        counts: texts of each process.
+        gathered_rows: rows of all queries, then positives, then negatives among the gathered embeddings.
+        pairs: this process's, for the guide.
     """
 
     comparison: Comparison
     chunks: list[PackedBatch]
-    rows: Tensor
+    chunk_rows: Tensor
     counts: list[int]
-    order: Tensor
-    own_pairs: Sequence[TokenPair]
+    gathered_rows: Tensor
+    pairs: Sequence[TokenPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +115,10 @@ class Contrastive:
         return embedder
 
     @staticmethod
-    def load(settings: Contrast, data: Data) -> Load:
+    def step_size(settings: Contrast, data: Data) -> StepSize:
         """What a step holds in memory: the longest texts, and all similarities."""
         queries, documents = settings.batch_size, settings.batch_size * (1 + settings.hard_negatives)
-        return Load(
+        return StepSize(
             longest=max(data.query_tokens, data.document_tokens),
             most=queries * data.query_tokens + documents * data.document_tokens,
             queries=queries,
@@ -162,12 +168,12 @@ class Contrastive:
 
     # A step
 
-    def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ContrastiveBatch:
+    def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> ContrastiveBatch:
         """Lay out a step and send it to the device."""
         shared = shares(pairs)
         parts = [_texts(part, self.hard_negatives) for part in shared]
-        kinds = [kind for part in parts for kind, texts in enumerate(part) for _ in texts]
-        order = torch.tensor(sorted(range(len(kinds)), key=lambda row: kinds[row]))
+        roles = [role for part in parts for role, texts in enumerate(part) for _ in texts]  # query, positive, negative
+        gathered_rows = torch.tensor(sorted(range(len(roles)), key=lambda row: roles[row]))
         chunks, rows = zip(*(self._chunks([text for texts in part for text in texts]) for part in parts), strict=True)
         # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
@@ -176,19 +182,20 @@ class Contrastive:
             [chunk.to(self._device) for chunk in chunks[rank()] + idle],
             send(rows[rank()], self._device),
             [sum(map(len, part)) for part in parts],
-            send(order, self._device),
+            send(gathered_rows, self._device),
             shared[rank()],
         )
 
     def run(self, batch: ContrastiveBatch) -> Measured:
         """Backpropagate a step's chunks; returns the loss over all processes' texts."""
-        guided = self._guided(batch.own_pairs)
-        guided = None if guided is None else gathered(guided, batch.counts)[batch.order]
+        guided = self._guided(batch.pairs)
+        guided = None if guided is None else gathered(guided, batch.counts)[batch.gathered_rows]
 
-        def loss(embeddings: Tensor) -> Tensor:
-            of_process = embeddings[batch.rows]
-            idle = 0.0 * embeddings[len(of_process) :].sum()
-            return self._loss(batch.comparison, gathered(of_process, batch.counts)[batch.order], guided) + idle
+        def loss(chunk_embeddings: Tensor) -> Tensor:
+            of_process = chunk_embeddings[batch.chunk_rows]
+            embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
+            idle = 0.0 * chunk_embeddings[len(of_process) :].sum()  # keeps idle chunks in the graph
+            return self._loss(batch.comparison, embeddings, guided) + idle
 
         return {"loss": cached_backward(self._embed, batch.chunks, loss, self._device, processes(), self.unsynced)}
 
@@ -211,12 +218,15 @@ class Contrastive:
         return read_back({"held_out_loss": loss, "held_out_accuracy": right.float().mean()})
 
     def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
-        queries, positives, negatives = _texts(pairs, self.hard_negatives)
-        documents = positives + negatives
-        rows = list(range(len(pairs)))
-        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], rows)
-        given = candidates(*_scored(pairs, self.hard_negatives)).to(self._device) if self.settings.distill else None
-        return Comparison(len(pairs), send(excluded_QD, self._device), send(torch.tensor(rows), self._device), given)
+        queries, answers, negatives = _texts(pairs, self.hard_negatives)
+        documents = answers + negatives
+        positives = list(range(len(pairs)))
+        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives)
+        positives_Q = send(torch.tensor(positives), self._device)
+        given = None
+        if self.settings.distill:
+            given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self._device)
+        return Comparison(len(pairs), send(excluded_QD, self._device), positives_Q, given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
@@ -299,15 +309,14 @@ def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[i
     return [pair.query for pair in pairs], [pair.document for pair in pairs], negatives
 
 
-def _scored(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[float]]]:
+def _given_scores(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[float]]]:
     """Of each pair, the documents that have given scores, as `_texts` orders them, and the scores."""
-    candidates: list[list[int]] = []
-    given: list[list[float]] = []
-    free = len(pairs)
+    documents: list[list[int]] = []
+    scores: list[list[float]] = []
+    next_negative = len(pairs)
     for row, pair in enumerate(pairs):
         count = len(pair.negatives[:hard_negatives])
-        has = bool(pair.text.scores)
-        candidates.append([row, *range(free, free + count)] if has else [])
-        given.append(list(pair.text.scores[: 1 + count]))
-        free += count
-    return candidates, given
+        documents.append([row, *range(next_negative, next_negative + count)] if pair.text.scores else [])
+        scores.append(list(pair.text.scores[: 1 + count]))
+        next_negative += count
+    return documents, scores

@@ -1,18 +1,9 @@
-"""Stage I: write the other side of a pair from one anchor vector (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
+"""Cross-entropy of the output head in chunks: no more logits exist at once than fit, in forward and in backward.
 
-Pure functions that never see a model. The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]``
-and its targets are ``x_1 .. x_n, EOS``: the anchor stands directly before the first target, whatever the batch, and
-every position from the anchor on has a target.
+A *bag* is asked of one state alone: its text's targets, EOS and repeats among them, in any order, each by the one
+distribution that the head makes of the state (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has none.
 
-A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
-Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
-anchor, they write worse until they are trained to (results/README.md).
-
-A *bag* is asked of the anchor alone, without decoding: the same targets, EOS and repeats among them, in any order, each
-by the one distribution that the head makes of the anchor (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has
-none.
-
-Axes: T packed positions, H hidden size, V vocabulary, N texts.
+Axes: T states, H hidden size, V vocabulary, N texts.
 """
 
 import functools

@@ -1,4 +1,11 @@
-"""Where anchors and targets of Stage I stand: each text to write follows the vector it is written from.
+"""Where anchors and targets of Stage I stand, in pure functions that never see a model.
+
+The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]`` and its targets are ``x_1 .. x_n, EOS``:
+the anchor stands directly before the first target, and every position from the anchor on has a target.
+
+A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
+Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
+anchor, they write worse until they are trained to (results/README.md).
 
 Axes: N texts, P positions that have a target, T packed tokens, H hidden size.
 """

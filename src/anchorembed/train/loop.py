@@ -34,6 +34,7 @@ Batch = TypeVar("Batch")
 
 _log = logging.getLogger(__name__)
 
+_SHOWN = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")  # by the bar
 BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
@@ -80,7 +81,7 @@ def fit(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]],
+    make_batch: Callable[[int, list[int]], tuple[Batch, Metrics]],
     run: Callable[[Batch], Measured],
     order: Callable[[int], Iterator[list[int]]],
     evaluate: Callable[[], Metrics],
@@ -92,7 +93,7 @@ def fit(
         module: its trainable weights are trained.
         optimizer: of those weights.
         accelerator: for its trackers.
-        prepare: makes the batch of a step's pairs, and returns what the step costs; called in a thread, a step ahead.
+        make_batch: makes the batch of a step's pairs and says what the step costs; called in a thread, a step ahead.
         run: accumulates the gradients of a batch.
         order: indices of each step's pairs, from a given step on.
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
@@ -120,11 +121,11 @@ def fit(
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
         steps = zip(range(done, schedule.steps), order(done), strict=False)
-        for number, indices, prepared in one_ahead(prepare, steps):
+        for number, indices, future in one_ahead(make_batch, steps):
             started = time.perf_counter()
             seed_step(loop.seed, number, rank())
             with _within_memory(loop, number, write_checkpoint):
-                batch, costs = prepared.result()
+                batch, costs = future.result()
                 metrics, is_finite = _updated(optimizer, schedule, learning_rate(number, schedule), run, batch)
                 metrics = costs | metrics
             if not is_finite:
@@ -173,13 +174,13 @@ def _updated(
 
 
 def one_ahead(
-    prepare: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
+    make_batch: Callable[[int, list[int]], tuple[Batch, Metrics]], order: Iterator[tuple[int, list[int]]]
 ) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
     """Yield each step's number, pairs and future batch, which a thread prepares while the step before runs."""
-    with ThreadPoolExecutor(1, "prepare") as pool:
+    with ThreadPoolExecutor(1, "batches") as pool:
         current = None
         for number, indices in order:
-            following = (number, indices, pool.submit(prepare, number, indices))
+            following = (number, indices, pool.submit(make_batch, number, indices))
             if current is not None:
                 yield current
             current = following
@@ -246,8 +247,8 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _note(metrics: Metrics) -> str:
-    shown = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")
-    return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+    """What the progress bar shows beside steps, rate and time left."""
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
 
 
 def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from anchorembed.config import Recipe, Schedule
 from anchorembed.system.device import Weights
-from anchorembed.train.stage import Load
+from anchorembed.train.stage import StepSize
 
 GB = 1e9
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
@@ -178,7 +178,7 @@ def _linear(decoder: nn.Module) -> tuple[tuple[str, int, int], ...]:
 def use_of(
     recipe: Recipe,
     settings: Schedule,
-    load: Load,
+    size: StepSize,
     dtype: torch.dtype,
     logits: int,
     processes: int = 1,
@@ -190,14 +190,14 @@ def use_of(
     Args:
         recipe: the whole recipe.
         settings: those of the stage.
-        load: what one of its steps holds.
+        size: what one of its steps holds.
         dtype: of matrix products.
         logits: logits that exist at once, at most.
         processes: how many share a step's pairs.
         sharded: whether weights, gradients and moments are spread over them.
         compiled: whether layers are, where weights are not spread.
     """
-    lora = load.lora
+    lora = size.lora
     return Use(
         weights=recipe.model.weights,
         product=dtype.itemsize,
@@ -205,13 +205,13 @@ def use_of(
         rank=lora.rank if lora else 0,
         adapted=tuple(lora.targets) if lora else (),
         dropout=bool(lora and lora.dropout),
-        trains_head=load.writes,
+        trains_head=size.writes,
         budget=settings.budget(ON_CPU),
-        longest=load.longest,
-        most=ceil(load.most / processes),
-        logits=logits if load.writes else 0,
-        queries=load.queries,
-        documents=load.documents,
+        longest=size.longest,
+        most=ceil(size.most / processes),
+        logits=logits if size.writes else 0,
+        queries=size.queries,
+        documents=size.documents,
         recompute=settings.recompute,
         compiled=compiled and not sharded,
         shards=processes if sharded else 1,

@@ -1,7 +1,7 @@
 """Stage I: write each side of a pair from the other's anchor (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
 
-``prepare`` does what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device; ``run``
-only computes there and waits for nothing.
+``make_batch`` does what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device;
+``run`` only computes there and waits for nothing.
 
 Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
@@ -25,7 +25,7 @@ from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.reconstruction_module import ReconstructionModule
-from anchorembed.train.stage import Load, Measured, Metrics, by_length, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
 
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
 DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
@@ -127,11 +127,11 @@ class Reconstruction:
         return ReconstructionModule(embedder)
 
     @staticmethod
-    def load(settings: Reconstruct, data: Data) -> Load:
+    def step_size(settings: Reconstruct, data: Data) -> StepSize:
         """What a step holds in memory: encoded and written tokens of the longest pairs."""
         directions = 2 if settings.directions == "both" else 1
         pair = directions * (data.query_tokens + data.document_tokens + 2)
-        return Load(longest=pair, most=settings.batch_size * pair, writes=True)
+        return StepSize(longest=pair, most=settings.batch_size * pair, writes=True)
 
     @staticmethod
     def check_stored(settings: Reconstruct, stored: str) -> None:
@@ -161,7 +161,7 @@ class Reconstruction:
 
     # A step
 
-    def prepare(self, number: int, pairs: Sequence[TokenPair]) -> ReconstructionBatch:
+    def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> ReconstructionBatch:
         """Lay out step ``number`` and send it to the device."""
         weights = self.direction_weights(number)
         writings = self.writings(number, pairs)

@@ -106,7 +106,7 @@ def stage_folder(recipe: Recipe, name: str) -> Path:
     return recipe.output / name
 
 
-def run_stage(recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: str) -> Path:
+def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str) -> Path:
     """Train a stage of a recipe from the model ``start``, or go on with it; returns the model's folder.
 
     Only one process of this machine works in the stage's folder at a time.
@@ -114,33 +114,33 @@ def run_stage(recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: s
     Raises:
         InputError: if it cannot be trained so, or was begun with other settings.
     """
-    folder = stage_folder(recipe, kind.name)
+    folder = stage_folder(recipe, stage_class.name)
     with lock_folder(folder) if first_process() else nullcontext():
-        kind.check_stored(settings, recipe.model.weights)
-        plan = plan_of(recipe, kind.name, settings, start)
+        stage_class.check_stored(settings, recipe.model.weights)
+        plan = plan_of(recipe, stage_class.name, settings, start)
         finished = read_metadata(folder / "model")
         if finished is None:
             check_same_plan(folder, read_plan(folder / "checkpoints"), plan)
-            return _train_stage(recipe, kind, settings, start, folder, plan)
+            return _train_stage(recipe, stage_class, settings, start, folder, plan)
         check_same_plan(folder, finished.history.get("plan"), plan)
-        _log.info("%s: finished before, kept: %s", kind.name, folder / "model")
+        _log.info("%s: finished before, kept: %s", stage_class.name, folder / "model")
         _clear(folder)
         return folder / "model"
 
 
 def _train_stage(
-    recipe: Recipe, kind: type[AnyStage], settings: Schedule, start: str, folder: Path, plan: Plan
+    recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str, folder: Path, plan: Plan
 ) -> Path:
-    name, target = kind.name, folder / "model"
+    name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)
     _log.info("%s: starting from %s", name, start)
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
-        use = plan_memory(recipe, kind, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
+        use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
         prepared = prepare(recipe, start)
-        _check_stages(recipe, kind, settings, prepared)
+        _check_stages(recipe, stage_class, settings, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
-        stage = kind.build(prepared.embedder, settings, use.budget)
+        stage = stage_class.build(prepared.embedder, settings, use.budget)
     use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
     stage = stage.with_budget(use.budget)
     _say_what_is_unused(stage, prepared, recipe.seed)
@@ -161,7 +161,7 @@ def _train_stage(
         module,
         optimizer,
         accelerator,
-        prepare=lambda number, indices: _counted(prepared, stage, number, indices),
+        make_batch=lambda number, indices: _counted(prepared, stage, number, indices),
         run=stage.run,
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(stage, held_out),
@@ -172,7 +172,7 @@ def _train_stage(
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
     if accelerator.is_main_process:
-        trained = prepared.embedder if weights is None else embedder_with(recipe, kind, settings, start, weights)
+        trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
         with whole_folder(target) as partial:
             trained.save(partial, history)
         _clear(folder)
@@ -182,7 +182,7 @@ def _train_stage(
 
 
 def plan_memory(
-    recipe: Recipe, kind: type[Stage], settings: Schedule, start: str, shards: tuple[int, bool] = (1, False)
+    recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, shards: tuple[int, bool] = (1, False)
 ) -> Use:
     """Log what memory a stage takes, before its model is loaded, and return what it does with it.
 
@@ -194,18 +194,20 @@ def plan_memory(
     device = find_device(recipe.model.device)
     dtype = compute_dtype(recipe.model.precision, device, recipe.model.weights)
     on_gpu, logits = device.type == "cuda", CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"])
-    use = use_of(recipe, settings, kind.load(settings, recipe.data), dtype, logits, *shards, compiled=on_gpu)
+    use = use_of(
+        recipe, settings, stage_class.step_size(settings, recipe.data), dtype, logits, *shards, compiled=on_gpu
+    )
     where = str(device) if on_gpu else "this machine"
     shape = shape_of(load_config(start))
     if settings.tokens_per_micro_batch == "auto" and on_gpu:
         use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
-    _log.info(check_memory(kind.name, shape, use, memory_of(device), where, strict=on_gpu))
+    _log.info(check_memory(stage_class.name, shape, use, memory_of(device), where, strict=on_gpu))
     return use
 
 
-def build_stage(embedder: Embedder, settings: Schedule, kind: type[AnyStage]) -> AnyStage:
+def build_stage(embedder: Embedder, settings: Schedule, stage_class: type[AnyStage]) -> AnyStage:
     """A stage that is ready to train, with the recipe's token budget or that of a CPU."""
-    return kind.build(embedder, settings, settings.budget(ON_CPU))
+    return stage_class.build(embedder, settings, settings.budget(ON_CPU))
 
 
 def _stored_as(recipe: Recipe) -> str:
@@ -216,14 +218,14 @@ def _stored_as(recipe: Recipe) -> str:
     return f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
 
 
-def _check_stages(recipe: Recipe, kind: type[Stage], settings: Schedule, prepared: Prepared) -> None:
+def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, prepared: Prepared) -> None:
     """Refuse settings of this stage, or of a Stage II to come, that cannot work with these pairs and this model.
 
     Raises:
         InputError: naming the first of them.
     """
     _check_evaluation(settings, prepared)
-    kind.check(settings, prepared)
+    stage_class.check(settings, prepared)
     if recipe.contrast is not None:
         _check_evaluation(recipe.contrast, prepared)
         Contrastive.check(recipe.contrast, prepared)
@@ -294,4 +296,4 @@ def _counted(prepared: Prepared, stage: Stage, number: int, indices: Sequence[in
     """Lay out a step and say what it costs: the texts' own tokens and model FLOPs."""
     pairs = prepared.tokens(indices, stage.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
-    return stage.prepare(number, pairs), {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    return stage.make_batch(number, pairs), {"tokens": float(tokens), "flops": stage.flops(number, pairs)}

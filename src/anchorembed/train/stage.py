@@ -24,7 +24,7 @@ Measured = dict[str, Tensor]  # metrics that still are on the device, scalars
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class StepSize:
     """What a step holds in memory at most, in tokens and texts; `memory` turns it into bytes.
 
     Attributes:
@@ -74,7 +74,7 @@ class Stage(Protocol):
         """The module whose trainable weights the stage trains; adapters are added."""
 
     @staticmethod
-    def load(settings: Any, data: Data) -> Load:  # noqa: ANN401
+    def step_size(settings: Any, data: Data) -> StepSize:  # noqa: ANN401
         """What a step holds in memory."""
 
     @staticmethod
@@ -91,7 +91,7 @@ class Stage(Protocol):
     def with_budget(self, budget: int) -> Self:
         """The same with another number of tokens at once."""
 
-    def prepare(self, number: int, pairs: Sequence[TokenPair]) -> Any:  # noqa: ANN401
+    def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> Any:  # noqa: ANN401
         """Lay out step ``number`` on the CPU and send it to the device."""
 
     def run(self, batch: Any) -> Measured:  # noqa: ANN401
@@ -118,7 +118,7 @@ AnyStage = TypeVar("AnyStage", bound=Stage)
 
 def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
     """Accumulate the gradient of the stage's loss over the pairs, and read its metrics back."""
-    return read_back(stage.run(stage.prepare(number, pairs)))
+    return read_back(stage.run(stage.make_batch(number, pairs)))
 
 
 def read_back(measured: Measured) -> Metrics:

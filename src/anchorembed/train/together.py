@@ -74,12 +74,12 @@ def _supported(accelerator: Accelerator, settings: Schedule) -> None:
 
 
 def embedder_with(
-    recipe: Recipe, kind: type[Stage], settings: Schedule, start: str, weights: dict[str, Tensor]
+    recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, weights: dict[str, Tensor]
 ) -> Embedder:
     """The model that a stage starts from, on the CPU, with the weights it has trained."""
     embedder = load_embedder(recipe, start, "cpu")
     with torch.no_grad():
-        for name, parameter in kind.trained_module(embedder, settings).named_parameters():
+        for name, parameter in stage_class.trained_module(embedder, settings).named_parameters():
             parameter.copy_(weights[name])
     return embedder
 

@@ -74,7 +74,7 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, m
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class ScoredDocuments:
     """Documents with scores that another model gave: C at most a query, those of fewer filled up.
 
     ``documents_QC`` are indices into the documents, ``targets_QC`` the log softmax of the given scores, minus infinity
@@ -85,12 +85,12 @@ class Candidates:
     targets_QC: Tensor
     weights_Q: Tensor
 
-    def to(self, device: torch.device) -> "Candidates":
+    def to(self, device: torch.device) -> "ScoredDocuments":
         """Return the same on ``device``."""
-        return Candidates(*(send(part, device) for part in (self.documents_QC, self.targets_QC, self.weights_Q)))
+        return ScoredDocuments(*(send(part, device) for part in (self.documents_QC, self.targets_QC, self.weights_Q)))
 
 
-def candidates(documents: Sequence[Sequence[int]], given: Sequence[Sequence[float]]) -> Candidates:
+def scored_documents(documents: Sequence[Sequence[int]], given: Sequence[Sequence[float]]) -> ScoredDocuments:
     """Tabulate, on the CPU, each query's candidates and their given scores: logits, of which only differences matter.
 
     A query with fewer than two teaches nothing and is left out of the mean.
@@ -102,10 +102,10 @@ def candidates(documents: Sequence[Sequence[int]], given: Sequence[Sequence[floa
         scores[row, : len(chosen)] = torch.tensor(values, dtype=torch.float32)
         scores[row, len(chosen) : 1] = 0.0  # one without any is filled up with a document that counts for nothing
     teaches = torch.tensor([float(len(chosen) > 1) for chosen in documents])
-    return Candidates(table, scores.log_softmax(1), teaches / teaches.sum().clamp(min=1))
+    return ScoredDocuments(table, scores.log_softmax(1), teaches / teaches.sum().clamp(min=1))
 
 
-def distillation(queries_QH: Tensor, documents_DH: Tensor, given: Candidates, scale: float = SCALE) -> Tensor:
+def distillation(queries_QH: Tensor, documents_DH: Tensor, given: ScoredDocuments, scale: float = SCALE) -> Tensor:
     """Mean over queries of KL(softmax(given scores) || softmax(scale * cosines)), each over the query's own candidates.
 
     Args:

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from anchorembed.train.info_nce import (
-    candidates,
+from anchorembed.train.contrastive_losses import (
     distillation,
     false_negatives,
     info_nce,
     matryoshka,
+    scored_documents,
     similarities,
     too_similar,
 )
@@ -87,11 +87,13 @@ def test_distillation_is_the_divergence_from_the_given_scores() -> None:
     """Query 0 has cosines 0.6 and 1 with its candidates; queries 1 (no scores) and 2 (one candidate) teach nothing."""
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     documents = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0], [5.0, 0.0]])
-    found = distillation(queries, documents, candidates([[0, 3], [], [2]], [[4.0, 1.0], [], [7.0]]), scale=2.0)
+    found = distillation(queries, documents, scored_documents([[0, 3], [], [2]], [[4.0, 1.0], [], [7.0]]), scale=2.0)
     teacher = 1 / (1 + math.exp(-3.0))
     student = 1 / (1 + math.exp(2.0 - 1.2))
     expected = teacher * math.log(teacher / student) + (1 - teacher) * math.log((1 - teacher) / (1 - student))
     assert float(found) == pytest.approx(expected, abs=1e-6)
-    shifted = distillation(queries, documents, candidates([[0, 3], [], [2]], [[14.0, 11.0], [], [7.0]]), scale=2.0)
+    shifted = distillation(
+        queries, documents, scored_documents([[0, 3], [], [2]], [[14.0, 11.0], [], [7.0]]), scale=2.0
+    )
     assert float(shifted) == pytest.approx(expected, abs=1e-5)
-    assert float(distillation(queries, documents, candidates([[], [], []], [[], [], []]))) == 0.0
+    assert float(distillation(queries, documents, scored_documents([[], [], []], [[], [], []]))) == 0.0
