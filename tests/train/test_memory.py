@@ -328,7 +328,7 @@ def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
     assert "weights" in said[place]
     assert place < next(number for number, line in enumerate(said) if "pairs to train on" in line)
     monkeypatch.setattr(training, "memory_of", lambda _: 1000)
-    monkeypatch.setattr(training, "make_batch", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"GB, and this machine has 1e-06"):
         contrast(recipe.model_copy(update={"output": recipe.output.parent / "other"}))
 
