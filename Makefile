@@ -8,7 +8,8 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) an
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and runs.
 PROCESSES ?= 2
-PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST := -m pytest -n $(PROCESSES) --dist loadfile
+quick test test-lowest: export OMP_NUM_THREADS := 1
 
 .PHONY: demo test quick lint test-lowest install
 install: .venv/installed
@@ -34,10 +35,10 @@ lint: install
 	$(BIN)/mypy
 
 quick: lint
-	$(PYTEST) -m 'not slow and not default_model' --limit 5
+	$(BIN)/python $(PYTEST) -m 'not slow and not default_model' --limit 5
 
 test: lint
-	$(PYTEST) --durations=15
+	$(BIN)/python $(PYTEST) --durations=15
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
 LOW := test_config test_core system/test_files data/test_pairs data/test_documents data/test_beir \
@@ -46,4 +47,4 @@ LOW := test_config test_core system/test_files data/test_pairs data/test_documen
 	train/test_gradcache train/test_contrastive_losses train/test_reconstruct compare/test_statistics
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/python -m pytest -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config
+	$(LOWEST)/python $(PYTEST) -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config

@@ -95,15 +95,15 @@ def judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
             yield line, *_judgement(f"{path}:{line}", fields)
 
 
-def _judgement(place: str, fields: list[str]) -> tuple[str, str, int]:
+def _judgement(location: str, fields: list[str]) -> tuple[str, str, int]:
     if len(fields) != len(_QRELS_HEADER):
         raise InputError(
-            f"{place}: {len(fields)} fields, not 3. Write query id, document id and score, separated by tabs."
+            f"{location}: {len(fields)} fields, not 3. Write query id, document id and score, separated by tabs."
         )
     try:
         return fields[0], fields[1], int(fields[2])
     except ValueError:
-        raise InputError(f"{place}: the score {fields[2]!r} is not an integer. Write 0, 1, 2, ...") from None
+        raise InputError(f"{location}: the score {fields[2]!r} is not an integer. Write 0, 1, 2, ...") from None
 
 
 def beir_file(folder: Path, name: str) -> Path:

@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 def checked(
-    place: Path, rows: Rows, make: Callable[[int, Row], _T], *, cure: str, on_bad: Callable[[str], None] | None = None
+    path: Path, rows: Rows, make: Callable[[int, Row], _T], *, cure: str, on_bad: Callable[[str], None] | None = None
 ) -> Iterator[_T]:
     """Turn rows into records; the message of a bad row goes to ``on_bad``.
 
@@ -51,8 +51,8 @@ def checked(
             record = make(line, row)
         except BadRow as bad:
             if on_bad is None:
-                raise InputError(f"{place}:{line}: {bad.what}.{bad.hint} {cure}") from None
-            on_bad(f"{place}:{line}: {bad.what}.{bad.hint}")
+                raise InputError(f"{path}:{line}: {bad.what}.{bad.hint} {cure}") from None
+            on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
         else:
             yield record
 
@@ -206,14 +206,14 @@ def _cells(header: list[str], cells: list[str], nullable: Sequence[str]) -> Row 
     return {name: None if name in nullable and not cell else cell for name, cell in zip(header, cells, strict=True)}
 
 
-def _checked_header(place: str, names: list[str], columns: Columns) -> list[str]:
+def _checked_header(location: str, names: list[str], columns: Columns) -> list[str]:
     """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
     try:
         wanted = columns(names)
     except BadRow as bad:
-        raise InputError(f"{place}: {bad.what}.{bad.hint} Rename the columns.") from None
+        raise InputError(f"{location}: {bad.what}.{bad.hint} Rename the columns.") from None
     if len(set(names)) < len(names):
-        raise InputError(f"{place}: a column name occurs twice among {names}. Rename or remove one of them.")
+        raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted
 
 
@@ -239,13 +239,13 @@ def parquet_rows(path: Path, columns: Columns) -> Rows:
         raise InputError(f"{path}:{row + 1}: not readable as Parquet ({error}). Write the file again.") from error
 
 
-def split_of_pairs(place: str, splits: list[str]) -> str:
+def split_of_pairs(location: str, splits: list[str]) -> str:
     """The split to read pairs of: train, or the only one unless its name is that of a test set."""
     if "train" in splits:
         return "train"
     if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
         return splits[0]
-    raise InputError(f"{place}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
+    raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 
 
 def json_list(cell: str) -> object:
