@@ -320,7 +320,7 @@ def test_a_step_mixes_no_devices(name: str, architecture: str, without_values: F
     batch = run.make_batch(0, pairs)
     weights_onto(module, without_values, "cuda")
     with without_values:
-        measured = replace(run, device=torch.device("cuda", 0)).run(onto(batch, without_values, "cuda"))
+        measured = run.run(onto(batch, without_values, "cuda"))
         trained = [weight for weight in module.parameters() if weight.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
     assert {value.device.type for value in [*measured.values(), norm]} == {"cuda"}
@@ -345,7 +345,7 @@ def test_a_number_left_on_the_cpu_is_seen(
         monkeypatch.setattr(PackedBatch, "__init__", forgetful)
         moved = onto(batch, without_values, "cuda")
         with pytest.raises(RuntimeError, match=r"two different devices|same device"):
-            replace(run, device=torch.device("cuda", 0)).run(moved)
+            run.run(moved)
 
 
 def test_what_is_prepared_goes_to_the_device_but_for_the_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
