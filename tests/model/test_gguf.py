@@ -7,7 +7,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_model, load_tokenizer
 from tiny import DATA, SIZES, tiny_model, tiny_tokenizer
@@ -32,11 +34,14 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama as a GGUF file, with the byte-level tokenizer of the tests."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tokens = len(tiny_tokenizer())
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model(vocabulary=tokens))
+
+
+def write_gguf(path: Path, model: PreTrainedModel, without: str = "") -> Path:
+    """Write a tiny Llama as a GGUF file, less a weight if one is named, with the tests' byte-level tokenizer."""
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    model = tiny_model(vocabulary=len(tokens))
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -56,7 +61,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_bos_token_id(tokens.index(BOS))
     writer.add_eos_token_id(tokens.index(EOS))
     for name, weight in model.state_dict().items():
-        if name != "lm_head.weight":  # tied
+        if name not in ("lm_head.weight", without):  # the head is tied
             stored = _as_stored(name, weight)
             kind = QUANTISED if name.endswith("gate_proj.weight") else gguf.GGMLQuantizationType.F32
             writer.add_tensor(_renamed(name), gguf.quants.quantize(stored, kind), raw_dtype=kind)
@@ -101,3 +106,12 @@ def test_it_embeds(file: Path) -> None:
     vectors = Embedder.load(file, precision="float32").encode(["sort a list", "open a file"])
     assert vectors.shape == (2, 32)
     assert np.isfinite(vectors).all()
+
+
+def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
+    model, missing = tiny_model(vocabulary=len(tiny_tokenizer())), "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(InputError, match=f"its files lack {missing}"):
+        load_model(str(write_gguf(tmp_path / "part.gguf", model, without=missing)))
+    model.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds NaN"):
+        load_model(str(write_gguf(tmp_path / "nan.gguf", model)))

@@ -6,6 +6,7 @@ that reproduces the model, its scales and soft-caps included.
 """
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 from typing import cast
@@ -14,10 +15,27 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from anchorembed.model.attention import ATTENTION
 from anchorembed.model.packing import PackedBatch
+
+# Keys of a config that change no vector: names, versions, how weights are stored (their hash says what they hold),
+# special tokens (the tokenizer's count), and what only training or generation uses.
+_NOT_FORWARD = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+    "use_cache",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +163,14 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def forward_settings(config: PretrainedConfig) -> str:
+    """What of a config decides the forward pass, beside the weights, as JSON; of unknown keys all count."""
+
+    def kept(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {str(key): kept(part) for key, part in value.items() if key not in _NOT_FORWARD}
+
+    return json.dumps(kept(config.to_dict()), sort_keys=True, default=str)

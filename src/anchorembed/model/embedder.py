@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
 from anchorembed.model.adapters import merge_lora
-from anchorembed.model.backbone import Backbone, weights_sha256
+from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.template import Template, bake, derive_template, instruct
-from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.model.tokens import Lengths, PairTokenizer, tokenizer_rules
 from anchorembed.model.vectors import Side
 from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
@@ -34,7 +34,7 @@ from anchorembed.system.files import hash_texts
 
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
-_RULES = 1  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
+_RULES = 2  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
 
@@ -123,9 +123,16 @@ class Embedder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides vectors: weights, template, lengths, instruction and the rules of this file."""
-        settings = [_RULES, asdict(self.metadata.template), asdict(self.metadata.lengths), self.metadata.instruction]
-        return hash_texts([self.weights_sha256, json.dumps(settings, sort_keys=True)])
+        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, instruction, these files' rules."""
+        settings = [
+            _RULES,
+            self.weights_sha256,
+            forward_settings(self.backbone.model.config),
+            tokenizer_rules(self.tokenizer),
+            asdict(self.metadata.lengths),
+            self.metadata.instruction,
+        ]
+        return hash_texts([json.dumps(settings, sort_keys=True)])
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Embed packed templated texts: [N, H], float32, not normalised."""

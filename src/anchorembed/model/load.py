@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, extra, first_line
+from anchorembed.model.intact import check_complete, check_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, hash_file, whole_folder
 
@@ -63,7 +64,8 @@ def load_model(
     device = device or torch.device("cpu")
     if weights == "nf4":
         check_nf4(name, device)
-    model, tokenizer = _load(name, partial(_read, weights=weights, device=device))
+    model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device))
+    check_finite(name, model)
     if weights != "nf4":  # those are quantised on the device where they stay
         nn.Module.to(model, device)
     return model, tokenizer
@@ -124,6 +126,8 @@ def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
     with quiet():
         try:
             return read(folder, gguf)
+        except InputError:
+            raise
         except Exception as error:  # transformers raises errors of many kinds
             raise InputError(_cannot_load(name, error)) from error
 
@@ -143,7 +147,7 @@ def default_model_folder() -> Path:
     _need_gguf()
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial) as download, quiet():
         gguf = _download_default(Path(download))
-        model, tokenizer = _read(str(gguf.parent), gguf.name)
+        model, tokenizer = _read(str(gguf.parent), gguf.name, DEFAULT_MODEL)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return folder
@@ -194,18 +198,19 @@ def _need_gguf() -> None:
 
 
 def _read(
-    folder: str, gguf: str | None, weights: Weights = "float32", device: torch.device | None = None
+    folder: str, gguf: str | None, name: str, weights: Weights = "float32", device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for index in Path(folder).glob("*.index.json"):
-        for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
-            if Path(name).name != name:
-                raise ValueError(f"{index.name} names a file outside the folder: {name!r}.")
+        for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(file).name != file:
+                raise ValueError(f"{index.name} names a file outside the folder: {file!r}.")
     options: dict[str, Any] = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
     options["attn_implementation"] = "eager"
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, **options)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
+    check_complete(name, info)
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules

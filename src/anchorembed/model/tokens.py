@@ -1,5 +1,6 @@
 """Text to token ids with a baked tokenizer: pairs for training, single texts for encoding."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,3 +122,12 @@ class PairTokenizer:
             strict=True,
         )
         return [TokenPair(*side) for side in sides]
+
+
+def tokenizer_rules(tokenizer: PreTrainedTokenizerFast) -> str:
+    """All that decides the tokens of a text, as JSON: normalizer, vocabulary, added tokens, template.
+
+    The truncation and padding of a tokenizer's last call are none of them.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(rules | {"truncation": None, "padding": None}, sort_keys=True)

@@ -1,0 +1,53 @@
+"""Refuse a model whose files do not hold one whole model, by the names of what is wrong, before it is used.
+
+transformers fills weights that are missing with random numbers, and loads weights that are NaN.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from anchorembed.errors import InputError
+
+_NAMED = 3  # names in a message; the rest are counted
+
+
+def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> None:
+    """Refuse a checkpoint without all of the model's weights, or with some that the model does not have.
+
+    Args:
+        name: what the user calls the model.
+        loading_info: of transformers' ``output_loading_info``; a tied output head is not missing there.
+
+    Raises:
+        InputError: with the weights' names.
+    """
+    faults = (
+        ("missing_keys", "its files lack", "They would be random numbers. Download or export the model again, whole."),
+        ("unexpected_keys", "its architecture has no", "Name a causal language model's own folder, as it was saved."),
+    )
+    for key, fault, cure in faults:
+        if weights := sorted(map(str, loading_info.get(key, ()))):
+            raise InputError(f"model.name: {name!r}: {fault} {_listed(weights)}. {cure}")
+
+
+@torch.no_grad()
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse weights that are not finite numbers; of 4-bit ones, their scales are looked at.
+
+    Raises:
+        InputError: with the weights' names.
+    """
+    weights = {key: weight for key, weight in model.state_dict().items() if weight.is_floating_point()}
+    if broken := [key for key, weight in weights.items() if not weight.isfinite().all()]:
+        raise InputError(
+            f"model.name: {name!r}: {_listed(broken)} holds NaN or infinite numbers. "
+            "Its training diverged, or the file is damaged: use an earlier checkpoint, or download it again."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,63 @@
+"""A model that is not whole is refused by the names of what is wrong, however its weights are stored."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anchorembed.errors import InputError
+from anchorembed.model.intact import check_finite
+from anchorembed.model.load import load_model
+from anchorembed.system.device import Weights
+from tiny import save_tiny, tiny_model
+
+HEAD, LAYER = "lm_head.weight", "model.layers.1."
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_missing_weights_are_named_not_made_up(weights: Weights, tmp_path: Path) -> None:
+    headless = change_weights(save_tiny(tmp_path / "a", "llama-untied"), lambda tensors: tensors.pop(HEAD))
+    with pytest.raises(InputError, match=rf"a': its files lack {HEAD}\. They would be random"):
+        load_model(str(headless), weights)
+    shorter = change_weights(
+        save_tiny(tmp_path / "b"),
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(LAYER)],
+    )
+    with pytest.raises(InputError, match=rf"lack {LAYER}input_layernorm\.weight, .* and 6 more"):
+        load_model(str(shorter), weights)
+    load_model(str(save_tiny(tmp_path / "c")), weights)  # its head is tied, and not missing
+
+
+def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
+    folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors.update({"vision.patch": torch.ones(2)}))
+    with pytest.raises(InputError, match=r"its architecture has no vision\.patch"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float, weights: Weights, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors[name][2, 3].fill_(value))
+    with pytest.raises(InputError, match=rf"{name} holds NaN or infinite numbers"):
+        load_model(str(folder), weights)
+
+
+def test_the_scales_of_quantised_weights_are_looked_at() -> None:
+    """4-bit weights themselves are bytes: what is NaN in a file is so in the scales, which are stored beside them."""
+    model = tiny_model()
+    linear = model.model.layers[1].mlp.up_proj
+    linear.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    linear.register_buffer("nested_absmax", torch.tensor([1.0, float("nan")]))
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.nested_absmax holds NaN"):
+        check_finite("x", model)
