@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ def _train_stage(
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(stage, held_out),
     )
-    if accelerator.is_main_process and (verdict := stage.verdict(read_log(folder / "log.jsonl"))):
-        _log.warning("%s: %s", name, verdict)
+    if accelerator.is_main_process:
+        _say_how_it_went(stage, read_log(folder / "log.jsonl"))
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
@@ -224,11 +225,25 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
     Raises:
         InputError: naming the first of them.
     """
-    _check_evaluation(settings, prepared)
-    stage_class.check(settings, prepared)
-    if recipe.contrast is not None:
-        _check_evaluation(recipe.contrast, prepared)
-        Contrastive.check(recipe.contrast, prepared)
+    stages: list[tuple[type[Stage], Schedule]] = [(stage_class, settings)]
+    if recipe.contrast is not None and stage_class is not Contrastive:
+        stages.append((Contrastive, recipe.contrast))
+    for checked, its_settings in stages:
+        _check_evaluation(its_settings, prepared)
+        checked.check(its_settings, prepared)
+        _check_sources(checked, its_settings, prepared, recipe.seed)
+
+
+def _check_sources(stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int) -> None:
+    """Refuse a source of whose pairs no step of the first epoch teaches anything."""
+    most_negatives = getattr(settings, "hard_negatives", 0)  # Stage I uses none
+    for number, source in enumerate(prepared.store.sources):
+        steps = prepared.first_epoch(settings.batch_size, seed, number)
+        if steps and not any(stage_class.teaches(settings, prepared.tokens(step, most_negatives)) for step in steps):
+            raise InputError(
+                f"{stage_class.name}: no step of source {source.name} has two usable pairs, as their texts are the "
+                f"same or become no tokens: {prepared.lines_of([*chain(*steps)])}. Correct its texts, or remove the source."
+            )
 
 
 def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
@@ -260,6 +275,19 @@ def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
             100 * used,
             size,
         )
+
+
+def _say_how_it_went(stage: Stage, log: Sequence[Metrics]) -> None:
+    """Warn of what is wrong with a finished stage, by its log."""
+    if empty := sum("teaches_nothing" in entry for entry in log):
+        _log.warning(
+            "%s: %s of %s steps taught nothing: they have no two usable pairs, as texts repeat or become no tokens",
+            stage.name,
+            empty,
+            len(log),
+        )
+    if verdict := stage.verdict(log):
+        _log.warning("%s: %s", stage.name, verdict)
 
 
 def _clear(folder: Path) -> None:
@@ -296,4 +324,7 @@ def _counted(prepared: Prepared, stage: Stage, number: int, indices: Sequence[in
     """Lay out a step and say what it costs: the texts' own tokens and model FLOPs."""
     pairs = prepared.tokens(indices, stage.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
-    return stage.make_batch(number, pairs), {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    costs = {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    if not stage.teaches(stage.settings, pairs):
+        costs |= {"teaches_nothing": 1.0}
+    return stage.make_batch(number, pairs), costs
