@@ -4,7 +4,6 @@ A stage (`stage`) is run by the one loop (`loop`), begun from a model and ended 
 settings is not continued.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
-from anchorembed.system.files import lock_folder, whole_folder, write_file
+from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
 from anchorembed.system.processes import first_process, gathered_weights, lowest, sharded, wait
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
@@ -148,7 +147,7 @@ def _train_stage(
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
     if accelerator.is_main_process:
-        write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
+        write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs
@@ -236,13 +235,18 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
 
 def _check_sources(stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int) -> None:
     """Refuse a source of whose pairs no step of the first epoch teaches anything."""
-    most_negatives = getattr(settings, "hard_negatives", 0)  # Stage I uses none
+
+    def teaches(step: list[int]) -> bool:
+        counts = (0, getattr(settings, "hard_negatives", 0))  # most steps teach without hard negatives
+        return any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts)
+
     for number, source in enumerate(prepared.store.sources):
         steps = prepared.first_epoch(settings.batch_size, seed, number)
-        if steps and not any(stage_class.teaches(settings, prepared.tokens(step, most_negatives)) for step in steps):
+        if steps and not any(map(teaches, steps)):
             raise InputError(
                 f"{stage_class.name}: no step of source {source.name} has two usable pairs, as their texts are the "
-                f"same or become no tokens: {prepared.lines_of([*chain(*steps)])}. Correct its texts, or remove the source."
+                f"same or become no tokens: {prepared.lines_of([*chain(*steps)])}. Correct its texts, or remove the "
+                "source."
             )
 
 
@@ -313,7 +317,7 @@ def _evaluation(stage: Stage, held_out: Sequence[TokenPair]) -> Callable[[], Met
         metrics = stage.report(held_out) if len(held_out) > 1 else {}
         if measure is not None:
             scores = measure(stage.embedder)
-            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}
+            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}  # nan if a score is undefined
         quality = stage.quality(metrics)
         return metrics if quality is None else metrics | {"quality": quality}
 
