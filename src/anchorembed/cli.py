@@ -1,7 +1,7 @@
 """The command line: verbs to functions. Faults a user can mend are printed alone, with exit code 2."""
 
-import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from anchorembed.config import Recipe, read_as, read_recipe, show_config
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
+from anchorembed.system.files import to_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -116,8 +117,9 @@ def evaluate(
 
     def show(score: TaskScore) -> None:
         record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
-        line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{score.value:.4f}"
-        _print(json.dumps(record) if as_json else line)
+        value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
+        line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{value}"
+        _print(to_json(record) if as_json else line)
 
     told = read_instructions(instructions) if instructions else None
     run(model, tasks, split=split, instructions=told, quick=quick, out=out, on_score=show)
@@ -207,7 +209,7 @@ def check(
     from anchorembed.curate.check import report
 
     for source in run(resolved, tests or ()):
-        _print(json.dumps(asdict(source), ensure_ascii=False) if as_json else report(source))
+        _print(to_json(asdict(source), ensure_ascii=False) if as_json else report(source))
 
 
 @app.command()
@@ -291,7 +293,7 @@ def search(
     for hit in result.hits:
         record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}
         line = f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:100]}"
-        _print(json.dumps(record, ensure_ascii=False) if as_json else line)
+        _print(to_json(record, ensure_ascii=False) if as_json else line)
 
 
 @app.command()

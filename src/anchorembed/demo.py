@@ -24,7 +24,7 @@ from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths
 from anchorembed.search.index import Hit, open_or_build
-from anchorembed.system.files import hash_texts, write_file, write_jsonl
+from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.run import train
 
@@ -150,7 +150,7 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
         return ModelScores(saved["mean"], embedder.weights_sha256)
     scores = score(embedder, collection)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps({"key": key, "mean": scores.mean}, indent=2))
+    write_file(path, to_json({"key": key, "mean": scores.mean}, indent=2))
     return ModelScores(scores.mean, embedder.weights_sha256)
 
 

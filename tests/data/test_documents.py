@@ -32,7 +32,10 @@ def test_a_corpus_joins_titles_and_keeps_empty_documents(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ('{"id": "a", "text": "x"}', "no \"_id\" here, only 'id', 'text'. Did you mean '_id'?"),
+        (
+            '{"_ids": "a", "text": "x"}',
+            "no \"_id\" or \"id\" or \"doc_id\" here, only '_ids', 'text'. Did you mean '_id'?",
+        ),
         ('{"_id": 1.5, "text": "x"}', '"_id" is a number, not text.'),
         ('{"_id": true, "text": "x"}', '"_id" is a boolean, not text.'),
         ('{"_id": "", "text": "x"}', '"_id" is empty.'),
@@ -73,3 +76,13 @@ def test_empty_files_of_documents_are_an_error(
     path = lines(tmp_path / "empty.jsonl", "")
     with pytest.raises(InputError, match=f"empty.jsonl: {what}. Give at least one line."):
         list(read(path))
+
+
+@pytest.mark.parametrize("read", [read_corpus, read_texts])
+def test_ids_have_the_same_names_wherever_documents_are_read(
+    tmp_path: Path, read: Callable[[Path], Iterator[Document]], said: list[str]
+) -> None:
+    rows = [{"id": "a", "text": "x"}, {"doc_id": 7, "text": "y"}, {"id": "no", "_id": "b", "text": "z", "url": "u"}]
+    path = lines(tmp_path / "corpus.jsonl", *rows)
+    assert list(read(path)) == [Document("a", "x"), Document("7", "y"), Document("b", "z")]
+    assert said == [f"{path}: columns that are not used: 'id', 'doc_id', 'url'"]

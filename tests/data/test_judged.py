@@ -45,6 +45,7 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
     [
         (RERANK | {"positive": []}, r'a\.jsonl:2: "positive" is an empty list'),
         (RERANK | {"negative": "one"}, r'a\.jsonl:2: "negative" is no list'),
+        (RERANK | {"negative": "['a', 'b']"}, r'"negative" is a list as Python prints it\. Write it as JSON'),
         (RERANK | {"query": " "}, r'a\.jsonl:2: "query" is empty'),
         ({"text": "a", "label": "b"}, r"a\.jsonl:2: its columns are those of Classification"),
         ({"quary": "a"}, r"a\.jsonl:2: its columns are quary\. Give query, positive and negative; sentence1"),
@@ -100,3 +101,10 @@ def test_what_cannot_be_scored_is_refused_before_it_is_embedded(
 def test_outputs_that_cannot_be_files_are_refused_first(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is a folder"):
         mine(tmp_path / "no-such-pairs.jsonl", tmp_path)
+
+
+def test_columns_of_a_test_that_are_not_used_are_said(tmp_path: Path, said: list[str]) -> None:
+    row = {"sentence1": "a", "sentence2": "b", "score": 1, "genre": "news", "label": 0}
+    path = lines(tmp_path / "a.jsonl", row, row)
+    read_test_set(path)
+    assert said == [f"{path}: columns that are not used: 'genre', 'label'"]

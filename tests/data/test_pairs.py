@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
@@ -115,6 +116,71 @@ def test_other_names_for_the_columns(tmp_path: Path) -> None:
         {"query": "a", "document": "b", "negatives": None},
     )
     assert texts(read_pairs(path)) == [("a", "b", ("c", "d")), ("a", "b", ("c",)), ("a", "b", ()), ("a", "b", ())]
+
+
+N_TUPLE = {"anchor": "a", "positive": "b", "negative_1": "c", "negative_10": "e", "negative_2": "d", "margin": 3}
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".jsonl":
+        return lines(path, *rows)
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet", "saved"])
+def test_negatives_of_n_tuples_are_read_in_order_and_other_columns_said_once(
+    tmp_path: Path, name: str, said: list[str]
+) -> None:
+    rows = [N_TUPLE, {**N_TUPLE, "negative_2": None}]
+    path = write_rows(tmp_path / name, rows)
+    assert [pair.negatives for pair in read_pairs(path)] == [("c", "d", "e"), ("c", "e")]
+    assert said == [f"{path}: columns that are not used: 'margin'"]
+    row = {**N_TUPLE, "negative": "x"}
+    assert 'both "negative" and "negative_1" are given. Keep one of them.' in fault(
+        write_rows(tmp_path / f"other {name}", [row])
+    )
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet", "saved"])
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [("label", 1, 0), ("label", True, False), ("score", 1.0, 0.2), ("label", "1", "entailment")],
+)
+def test_a_pair_that_is_labelled_as_none_does_not_train(
+    tmp_path: Path, name: str, column: str, good: object, bad: object
+) -> None:
+    rows: list[dict[str, object]] = [{"query": "a", "positive": "b", column: value} for value in (good, None, bad)]
+    path = write_rows(tmp_path / name, rows)
+    message = fault(path)
+    assert f'"{column}" is ' in message
+    assert f'Keep the rows of label 1 alone, or remove the column "{column}" if all pairs are positives.' in message
+    assert len(list(read_pairs(path, skip_bad=True))) == 2
+    assert len(list(read_pairs(write_rows(tmp_path / f"good {name}", rows[:2])))) == 2
+
+
+@pytest.mark.parametrize("cell", ["['c', 'd']", "[\"c\", 'd']", "['c' 'd']", "[ 'c'\n 'd']"])
+def test_a_list_as_python_prints_it_is_no_text(tmp_path: Path, cell: str) -> None:
+    rows: list[dict[str, object]] = [{"query": "a", "positive": "b", "negative": cell}]
+    for name in ("p.csv", "p.jsonl", "p.parquet"):
+        assert '"negative" is a list as Python prints it. Write it as JSON: ["a", "b"].' in fault(
+            write_rows(tmp_path / name, rows)
+        )
+
+
+def test_a_layout_without_a_usable_pair_says_its_columns(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", {"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "id": 1})
+    with pytest.raises(InputError) as caught:
+        list(read_pairs(path, skip_bad=True))
+    assert "no usable pair" in str(caught.value)
+    assert "Columns there: 'question', 'answer', 'id'." in str(caught.value)
+    assert f'{path}:1: no "query" or "anchor" here' in str(caught.value)
 
 
 # Bad rows

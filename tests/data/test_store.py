@@ -51,10 +51,12 @@ def test_dropped_lines_are_counted_by_reason_and_told_each_time(
 ) -> None:
     path = write_pairs(tmp_path / "a.jsonl", 5)
     with path.open("a") as sink:
-        sink.write('{"query": "", "positive": "p"}\n{"query": 12, "positive": "p"}\n{"query": " ", "positive": "p"}\n')
+        sink.write('{"query": "", "positive": "p", "id": 1}\n{"query": 12, "positive": "p", "note": 2}\n')
+        sink.write('{"query": " ", "positive": "p"}\n')
     for _ in range(2):  # read, and from the cache
         caplog.clear()
         store = open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True)
         assert sorted(store.dropped[0].values()) == [1, 2]
         assert any("a: 2 lines dropped: " in message and "empty" in message for message in caplog.messages)
+    assert sum(message == "a: columns that are not used: 'id', 'note'" for message in caplog.messages) == 1
     assert [pair for chunk in store.chunks(0) for pair in chunk] == [store[index] for index in range(5)]

@@ -1,19 +1,23 @@
 """Instructions go where they should, nothing is embedded twice, and results are kept in files that mteb reads."""
 
 import json
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from mteb.cache import ResultCache
 
 from anchorembed.data.beir import read_collection
 from anchorembed.errors import InputError
-from anchorembed.evaluate.find import find_tasks
+from anchorembed.evaluate.find import find_tasks, measure_on
 from anchorembed.evaluate.mteb import MtebEncoder
 from anchorembed.evaluate.tasks import check_instructions, read_instructions, run_tasks
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
+from anchorembed.search.vector_cache import VectorCache
 from judge import mteb_task
 from judged_files import task_embedder
 
@@ -113,3 +117,64 @@ def test_instruction_files_are_checked(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=r"instructions\.yaml"):
             read_instructions(path)
+
+
+@pytest.fixture
+def collapsed(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Embedder:
+    """An embedder that gives every text the same vector."""
+
+    def stream(texts: Iterable[str], *_: object, **__: object) -> Iterator[np.ndarray]:
+        yield np.eye(1, 32, dtype=np.float32).repeat(len(list(texts)), 0)
+
+    monkeypatch.setattr(embedder, "stream", stream)
+    return embedder
+
+
+def test_an_undefined_score_is_said_and_is_null_in_json(
+    collapsed: Embedder, data: Path, tmp_path: Path, said: list[str]
+) -> None:
+    tasks = find_tasks([str(data / "sts"), str(data / "beir")])
+    for _ in range(2):  # measured, and read from the file
+        said.clear()
+        undefined, defined = run_tasks(task_embedder(collapsed, tmp_path), tasks, tmp_path / "out")
+        assert math.isnan(undefined.value)
+        assert 0 <= defined.value <= 1
+        assert said == ["s_test: Spearman is undefined, as the model gives all items the same score"]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (written,) = (tmp_path / "out").rglob("s_test.json")
+    result = json.loads(written.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert result["scores"]["test"][0]["main_score"] is None
+
+
+def test_an_undefined_score_chooses_no_checkpoint(
+    collapsed: Embedder, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        VectorCache, "vectors", lambda _, texts, *__: np.eye(1, 32, dtype=np.float32).repeat(len(texts), 0)
+    )
+    assert math.isnan(measure_on([str(data / "sts")])(collapsed)["s_test Spearman"])
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("score", "scores that differ"), ("label", "pairs of label 0 and of label 1")]
+)
+def test_data_by_which_nothing_can_be_measured_are_refused(tmp_path: Path, name: str, what: str) -> None:
+    rows = [{"sentence1": f"a {n}", "sentence2": f"b {n}", name: 1} for n in range(4)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"t: every {name} is 1, so nothing can be measured\. Give {what}"):
+        find_tasks([str(tmp_path / "t.jsonl")])
+
+
+@pytest.mark.parametrize("name", ["beir", "rerank", "sts", "pairs.jsonl", "classes"])
+def test_vectors_that_are_not_finite_are_refused(
+    embedder: Embedder, data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(texts: Iterable[str], *_: object, **__: object) -> Iterator[np.ndarray]:
+        yield np.full((len(list(texts)), 32), np.nan, np.float32)
+
+    monkeypatch.setattr(embedder, "stream", stream)
+    with pytest.raises(InputError, match="it gives vectors that are not finite"):
+        list(run_tasks(task_embedder(embedder, tmp_path), find_tasks([str(data / name)])))

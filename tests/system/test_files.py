@@ -1,7 +1,9 @@
 """Files and folders are written whole or not at all, one process locks a folder, equal content has equal hashes."""
 
 import errno
+import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from anchorembed.system.files import (
     hash_file,
     hash_texts,
     lock_folder,
+    to_json,
     whole_file,
     whole_folder,
     write_file,
@@ -236,3 +239,9 @@ def test_equal_content_has_equal_hashes_wherever_it_lies(tmp_path: Path) -> None
     assert hash_file(one / "sub" / "pairs.jsonl") == hash_file(two / "pairs.csv") == hash_texts(["te", "xt"])
     with pytest.raises(InputError, match="nothing: no such file or folder"):
         hash_content(tmp_path / "nothing")
+
+
+def test_json_has_null_where_a_number_is_none() -> None:
+    value = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN"}}
+    assert json.loads(to_json(value)) == {"a": [None, [1.5, None]], "b": {"c": None, "d": "NaN"}}
+    assert to_json({"a": "é"}, ensure_ascii=False) == '{"a": "é"}'

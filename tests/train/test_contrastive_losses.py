@@ -8,6 +8,7 @@ import torch
 from anchorembed.train.contrastive_losses import (
     distillation,
     false_negatives,
+    has_negatives,
     info_nce,
     matryoshka,
     scored_documents,
@@ -97,3 +98,24 @@ def test_distillation_is_the_divergence_from_the_given_scores() -> None:
     )
     assert float(shifted) == pytest.approx(expected, abs=1e-5)
     assert float(distillation(queries, documents, scored_documents([[], [], []], [[], [], []]))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "expected"),
+    [
+        ("ab", "xy", True),
+        ("ab", "xx", False),  # one positive
+        ("aa", "xy", False),  # one query
+        ("ab", "ba", False),  # each other's query
+        ("a", "x", False),
+        ("a", "xn", True),  # a hard negative
+        ("ab", "xxx", False),
+        ("aab", "xyx", True),  # y is a negative of b
+    ],
+)
+def test_a_step_without_negatives_is_known_by_its_texts(queries: str, documents: str, expected: bool) -> None:
+    assert has_negatives(queries, documents) is expected
+    positives = list(range(len(queries)))
+    excluded_QD = false_negatives(queries, documents, positives)
+    excluded_QD[positives, positives] = True
+    assert bool((~excluded_QD).any()) is expected

@@ -84,6 +84,58 @@ def test_both_stages_learn(recipe: Make, said: list[str]) -> None:
     assert any("starting from" in line and "reconstruct/model" in line for line in said)
 
 
+@pytest.fixture
+def deaf_folder(tmp_path: Path) -> Path:
+    """A tiny model whose tokenizer makes no token of a snowman."""
+    folder = save_tiny(tmp_path / "deaf")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\N{SNOWMAN}"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+def of_rows(recipe: Recipe, rows: list[dict[str, str]], model: Path | None = None) -> Recipe:
+    path = recipe.output.with_name("rows.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = recipe.data.sources[0].model_copy(update={"path": path})
+    changes: dict[str, Any] = {"data": recipe.data.model_copy(update={"sources": [source], "held_out": 0})}
+    if model is not None:
+        changes["model"] = recipe.model.model_copy(update={"name": str(model)})
+    return recipe.model_copy(update=changes)
+
+
+SAME = [{"query": f"read file {n}", "positive": "yes"} for n in range(20)]
+NO_TOKENS = [{"query": f"read file {n}", "positive": "\N{SNOWMAN}" * (n + 1)} for n in range(20)]
+
+
+@pytest.mark.parametrize("stages", [{"contrast": None}, {"reconstruct": None}])
+@pytest.mark.parametrize("rows", [SAME, NO_TOKENS])
+def test_a_source_that_teaches_nothing_is_refused_before_training(
+    recipe: Make, deaf_folder: Path, rows: list[dict[str, str]], stages: dict[str, None]
+) -> None:
+    refused = of_rows(recipe(**stages), rows, deaf_folder)
+    with pytest.raises(InputError, match=r"no step of source p has two usable pairs, .*: p:\d+, .*Correct its texts"):
+        train(refused)
+    assert not refused.output.exists()
+
+
+def test_what_stage_two_would_refuse_is_refused_before_stage_one(recipe: Make, deaf_folder: Path) -> None:
+    rows = [{"query": "\N{SNOWMAN}" * (n % 2) + "why", "positive": f"file {n}"} for n in range(2)]
+    with pytest.raises(InputError, match="contrast: no step of source p"):
+        train(of_rows(recipe(), rows, deaf_folder))
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
+def test_steps_that_teach_nothing_are_counted(recipe: Make, deaf_folder: Path, stage: str, said: list[str]) -> None:
+    other = {"reconstruct": "contrast", "contrast": "reconstruct"}[stage]
+    changes: dict[str, Any] = {stage: {"batch_size": 2, "steps": 10}, other: None}
+    rows = NO_TOKENS[4:] + [{"query": f"open {n}", "positive": f"row {n}"} for n in range(4)]
+    model = train(of_rows(recipe(**changes), rows, deaf_folder))
+    empty = sum("teaches_nothing" in entry for entry in log(model))
+    assert 3 <= empty < 10
+    assert any(f"{stage}: {empty} of 10 steps taught nothing: they have no two usable pairs" in line for line in said)
+
+
 def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Make, said: list[str]) -> None:
     model = train(recipe())
     before = model.stat().st_mtime_ns

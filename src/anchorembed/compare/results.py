@@ -78,14 +78,14 @@ class Results:
         """Write a run's record, whole; it goes before its cells."""
         path = self._record_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
+        write_file(path, gzip.compress(json.dumps(asdict(record), allow_nan=False).encode(), mtime=0))
 
     def keep(self, *lines: Cell | GridScore) -> None:
         """Append lines."""
         self.folder.mkdir(parents=True, exist_ok=True)
         values = [{"key": self.key, "kind": _KIND_OF[type(line)], **asdict(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
-            sink.write("".join(json.dumps(line) + "\n" for line in values))
+            sink.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in values))
             sink.flush()
             os.fsync(sink.fileno())
         for line in lines:
@@ -115,7 +115,7 @@ class Evidence:
 def write_comparison(folder: Path, comparison: ComparisonRecord) -> None:
     """Write ``comparison.json``, whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+    write_file(folder / "comparison.json", json.dumps(asdict(comparison), indent=2, allow_nan=False) + "\n")
 
 
 def read_evidence(folder: Path) -> Evidence:

@@ -5,6 +5,7 @@ and deletes the model.
 """
 
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ from anchorembed.compare.plan import Comparison, choice_name, hours_left
 from anchorembed.compare.records import COMMON, OWN, Cell, Cost, ItemScores, Run, RunRecord
 from anchorembed.compare.results import write_comparison
 from anchorembed.compare.training import run_folder, train_before, train_stage_two
+from anchorembed.errors import InputError
 from anchorembed.evaluate.isotropy import Isotropy, isotropy
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
@@ -32,7 +34,7 @@ from anchorembed.train.stage import Metrics
 _log = logging.getLogger(__name__)
 
 _ISOTROPY_PAIRS = 512
-_NOT_IN_CURVES = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gradient_norm"}
+_NOT_IN_CURVES = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gradient_norm", "teaches_nothing"}
 
 
 def run(comparison: Comparison, hours: float | None = None) -> int:
@@ -157,6 +159,11 @@ def _evaluate(comparison: Comparison, wanted: Run, embedder: Embedder) -> Iterat
         for task in comparison.tasks_left(wanted):
             began = time.perf_counter()
             (score,) = run_tasks(task_embedder, [task])
+            if math.isnan(score.value):
+                raise InputError(
+                    f"{task.name}: {score.metric} of {wanted.name} is undefined, so arms cannot be compared by it. "
+                    "Leave the task out of compare.collections."
+                )
             yield task, score, time.perf_counter() - began
 
 

@@ -1,12 +1,13 @@
 """Texts with ids: corpus files, and files of texts to encode."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from anchorembed.data.rows import (
     BadRow,
+    ColumnNames,
     Row,
     Rows,
     checked,
@@ -20,6 +21,9 @@ from anchorembed.data.rows import (
     suffix_of,
 )
 from anchorembed.errors import InputError
+
+ID_NAMES = ("_id", "id", "doc_id")  # of which the first that a row has is read
+_TEXT_NAMES = ("title", "text", "metadata")  # BEIR's corpora have metadata, which is no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,12 @@ class Documents(Protocol):
 
 
 def read_corpus(path: Path) -> Iterator[Document]:
-    """Stream a BEIR corpus, JSONL of ``_id``, ``title``, ``text``.
+    """Stream a corpus, JSONL of ``_id`` (or ``id``, ``doc_id``), ``title`` and ``text``, as BEIR's are.
 
     Raises:
         InputError: on a bad line, a repeated id, or if there is no document.
     """
-    return not_empty(_documents(existing(path), needs_id=True), f"{path}: no document. Give at least one line.")
+    return not_empty(_documents(existing(path), needs_id=True), lambda: f"{path}: no document. Give at least one line.")
 
 
 def read_texts(path: Path) -> Iterator[Document]:
@@ -61,7 +65,7 @@ def read_texts(path: Path) -> Iterator[Document]:
         texts = _documents(path, needs_id=False)
     else:
         raise InputError(f"{path}: texts cannot be read from this. Give .jsonl or .txt (each also with .gz).")
-    return not_empty(texts, f"{path}: no text. Give at least one line.")
+    return not_empty(texts, lambda: f"{path}: no text. Give at least one line.")
 
 
 def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
@@ -74,16 +78,23 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
         seen.add(document.id)
         return document
 
-    return checked(path, json_rows(path), make, cure="Correct or remove the line.")
+    columns = ColumnNames(lambda names: (*_TEXT_NAMES, _id_name(names)))
+    return checked(path, json_rows(path), make, columns, cure="Correct or remove the line.")
+
+
+def _id_name(names: Collection[str]) -> str:
+    """The column of ids among those of a row, or an empty string."""
+    return next((name for name in ID_NAMES if name in names), "")
 
 
 def _id(row: Row, default: int | None) -> str:
-    if "_id" not in row:
+    name = _id_name(row.keys())
+    if not name:
         if default is None:
-            raise missing(("_id",), list(row))
+            raise missing(ID_NAMES, list(row))
         return str(default)
-    value = row["_id"]
-    return str(value) if type(value) is int else required_text(row, "_id")
+    value = row[name]
+    return str(value) if type(value) is int else required_text(row, name)
 
 
 def _titled_text(row: Row) -> str:
@@ -96,6 +107,7 @@ def _titled_text(row: Row) -> str:
 
 def _plain_texts(path: Path) -> Iterator[Document]:
     rows: Rows = ((line, {"text": text.rstrip("\r\n")}) for line, text in lines(path) if text.strip())
+    columns = ColumnNames(lambda names: names)
     return checked(
-        path, rows, lambda line, row: Document(str(line), required_text(row, "text")), cure="Correct the line."
+        path, rows, lambda line, row: Document(str(line), required_text(row, "text")), columns, cure="Correct the line."
     )

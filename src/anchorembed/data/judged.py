@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorembed.data.rows import BadRow, Row, checked, json_list, not_empty, required_text, table_rows
+from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text, table_rows
 from anchorembed.errors import InputError
 
 _CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
+_SENTENCES = ("sentence1", "sentence2")
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -64,6 +65,7 @@ def read_test_set(path: Path) -> TestSet:
         InputError: on an unknown format, unknown columns or any bad row, with its line.
     """
     kind = ""
+    columns = ColumnNames(lambda names: _used(kind, names))
 
     def make(line: int, row: Row) -> TestRow:
         nonlocal kind
@@ -76,7 +78,9 @@ def read_test_set(path: Path) -> TestSet:
     rows = table_rows(path, _columns)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
-    records = tuple(not_empty(checked(path, rows, make, cure=_CURE), f"{path}: no row. Give at least one line."))
+    records = tuple(
+        not_empty(checked(path, rows, make, columns, cure=_CURE), lambda: f"{path}: no row. Give at least one line.")
+    )
     ids = {record.id for record in records if isinstance(record, Candidates)}
     if ids and len(ids) < len(records):
         raise InputError(f"{path}: {len(records)} queries share {len(ids)} ids. Give each its own query_id.")
@@ -110,6 +114,14 @@ def _columns(names: list[str]) -> list[str]:
     return names
 
 
+def _used(kind: str, names: list[str]) -> set[str]:
+    """The columns that rows of a kind are read from."""
+    used = {"Reranking": ("query_id", "query", "positive", "negative"), "STS": (*_SENTENCES, "score")}
+    used["PairClassification"] = (*_SENTENCES, "label")
+    used["Classification"] = ("text", next((name for name in _LABELS if name in names), ""))
+    return set(used.get(kind, names))
+
+
 def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
     """What rows with these columns test, and the function that reads one."""
     columns = set(names)
@@ -133,7 +145,7 @@ def _candidates(line: int, row: Row) -> Candidates:
 
 
 def _texts(row: Row, key: str) -> tuple[str, ...]:
-    value = json_list(cell) if isinstance(cell := row[key], str) else cell
+    value = json_list(cell, key) if isinstance(cell := row[key], str) else cell
     if not isinstance(value, list) or not value:
         raise BadRow(f'"{key}" is {"an empty list" if value == [] else "no list"}')
     return tuple(required_text({key: item}, key) for item in value)

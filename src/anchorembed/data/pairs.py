@@ -1,12 +1,15 @@
 """Pairs of texts from a file of any format, validated and streamed; every fault names its file and line."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.beir import judged_pair_rows, splits
 from anchorembed.data.rows import (
     BadRow,
+    ColumnNames,
+    Columns,
     Row,
     Rows,
     checked,
@@ -24,13 +27,17 @@ from anchorembed.errors import InputError
 QUERY_NAMES = ("query", "anchor")
 POSITIVE_NAMES = ("positive", "document")
 NEGATIVE_NAMES = ("negative", "negatives")
+LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
     "or a folder written by datasets' save_to_disk"
 )
 _LARGEST_SCORE = 1e6
-_KNOWN_NAMES = frozenset((*QUERY_NAMES, *POSITIVE_NAMES, *NEGATIVE_NAMES, SCORES_NAME))
+_SHOWN_CHARACTERS = 40  # of a value
+_NUMBERED_NEGATIVE = re.compile(r"negative_(\d{1,9})", re.ASCII)  # sentence-transformers' n-tuples
+_NULLABLE_NAMES = frozenset((*NEGATIVE_NAMES, *LABEL_NAMES))
+_KNOWN_NAMES = _NULLABLE_NAMES | {*QUERY_NAMES, *POSITIVE_NAMES, SCORES_NAME}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,12 @@ class TextPair:
 
 
 def read_pairs(
-    path: Path, *, source: str = "", skip_bad: bool = False, on_skip: Callable[[str], None] | None = None
+    path: Path,
+    *,
+    source: str = "",
+    skip_bad: bool = False,
+    on_skip: Callable[[str], None] | None = None,
+    on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[TextPair]:
     """Stream the pairs of a file or folder in any of `FORMATS`.
 
@@ -58,19 +70,35 @@ def read_pairs(
         source: name of the source, for the pairs to keep.
         skip_bad: drop bad rows rather than raise.
         on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
+        on_unused: gets the names of columns that are not used, after the last row; without it they are logged.
 
     Raises:
         InputError: on a bad row, unless ``skip_bad``; if a column is missing or the file damaged; if no pair is usable.
     """
-    numbered_file, rows = _pair_rows(path)
+    columns = ColumnNames(lambda names: filter(_is_known, names))
+    numbered_file, rows = _pair_rows(path, columns)
+    first_fault: list[str] = []
+
+    def skip(fault: str) -> None:
+        first_fault[:] = first_fault or [fault]
+        if on_skip is not None:
+            on_skip(fault)
+
+    def no_pair() -> str:
+        message = f"{numbered_file}: no usable pair. Give at least one query with its positive."
+        there = f" Columns there: {columns.seen}." if columns.seen and first_fault else ""
+        return " ".join([message + there, *(first_fault if there else ())])
+
     pairs = checked(
         numbered_file,
         rows,
         lambda line, row: _pair(row, source, line),
+        columns,
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
-        on_bad=(on_skip or (lambda _message: None)) if skip_bad else None,
+        on_bad=skip if skip_bad else None,
+        on_unused=on_unused,
     )
-    return not_empty(pairs, f"{numbered_file}: no usable pair. Give at least one query with its positive.")
+    return not_empty(pairs, no_pair)
 
 
 def folded(text: str) -> str:
@@ -82,39 +110,65 @@ def folded(text: str) -> str:
 
 
 def _pair(row: Row, source: str, line: int) -> TextPair:
-    query, positive, negative = _columns(list(row))
-    negatives = _negatives(row, negative)
+    query, positive, negative_columns = _columns(list(row))
+    negatives = tuple(text for key in negative_columns for text in _negatives(row[key], key))
     scores = _scores(row.get(SCORES_NAME), 1 + len(negatives))
+    for key in LABEL_NAMES:
+        _check_label(row.get(key), key)
     return TextPair(required_text(row, query), required_text(row, positive), negatives, source, line, scores)
 
 
-def _columns(columns: list[str]) -> tuple[str, str, str | None]:
-    """Names of the query, positive and (optional) negative column among those of a row."""
+def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
+    """Names of the query and the positive column, and of those of negatives in their order, among those of a row."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
         raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES, columns)
-    return query, positive, negative
+    numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
+    if negative is None:
+        return query, positive, numbered
+    return query, positive, [str(_one_of((negative, *numbered), columns))]
 
 
-def _one_of(names: tuple[str, str], columns: Iterable[str]) -> str | None:
+def _is_known(name: str) -> bool:
+    return name in _KNOWN_NAMES or _NUMBERED_NEGATIVE.fullmatch(name) is not None
+
+
+def _is_nullable(name: str) -> bool:
+    return name in _NULLABLE_NAMES or _NUMBERED_NEGATIVE.fullmatch(name) is not None
+
+
+def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
     given = [name for name in names if name in columns]
     if len(given) > 1:
-        raise BadRow(f'both "{names[0]}" and "{names[1]}" are given', " Keep one of them.")
+        raise BadRow(f'both "{given[0]}" and "{given[1]}" are given', " Keep one of them.")
     return given[0] if given else None
 
 
-def _negatives(row: Row, key: str | None) -> tuple[str, ...]:
-    """The negatives of a row, given as a text or a list, which in CSV is JSON.
+def _negatives(value: object, key: str) -> tuple[str, ...]:
+    """The negatives of a cell, given as a text or a list, which in CSV is JSON.
 
-    An absent column, null or an empty list means no negatives; an empty text is a fault.
+    Null or an empty list means no negatives; an empty text is a fault.
     """
-    value = None if key is None else row[key]
-    if key is None or value is None:
+    if value is None:
         return ()
-    listed = json_list(value) if isinstance(value, str) else value
+    listed = json_list(value, key) if isinstance(value, str) else value
     if isinstance(listed, list):
         return tuple(required_text({key: item}, key) for item in listed)
-    return (required_text(row, key),)
+    return (required_text({key: value}, key),)
+
+
+def _check_label(value: object, key: str) -> None:
+    """Refuse a pair that is labelled as anything but a positive: a number of at least 1, true, or no label."""
+    if value is None:
+        return
+    try:
+        is_positive = isinstance(value, int | float | str) and (str(value).lower() == "true" or float(value) >= 1)
+    except (ValueError, OverflowError):
+        is_positive = False
+    if not is_positive:
+        shown = repr(value)[:_SHOWN_CHARACTERS]
+        cure = f' Keep the rows of label 1 alone, or remove the column "{key}" if all pairs are positives.'
+        raise BadRow(f'"{key}" is {shown}, not 1: the pair is no positive', cure)
 
 
 def _scores(value: object, texts: int) -> tuple[float, ...]:
@@ -123,7 +177,7 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
     An absent column, null or an empty cell means no scores.
     """
     if isinstance(value, str):
-        value = json_list(value)
+        value = json_list(value, SCORES_NAME)
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) != texts:
@@ -136,26 +190,26 @@ def _scores(value: object, texts: int) -> tuple[float, ...]:
 # --- Files to rows ---------------------------------------------------------------------------------------------------
 
 
-def _pair_rows(path: Path) -> tuple[Path, Rows]:
+def _pair_rows(path: Path, columns: ColumnNames) -> tuple[Path, Rows]:
     """Choose the reader by suffix or by what a folder holds; returns the file whose lines are numbered, and rows."""
+
+    def in_header(names: list[str]) -> list[str]:
+        columns.add(names)
+        _columns(names)
+        return list(filter(_is_known, names))
+
     if existing(path).is_dir():
-        return _folder_rows(path)
-    rows = table_rows(path, _pair_columns, NEGATIVE_NAMES)
+        return _folder_rows(path, in_header)
+    rows = table_rows(path, in_header, _is_nullable)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give {FORMATS}.")
     return path, rows
 
 
-def _pair_columns(names: list[str]) -> list[str]:
-    """Check the names in a header and return those of the columns to read."""
-    _columns(names)
-    return [name for name in names if name in _KNOWN_NAMES]
-
-
-def _folder_rows(folder: Path) -> tuple[Path, Rows]:
+def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
     if (folder / "qrels").is_dir():
         qrels = folder / "qrels" / f"{split_of_pairs(f'{folder}/qrels', splits(folder))}.tsv"
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        return folder, dataset_rows(folder, _pair_columns)
+        return folder, dataset_rows(folder, in_header)
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")

@@ -7,8 +7,11 @@ table must have is checked by the caller's ``Columns`` function, which gets the 
 import csv
 import gzip
 import json
+import logging
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,7 +21,11 @@ import pyarrow.parquet
 
 from anchorembed.errors import InputError, nearest
 
+_log = logging.getLogger(__name__)
+
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
+_MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
+_PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
 _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
 
 
@@ -36,10 +43,47 @@ Columns = Callable[[list[str]], list[str]]  # names in a header -> those to read
 _T = TypeVar("_T")
 
 
+class ColumnNames:
+    """The names of a file's columns, as its header and rows give them; ``used`` returns those that records use."""
+
+    def __init__(self, used: Callable[[list[str]], Iterable[str]]) -> None:
+        self._seen: dict[str, None] = {}
+        self._used = used
+
+    def add(self, names: Iterable[str]) -> None:
+        """Note the names of a header or a row."""
+        self._seen |= dict.fromkeys(names)
+
+    @property
+    def seen(self) -> str:
+        """All names, as a message lists them."""
+        return _listed_names([*self._seen])
+
+    @property
+    def unused(self) -> str:
+        """The names that no record uses, as a message lists them; empty if there are none."""
+        used = set(self._used([*self._seen]))
+        return _listed_names([name for name in self._seen if name not in used])
+
+
+def _listed_names(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:_NAME_CHARACTERS]) for name in names[:_MOST_NAMES])
+    return shown + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
+
+
 def checked(
-    path: Path, rows: Rows, make: Callable[[int, Row], _T], *, cure: str, on_bad: Callable[[str], None] | None = None
+    path: Path,
+    rows: Rows,
+    make: Callable[[int, Row], _T],
+    columns: ColumnNames,
+    *,
+    cure: str,
+    on_bad: Callable[[str], None] | None = None,
+    on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[_T]:
     """Turn rows into records; the message of a bad row goes to ``on_bad``.
+
+    The names of columns that are not used go to ``on_unused`` after the last row; without it they are logged.
 
     Raises:
         InputError: at the first bad row, with its cure, if there is no ``on_bad``.
@@ -48,6 +92,7 @@ def checked(
         try:
             if isinstance(row, BadRow):
                 raise row
+            columns.add(row)
             record = make(line, row)
         except BadRow as bad:
             if on_bad is None:
@@ -55,16 +100,18 @@ def checked(
             on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
         else:
             yield record
+    if unused := columns.unused:
+        (on_unused or partial(_log.info, "%s: columns that are not used: %s", path))(unused)
 
 
-def not_empty(records: Iterator[_T], message: str) -> Iterator[_T]:
+def not_empty(records: Iterator[_T], message: Callable[[], str]) -> Iterator[_T]:
     """Pass records on; raise InputError with the message if there are none."""
     empty = True
     for record in records:
         empty = False
         yield record
     if empty:
-        raise InputError(message)
+        raise InputError(message())
 
 
 # --- Cells -----------------------------------------------------------------------------------------------------------
@@ -98,7 +145,7 @@ def _encodable(value: str, key: str) -> str:
 
 def missing(names: tuple[str, ...], columns: list[str]) -> BadRow:
     """The fault of a row whose columns have none of ``names``."""
-    shown = ", ".join(repr(name[:40]) for name in columns[:10]) or "nothing"
+    shown = _listed_names(columns) or "nothing"
     wanted = " or ".join(f'"{name}"' for name in names)
     hint = next(filter(None, (nearest(name, names) for name in columns)), "")
     return BadRow(f"no {wanted} here, only {shown}", hint)
@@ -166,11 +213,11 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
 
 
-def csv_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows:
+def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> Rows:
     """Read the rows of a CSV or TSV file under its header; a row's number is that of its first line.
 
-    A quoted cell of CSV may hold line breaks; in TSV quotes have no meaning. An empty cell of a ``nullable`` column is
-    null. Where a quote is not closed, each line that belongs to the cell is a bad row.
+    A quoted cell of CSV may hold line breaks; in TSV quotes have no meaning. An empty cell is null in a column whose
+    name is ``nullable``. Where a quote is not closed, each line that belongs to the cell is a bad row.
     """
     csv.field_size_limit(_LARGEST_CELL)
     tabs = suffix_of(path) == ".tsv"
@@ -198,12 +245,12 @@ def csv_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows
             yield line, _cells(header, cells, nullable)
 
 
-def _cells(header: list[str], cells: list[str], nullable: Sequence[str]) -> Row | BadRow:
+def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool]) -> Row | BadRow:
     if len(cells) != len(header):
         return BadRow(f"the row has {len(cells)} cells, the header {len(header)}")
     if any("\0" in cell for cell in cells):
         return BadRow("the row holds a NUL byte")
-    return {name: None if name in nullable and not cell else cell for name, cell in zip(header, cells, strict=True)}
+    return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}
 
 
 def _checked_header(location: str, names: list[str], columns: Columns) -> list[str]:
@@ -217,7 +264,7 @@ def _checked_header(location: str, names: list[str], columns: Columns) -> list[s
     return wanted
 
 
-def table_rows(path: Path, columns: Columns, nullable: Sequence[str] = ()) -> Rows | None:
+def table_rows(path: Path, columns: Columns, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other file."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
@@ -248,11 +295,17 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
     raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 
 
-def json_list(cell: str) -> object:
-    """A CSV cell's value as JSON, which lists are written in; None if it is empty, its text if it is no JSON."""
+def json_list(cell: str, key: str) -> object:
+    """A CSV cell's value as JSON, which lists are written in; None if it is empty, its text if it is no JSON.
+
+    Raises:
+        BadRow: if it is a list as Python prints it.
+    """
     try:
         return json.loads(cell) if cell.strip() else None
     except (ValueError, RecursionError):
+        if _PYTHON_LIST.fullmatch(cell):
+            raise BadRow(f'"{key}" is a list as Python prints it', ' Write it as JSON: ["a", "b"].') from None
         return cell
 
 

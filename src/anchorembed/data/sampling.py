@@ -64,6 +64,11 @@ def batches(
         step += len(planned)
 
 
+def first_epoch(store: PairStore, train: Indices, size: int, seed: int, source: int) -> list[list[int]]:
+    """The steps of one source's pairs in the first epoch, as global indices."""
+    return _source_epoch(store, train, size, [seed, 0, source])
+
+
 def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
     """Share of the pairs to train on that the first epoch uses, from 0 to 1."""
     return sum(map(len, _epoch(store, train, size, seed, 0))) / len(train)

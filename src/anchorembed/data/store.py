@@ -37,7 +37,7 @@ _PAIR_SCHEMA = pa.schema(
     }
 )
 _DOCUMENT_SCHEMA = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
-_PAIRS, _DROPPED = "pairs.arrow", "dropped.json"  # files of a converted source
+_PAIRS, _NOTES = "pairs.arrow", "notes.json"  # files of a converted source
 _ROWS_PER_BATCH = 8192
 _DOCUMENTS_AT_ONCE = 100  # read from disk
 
@@ -114,22 +114,27 @@ def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = F
     """
     folders = [_convert(source, cache, skip_bad) for source in sources]
     tables = [pa.ipc.open_file(pa.memory_map(str(folder / _PAIRS))).read_all() for folder in folders]
-    dropped: list[dict[str, int]] = [json.loads((folder / _DROPPED).read_text(encoding="utf-8")) for folder in folders]
-    for source, counts in zip(sources, dropped, strict=True):
-        for reason, count in counts.items():
+    notes = [json.loads((folder / _NOTES).read_text(encoding="utf-8")) for folder in folders]
+    for source, note in zip(sources, notes, strict=True):
+        for reason, count in note["dropped"].items():
             _log.info("%s: %d lines dropped: %s", source.name, count, reason)
-    return PairStore(sources, tables, dropped)
+        if note["unused"]:
+            _log.info("%s: columns that are not used: %s", source.name, note["unused"])
+    return PairStore(sources, tables, [note["dropped"] for note in notes])
 
 
 def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
-    """Return the folder of a source's pairs and counts of dropped lines, made if it is not there."""
+    """Return the folder of a source's pairs and notes on what is not used of it, made if it is not there."""
     target = cache / hash_texts([f"{hash_content(source.path)} {skip_bad}"])[:32]
     if not target.exists():
-        dropped = _Dropped()
-        pairs = read_pairs(source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add)
+        dropped, unused = _Dropped(), list[str]()
+        pairs = read_pairs(
+            source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add, on_unused=unused.append
+        )
         with whole_folder(target) as partial:
             rows = _write_pairs(pairs, partial / _PAIRS)
-            (partial / _DROPPED).write_text(json.dumps(dropped.counts()), encoding="utf-8")
+            notes = {"dropped": dropped.counts(), "unused": "".join(unused)}
+            (partial / _NOTES).write_text(json.dumps(notes), encoding="utf-8")
         _log.info("%s: %d pairs read from %s", source.name, rows, source.path)
     return target
 

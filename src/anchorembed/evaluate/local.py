@@ -4,6 +4,7 @@ A local task never uses the network. Its revision is a hash of its rows, so resu
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.data.documents import Document
-from anchorembed.data.judged import Candidates, LabelledText, TestSet, read_test_set, stem, test_files
+from anchorembed.data.judged import Candidates, LabelledText, SentencePair, TestSet, read_test_set, stem, test_files
 from anchorembed.data.store import open_corpus
 from anchorembed.errors import InputError
 from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset
@@ -30,7 +31,7 @@ from anchorembed.evaluate.task_types import (
     similarity,
 )
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
-from anchorembed.system.files import cache_folder, hash_texts, write_file
+from anchorembed.system.files import cache_folder, hash_texts, to_json, write_file
 
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
@@ -58,14 +59,17 @@ class LocalTask:
                 seconds = time.perf_counter() - started
                 self._write_result(embedder.result_file(out, self.name), scores, seconds)
                 embedder.describe(out)
-        return TaskScore(self.name, self.kind, metric, float(scores["test"][0]["main_score"]), items, scores)
+        value = scores["test"][0]["main_score"]
+        return TaskScore(self.name, self.kind, metric, math.nan if value is None else float(value), items, scores)
 
     def _read_result(self, path: Path) -> Scores | None:
         """The scores in a result file, if it is whole and of the same data."""
         with suppress(OSError, ValueError, LookupError, TypeError):
             result = json.loads(path.read_text(encoding="utf-8"))
             scores: Scores = result["scores"]
-            if result["dataset_revision"] == self.revision and isinstance(scores["test"][0]["main_score"], float):
+            if result["dataset_revision"] == self.revision and isinstance(
+                scores["test"][0]["main_score"], float | None
+            ):
                 return scores
         return None
 
@@ -80,7 +84,7 @@ class LocalTask:
             "date": time.time(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(result, indent=2))
+        write_file(path, to_json(result, indent=2))
 
 
 def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
@@ -112,9 +116,18 @@ def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
         return _file_task(test, partial(reranking, _as_collection(test.name, rows)), quick)
     if test.kind == "Classification":
         return _classification_task(path, test, rows, quick)
+    _check_values(test, rows)
+    return _file_task(test, partial(similarity if test.kind == "STS" else pair_classification, rows), quick)
+
+
+def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
+    """Refuse pairs of sentences by whose values no figure is defined, or one that says nothing."""
     if test.kind == "STS" and len(rows) < 2:
         raise InputError(f"{test.name}: 1 pair of sentences, whose rank correlates with nothing. Give at least two.")
-    return _file_task(test, partial(similarity if test.kind == "STS" else pair_classification, rows), quick)
+    if len({row.value for row in rows}) == 1:
+        cure = "Give scores that differ." if test.kind == "STS" else "Give pairs of label 0 and of label 1."
+        name = "score" if test.kind == "STS" else "label"
+        raise InputError(f"{test.name}: every {name} is {rows[0].value:g}, so nothing can be measured. {cure}")
 
 
 def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:

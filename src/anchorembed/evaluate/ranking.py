@@ -16,7 +16,14 @@ from anchorembed.model.vectors import Floats, cosines, near_top, rounding, unit_
 Rankings = dict[str, dict[str, float]]  # query id -> document id -> score
 
 _SCORES_PER_BLOCK, _DOCUMENTS_PER_BLOCK = 1 << 24, 1 << 17
-_NOT_FINITE = "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
+
+
+def check_finite(vectors_NH: Floats) -> None:
+    """Raise InputError if a vector has a coordinate that is nan or infinite."""
+    if not np.isfinite(vectors_NH).all():
+        raise InputError(
+            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
+        )
 
 
 def rank(
@@ -32,8 +39,7 @@ def rank(
     """
     if top_k < 1:
         raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
-    if not np.isfinite(queries_QH).all():
-        raise InputError(_NOT_FINITE)
+    check_finite(queries_QH)
     if len(documents_DH) != len(document_ids):
         raise ValueError(f"{len(documents_DH)} document vectors for {len(document_ids)} ids")
     queries_QH = unit_rows(queries_QH)
@@ -50,8 +56,7 @@ def _rank_block(
     queries_QH: Floats, documents_DH: Floats, query_ids: Sequence[str], document_ids: Sequence[str], top_k: int
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each query with the documents of a block that may be among its ``top_k``."""
-    if not np.isfinite(documents_DH).all():
-        raise InputError(_NOT_FINITE)
+    check_finite(documents_DH)
     documents_DH = unit_rows(documents_DH)
     queries_per_block = max(1, _SCORES_PER_BLOCK // max(1, len(document_ids)))
     for start in range(0, len(query_ids), queries_per_block):
@@ -73,6 +78,8 @@ def rank_candidates(
     """Score only each query's ``candidates``, document ids by query id, by cosine."""
     rows = {document_id: row for row, document_id in enumerate(document_ids)}
     rankings: Rankings = {}
+    check_finite(queries_QH)
+    check_finite(documents_DH)
     for query_id, query_H in zip(query_ids, unit_rows(queries_QH), strict=True):
         chosen = list(candidates.get(query_id, ()))
         scores = cosines(query_H, unit_rows(documents_DH[[rows[document_id] for document_id in chosen]]))

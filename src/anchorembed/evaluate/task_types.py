@@ -34,7 +34,7 @@ from anchorembed.evaluate.metrics import (
     pseudo_values,
     score_rankings,
 )
-from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
+from anchorembed.evaluate.ranking import Rankings, check_finite, rank, rank_candidates
 from anchorembed.model.vectors import Floats, Side, unit_rows
 from anchorembed.search.vector_cache import Texts
 
@@ -139,6 +139,8 @@ def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], 
     used = sorted({index for draw in draws for index in draw})
     train_NH = embed([train[index].text for index in used], "query")
     test_NH = embed([row.text for row in test], "query")
+    check_finite(train_NH)
+    check_finite(test_NH)
     labels = np.array([row.label for row in test])
     right_N, experiments = np.zeros(len(test)), []
     for draw in draws:
@@ -195,4 +197,7 @@ def _ids(documents: Documents) -> list[str]:
 
 
 def _embed_pairs(pairs: Sequence[SentencePair], embed: Embed) -> tuple[Floats, Floats]:
-    return embed([pair.first for pair in pairs], "query"), embed([pair.second for pair in pairs], "query")
+    first_NH, second_NH = (embed(texts, "query") for texts in zip(*((p.first, p.second) for p in pairs), strict=True))
+    check_finite(first_NH)
+    check_finite(second_NH)
+    return first_NH, second_NH

@@ -1,6 +1,8 @@
 """What a task is, and running some: an embedder that puts a task's instruction first, a score for each task."""
 
 import json
+import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +17,17 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.evaluate.task_types import Items
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.vector_cache import Texts, VectorCache
-from anchorembed.system.files import hash_texts, write_file
+from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.system.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
     """A task's result: its main ``value``, and the value of each of its ``items``, whose mean it is.
 
+    ``value`` is nan where it is undefined, as a correlation is if a model finds all pairs equally near; in JSON null.
     ``items`` is empty where the main metric is not a mean over items (average precision of pairs), or where the result
     was read from a file. Spearman's items are `metrics.pseudo_values`. ``scores`` has all metrics as mteb's files have
     them: for each split a list of its subsets' metrics by name.
@@ -95,7 +100,7 @@ class TaskEmbedder:
 
     def describe(self, out: Path) -> None:
         """Write `description` beside results in the folder ``out``."""
-        write_file(self.result_file(out, "model_meta"), json.dumps(self.description(), indent=2))
+        write_file(self.result_file(out, "model_meta"), to_json(self.description(), indent=2))
 
 
 class Task(Protocol):
@@ -130,6 +135,8 @@ def run_tasks(embedder: TaskEmbedder, tasks: Iterable[Task], out: Path | None = 
             shown = bar.add_task(task.name, total=None, note="")
             shown_embedder = replace(embedder, expect=partial(_expect, bar, shown), advance=partial(bar.advance, shown))
             score = task.run(shown_embedder, out)
+        if math.isnan(score.value):
+            _log.warning("%s: %s is undefined, as the model gives all items the same score", score.task, score.metric)
         yield score
 
 

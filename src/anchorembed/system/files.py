@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from anchorembed.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
-_READING_RULES = b"3"  # part of a content hash; raise it when the same bytes come to be read differently
+_READING_RULES = b"4"  # part of a content hash; raise it when the same bytes come to be read differently
 
 
 def cache_folder() -> Path:
@@ -81,6 +82,19 @@ def write_file(target: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; raises InputError as `whole_file` does."""
     with whole_file(target) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """A value as JSON; a number that is none, such as an undefined score, is null, which every parser takes."""
+    return json.dumps(_defined(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _defined(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _defined(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:

@@ -27,6 +27,7 @@ from anchorembed.train.contrastive_losses import (
     ScoredDocuments,
     distillation,
     false_negatives,
+    has_negatives,
     info_nce,
     matryoshka,
     scored_documents,
@@ -157,6 +158,12 @@ class Contrastive:
             adaptable(prepared.embedder.backbone.model, settings.lora.targets)
         if settings.guide is not None:
             load_tokenizer(settings.guide)  # a model that is not there has none
+
+    @staticmethod
+    def teaches(settings: Contrast, pairs: Sequence[TokenPair]) -> bool:
+        """Whether any query has a negative."""
+        queries, positives, negatives = _texts(pairs, settings.hard_negatives)
+        return has_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
 
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
         """The same with its module wrapped for several processes."""

@@ -43,6 +43,18 @@ def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
         return F.normalize(queries_QH.float(), dim=-1) @ F.normalize(documents_DH.float(), dim=-1).T
 
 
+def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> bool:
+    """Whether any query has a negative by `false_negatives`; the first documents are the queries' positives, in order.
+
+    Without one the loss and its gradient are 0.
+    """
+    right: dict[Hashable, set[Hashable]] = {}
+    for query, positive in zip(query_keys, document_keys, strict=False):
+        right.setdefault(query, {query}).add(positive)
+    documents = set(document_keys)
+    return any(documents - positives for positives in right.values())
+
+
 def false_negatives(
     query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
 ) -> Tensor:

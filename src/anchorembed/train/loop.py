@@ -24,7 +24,7 @@ from torch import nn
 from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
 from anchorembed.system.device import peak_memory, seed_step
-from anchorembed.system.files import write_file
+from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import anywhere, processes, rank, wait, whole
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
@@ -268,7 +268,7 @@ def _open_log(path: Path, done: int) -> Path:
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
-        write_file(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+        write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
     wait()
     return path
 
@@ -285,6 +285,7 @@ def _rounded(value: float) -> float:
 
 
 def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
-    sink.write(json.dumps({"step": step, **{name: _rounded(value) for name, value in metrics.items()}}) + "\n")
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    sink.write(to_json({"step": step, **{name: _rounded(value) for name, value in metrics.items()}}) + "\n")
     sink.flush()
     accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)

@@ -8,7 +8,7 @@ import torch
 
 from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import Split, batches, share_used, split
+from anchorembed.data.sampling import Split, batches, first_epoch, share_used, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template, instruct
@@ -35,6 +35,10 @@ class Prepared:
     def share_used(self, size: int, seed: int) -> float:
         """Share of the pairs to train on that an epoch uses in steps of ``size``."""
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
+
+    def first_epoch(self, size: int, seed: int, source: int) -> list[list[int]]:
+        """Pairs of each step of a source in the first epoch."""
+        return first_epoch(self.store, self.split.train, size, seed, source)
 
     def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
         """Read and tokenise the pairs of a step, of each all hard negatives or the first so many."""

@@ -151,6 +151,11 @@ class Reconstruction:
     def check(settings: Reconstruct, prepared: Prepared) -> None:
         """All pairs and models serve."""
 
+    @staticmethod
+    def teaches(settings: Reconstruct, pairs: Sequence[TokenPair]) -> bool:
+        """Whether two pairs have text on both sides, or one where a step has one."""
+        return sum(bool(pair.query_text and pair.document_text) for pair in pairs) >= min(2, settings.batch_size)
+
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
         """The same with its module wrapped for several processes."""
         return replace(self, module=module, unsynced=unsynced or self.unsynced)

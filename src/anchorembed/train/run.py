@@ -4,12 +4,12 @@ A stage (`stage`) is run by the one loop (`loop`), begun from a model and ended 
 settings is not continued.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
-from anchorembed.system.files import lock_folder, whole_folder, write_file
+from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
 from anchorembed.system.processes import first_process, gathered_weights, lowest, sharded, wait
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
@@ -147,7 +147,7 @@ def _train_stage(
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
     if accelerator.is_main_process:
-        write_file(folder / "data.json", json.dumps(prepared.summary(), indent=2))
+        write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs
@@ -166,8 +166,8 @@ def _train_stage(
         order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
         evaluate=_evaluation(stage, held_out),
     )
-    if accelerator.is_main_process and (verdict := stage.verdict(read_log(folder / "log.jsonl"))):
-        _log.warning("%s: %s", name, verdict)
+    if accelerator.is_main_process:
+        _say_how_it_went(stage, read_log(folder / "log.jsonl"))
     for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
         tracker.finish()
     weights = gathered_weights(module) if sharded(module) else None
@@ -224,11 +224,30 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
     Raises:
         InputError: naming the first of them.
     """
-    _check_evaluation(settings, prepared)
-    stage_class.check(settings, prepared)
-    if recipe.contrast is not None:
-        _check_evaluation(recipe.contrast, prepared)
-        Contrastive.check(recipe.contrast, prepared)
+    stages: list[tuple[type[Stage], Schedule]] = [(stage_class, settings)]
+    if recipe.contrast is not None and stage_class is not Contrastive:
+        stages.append((Contrastive, recipe.contrast))
+    for checked, its_settings in stages:
+        _check_evaluation(its_settings, prepared)
+        checked.check(its_settings, prepared)
+        _check_sources(checked, its_settings, prepared, recipe.seed)
+
+
+def _check_sources(stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int) -> None:
+    """Refuse a source of whose pairs no step of the first epoch teaches anything."""
+
+    def teaches(step: list[int]) -> bool:
+        counts = (0, getattr(settings, "hard_negatives", 0))  # most steps teach without hard negatives
+        return any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts)
+
+    for number, source in enumerate(prepared.store.sources):
+        steps = prepared.first_epoch(settings.batch_size, seed, number)
+        if steps and not any(map(teaches, steps)):
+            raise InputError(
+                f"{stage_class.name}: no step of source {source.name} has two usable pairs, as their texts are the "
+                f"same or become no tokens: {prepared.lines_of([*chain(*steps)])}. Correct its texts, or remove the "
+                "source."
+            )
 
 
 def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
@@ -262,6 +281,19 @@ def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
         )
 
 
+def _say_how_it_went(stage: Stage, log: Sequence[Metrics]) -> None:
+    """Warn of what is wrong with a finished stage, by its log."""
+    if empty := sum("teaches_nothing" in entry for entry in log):
+        _log.warning(
+            "%s: %s of %s steps taught nothing: they have no two usable pairs, as texts repeat or become no tokens",
+            stage.name,
+            empty,
+            len(log),
+        )
+    if verdict := stage.verdict(log):
+        _log.warning("%s: %s", stage.name, verdict)
+
+
 def _clear(folder: Path) -> None:
     """Delete what a finished stage does not need, and what one that was killed as it wrote its model has left."""
     if first_process():
@@ -285,7 +317,7 @@ def _evaluation(stage: Stage, held_out: Sequence[TokenPair]) -> Callable[[], Met
         metrics = stage.report(held_out) if len(held_out) > 1 else {}
         if measure is not None:
             scores = measure(stage.embedder)
-            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}
+            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}  # nan if a score is undefined
         quality = stage.quality(metrics)
         return metrics if quality is None else metrics | {"quality": quality}
 
@@ -296,4 +328,7 @@ def _counted(prepared: Prepared, stage: Stage, number: int, indices: Sequence[in
     """Lay out a step and say what it costs: the texts' own tokens and model FLOPs."""
     pairs = prepared.tokens(indices, stage.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
-    return stage.make_batch(number, pairs), {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    costs = {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    if not stage.teaches(stage.settings, pairs):
+        costs |= {"teaches_nothing": 1.0}
+    return stage.make_batch(number, pairs), costs

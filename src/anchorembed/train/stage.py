@@ -85,6 +85,10 @@ class Stage(Protocol):
     def check(settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
         """Refuse settings that cannot work with these pairs and this model, before anything is trained."""
 
+    @staticmethod
+    def teaches(settings: Any, pairs: Sequence[TokenPair]) -> bool:  # noqa: ANN401
+        """Whether a step of these pairs has anything to learn from."""
+
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
         """The same with its module wrapped for several processes; see ``unsynced`` of `gradcache.cached_backward`."""
 
