@@ -67,9 +67,8 @@ class LocalTask:
         with suppress(OSError, ValueError, LookupError, TypeError):
             result = json.loads(path.read_text(encoding="utf-8"))
             scores: Scores = result["scores"]
-            if result["dataset_revision"] == self.revision and isinstance(
-                scores["test"][0]["main_score"], float | None
-            ):
+            is_score = isinstance(scores["test"][0]["main_score"], float | None)  # None is an undefined one
+            if is_score and result["dataset_revision"] == self.revision:
                 return scores
         return None
 

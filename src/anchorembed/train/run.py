@@ -230,14 +230,21 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
     for checked, its_settings in stages:
         _check_evaluation(its_settings, prepared)
         checked.check(its_settings, prepared)
-        _check_sources(checked, its_settings, prepared, recipe.seed)
+        hard = getattr(its_settings, "hard_negatives", 0)  # which Stage I does not have
+        counts = (hard,) if checked is stage_class else (0, hard)  # few steps teach by hard negatives alone
+        _check_sources(checked, its_settings, prepared, recipe.seed, counts)
 
 
-def _check_sources(stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int) -> None:
-    """Refuse a source of whose pairs no step of the first epoch teaches anything."""
+def _check_sources(
+    stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int, counts: Sequence[int]
+) -> None:
+    """Refuse a source of whose pairs no step of the first epoch teaches anything, with so many hard negatives a pair.
+
+    Raises:
+        InputError: naming the source and some of its lines.
+    """
 
     def teaches(step: list[int]) -> bool:
-        counts = (0, getattr(settings, "hard_negatives", 0))  # most steps teach without hard negatives
         return any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts)
 
     for number, source in enumerate(prepared.store.sources):
