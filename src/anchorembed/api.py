@@ -171,6 +171,11 @@ def mine(
     texts = mining.gather(read, (document.text for document in read_corpus(Path(corpus))) if corpus else ())
     if str(by) == "bm25":
         scorer = mining.by_bm25(texts)
+        if wordless := sum(not mining.words(pair.query) for pair in read):
+            _log.warning(
+                f"{wordless} of {len(read)} queries have no word that BM25 can search by, so no negatives are mined "
+                "for them. A model finds some: by=MODEL"
+            )
     else:
         embedder = Embedder.load(by)
         with _bar("embedding", len(texts)) as advance:

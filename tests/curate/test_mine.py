@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from anchorembed.api import mine as mine_file
-from anchorembed.curate.mine import MARGIN, NEAR, POSITIVE, QUERY, Mined, Rules, by_bm25, by_embedder, gather, mine
+from anchorembed.curate.mine import (
+    MARGIN,
+    NEAR,
+    POSITIVE,
+    QUERY,
+    Mined,
+    Rules,
+    by_bm25,
+    by_embedder,
+    gather,
+    mine,
+    words,
+)
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
@@ -102,6 +114,40 @@ def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
     )
     assert [pair.negatives for pair in found.pairs] == [(), ()]
     assert found.dropped == {POSITIVE: 1, QUERY: 1, NEAR: 0, MARGIN: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The cat, a_b 42 x", ["the", "cat", "a_b", "42"]),
+        ("\N{GRINNING FACE} a \N{SNOWMAN}", []),
+        ("Python3是一种语言。好", ["python3", "是一", "一种", "种语", "语言", "好"]),
+        ("かな", ["かな"]),
+        ("ที่นี่", ["ที", "ี่", "่น", "นี", "ี่"]),
+    ],
+)
+def test_words_of_scripts_with_and_without_spaces(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_chinese_finds_negatives() -> None:
+    rows = ["如何读取文件", "如何写入文件", "怎样排序列表", "怎样删除列表"]
+    pairs = [TextPair(row, f"{row[2:]}的方法如下") for row in rows]
+    texts = gather(pairs)
+    found = mine(pairs, texts, by_bm25(texts), Rules(near=1.0))
+    assert [texts.index(pair.negatives[0]) for pair in found.pairs] == [1, 0, 3, 2]
+
+
+def test_texts_without_words_find_nothing_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
+    rows = [("\N{GRINNING FACE}", "\N{SNOWMAN}"), ("a", "b"), ("c", "d e")]
+    source, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    for count, more in ((3, []), (3, [("read a file", "open the file"), ("write a file", "the file opens")])):
+        pairs = [{"query": query, "positive": positive} for query, positive in rows + more]
+        source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+        said.clear()
+        assert mine_file(source, out, rules=Rules(margin=5.0, near=1.0)).by_negatives[0] == count
+        assert any(f"{count} of {len(pairs)} queries have no word that BM25 can search by" in line for line in said)
+    assert [bool(pair.negatives) for pair in read_pairs(out)] == [False, False, False, True, True]
 
 
 def test_an_embedder_scores_by_cosine(embedder: Embedder) -> None:

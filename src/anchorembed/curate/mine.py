@@ -7,10 +7,10 @@ that score above a share of the positive's score (positive-aware mining: Moreira
 Axes: Q queries, D texts, H hidden size.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
 Scorer = Callable[[list[str]], Floats]  # queries -> scores of all texts [Q, D], higher is nearer
 _SCORES_AT_ONCE = 1 << 24
+# Thai to Tibetan, Myanmar, Khmer, kana, Han, and Han beyond the basic plane
+_LETTERS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+_LETTERS += "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_SPACELESS = re.compile(f"[{_LETTERS}]+")
+_RUNS = re.compile(rf"[{_LETTERS}]+|[^\W{_LETTERS}]{{2,}}")
 
 POSITIVE, QUERY, NEAR, MARGIN = "own positive", "query itself", "near-duplicate of the positive", "above the margin"
 
@@ -61,7 +66,7 @@ class Mined:
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
-    """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over lower-cased words of at least two letters.
+    """Score by BM25 (Lucene's variant, k1 1.2, b 0.75) over `words`.
 
     A text without any of a query's words scores -inf.
 
@@ -71,19 +76,32 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
     with extra("mine"):
         import bm25s  # noqa: PLC0415 - an extra
 
-    def split(unsplit: Sequence[str]) -> list[list[str]]:
-        words: Any = bm25s.tokenize(list(unsplit), stopwords=None, return_ids=False, show_progress=False)
-        return list(words)
-
+    split = [words(text) for text in texts]
     index = bm25s.BM25(k1=1.2, b=0.75)
-    index.index(split(texts), show_progress=False)
+    if has_words := any(split):  # bm25s has no index without words
+        index.index(split, show_progress=False)
 
     def score(queries: list[str]) -> Floats:
         nothing = np.zeros(len(texts), np.float32)
-        scores_QD = np.stack([index.get_scores(words) if words else nothing for words in split(queries)])
+        wanted = map(words, queries)
+        scores_QD = np.stack([index.get_scores(each) if each and has_words else nothing for each in wanted])
         return np.where(scores_QD > 0, scores_QD, -np.inf).astype(np.float32)
 
     return score
+
+
+def words(text: str) -> list[str]:
+    """What BM25 takes for a text's words: lower-cased words of at least two letters or digits.
+
+    Scripts that put no spaces between words, such as Chinese, Japanese and Thai, give pairs of characters instead.
+    """
+    return [token for run in _RUNS.findall(text.lower()) for token in _tokens(run)]
+
+
+def _tokens(run: str) -> list[str]:
+    if not _SPACELESS.match(run) or len(run) == 1:
+        return [run]
+    return [run[at : at + 2] for at in range(len(run) - 1)]
 
 
 def by_embedder(embed: Callable[[Sequence[str], Side], Floats], texts: Sequence[str]) -> Scorer:
