@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -229,6 +230,51 @@ def test_a_failed_replacement_puts_the_old_index_back(tmp_path: Path, monkeypatc
         Index.build(BagOfWords("new"), texts(9), tmp_path / "index")
     assert names(tmp_path) == {"index"}
     assert Index.open(tmp_path / "index").manifest.model == "bag"
+
+
+def test_more_hits_than_any_store_can_give_are_all_there_are(tmp_path: Path) -> None:
+    index = Index.build(BagOfWords(), texts(5), tmp_path / "index")
+    assert len(index.search(BagOfWords(), "word1", 3_000_000_000)) == 5
+    assert len(index.search(BagOfWords(), "word1", 2**70)) == 5
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_an_index_that_is_replaced_while_it_is_read_is_one_message(tmp_path: Path, change: str) -> None:
+    encoder, folder = BagOfWords(), tmp_path / "index"
+    index = Index.build(encoder, texts(500), folder)
+    if change == "replaced":
+        Index.build(encoder, texts(400, seed=1), folder)
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(InputError, match="index was replaced or removed after it was opened") as caught:
+        index.search(encoder, "word1")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, folder = BagOfWords(), tmp_path / "index"
+    Index.build(encoder, texts(30), folder)
+    read, done = indexing._read_manifest, []
+
+    def replaced_after(folder: Path) -> indexing.Manifest | None:
+        manifest = read(folder)
+        if not done:
+            done.append(folder)
+            Index.build(encoder, texts(40, seed=1), folder)
+        return manifest
+
+    monkeypatch.setattr(indexing, "_read_manifest", replaced_after)
+    assert len(Index.open(folder)) == 40
+
+
+def test_a_table_that_is_lost_after_opening_is_damage(tmp_path: Path) -> None:
+    encoder, folder = BagOfWords(), tmp_path / "index"
+    index = Index.build(encoder, texts(500), folder)
+    shutil.rmtree(folder / "documents.lance" / "data")
+    with pytest.raises(InputError, match="the index is damaged"):
+        index.search(encoder, "word1")
 
 
 def test_a_full_disk_is_named_with_the_index(tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ class Manifest:
 class Index:
     """A folder of embedded documents that can be searched with the model that embedded them."""
 
-    def __init__(self, folder: Path, manifest: Manifest, table: Table) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, table: Table, identity: tuple[int, int]) -> None:
         self.folder = folder
         self.manifest = manifest
         self._table = table
+        self._opened = identity
 
     def __len__(self) -> int:
         """Return D, the number of documents."""
@@ -109,22 +110,24 @@ class Index:
         Raises:
             InputError: if there is none or it is damaged.
         """
+        identity = _identity(folder)
         manifest = _read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
+        fault, table = "", None
         try:
             table = lancedb.connect(folder).open_table(_TABLE)
             count = table.count_rows()
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{folder}: the index is damaged ({error}). Delete the folder and build it again."
-            ) from error
-        if count != manifest.documents:
-            raise InputError(
-                f"{folder}: the index is damaged: {count} documents stored, {manifest.documents} in {MANIFEST}. "
-                "Delete the folder and build it again."
-            )
-        return cls(folder, manifest, table)
+            fault = str(error)
+        else:
+            if count != manifest.documents:
+                fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
+        if _identity(folder) != identity:  # replaced in the meantime
+            return cls.open(folder)
+        if fault or table is None:
+            raise InputError(_damaged(folder, fault))
+        return cls(folder, manifest, table, identity)
 
     def search(self, encoder: Encoder, query: str, top_k: int = 10) -> list[Hit]:
         """Return the ``top_k`` documents nearest to ``query``, or all if there are fewer; equal scores by id.
@@ -139,13 +142,31 @@ class Index:
                 f"{self.folder}: the index was made with model {self.manifest.model[:12]}, "
                 f"not {encoder.fingerprint[:12]}. Search with that model, or build the index again."
             )
+        top_k = min(top_k, len(self))
         query_H = unit_rows(_encode(encoder, [query], "query"))[0]
-        candidates = self._candidates(query_H, top_k)
+        with self._replaced_named():
+            candidates = self._candidates(query_H, top_k)
         ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
         vectors_DH = candidates["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dimension)
         scores = cosines(query_H, vectors_DH).tolist()
         order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
         return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
+
+    @contextmanager
+    def _replaced_named(self) -> Iterator[None]:
+        """Turn the store's errors into an InputError that says what has become of the folder."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if self._is_as_opened():
+                raise InputError(_damaged(self.folder, first_line(error))) from error
+            raise InputError(
+                f"{self.folder}: the index was replaced or removed after it was opened. Open it, or search, again."
+            ) from error
+
+    def _is_as_opened(self) -> bool:
+        """Whether the folder holds the index that was opened, by its manifest file."""
+        return _identity(self.folder) == self._opened
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
         """Rows of the nearest documents, so many that rounding cannot have left out one of the ``top_k`` best."""
@@ -181,6 +202,19 @@ def open_or_build(
     if manifest is not None and (manifest.model, manifest.corpus) == (encoder.fingerprint, corpus_hash):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash), False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells the manifest file in ``folder`` from the one of an index that replaces it; zeros if there is none."""
+    try:
+        state = (folder / MANIFEST).stat()
+    except OSError:
+        return 0, 0
+    return state.st_ino, state.st_mtime_ns
+
+
+def _damaged(folder: Path, fault: str) -> str:
+    return f"{folder}: the index is damaged ({fault}). Delete the folder and build it again."
 
 
 def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
