@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from anchorembed.data.documents import read_corpus
+from anchorembed.data.documents import read_corpus, read_texts
+from anchorembed.data.judged import read_test_set
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_jsonl
@@ -181,6 +183,38 @@ def test_a_layout_without_a_usable_pair_says_its_columns(tmp_path: Path) -> None
     assert "no usable pair" in str(caught.value)
     assert "Columns there: 'question', 'answer', 'id'." in str(caught.value)
     assert f'{path}:1: no "query" or "anchor" here' in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("p.jsonl", read_pairs), ("p.csv", read_pairs), ("c.jsonl", read_corpus), ("t.txt", read_texts)],
+)
+def test_utf16_is_named_for_what_it_is(
+    tmp_path: Path, name: str, read: Callable[[Path], Iterable[object]], encoding: str
+) -> None:
+    path, packed = tmp_path / name, tmp_path / f"{name}.gz"
+    path.write_bytes(f"{GOOD}\n".encode(encoding))
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        with pytest.raises(InputError, match=rf"{name}.*: the text is UTF-(16|32), not UTF-8\. Convert it: iconv -f"):
+            list(read(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("p.csv", "query;positive", "semicolons, not commas. Save it with commas between cells."),
+        ("p.csv", "query\tpositive", "tabs, not commas. Name it .tsv."),
+        ("p.tsv", "query,positive", "commas, not tabs. Name it .csv."),
+        ("p.tsv", "query;positive", "semicolons, not tabs. Save it with tabs between cells."),
+    ],
+)
+def test_other_separators_are_named_for_what_they_are(tmp_path: Path, name: str, header: str, message: str) -> None:
+    path = lines(tmp_path / name, header, header)
+    assert fault(path) == f"{path}:1: the cells are separated by {message}"
+    with pytest.raises(InputError, match="the cells are separated by"):
+        read_test_set(path)
 
 
 # Bad rows

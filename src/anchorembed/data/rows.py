@@ -24,6 +24,7 @@ from anchorembed.errors import InputError, nearest
 _log = logging.getLogger(__name__)
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
+_SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
 _PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
 _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
@@ -182,10 +183,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     line = 0
     try:
         with (
+            # a GzipFile or a BufferedReader; both are readable buffers that can look ahead
             gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
-            # binary is a GzipFile or a BufferedReader; both are readable buffers
             TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
         ):
+            _refuse_utf16(path, binary.peek(4)[:4])
             for line, text in enumerate(stream, 1):
                 yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -193,6 +195,18 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}:{line + 1}: {what}. Copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+
+
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    """Refuse a file whose first bytes are those of UTF-16 or UTF-32 text, with or without a byte order mark."""
+    nuls = [byte == 0 for byte in start]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
+        [False, True] * 2,
+        [True, False] * 2,
+        [True, True, False, False],
+    ):
+        name = "UTF-32" if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "UTF-16"
+        raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
 
 
 def json_rows(path: Path) -> Rows:
@@ -239,10 +253,22 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
                 yield number, BadRow(f"{where} is not valid CSV ({error})")
             continue
         if header is None:
+            _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
             _checked_header(f"{path}:{line}", cells, columns)
             header = cells
         elif cells:
             yield line, _cells(header, cells, nullable)
+
+
+def _refuse_other_separators(location: str, header: list[str], *, tabs: bool) -> None:
+    """Refuse a header that is one cell and would be several by another separator."""
+    if len(header) != 1:
+        return
+    expected = "tabs" if tabs else "commas"
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+        if name != expected and separator in header[0]:
+            cure = f"Save it with {expected} between cells" if name == "semicolons" else f"Name it .{_SUFFIXES[name]}"
+            raise InputError(f"{location}: the cells are separated by {name}, not {expected}. {cure}.")
 
 
 def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool]) -> Row | BadRow:
