@@ -1,6 +1,7 @@
 """The command line from recipe to answers on a tiny model, and one clear message for every kind of bad input."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -275,6 +276,32 @@ def test_messages_are_printed_once_and_as_they_are(
     log.warning("slow")
     captured = capsys.readouterr()
     assert (captured.out, captured.err.splitlines()) == ("", printed)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_print_a_character_is_no_traceback(tmp_path: Path, encoding: str) -> None:
+    pairs, out = tmp_path / "\N{SNOWMAN}.jsonl", tmp_path / "\N{GRINNING FACE}.jsonl"
+    write_pairs(pairs, 4)
+    command = [sys.executable, "-m", "anchorembed", "mine", str(pairs), "-o", str(out)]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding).splitlines()[-1] == str(out).encode("ascii", "backslashreplace").decode()
+    done = subprocess.run(
+        [*command[:4], f"{pairs}.gone", *command[5:]], capture_output=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert b"no such file or folder" in done.stderr
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("ascii", "\\u2603"), ("utf-8", "\N{SNOWMAN}")])
+def test_json_is_json_on_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding: str, expected: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace"))
+    cli._print_json({"text": "\N{SNOWMAN}\N{GRINNING FACE}", "value": float("nan")})
+    sys.stdout.flush()
+    assert expected in written.getvalue().decode(encoding)
+    assert json.loads(written.getvalue()) == {"text": "\N{SNOWMAN}\N{GRINNING FACE}", "value": None}
 
 
 def test_the_installed_command() -> None:

@@ -5,8 +5,9 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -119,7 +120,7 @@ def evaluate(
         record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
         value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
         line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{value}"
-        _print(to_json(record) if as_json else line)
+        _print_json(record) if as_json else _print(line)
 
     told = read_instructions(instructions) if instructions else None
     run(model, tasks, split=split, instructions=told, quick=quick, out=out, on_score=show)
@@ -209,7 +210,7 @@ def check(
     from anchorembed.curate.check import report
 
     for source in run(resolved, tests or ()):
-        _print(to_json(asdict(source), ensure_ascii=False) if as_json else report(source))
+        _print_json(asdict(source)) if as_json else _print(report(source))
 
 
 @app.command()
@@ -293,7 +294,7 @@ def search(
     for hit in result.hits:
         record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}
         line = f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:100]}"
-        _print(to_json(record, ensure_ascii=False) if as_json else line)
+        _print_json(record) if as_json else _print(line)
 
 
 @app.command()
@@ -327,6 +328,9 @@ def profile(
 
 def main() -> None:
     """Run the command line; the exit code is 2 for faults a user can mend, 130 or 143 when stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot print is no traceback
     try:
         app(standalone_mode=True)
     except OutOfMemory as error:
@@ -388,8 +392,19 @@ def _say(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
 
+def _print_json(record: Mapping[str, object]) -> None:
+    """Print a record as JSON, with escapes where the terminal cannot print its characters."""
+    text = to_json(record, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = to_json(record)
+    _print(text)
+
+
 def _print(text: str) -> None:
-    typer.echo(text)
+    sys.stdout.write(f"{text}\n")  # typer.echo would write UTF-8 to what says it is ASCII
+    sys.stdout.flush()
 
 
 def _fail(message: str, code: int) -> NoReturn:
