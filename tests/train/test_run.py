@@ -147,6 +147,22 @@ def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Mak
         train(recipe(contrast={"learning_rate": 0.1}))
 
 
+def test_a_finished_run_is_extended_as_its_message_says(recipe: Make) -> None:
+    short = {"steps": 2}
+    model = train(recipe(reconstruct=short, contrast=short))
+    with pytest.raises(InputError, match=r"contrast\.steps was 2, is 4 now") as caught:
+        train(recipe(reconstruct=short, contrast={"steps": 4}))
+    assert f"choose another output and set contrast.from={model} and reconstruct=null." in str(caught.value)
+    extended = train(recipe("more", reconstruct=None, contrast=short | {"from": str(model)}))
+    metadata = read_metadata(extended)
+    assert metadata is not None
+    assert metadata.history["start"] == str(model)
+    anchored = model.parents[1] / "reconstruct" / "model"
+    for run in (reconstruct, contrast):
+        with pytest.raises(InputError, match=rf"choose another output and set model\.name={anchored}\."):
+            run(recipe(reconstruct={"steps": 4}, contrast=short))
+
+
 @pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
 def test_resumed_equals_uninterrupted(
     recipe: Make, stage: str, monkeypatch: pytest.MonkeyPatch, said: list[str]

@@ -40,11 +40,17 @@ def _flatten(values: object, prefix: str = "") -> Plan:
     return {prefix: values}
 
 
-def check_same_plan(folder: Path, before: object, now: Plan) -> None:
-    """Refuse to continue what was started with other settings, and say which."""
+def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = "") -> None:
+    """Refuse to continue what was started with other settings, and say which.
+
+    ``extended_by`` are the settings that train the model of a complete stage further.
+    """
     if not isinstance(before, dict):
         return
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         faults = [f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now." for key in changed]
-        raise InputError("\n".join([*faults, "Restore the recipe, choose another output, or delete that folder."]))
+        cures = ["Restore the recipe, choose another output, or delete that folder."]
+        if extended_by:
+            cures.append(f"The stage is complete. To train its model further, choose another output and {extended_by}.")
+        raise InputError("\n".join([*faults, *cures]))

@@ -97,13 +97,19 @@ def _after_stage_one(recipe: Recipe) -> str:
             "folder."
         )
     plan = plan_of(recipe, "reconstruct", recipe.reconstruct, recipe.model.name)
-    check_same_plan(folder, finished.history.get("plan"), plan)
+    check_same_plan(folder, finished.history.get("plan"), plan, _extended_by("reconstruct", folder))
     return str(folder / "model")
 
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
     """Folder of a stage: ``log.jsonl``, ``checkpoints/`` while it runs, ``model/`` when it is complete."""
     return recipe.output / name
+
+
+def _extended_by(name: str, folder: Path) -> str:
+    """The settings by which another run begins with a stage's model."""
+    model = folder / "model"
+    return f"set model.name={model}" if name == "reconstruct" else f"set contrast.from={model} and reconstruct=null"
 
 
 def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str) -> Path:
@@ -122,7 +128,7 @@ def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, s
         if finished is None:
             check_same_plan(folder, read_plan(folder / "checkpoints"), plan)
             return _train_stage(recipe, stage_class, settings, start, folder, plan)
-        check_same_plan(folder, finished.history.get("plan"), plan)
+        check_same_plan(folder, finished.history.get("plan"), plan, _extended_by(stage_class.name, folder))
         _log.info("%s: finished before, kept: %s", stage_class.name, folder / "model")
         _clear(folder)
         return folder / "model"
