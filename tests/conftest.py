@@ -41,21 +41,27 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
         monkeypatch.setenv("ANCHOREMBED_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _logger_restored() -> Iterator[None]:
+    """The command line has the package's messages printed from then on: not in other tests."""
+    log = logging.getLogger("anchorembed")
+    level, handlers = log.level, [*log.handlers]
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
 @pytest.fixture
 def embedder(tiny_folder: Path) -> Embedder:
     return Embedder.load(tiny_folder, precision="float32", lengths=Lengths(24, 48))
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
+def said(_logger_restored: None) -> list[str]:
     """Messages that the package logs in this process, as they come."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger("anchorembed")
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    yield messages
-    log.removeHandler(handler)
-    log.setLevel(level)
+    logging.getLogger("anchorembed").addHandler(handler)
+    logging.getLogger("anchorembed").setLevel(logging.INFO)
+    return messages

@@ -24,6 +24,7 @@ def test_a_script_loads(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(getattr(module, "main", None)) or script.stem in {"common", "data", "ours", "theirs", "released"}
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_whole_in_its_toy_form(tmp_path: Path) -> None:
     command = [sys.executable, SPEED / "gpu.py", "--tiny", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
@@ -33,6 +34,7 @@ def test_the_gpu_script_runs_whole_in_its_toy_form(tmp_path: Path) -> None:
     assert {"machine", "parity", "speed", "theirs", "ours", "syncs", "summary"} <= {line["what"] for line in lines}
 
 
+@pytest.mark.slow
 def test_a_comparison_is_asked_to_stop_when_time_is_up(tmp_path: Path) -> None:
     command = [sys.executable, SPEED / "gpu.py", "--tiny", "--parts", "compare", "--seconds", "41"]
     command += ["--data", tmp_path, "--out", tmp_path]

@@ -9,6 +9,7 @@ from anchorembed.evaluate.find import find_tasks
 from judged_files import write_rows
 
 
+@pytest.mark.slow
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"SciFakt: neither a folder or file here.*Did you mean 'SciFact'"):
         find_tasks(["SciFakt"])
@@ -24,6 +25,7 @@ def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
         find_tasks([str(data / "classes")])
 
 
+@pytest.mark.slow
 def test_names_of_mteb_are_known() -> None:
     (task,) = find_tasks(["SciFact"])
     assert (task.name, task.kind, task.task.metadata.main_score) == ("SciFact", "Retrieval", "ndcg_at_10")

@@ -92,7 +92,7 @@ def test_chance_by_hand() -> None:
     assert every == pytest.approx({"nDCG@10": 1, "MRR@10": 1, "Recall@100": 1})
 
 
-@pytest.mark.parametrize("size", [6, 230])
+@pytest.mark.parametrize("size", [6, pytest.param(230, marks=pytest.mark.slow)])
 def test_chance_is_the_mean_of_random_rankings(size: int) -> None:
     names = [f"d{number}" for number in range(size)]
     qrels = {
