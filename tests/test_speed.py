@@ -27,7 +27,7 @@ def test_a_script_loads(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_gpu_script_runs_whole_in_its_toy_form(tmp_path: Path) -> None:
     command = [sys.executable, SPEED / "gpu.py", "--tiny", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line for line in lines if "failed" in line or "skipped" in line] == []
