@@ -1,34 +1,145 @@
-"""The README's Python runs and gives the output it shows; the files that documents name are there."""
+"""What the README and the guides show is true: code, commands, keys, extras and files; the README stays short."""
 
 import doctest
 import re
+import runpy
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+
+from anchorembed.cli import app
+from anchorembed.config import Recipe, read_recipe
+from anchorembed.data.pairs import read_pairs
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/gpu/README.md", "speed/NOTES.md"]
+PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    """Code blocks of a page in a language; an empty name is a block of commands."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page(name), re.DOTALL | re.MULTILINE)
+    return [code for marked, code in found if marked == language]
+
+
+def inline(name: str) -> list[str]:
+    """Inline code of a page, each with single spaces."""
+    text = re.sub(r"^```.*?^```", "", page(name), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+
+
+def examples(code: str) -> doctest.DocTest:
+    test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
+    assert len(test.examples) >= 3
+    return test
 
 
 @pytest.mark.default_model
 def test_code_gives_the_output_shown() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("".join(blocks), {}, "README.md", "README.md", 0)
-    assert len(test.examples) >= 3
+    test = examples("".join(blocks("README.md", "python")))
     result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).run(test)
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
-def test_files_it_names_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w/.])((?:src|tests|recipes|docs|speed|results)/[\w/.-]*\w)", text))
-    assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+def test_code_runs_with_any_model(tiny_folder: Path) -> None:
+    code = "".join(blocks("README.md", "python"))
+    assert '"smollm2-135m"' in code
+    names: dict[str, object] = {}
+    for example in examples(code.replace("smollm2-135m", str(tiny_folder))).examples:
+        exec(example.source, names)  # noqa: S102 - the README's own code
+    assert {"queries", "documents"} <= names.keys()
+
+
+def commands(name: str) -> list[list[str]]:
+    """What follows `anchorembed` in a page's command lines and inline code."""
+    lines = "".join(blocks(name, "")).splitlines()
+    lines += [code for code in inline(name) if code.startswith("anchorembed ")]
+    split = [shlex.split(line, comments=True) for line in lines if "anchorembed " in line]
+    return [words[words.index("anchorembed") + 1 :] for words in split if "anchorembed" in words]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_have_the_verbs_and_options_shown(name: str) -> None:
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for verb, *words in filter(lambda words: words[:1] != ["--help"], commands(name)):
+        assert verb in verbs, verb
+        verbs[verb].make_context(verb, words)
+
+
+def test_commands_are_found_and_a_wrong_option_is_a_fault() -> None:
+    assert len(commands("README.md")) >= 5
+    verb = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    with pytest.raises(Exception, match="No such option"):
+        verb.make_context("train", ["recipe.yaml", "--fast"])
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith(("README", "docs/"))])
+def test_keys_it_names_are_keys_of_a_recipe(name: str) -> None:
+    sections = {key: field.annotation for key, field in Recipe.model_fields.items()}
+    keys = r"\b(data|model|reconstruct|contrast|compare)\.([a-z]\w*)\b"
+    for section, key in re.findall(keys, "\n".join(inline(name) + blocks(name, ""))):
+        if key not in ("md", "py", "yaml"):
+            schema = getattr(sections[section], "__args__", (sections[section],))[0]
+            fields = {field.alias or name for name, field in schema.model_fields.items()}
+            assert key in fields, f"{section}.{key}"
+
+
+def test_the_recipe_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("README.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.yaml").reconstruct is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_files_of_pairs_are_read(suffix: str, tmp_path: Path) -> None:
+    (text,) = blocks("docs/pairs.md", suffix)
+    (tmp_path / f"pairs.{suffix}").write_text(text, encoding="utf-8")
+    pairs = list(read_pairs(tmp_path / f"pairs.{suffix}"))
+    assert len(pairs) >= 2
+    assert any(pair.negatives for pair in pairs)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_it_names_exist(name: str) -> None:
+    named = set(re.findall(r"(?<![\w/.])((?:src|tests|recipes|docs|speed|results)/[\w/.-]*\w)", page(name)))
+    links = set(re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page(name)))
+    assert named | links
+    folder = (ROOT / name).parent
+    missing = [link for link in links if not (folder / link).exists()]
+    assert missing + [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_the_folder_tree_is_complete() -> None:
     tree = README[README.index("src/anchorembed/\n") :].split("```")[0]
     here = {path.name for path in (ROOT / "src" / "anchorembed").iterdir() if path.name[0] not in "_."}
     assert {name for name in here if name not in tree} == {"py.typed"}
+
+
+def test_extras_are_those_of_the_package() -> None:
+    extras = tomllib.loads(page("pyproject.toml"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == extras.keys() - {"dev", "test"}
+
+
+def test_make_has_the_targets_shown() -> None:
+    code = "\n".join(inline("README.md") + blocks("README.md", ""))
+    named = set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE))
+    assert {"demo", "quick", "test"} <= named
+    assert named <= set(" ".join(re.findall(r"^([a-z -]+):", page("Makefile"), re.MULTILINE)).split())
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) < 1500
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs" / "journey.py"))["drawing"]()
+    assert page("docs/journey.svg") == drawing
+    assert "prefers-color-scheme: dark" in drawing
