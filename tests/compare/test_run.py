@@ -1,6 +1,7 @@
 """What is finished is kept and never run twice; the report has it all."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from anchorembed.compare.run import run
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
+from anchorembed.model.embedder import Embedder
 from anchorembed.system.files import lock_folder
 from anchorembed.train.run import train
 
@@ -206,3 +208,16 @@ def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Pa
     recipe = make().model_copy(update={"compare": None})
     with lock_folder(tmp_path / "run" / "reconstruct"), pytest.raises(InputError, match="another process is at work"):
         train(recipe)
+
+
+def test_an_undefined_score_cannot_be_compared(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = open_comparison(make(), tmp_path / "kept")
+    wanted = comparison.arm_record("base").run(OWN, 0)
+    (task,) = comparison.tasks
+    score = TaskScore(task.name, task.kind, "Spearman", math.nan, {}, {})
+    monkeypatch.setattr(run_module, "run_tasks", lambda *_: [score])
+    embedder = Embedder.load(comparison.recipe.model.name)
+    with pytest.raises(
+        InputError, match=rf"{task.name}: Spearman of .* is undefined, so arms cannot be compared by it"
+    ):
+        list(run_module._evaluate(comparison, wanted, embedder))

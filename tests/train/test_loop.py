@@ -1,6 +1,7 @@
 """The loop on a single weight: rates, clipping, evaluations, the log, and the checkpoint that is kept."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def test_the_first_best_evaluation_is_kept_if_asked_for(
     assert best.values[-1] == last.values[kept]
     assert last.values[-1] == last.values[6]
     assert f"stage: kept step {kept}, whose quality is {max(qualities):.4f}" in said
+
+
+def test_undefined_qualities_choose_nothing_and_are_not_in_the_log(tmp_path: Path, said: list[str]) -> None:
+    undefined = Run(tmp_path / "none", qualities=(math.nan,) * 3, evaluate_every=2, keep_best=True)
+    assert undefined.values[-1] == undefined.values[6]
+    assert said[-1] == "stage: no evaluation has a defined quality, so the last step is kept"
+    assert not any("quality" in entry for entry in undefined.log)
+    some = Run(tmp_path / "some", qualities=(0.2, math.nan, 0.1), evaluate_every=2, keep_best=True)
+    assert some.values[-1] == some.values[2]
 
 
 def test_a_checkpoint_is_gone_on_from_with_the_pairs_that_come_next(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Results:
         """Write a run's record, whole; it goes before its cells."""
         path = self._record_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, gzip.compress(json.dumps(asdict(record), allow_nan=False).encode(), mtime=0))
+        write_file(path, gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
 
     def keep(self, *lines: Cell | GridScore) -> None:
         """Append lines."""

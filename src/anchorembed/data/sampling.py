@@ -64,8 +64,8 @@ def batches(
         step += len(planned)
 
 
-def first_epoch(store: PairStore, train: Indices, size: int, seed: int, source: int) -> list[list[int]]:
-    """The steps of one source's pairs in the first epoch, as global indices."""
+def first_epoch(store: PairStore, train: Indices, size: int, seed: int, source: int) -> Iterator[list[int]]:
+    """Yield the steps of one source's pairs in the first epoch, as global indices, each laid out when asked for."""
     return _source_epoch(store, train, size, [seed, 0, source])
 
 
@@ -101,20 +101,28 @@ def _members(store: PairStore, train: Indices, source: int) -> Indices:
     return members
 
 
-def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> list[list[int]]:
-    """Steps of one source's pairs, in an order drawn from ``key``, whose last number is the source."""
+def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> Iterator[list[int]]:
+    """Steps of one source's pairs, in an order drawn from ``key``, whose last number is the source.
+
+    They are full, or shorter where a source is too small or repetitive to fill any.
+    """
     order = np.random.default_rng(key).permutation(_members(store, train, key[-1]))
-    steps = _without_duplicates(store, order.tolist(), size)
-    full = [step for step in steps if len(step) == size]
-    return full or steps  # shorter steps, where a source is too small or repetitive to fill any
+    is_full, shorter = False, list[list[int]]()
+    for step in _without_duplicates(store, order.tolist(), size):
+        if len(step) == size:
+            is_full = True
+            yield step
+        else:
+            shorter.append(step)
+    if not is_full:
+        yield from shorter
 
 
-def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> list[list[int]]:
+def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> Iterator[list[int]]:
     """Cut an order into steps; a pair that shares a text with its step waits for the next one.
 
     A step ends early when 8 times its size is waiting: then the source repeats its texts too much to fill it.
     """
-    steps: list[list[int]] = []
     pending = list(reversed(order))
     while pending:
         current: list[int] = []
@@ -129,5 +137,4 @@ def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> li
                 current.append(index)
                 seen |= texts
         pending += reversed(waiting)
-        steps.append(current)
-    return steps
+        yield current

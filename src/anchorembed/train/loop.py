@@ -154,7 +154,10 @@ def fit(
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
     if schedule.keep_best:
         chosen = load_checkpoint(loop.folder / BEST, module, optimizer)
-        _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
+        if chosen:
+            _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
+        else:
+            _log.warning("%s: no evaluation has a defined quality, so the last step is kept", loop.name)
 
 
 def _updated(

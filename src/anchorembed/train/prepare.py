@@ -36,7 +36,7 @@ class Prepared:
         """Share of the pairs to train on that an epoch uses in steps of ``size``."""
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
 
-    def first_epoch(self, size: int, seed: int, source: int) -> list[list[int]]:
+    def first_epoch(self, size: int, seed: int, source: int) -> Iterator[list[int]]:
         """Pairs of each step of a source in the first epoch."""
         return first_epoch(self.store, self.split.train, size, seed, source)
 

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -249,18 +248,18 @@ def _check_sources(
     Raises:
         InputError: naming the source and some of its lines.
     """
-
-    def teaches(step: list[int]) -> bool:
-        return any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts)
-
     for number, source in enumerate(prepared.store.sources):
-        steps = prepared.first_epoch(settings.batch_size, seed, number)
-        if steps and not any(map(teaches, steps)):
-            raise InputError(
-                f"{stage_class.name}: no step of source {source.name} has two usable pairs, as their texts are the "
-                f"same or become no tokens: {prepared.lines_of([*chain(*steps)])}. Correct its texts, or remove the "
-                "source."
-            )
+        tried: list[int] = []
+        for step in prepared.first_epoch(settings.batch_size, seed, number):
+            if any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts):
+                break
+            tried += step
+        else:
+            if tried:
+                raise InputError(
+                    f"{stage_class.name}: no step of source {source.name} has two usable pairs, as their texts are the "
+                    f"same or become no tokens: {prepared.lines_of(tried)}. Correct its texts, or remove the source."
+                )
 
 
 def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
