@@ -64,3 +64,24 @@ def test_lengths_that_leave_no_room_are_refused() -> None:
     tokenizer = bake(tiny_tokenizer(), Template("<s>", "", "", "</s>"))
     with pytest.raises(InputError, match=r"data\.document_tokens: 2 leaves no room"):
         PairTokenizer(tokenizer, Lengths(8, 2))
+
+
+def test_cut_texts_have_the_tokens_that_transformers_keeps() -> None:
+    tokenizer = bake(tiny_tokenizer(), Template("<s>", "read: ", " :end", "</s>"))
+    pairs, texts = (
+        PairTokenizer(tokenizer, Lengths(30, 30)),
+        ["sort the list, now. " * 900, "文字 " * 400, "x" * 900, ""],
+    )
+    assert pairs.templated(texts, 30) == tokenizer(texts, truncation=True, max_length=30)["input_ids"]
+    assert list(pairs.count(texts)) == [
+        len(ids) for ids in PairTokenizer(tokenizer, Lengths(9999, 9999)).templated(texts, 9999)
+    ]
+
+
+def test_what_others_do_with_the_tokenizer_changes_nothing() -> None:
+    tokenizer = bake(tiny_tokenizer(), Template("<s>", "", "", "</s>"))
+    pairs = PairTokenizer(tokenizer, Lengths(30, 30))
+    before = pairs.templated(["sort the list"], 30)
+    tokenizer(["sort the list", "a"], truncation=True, max_length=4, padding=True)
+    assert pairs.templated(["sort the list"], 30) == before
+    assert list(pairs.count(["sort the list"])) == [len(before[0])]

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from anchorembed.model.fast import use_varlen
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.template import Template, bake, derive_template, instruct
-from anchorembed.model.tokens import Lengths, PairTokenizer, tokenizer_rules
+from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
 from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
@@ -34,6 +33,7 @@ from anchorembed.system.files import hash_texts
 
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
+_CHARACTERS = 2**26  # of texts read ahead, at most one text more
 _RULES = 2  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
@@ -49,7 +49,7 @@ class Metadata:
 
 
 class Embedder(nn.Module):
-    """Turns texts into vectors: the decoder's final state at each text's EOS."""
+    """Turns texts into vectors: the decoder's final state at each text's EOS. Threads may share it, but to train."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Embedder(nn.Module):
             instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
             history=saved.history if saved else {"base": name},
         )
-        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype)
+        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype).eval()
 
     @property
     def dimension(self) -> int:
@@ -128,7 +128,7 @@ class Embedder(nn.Module):
             _RULES,
             self.weights_sha256,
             forward_settings(self.backbone.model.config),
-            tokenizer_rules(self.tokenizer),
+            self.pairs.rules(),
             asdict(self.metadata.lengths),
             self.metadata.instruction,
         ]
@@ -151,7 +151,7 @@ class Embedder(nn.Module):
         """Embed texts, in order: float32 [N, H].
 
         Args:
-            texts: any iterable of strings; a generator is read 4,096 texts ahead.
+            texts: any iterable of strings; a generator is read 4,096 texts or 64 million characters ahead.
             side: ``query`` or ``document``; they differ in length limit and in the default instruction.
             instruction: a task to put before each text; by default the model's for queries, none for documents.
             normalize: scale to unit length.
@@ -171,7 +171,7 @@ class Embedder(nn.Module):
         normalize: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Embed texts as `encode` does, yielding the vectors of 4,096 texts at a time: memory stays bounded."""
+        """Embed texts as `encode` does, yielding the vectors of 4,096 texts, or 64 million characters, at a time."""
         if isinstance(texts, str):
             raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
@@ -180,8 +180,7 @@ class Embedder(nn.Module):
         prefix = instruct(task)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
         self.pairs.check_room(prefix, limit)
-        remaining = iter(texts)
-        while window := list(islice(remaining, _WINDOW)):
+        for window in _windows(texts):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if normalize else vectors.numpy()
@@ -193,7 +192,8 @@ class Embedder(nn.Module):
         The longest are computed first, as many at once as the token budget holds.
         """
         training, device = self.training, self.backbone.device
-        self.eval()
+        if training:
+            self.eval()
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
         parts = []
@@ -204,7 +204,8 @@ class Embedder(nn.Module):
         vectors = torch.empty(len(sequences), self.dimension)
         if parts:
             vectors[order] = torch.cat(parts).cpu()  # the only wait for a GPU
-        self.train(training)
+        if training:
+            self.train()
         return vectors
 
     def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
@@ -221,6 +222,19 @@ class Embedder(nn.Module):
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(self.backbone.model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text)
+        if len(window) == _WINDOW or characters >= _CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
 
 
 def find_metadata(name: str) -> Metadata | None:
