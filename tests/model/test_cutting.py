@@ -26,7 +26,7 @@ GPT4O = (
 SENTENCES = [
     "Read a file line by line. Return the lines, as a list of strings!",
     "don't sort 1234 values\n\n  of a list: keep it's order; 'tis so.\tIsn't it?",
-    "向量检索将文本映射到同一空间。每个词都有一个位置，位置相近则意思相近。",
+    "向量检索将文本映射到同一空间。每个词都有一个位置\uff0c位置相近则意思相近。",
     "café naïve e\u0301 🙂🙂 👨‍👩‍👧 ... --- ??? a.b.c, x;y:z",
 ]
 
@@ -55,7 +55,7 @@ def byte_level(
 
 def pieces_of_words() -> Tokenizer:
     """As Llama 2 has them: spaces become letters of the vocabulary, and merges may cross all else."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))  # noqa: S106 - no password
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>"], show_progress=False)
     words = [f"▁{word}" for sentence in SENTENCES[:3] for word in sentence.split()]
@@ -93,7 +93,7 @@ PARTS = st.sampled_from(
         "'s",
         "文",
         "本。",
-        "，",
+        "\uff0c",
         "e\u0301",
         "が",
         "\u3099",

@@ -3,7 +3,7 @@
 A text is cut between a letter and a space or a mark of punctuation, further on while its tokens are too few. The kept
 tokens are exactly the whole text's, because no part of the tokenizer looks across such a cut:
 
-- a normalizer that is known to work character by character, or NFC and NFKC: none of these marks composes with a letter;
+- a normalizer that is known to work character by character, or NFC and NFKC: none of these marks joins a letter;
 - added tokens: a mark after which letter an added token holds is no cut;
 - a pre-tokenizer whose regex is made of known alternatives: each letter is in a match, none matches a letter and a
   mark after it, and none looks past the character after its match; so a match ends at the cut in any text;
@@ -27,7 +27,7 @@ _CHARACTERS_A_TOKEN = 8  # cut there at first; most text has fewer
 _LOOK_BACK = 512  # characters in which to look for a cut
 _AT_ONCE = 2**21  # characters tokenised at once; each takes about 150 bytes
 
-# Alternatives of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken, top level. Those in the first set match letters.
+# Alternatives, at the top level, of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first set is of letters.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}" for a, b in (("*", "+"), ("+", "*"))]

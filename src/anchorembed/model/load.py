@@ -209,12 +209,14 @@ def _read(
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
-    model, info = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
-    check_complete(name, info)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
+    model: PreTrainedModel = loaded[0]
+    check_complete(name, loaded[1])
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules
-    return model.eval(), _read_tokenizer(folder, gguf)
+    model.eval()
+    return model, _read_tokenizer(folder, gguf)
 
 
 def _dequantised() -> dict[str, Any]:
