@@ -27,7 +27,7 @@ _CHARACTERS_A_TOKEN = 8  # cut there at first; most text has fewer
 _LOOK_BACK = 512  # characters in which to look for a cut
 _AT_ONCE = 2**21  # characters tokenised at once; each takes about 150 bytes
 
-# Alternatives, at the top level, of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first set is of letters.
+# Top-level alternatives of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first set is of letters.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}" for a, b in (("*", "+"), ("+", "*"))]

@@ -24,6 +24,7 @@ from anchorembed.model.backbone import Backbone, forward_settings, weights_sha25
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
+from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.template import Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
@@ -86,11 +87,12 @@ class Embedder(nn.Module):
                 ``nf4`` an eighth. Products are then bfloat16, and the model is saved in bfloat16.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             template: by default the folder's, or derived from the tokenizer.
-            lengths: by default the folder's, or 512 tokens a side.
+            lengths: by default the folder's, or 512 tokens a side where the model takes as many.
             instruction: of queries; by default the folder's, or none.
 
         Raises:
-            InputError: if the model cannot be loaded, or is not a causal decoder that packed tokens reproduce.
+            InputError: if the model cannot be loaded, is not a causal decoder that packed tokens reproduce, or takes no
+                texts of these lengths.
         """
         keep_memory()
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
@@ -105,10 +107,11 @@ class Embedder(nn.Module):
         saved = find_metadata(name)
         metadata = Metadata(
             template=template or (saved.template if saved else derive_template(tokenizer)),
-            lengths=lengths or (saved.lengths if saved else Lengths(512, 512)),
+            lengths=lengths or (saved.lengths if saved else default_lengths(model.config)),
             instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
             history=saved.history if saved else {"base": name},
         )
+        check_lengths(name, model.config, metadata.lengths)
         return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype).eval()
 
     @property
@@ -211,7 +214,9 @@ class Embedder(nn.Module):
     def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
         merge_lora(self.backbone)
-        model = self.backbone.model
+        model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # of its last call
+        backend.no_padding()
         with quiet():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
