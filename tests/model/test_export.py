@@ -25,8 +25,10 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "trained"
 
 
-def test_exported_equals_native(trained: Path, tmp_path: Path) -> None:
+def test_exported_equals_native(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     smallest = export(trained, tmp_path / "out")
+    assert capfd.readouterr() == ("", ""), "no bar or warning of a library"
     assert smallest > 0.9999
     native = Embedder.load(trained, precision="float32")
     exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")
