@@ -3,6 +3,7 @@
 import random
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +16,7 @@ from anchorembed.model.embedder import METADATA, Embedder, read_metadata
 from anchorembed.model.packing import pack
 from anchorembed.model.template import Template, instruct
 from anchorembed.model.tokens import Lengths
+from anchorembed.model.vectors import Side
 from tiny import WORDS
 
 
@@ -141,3 +143,29 @@ def test_a_trained_model_on_the_hub_is_the_folder_it_was(
     np.testing.assert_allclose(loaded.encode(texts(3), "query"), trained.encode(texts(3), "query"))
     (repository / "snapshots" / commit / METADATA).unlink()
     assert Embedder.load("somebody/trained").metadata.instruction == ""
+
+
+def test_threads_share_an_embedder(embedder: Embedder) -> None:
+    """Queries and documents, whose limits differ, at once: what one thread gives, many times."""
+    long = ["sort the list of values " * 20, "open a file and read it line by line " * 20, *texts(6)]
+    sides: tuple[Side, Side] = ("query", "document")
+    alone = {side: embedder.encode(long, side) for side in sides}
+    work = [sides[number % 2] for number in range(300)]
+    with ThreadPoolExecutor(8) as threads:
+        for side, vectors in zip(work, threads.map(lambda side: embedder.encode(long, side), work), strict=True):
+            np.testing.assert_allclose(vectors, alone[side], atol=1e-5)
+    assert not any(module.training for module in embedder.modules())
+
+
+def test_encoding_does_not_switch_dropout_on(embedder: Embedder) -> None:
+    embedder.encode(["sort"])
+    assert not embedder.training
+    embedder.train()
+    embedder.encode(["sort"])
+    assert all(module.training for module in embedder.modules()), "training goes on after a look at its vectors"
+
+
+def test_windows_are_bounded_by_characters(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchorembed.model.embedder._CHARACTERS", 1000)
+    long = ["sort the list " * 20] * 9
+    assert [len(window) for window in embedder.stream(long)] == [4, 4, 1]

@@ -1,5 +1,6 @@
 """Exported = native: sentence-transformers gives our vectors for both sides, whatever the text."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths
 from tiny import save_tiny
 
-TEXTS = ["sort", "", "  ", "sort the list " * 80, "文字 списки", "open a file"]
+TEXTS = ["sort", "", "  ", "sort the list " * 80, "文字 списки", "open a file", "sort</s> and <s>", "</s>"]
 
 
 @pytest.fixture(params=["llama", "llama-untied"])
@@ -24,8 +25,10 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "trained"
 
 
-def test_exported_equals_native(trained: Path, tmp_path: Path) -> None:
+def test_exported_equals_native(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     smallest = export(trained, tmp_path / "out")
+    assert capfd.readouterr() == ("", ""), "no bar or warning of a library"
     assert smallest > 0.9999
     native = Embedder.load(trained, precision="float32")
     exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -34,7 +37,18 @@ def test_exported_equals_native(trained: Path, tmp_path: Path) -> None:
     assert exported.prompts == {"query": "Instruct: find code\nQuery: ", "document": ""}
     again = Embedder.load(tmp_path / "out", precision="float32")
     np.testing.assert_allclose(again.encode(TEXTS, side="query"), native.encode(TEXTS, side="query"), atol=1e-4)
+    assert again.fingerprint == native.fingerprint
     assert np.abs(exported.encode_query(TEXTS) - exported.encode_document(TEXTS)).max() > 1e-2
+
+
+def test_the_exported_tokenizer_keeps_no_cut_and_no_padding(trained: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(trained, precision="float32")
+    embedder.tokenizer(TEXTS, truncation=True, max_length=7, padding=True)
+    embedder.save(tmp_path / "saved")
+    export(trained, tmp_path / "out")
+    for folder in (tmp_path / "saved", tmp_path / "out"):
+        rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        assert (rules["truncation"], rules["padding"]) == (None, None)
 
 
 def test_an_export_that_differs_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,10 +102,12 @@ def test_the_tokenizer_is_the_one_that_was_stored(file: Path) -> None:
     assert (tokenizer.bos_token, tokenizer.eos_token) == (BOS, EOS)
 
 
-def test_it_embeds(file: Path) -> None:
+def test_it_embeds(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     vectors = Embedder.load(file, precision="float32").encode(["sort a list", "open a file"])
     assert vectors.shape == (2, 32)
     assert np.isfinite(vectors).all()
+    assert capfd.readouterr() == ("", ""), "no bar of a library"
 
 
 def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:

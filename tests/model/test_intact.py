@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.intact import check_finite
 from anchorembed.model.load import load_model
 from anchorembed.system.device import Weights
-from tiny import save_tiny, tiny_model
+from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 HEAD, LAYER = "lm_head.weight", "model.layers.1."
 
@@ -61,3 +62,22 @@ def test_the_scales_of_quantised_weights_are_looked_at() -> None:
     linear.register_buffer("nested_absmax", torch.tensor([1.0, float("nan")]))
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.nested_absmax holds NaN"):
         check_finite("x", model)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    tiny_model(vocabulary=386).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    load_model(str(tmp_path))
+    tiny_tokenizer(None, ("<|x|>", "<|y|>")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"its tokenizer has 388 tokens, its weights 386\..*embeddings\(388\)"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_an_adapter_folder_is_refused_with_the_cure(with_base: bool, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapted = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"], base_model_name_or_path=str(base)))
+    folder = base if with_base else tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"holds a peft adapter .*merge_and_unload\(\)"):
+        load_model(str(folder))

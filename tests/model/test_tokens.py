@@ -25,7 +25,8 @@ def test_truncated_texts_keep_the_whole_template(case: str) -> None:
 
 
 def _tokens_after(pairs: PairTokenizer, template: Template) -> int:
-    return len(pairs.tokenizer(template.suffix + template.end, add_special_tokens=False)["input_ids"])
+    after = pairs.tokenizer(template.suffix + template.end, add_special_tokens=False, split_special_tokens=False)
+    return len(after["input_ids"])
 
 
 def test_a_text_without_spaces_is_cut_not_emptied() -> None:
@@ -64,3 +65,42 @@ def test_lengths_that_leave_no_room_are_refused() -> None:
     tokenizer = bake(tiny_tokenizer(), Template("<s>", "", "", "</s>"))
     with pytest.raises(InputError, match=r"data\.document_tokens: 2 leaves no room"):
         PairTokenizer(tokenizer, Lengths(8, 2))
+
+
+def test_cut_texts_have_the_tokens_that_transformers_keeps() -> None:
+    tokenizer = bake(tiny_tokenizer(), Template("<s>", "read: ", " :end", "</s>"))
+    pairs, texts = (
+        PairTokenizer(tokenizer, Lengths(30, 30)),
+        ["sort the list, now. " * 900, "文字 " * 400, "x" * 900, ""],
+    )
+    assert pairs.templated(texts, 30) == tokenizer(texts, truncation=True, max_length=30)["input_ids"]
+    assert list(pairs.count(texts)) == [
+        len(ids) for ids in PairTokenizer(tokenizer, Lengths(9999, 9999)).templated(texts, 9999)
+    ]
+
+
+def test_what_others_do_with_the_tokenizer_changes_nothing() -> None:
+    tokenizer = bake(tiny_tokenizer(), Template("<s>", "", "", "</s>"))
+    pairs = PairTokenizer(tokenizer, Lengths(30, 30))
+    before = pairs.templated(["sort the list"], 30)
+    tokenizer(["sort the list", "a"], truncation=True, max_length=4, padding=True)
+    assert pairs.templated(["sort the list"], 30) == before
+    assert list(pairs.count(["sort the list"])) == [len(before[0])]
+
+
+@pytest.mark.parametrize("case", ["qwen", "llama-3", "mistral-control-tokens", "base"])
+def test_special_tokens_in_a_text_are_text(case: str) -> None:
+    chat_template, special, template = CASES[case]
+    tokenizer = bake(tiny_tokenizer(chat_template, special), template)
+    pairs = PairTokenizer(tokenizer, Lengths(200, 200))
+    named = tokenizer.all_special_tokens
+    text = "sort " + " ".join([*named, *(f"{name}list{name}" for name in named)])
+    special_ids, ids = set(tokenizer.all_special_ids), pairs.plain([text], 200)[0]
+    assert pairs.end_id in special_ids
+    assert not special_ids & set(ids)
+    assert tokenizer.decode(ids) == text
+    (tokens,) = pairs.tokenize([TextPair(text, text, (text,))], [instruct(template.end)])
+    for side in (tokens.query, tokens.document, *tokens.negatives):
+        assert side.count(pairs.end_id) == 1
+        assert side[-1] == pairs.end_id
+    assert tokens.query_text == tokens.document_text == ids

@@ -115,6 +115,11 @@ class Backbone(nn.Module):
     # --- What the model is ---
 
     @property
+    def has_own_head(self) -> bool:
+        """Whether the output head has weights of its own, not those of the input vectors."""
+        return self.model.get_output_embeddings().weight is not self.model.get_input_embeddings().weight
+
+    @property
     def hidden_size(self) -> int:
         """H, the length of an embedding."""
         return int(self.head.weight.shape[1])
@@ -150,9 +155,8 @@ class Backbone(nn.Module):
 
     def freeze_own_head(self) -> None:
         """Freeze an output head with weights of its own: embedding does not use it."""
-        head = self.model.get_output_embeddings()
-        if head.weight is not self.model.get_input_embeddings().weight:
-            head.requires_grad_(False)
+        if self.has_own_head:
+            self.model.get_output_embeddings().requires_grad_(False)
 
 
 def weights_sha256(model: nn.Module) -> str:

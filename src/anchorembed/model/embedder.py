@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,9 @@ from anchorembed.model.backbone import Backbone, forward_settings, weights_sha25
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
+from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.template import Template, bake, derive_template, instruct
-from anchorembed.model.tokens import Lengths, PairTokenizer, tokenizer_rules
+from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
 from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
@@ -34,6 +34,7 @@ from anchorembed.system.files import hash_texts
 
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
+_CHARACTERS = 2**26  # of texts read ahead, at most one text more
 _RULES = 2  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
@@ -49,7 +50,7 @@ class Metadata:
 
 
 class Embedder(nn.Module):
-    """Turns texts into vectors: the decoder's final state at each text's EOS."""
+    """Turns texts into vectors: the decoder's final state at each text's EOS. Threads may share it, but to train."""
 
     def __init__(
         self,
@@ -86,11 +87,12 @@ class Embedder(nn.Module):
                 ``nf4`` an eighth. Products are then bfloat16, and the model is saved in bfloat16.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             template: by default the folder's, or derived from the tokenizer.
-            lengths: by default the folder's, or 512 tokens a side.
+            lengths: by default the folder's, or 512 tokens a side where the model takes as many.
             instruction: of queries; by default the folder's, or none.
 
         Raises:
-            InputError: if the model cannot be loaded, or is not a causal decoder that packed tokens reproduce.
+            InputError: if the model cannot be loaded, is not a causal decoder that packed tokens reproduce, or takes no
+                texts of these lengths.
         """
         keep_memory()
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
@@ -105,11 +107,12 @@ class Embedder(nn.Module):
         saved = find_metadata(name)
         metadata = Metadata(
             template=template or (saved.template if saved else derive_template(tokenizer)),
-            lengths=lengths or (saved.lengths if saved else Lengths(512, 512)),
+            lengths=lengths or (saved.lengths if saved else default_lengths(model.config)),
             instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
             history=saved.history if saved else {"base": name},
         )
-        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype)
+        check_lengths(name, model.config, metadata.lengths)
+        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype).eval()
 
     @property
     def dimension(self) -> int:
@@ -128,7 +131,7 @@ class Embedder(nn.Module):
             _RULES,
             self.weights_sha256,
             forward_settings(self.backbone.model.config),
-            tokenizer_rules(self.tokenizer),
+            self.pairs.rules(),
             asdict(self.metadata.lengths),
             self.metadata.instruction,
         ]
@@ -151,7 +154,7 @@ class Embedder(nn.Module):
         """Embed texts, in order: float32 [N, H].
 
         Args:
-            texts: any iterable of strings; a generator is read 4,096 texts ahead.
+            texts: any iterable of strings; a generator is read 4,096 texts or 64 million characters ahead.
             side: ``query`` or ``document``; they differ in length limit and in the default instruction.
             instruction: a task to put before each text; by default the model's for queries, none for documents.
             normalize: scale to unit length.
@@ -171,7 +174,7 @@ class Embedder(nn.Module):
         normalize: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Embed texts as `encode` does, yielding the vectors of 4,096 texts at a time: memory stays bounded."""
+        """Embed texts as `encode` does, yielding the vectors of 4,096 texts, or 64 million characters, at a time."""
         if isinstance(texts, str):
             raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
@@ -180,8 +183,7 @@ class Embedder(nn.Module):
         prefix = instruct(task)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
         self.pairs.check_room(prefix, limit)
-        remaining = iter(texts)
-        while window := list(islice(remaining, _WINDOW)):
+        for window in _windows(texts):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if normalize else vectors.numpy()
@@ -193,7 +195,8 @@ class Embedder(nn.Module):
         The longest are computed first, as many at once as the token budget holds.
         """
         training, device = self.training, self.backbone.device
-        self.eval()
+        if training:
+            self.eval()
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
         parts = []
@@ -204,13 +207,16 @@ class Embedder(nn.Module):
         vectors = torch.empty(len(sequences), self.dimension)
         if parts:
             vectors[order] = torch.cat(parts).cpu()  # the only wait for a GPU
-        self.train(training)
+        if training:
+            self.train()
         return vectors
 
     def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
         merge_lora(self.backbone)
-        model = self.backbone.model
+        model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # of its last call
+        backend.no_padding()
         with quiet():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
@@ -221,6 +227,19 @@ class Embedder(nn.Module):
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(self.backbone.model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text)
+        if len(window) == _WINDOW or characters >= _CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
 
 
 def find_metadata(name: str) -> Metadata | None:

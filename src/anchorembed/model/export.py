@@ -24,6 +24,7 @@ _TEXTS = (
     ".",
     "How do I read a file line by line?",
     "Die Würde des Menschen ist unantastbar.",
+    "Special tokens are text here: </s> <|im_end|> <|endoftext|> <eos>",
     "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
     "A sentence that says one thing after another. " * 400,
 )
@@ -37,7 +38,7 @@ def export(name: str | Path, target: str | Path) -> float:
         target: folder to write; it must not exist.
 
     Returns:
-        The smallest cosine between our vector of a text and the export's, over six texts as queries and documents.
+        The smallest cosine between our vector of a text and the export's, over seven texts as queries and documents.
 
     Raises:
         InputError: if the target exists, or a cosine is not above 0.9999; then nothing is kept.
@@ -83,4 +84,14 @@ def _write(embedder: Embedder, folder: Path) -> None:
             device="cpu",
         )
         model.save(str(folder), create_model_card=False)
+        if embedder.backbone.has_own_head:
+            _keep_head(Path(native), folder)
     embedder.write_metadata(folder)
+
+
+def _keep_head(native: Path, folder: Path) -> None:
+    """Replace weights and config by those of the whole language model: sentence-transformers saves no output head."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    for path in (*native.glob("*.safetensors*"), native / "config.json"):
+        path.replace(folder / path.name)

@@ -4,9 +4,10 @@ transformers fills weights that are missing with random numbers, and loads weigh
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError
 
@@ -44,6 +45,27 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         raise InputError(
             f"model.name: {name!r}: {_listed(broken)} holds NaN or infinite numbers. "
             "Its training diverged, or the file is damaged: use an earlier checkpoint, or download it again."
+        )
+
+
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with token ids that the model has no input vector for.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    weight: Any = model.get_input_embeddings().weight
+    rows = len(weight)
+    vocabulary = tokenizer.get_vocab()
+    if name.endswith(".gguf"):  # transformers adds a special token of its own to those, which no text gives
+        for token in tokenizer.added_tokens_decoder.values():
+            if token.special:
+                vocabulary.pop(str(token), None)
+    tokens = max(vocabulary.values(), default=-1) + 1
+    if tokens > rows:
+        raise InputError(
+            f"model.name: {name!r}: its tokenizer has {tokens} tokens, its weights {rows}. Use the tokenizer that was "
+            f"saved with these weights, or add rows and train them: model.resize_token_embeddings({tokens})."
         )
 
 

@@ -30,11 +30,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers import modeling_gguf_pytorch_utils as gguf_reading
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, extra, first_line
-from anchorembed.model.intact import check_complete, check_finite
+from anchorembed.model.intact import check_complete, check_finite, check_vocabulary
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, hash_file, whole_folder
 
@@ -64,8 +65,15 @@ def load_model(
     device = device or torch.device("cpu")
     if weights == "nf4":
         check_nf4(name, device)
+    if file_beside(name, "adapter_config.json"):
+        raise InputError(
+            f"model.name: {name!r} holds a peft adapter (adapter_config.json), not a whole model. Merge it first: "
+            f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and "
+            "save the tokenizer there."
+        )
     model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device))
     check_finite(name, model)
+    check_vocabulary(name, model, tokenizer)
     if weights != "nf4":  # those are quantised on the device where they stay
         nn.Module.to(model, device)
     return model, tokenizer
@@ -183,7 +191,7 @@ def _locate(name: str) -> tuple[str, str | None]:
         _need_gguf()
         return str(path.parent), path.name
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             raise InputError(f"model.name: the folder {name!r} has no config.json. Name a model folder.")
         return str(path), None
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -210,12 +218,13 @@ def _read(
     if weights == "nf4":
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
-    model, info = loaded
-    check_complete(name, info)
+    model: PreTrainedModel = loaded[0]
+    check_complete(name, loaded[1])
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules
-    return model.eval(), _read_tokenizer(folder, gguf)
+    model.eval()
+    return model, _read_tokenizer(folder, gguf)
 
 
 def _dequantised() -> dict[str, Any]:
@@ -271,13 +280,16 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and messages below errors."""
+    """Silence transformers' progress bars, that of GGUF's tensors too, and messages below errors."""
     verbosity, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    gguf_bar = vars(gguf_reading)["tqdm"]
+    setattr(gguf_reading, "tqdm", partial(gguf_bar, disable=True))  # noqa: B010 - transformers has no setting for it
     try:
         yield
     finally:
+        setattr(gguf_reading, "tqdm", gguf_bar)  # noqa: B010
         transformers_logging.set_verbosity(verbosity)
         if with_bars:
             transformers_logging.enable_progress_bar()

@@ -2,12 +2,18 @@
 
 "EOS" is the template's end token. It is always the last, and the state there is the text's embedding. The same
 tokenizer serves training, encoding and the exported folder; truncation cuts the text, never the template.
+
+A special token's name in a text is text, not the token: only the template has special tokens. The tokenizer's setting
+``split_special_tokens`` says so, which transformers and sentence-transformers keep. Engines that read
+``tokenizer.json`` alone (text-embeddings-inference, llama.cpp) make special tokens of such names; so does any engine
+of added tokens that the tokenizer does not call special.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -63,7 +69,7 @@ def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
 
 
 def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTokenizerFast:
-    """Return a copy of a tokenizer that surrounds every text with ``template``.
+    """Return a copy of a tokenizer that surrounds every text with ``template``, and reads special tokens in it as text.
 
     It pads on the right, with the end token if it has no padding token.
 
@@ -73,13 +79,15 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("model: its tokenizer has no tokenizer.json form. Convert it with transformers first.")
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
     end_id = backend.token_to_id(template.end)
     if end_id is None:
         raise InputError(f"model.template.end: {template.end!r} is not one token of the vocabulary. Name one that is.")
     parts = {
-        "bos": _ids(tokenizer, template.bos),
-        "header": _leading_ids(tokenizer, template.header),
-        "suffix": _ids(tokenizer, template.suffix),
+        "bos": _ids(backend, template.bos),
+        "header": _leading_ids(backend, template.header),
+        "suffix": _ids(backend, template.suffix),
         "end": [end_id],
     }
     special = [
@@ -89,8 +97,6 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     ]
     order = [f"<anchor-{name}>" if name != "text" else "$A" for name in ("bos", "header", "text", "suffix", "end")]
     present = {entry["id"] for entry in special} | {"$A"}
-    backend.no_padding()
-    backend.no_truncation()
     backend.post_processor = TemplateProcessing(
         single=" ".join(piece for piece in order if piece in present),
         pair=" ".join(piece for piece in order if piece in present) + " $B:1",
@@ -98,7 +104,7 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     )
     names = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     names["pad_token"] = names.get("pad_token") or template.end
-    baked = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    baked = PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
     baked.padding_side = "right"
     return baked
 
@@ -145,18 +151,13 @@ def _without_common_start(text: str, start: str, specials: set[str]) -> str:
     return "".join(pieces[shared:])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    return ids
+def _ids(backend: Tokenizer, text: str) -> list[int]:
+    return backend.encode(text, add_special_tokens=False).ids if text else []
 
 
-def _leading_ids(tokenizer: PreTrainedTokenizerBase, header: str) -> list[int]:
+def _leading_ids(backend: Tokenizer, header: str) -> list[int]:
     """Token ids of the header as it is before a text; a token that also holds the text's start is left out."""
     if not header:
         return []
-    encoded = tokenizer(header + _TEXT, add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        token
-        for token, (_, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        if stop <= len(header)
-    ]
+    encoding = backend.encode(header + _TEXT, add_special_tokens=False)
+    return [token for token, (_, stop) in zip(encoding.ids, encoding.offsets, strict=True) if stop <= len(header)]

@@ -1,15 +1,16 @@
 """Text to token ids with a baked tokenizer: pairs for training, single texts for encoding."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
+from anchorembed.model.cutting import all_ids, find_cuts, first_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Lengths:
 class PairTokenizer:
     """Text to tokens with a baked tokenizer: ``TextPair -> TokenPair``, and single texts for encoding.
 
+    Threads may share it.
+
     Attributes:
         overhead: tokens of the template.
         end_id: the end token's id.
@@ -50,8 +53,13 @@ class PairTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, lengths: Lengths) -> None:
         self.tokenizer = tokenizer
         self.lengths = lengths
-        self.overhead = tokenizer.num_special_tokens_to_add(pair=False)
-        self.end_id: int = tokenizer("")["input_ids"][-1]
+        self._backend = own_backend(tokenizer)  # never changed: threads share it
+        self._cuts = find_cuts(self._backend)
+        encoding = self._backend.encode("a")
+        text = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        self._before, self._after = encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
+        self.overhead = len(self._before) + len(self._after)
+        self.end_id: int = self._after[-1]
         for name, length in (("query", lengths.query), ("document", lengths.document)):
             if length <= self.overhead:
                 raise InputError(
@@ -59,9 +67,13 @@ class PairTokenizer:
                     f"{self.overhead} tokens. Set it to at least {self.overhead + 1}."
                 )
 
+    def rules(self) -> str:
+        """All that decides the tokens of a text, as JSON: normalizer, vocabulary, added tokens, template."""
+        return self._backend.to_str()
+
     def check_room(self, instruction: str, length: int) -> None:
         """Raise InputError if template and instruction take all of ``length`` tokens."""
-        used = self.overhead + len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
+        used = self.overhead + sum(map(len, all_ids(self._backend, [instruction])))
         if used >= length:
             raise InputError(
                 f"a limit of {length} tokens leaves no room for text: template and instruction take {used}. "
@@ -70,26 +82,15 @@ class PairTokenizer:
 
     def templated(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text in its template, at most ``length`` each, EOS always last."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
-        return ids
+        return [[*self._before, *ids, *self._after] for ids in self.plain(texts, length)]
 
     def count(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Number of tokens of each text in its template, not truncated, [N]."""
-        if not texts:
-            return np.zeros(0, np.int32)
-        return np.array([len(ids) for ids in self.tokenizer(list(texts))["input_ids"]], np.int32)
+        return np.array([self.overhead + len(ids) for ids in all_ids(self._backend, texts)], np.int32)
 
     def plain(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text without its template, at most as many as `templated` keeps of it."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, truncation=True, max_length=length - self.overhead
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return first_ids(self._backend, self._cuts, texts, length - self.overhead)
 
     def tokenize(
         self,
@@ -124,10 +125,10 @@ class PairTokenizer:
         return [TokenPair(*side) for side in sides]
 
 
-def tokenizer_rules(tokenizer: PreTrainedTokenizerFast) -> str:
-    """All that decides the tokens of a text, as JSON: normalizer, vocabulary, added tokens, template.
-
-    The truncation and padding of a tokenizer's last call are none of them.
-    """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(rules | {"truncation": None, "padding": None}, sort_keys=True)
+def own_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of a tokenizer's Rust part, with its reading of special tokens, without truncation and padding."""
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
+    return backend

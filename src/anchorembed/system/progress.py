@@ -19,14 +19,14 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """A progress bar, shown by the first process alone; its tasks need a field ``note``."""
+    """A progress bar, shown by the first process alone; its tasks need a field ``note``. No name is markup."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
         speed_estimate_period=120,
         disable=not first_process(),

@@ -1,0 +1,161 @@
+"""The first tokens of long texts, without tokenising the rest, in time and memory that follow the tokens kept.
+
+A text is cut between a letter and a space or a mark of punctuation, further on while its tokens are too few. The kept
+tokens are exactly the whole text's, because no part of the tokenizer looks across such a cut:
+
+- a normalizer that is known to work character by character, or NFC and NFKC: none of these marks joins a letter;
+- added tokens: a mark after which letter an added token holds is no cut;
+- a pre-tokenizer whose regex is made of known alternatives: each letter is in a match, none matches a letter and a
+  mark after it, and none looks past the character after its match; so a match ends at the cut in any text;
+- without such a regex, BPE: merges make entries of the vocabulary only, so a mark that no entry holds behind a letter
+  keeps both sides of the cut apart.
+
+Where a tokenizer has any other part, or a text no such cut, texts are tokenised whole.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_LETTERS = "A-Za-z\u4e00-\u9fa5\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"  # stable in NFC and NFKC
+_MARKS = " \n\t.,;:!?\u3002\u3001\uff0c\uff01\uff1f\uff1b\uff1a"
+_CHARACTERS_A_TOKEN = 8  # cut there at first; most text has fewer
+_LOOK_BACK = 512  # characters in which to look for a cut
+_AT_ONCE = 2**21  # characters tokenised at once; each takes about 150 bytes
+
+# Top-level alternatives of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first set is of letters.
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}" for a, b in (("*", "+"), ("+", "*"))]
+_OF_LETTERS = {
+    r" ?\p{L}+",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+    *_CASED,
+    *(f"{alternative}{_CONTRACTION}?" for alternative in _CASED),
+}
+_OTHERS = {
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _CONTRACTION),
+    *(r" ?\p{N}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}"),
+    *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+    *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+}
+
+
+def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
+    """A pattern of the letter before a cut and the mark after it; None if nothing is known to be one."""
+    rules: dict[str, Any] = json.loads(backend.to_str())
+    stages = _parts(rules["pre_tokenizer"], "pretokenizers")
+    splits = [_splits_after_letters(stage) for stage in stages]
+    maps_characters = [stage["type"] in ("ByteLevel", "Metaspace") for stage in stages]  # a later regex sees others
+    if not all(map(_is_local_normalizer, _parts(rules["normalizer"], "normalizers"))) or any(maps_characters[:-1]):
+        return None
+    if None in splits:
+        return None
+    pieces = [token["content"] for token in rules["added_tokens"]]
+    marks = _MARKS
+    if not any(splits):
+        model = rules["model"]
+        if model["type"] != "BPE" or model.get("dropout") or any(stage["type"] == "ByteLevel" for stage in stages):
+            return None
+        vocabulary = {entry.replace("\u2581", " ") for entry in model["vocab"]}
+        marks = "".join(mark for mark in marks if mark in vocabulary)  # others are unknown tokens, which may fuse
+        pieces += vocabulary
+    for piece in {form for text in pieces for form in (text, unicodedata.normalize("NFKC", text))}:
+        for match in re.finditer(f"[{_LETTERS}](?=([{re.escape(_MARKS)}]))", piece):
+            marks = marks.replace(match[1], "")
+    return re.compile(f"[{_LETTERS}][{re.escape(marks)}]") if marks else None
+
+
+def first_ids(backend: Tokenizer, cuts: re.Pattern[str] | None, texts: Sequence[str], most: int) -> list[list[int]]:
+    """The first ``most`` token ids of each text, without template.
+
+    Args:
+        backend: without truncation and padding; it is not changed.
+        cuts: as `find_cuts` gives them.
+        texts: to tokenise.
+        most: tokens to keep of each.
+    """
+    ids: list[list[int]] = [[] for _ in texts]
+    waiting, size = list(range(len(texts))), _CHARACTERS_A_TOKEN * most
+    while waiting:
+        pieces = [_beginning(texts[index], size, cuts) for index in waiting]
+        shorter = []
+        for index, piece, tokens in zip(waiting, pieces, all_ids(backend, pieces), strict=True):
+            if len(tokens) >= most or len(piece) == len(texts[index]):
+                ids[index] = tokens[:most]
+            else:
+                shorter.append(index)
+        waiting, size = shorter, 2 * size
+    return ids
+
+
+def all_ids(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    """All token ids of each text, without template; few characters are tokenised at once."""
+    start, characters = 0, 0
+    for index, text in enumerate(texts):
+        if characters and characters + len(text) > _AT_ONCE:
+            yield from _encoded(backend, texts[start:index])
+            start, characters = index, 0
+        characters += len(text)
+    yield from _encoded(backend, texts[start:])
+
+
+def _encoded(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
+        yield encoding.ids
+
+
+def _beginning(text: str, size: int, cuts: re.Pattern[str] | None) -> str:
+    """A text up to its last cut within ``size`` characters; empty if there is none near."""
+    if cuts is None or len(text) <= size:
+        return text
+    last = 0
+    for match in cuts.finditer(text, max(0, size - _LOOK_BACK), size):
+        last = match.start() + 1
+    return text[:last]
+
+
+def _parts(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer, those of sequences one by one."""
+    if part is None:
+        return []
+    return [inner for each in part[key] for inner in _parts(each, key)] if part["type"] == "Sequence" else [part]
+
+
+def _is_local_normalizer(part: dict[str, Any]) -> bool:
+    if part["type"] == "Replace":
+        return bool(part["pattern"] == {"String": " "} and part["content"] == "\u2581")
+    return part["type"] in ("NFC", "NFKC", "Lowercase", "Prepend")
+
+
+def _splits_after_letters(stage: dict[str, Any]) -> bool | None:
+    """Whether a pre-tokenizer splits between a letter and a mark; None if the mark may change what is before it."""
+    kind = stage["type"]
+    if kind == "ByteLevel":
+        return bool(stage.get("use_regex", True))
+    if kind == "Digits" or (kind == "Metaspace" and stage["replacement"] == "\u2581"):
+        return False
+    if kind == "Split" and stage["pattern"] == {"String": " "}:
+        return False
+    if kind == "Split" and "Regex" in stage["pattern"] and stage["behavior"] == "Isolated" and not stage["invert"]:
+        alternatives = set(_alternatives(stage["pattern"]["Regex"]))
+        return bool(alternatives & _OF_LETTERS) if alternatives <= _OF_LETTERS | _OTHERS else None
+    return None
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The alternatives of a regex at its top level."""
+    parts, depth = [""], 0
+    for character in pattern:
+        depth += (character in "([") - (character in ")]")
+        if character == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,57 @@
+"""How long a text may be: up to the positions that a model has, and as long as its rotary frequencies stay the same.
+
+Dynamic NTK and LongRoPE take other frequencies for a whole batch once its longest text is longer than the original
+context. Up to that length no text's vector depends on its company.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from anchorembed.errors import InputError
+from anchorembed.model.tokens import Lengths
+
+DEFAULT_LENGTHS = Lengths(512, 512)
+_FOLLOW_THE_LONGEST = ("dynamic", "longrope", "su")  # types of rotary positions; "su" is LongRoPE's older name
+_NO_LIMIT = 2**31
+
+
+def default_lengths(config: PretrainedConfig) -> Lengths:
+    """512 tokens a side, or as many as the model takes."""
+    most, _ = _most_positions(config)
+    return Lengths(min(DEFAULT_LENGTHS.query, most), min(DEFAULT_LENGTHS.document, most))
+
+
+def check_lengths(name: str, config: PretrainedConfig, lengths: Lengths) -> None:
+    """Refuse limits beyond a model's positions, or where its rotary frequencies would follow the longest text.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    most, reason = _most_positions(config)
+    for side, length in (("query", lengths.query), ("document", lengths.document)):
+        if length > most:
+            raise InputError(
+                f"data.{side}_tokens: {length} is above {most}, {reason} of {name!r}. Set it to {most} or less."
+            )
+
+
+def _most_positions(config: PretrainedConfig) -> tuple[int, str]:
+    """Most tokens of a text, and what they are called."""
+    text_config = config.get_text_config()
+    most = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    limits = [(int(most), "the max_position_embeddings")]
+    for rope in _ropes(text_config):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in _FOLLOW_THE_LONGEST:
+            original: Any = rope.get("original_max_position_embeddings") or getattr(
+                text_config, "original_max_position_embeddings", most
+            )
+            limits.append((int(original), f"the original context, beyond which {kind} positions follow the batch,"))
+    return min(limits)
+
+
+def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Settings of rotary positions: one, or one for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [settings, *(inner for inner in settings.values() if isinstance(inner, dict))]
