@@ -9,9 +9,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and runs.
 PROCESSES ?= 2
 PYTEST := -m pytest -n $(PROCESSES) --dist loadfile
-quick test test-lowest: export OMP_NUM_THREADS := 1
+quick-tests test test-lowest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test quick lint test-lowest install
+.PHONY: demo test quick quick-tests lint test-lowest install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -34,7 +34,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-quick: lint
+quick: install # types take longest without a cache: beside the tests
+	$(MAKE) --no-print-directory -j2 lint quick-tests
+
+quick-tests: install
 	$(BIN)/python $(PYTEST) -m 'not slow and not default_model' --limit 5
 
 test: lint
