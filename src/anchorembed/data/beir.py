@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.documents import Document, Documents, read_corpus
-from anchorembed.data.rows import BadRow, Rows, existing, lines, listed
+from anchorembed.data.formats import BadRow, Rows, existing, lines, listed
 from anchorembed.errors import InputError
 
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from anchorembed.data.rows import (
+from anchorembed.data.formats import (
     BadRow,
     ColumnNames,
     Row,

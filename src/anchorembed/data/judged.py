@@ -10,13 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text, table_rows
+from anchorembed.data.formats import (
+    TABLES,
+    BadRow,
+    ColumnNames,
+    Row,
+    checked,
+    json_list,
+    not_empty,
+    required_text,
+    table_rows,
+)
 from anchorembed.errors import InputError
 
 _CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
 _SENTENCES = ("sentence1", "sentence2")
-_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def test_files(path: Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder. Name a BEIR folder, a test file or a folder of them.")
     if path.is_file() or (path / "qrels").is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(_SUFFIXES)]
+    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(TABLES)]
     if not files:
         raise InputError(f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it.")
     return files

@@ -1,4 +1,4 @@
-"""Pairs of texts from a file of any format, validated and streamed; every fault names its file and line."""
+"""Rows to pairs of texts, validated and streamed; every fault names its file and line. Formats are in `formats`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.beir import judged_pair_rows, splits
-from anchorembed.data.rows import (
+from anchorembed.data.formats import (
+    FORMATS,
     BadRow,
     ColumnNames,
     Columns,
@@ -29,10 +30,6 @@ POSITIVE_NAMES = ("positive", "document")
 NEGATIVE_NAMES = ("negative", "negatives")
 LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
-FORMATS = (
-    ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
-    "or a folder written by datasets' save_to_disk"
-)
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
 _NUMBERED_NEGATIVE = re.compile(r"negative_(\d{1,9})", re.ASCII)  # sentence-transformers' n-tuples

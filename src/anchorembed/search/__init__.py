@@ -1,4 +1,5 @@
 """From a corpus to the texts nearest a query.
 
-Read `vector_cache` (texts are embedded once), `index` (a corpus in LanceDB) and `ray` (embedding on many machines).
+Read `index` (a corpus in LanceDB), `vector_cache` (texts embedded once, for evaluation) and `ray` (embedding on many
+machines).
 """

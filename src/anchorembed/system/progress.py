@@ -1,10 +1,14 @@
 """The progress bar: done, rate, time left and a note, on standard error."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from anchorembed.system.processes import first_process
+
+SHOWN = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")  # while training
 
 
 class _Rate(ProgressColumn):
@@ -31,3 +35,8 @@ def progress_bar() -> Progress:
         speed_estimate_period=120,
         disable=not first_process(),
     )
+
+
+def metrics_note(metrics: Mapping[str, float]) -> str:
+    """What the bar of training shows beside steps, rate and time left: those of the metrics that are in `SHOWN`."""
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)

@@ -26,7 +26,7 @@ from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line,
 from anchorembed.system.device import peak_memory, seed_step
 from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import anywhere, processes, rank, wait, whole
-from anchorembed.system.progress import progress_bar
+from anchorembed.system.progress import metrics_note, progress_bar
 from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
 from anchorembed.train.stage import Measured, Metrics, read_back
 
@@ -34,7 +34,6 @@ Batch = TypeVar("Batch")
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")  # by the bar
 BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
@@ -145,7 +144,7 @@ def fit(
             spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(parameters[0].device) / 1e9}
             _record(sink, accelerator, loop.name, done, metrics | spent)
             shown |= metrics  # so that the last evaluation stays in sight
-            bar.update(task, advance=1, note=_note(shown))
+            bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
             stopping = anywhere(stop.is_set(), parameters[0].device)
             if done % schedule.save_every == 0 or stopping:
@@ -247,11 +246,6 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _note(metrics: Metrics) -> str:
-    """What the progress bar shows beside steps, rate and time left."""
-    return "  ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
 
 
 def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:

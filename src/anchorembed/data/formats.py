@@ -24,6 +24,11 @@ from anchorembed.errors import InputError, nearest
 _log = logging.getLogger(__name__)
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # suffixes of files of rows
+FORMATS = (
+    ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
+    "or a folder written by datasets' save_to_disk"
+)
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
 _PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
