@@ -54,3 +54,8 @@ def test_saved_and_reloaded_it_is_the_same(tmp_path: Path) -> None:
 def test_an_end_that_is_no_token_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.template\.end: '<nope>'"):
         bake(tiny_tokenizer(), Template("", "", "", "<nope>"))
+
+
+def test_a_baked_tokenizer_puts_each_part_where_it_belongs() -> None:
+    baked = bake(tiny_tokenizer(), Template("<s>", "user: ", " over", "</s>"))
+    assert baked.decode(baked("sort a list")["input_ids"]) == "<s>user: sort a list over</s>"

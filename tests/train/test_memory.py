@@ -276,7 +276,9 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exc
     monkeypatch.setattr(Contrastive, where, failing)
 
 
-@pytest.mark.parametrize(("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "make_batch"), (3, "prepare")])
+@pytest.mark.parametrize(
+    ("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "make_batch"), (3, "make_batch")]
+)
 def test_memory_that_ends_in_a_step_loses_nothing(
     recipe: Recipe, ends_in: int, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]
 ) -> None:

@@ -176,7 +176,7 @@ def _bag_and_slope(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_loss_and_slope`, with any number of targets a row; ``formats`` names each target's."""
+    """As `_loss_and_slope`, with any number of targets a row; ``rows`` names each target's."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
     losses = normalizer[rows, 0] - logits[rows, targets]
