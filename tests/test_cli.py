@@ -278,6 +278,7 @@ def test_messages_are_printed_once_and_as_they_are(
     assert (captured.out, captured.err.splitlines()) == ("", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_print_a_character_is_no_traceback(tmp_path: Path, encoding: str) -> None:
     pairs, out = tmp_path / "\N{SNOWMAN}.jsonl", tmp_path / "\N{GRINNING FACE}.jsonl"
