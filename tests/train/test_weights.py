@@ -21,7 +21,7 @@ from anchorembed.model.adapters import LoraSettings, add_lora, is_quantized
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.load import check_nf4
-from anchorembed.train import memory
+from anchorembed.train import memory_estimate
 from anchorembed.train import run as training
 from anchorembed.train.flops import weight_count
 from anchorembed.train.loop import make_optimizer
@@ -237,7 +237,7 @@ def test_four_bits_are_four_bits_and_count_as_what_they_stand_for(wide_folder: P
     assert module.weight.dtype == torch.uint8
     count, state = module.in_features * module.out_features, module.weight.quant_state
     held = module.weight.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
-    assert held == pytest.approx(count * memory._NF4, rel=0.01)
+    assert held == pytest.approx(count * memory_estimate._NF4, rel=0.01)
     assert weight_count(packed) == weight_count(plain)
     with pytest.raises(InputError, match="none of c_attn"):
         add_lora(packed, LoraSettings(4, 8, 0.0, ("c_attn",)))
