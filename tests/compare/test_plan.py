@@ -13,6 +13,7 @@ from anchorembed.compare.plan import Comparison, describe, open_comparison
 from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
 from anchorembed.config import Recipe, read_recipe
 from anchorembed.errors import InputError
+from tiny import write_pairs
 
 Make = Callable[..., Recipe]
 
@@ -124,6 +125,32 @@ def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp
     before = open_comparison(recipe, tmp_path).results.key
     weights = load_file(folder / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert open_comparison(recipe, tmp_path).results.key != before
+
+
+def test_a_guide_is_what_it_holds(make: Make, tmp_path: Path) -> None:
+    def key(guide: Path, weights: float = 0.0) -> str:
+        recipe = make()
+        shutil.copytree(recipe.model.name, guide)
+        saved = load_file(guide / "model.safetensors")
+        save_file({name: value + weights for name, value in saved.items()}, guide / "model.safetensors")
+        contrast = recipe.contrast.model_copy(update={"guide": str(guide), "mask_above": 0.0})
+        return open_comparison(recipe.model_copy(update={"contrast": contrast}), tmp_path).results.key
+
+    assert key(tmp_path / "a") == key(tmp_path / "b") != key(tmp_path / "c", weights=1.0)
+
+
+@pytest.mark.parametrize("name", ["pairs", "model", "guide"])
+def test_other_pairs_are_another_comparison_whatever_their_source_is_called(
+    make: Make, tmp_path: Path, name: str
+) -> None:
+    recipe = make()
+    source = recipe.data.sources[0].model_copy(update={"name": name})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
+    guided = recipe.contrast.model_copy(update={"guide": recipe.model.name, "mask_above": 0.0})
+    recipe = recipe.model_copy(update={"contrast": guided})
+    before = open_comparison(recipe, tmp_path).results.key
+    write_pairs(source.path, 201)
     assert open_comparison(recipe, tmp_path).results.key != before
 
 

@@ -156,17 +156,17 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
         },
     )
     contents = {source.name: hash_content(source.path) for source in recipe.data.sources}
-    model = Path(recipe.model.name)
-    if model.exists():
-        values["model"]["name"] = ""  # it is what it holds, wherever it is
-        contents["model"] = hash_content(model)
-    guide = recipe.contrast.guide if recipe.contrast else None
-    if guide is not None and Path(guide).exists():
-        values["contrast"]["guide"] = ""
-        contents["guide"] = hash_content(Path(guide))
+    values["model"]["name"] = _content(recipe.model.name)
+    if recipe.contrast is not None:
+        values["contrast"] |= {key: _content(model) for key, model in recipe.contrast.other_models.items()}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     decisive = [values, contents, primary, compare.seeds[0]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _content(model: str) -> str:
+    """Hash of what a local model holds, wherever it is; the name of another."""
+    return hash_content(Path(model)) if Path(model).exists() else model
 
 
 def choice_name(choice: Mapping[str, float]) -> str:
