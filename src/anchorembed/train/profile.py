@@ -2,8 +2,10 @@
 
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -25,6 +27,7 @@ _KINDS = {  # of what torch's profiler calls a piece of work, first match
     "optimizer": ("adam", "optimizer", "_foreach", "clip_grad"),
     "copies, gathers, sums of gradients": ("copy", "index", "cat", "zero", "fill", "add_", "AccumulateGrad", "empty"),
 }
+_OTHER = "fused and other element-wise work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)
     for number, indices in zip(range(measured.stop + 1), order, strict=False):
-        with _Watch(times if number == measured.stop else None):
+        with _watched(times) if number == measured.stop else nullcontext():
             started = time.perf_counter()
             pairs = prepared.tokens(indices, stage.hard_negatives)
             step(stage, number, pairs)
@@ -131,32 +134,21 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
     )
 
 
-class _Watch:
-    """Fill ``times`` with the share of each kind of work within; does nothing if it is None."""
-
-    def __init__(self, times: dict[str, float] | None) -> None:
-        self._times = times
-        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-        self._profiler = torch.profiler.profile(activities=kinds) if times is not None else None
-
-    def __enter__(self) -> None:
-        if self._profiler is not None:
-            self._profiler.__enter__()
-
-    def __exit__(self, *what: object) -> None:
-        if self._profiler is None or self._times is None:
-            return
-        self._profiler.__exit__(None, None, None)
-        sums = dict.fromkeys([*_KINDS, "fused and other element-wise work"], 0.0)
-        on_gpu = torch.cuda.is_available()
-        for event in self._profiler.key_averages():
-            if on_gpu and str(event.device_type) != "DeviceType.CUDA":
-                continue  # what an operation costs the GPU stands at its kernels, too
-            kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), None)
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            sums[kind or "fused and other element-wise work"] += float(spent)
-        total = sum(sums.values()) or 1.0
-        self._times.update({kind: value / total for kind, value in sums.items()})
+@contextmanager
+def _watched(times: dict[str, float]) -> Iterator[None]:
+    """Fill ``times`` with the share of each kind of work within."""
+    on_gpu = torch.cuda.is_available()
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+    with torch.profiler.profile(activities=kinds) as profiler:
+        yield
+    sums = dict.fromkeys([*_KINDS, _OTHER], 0.0)
+    for event in profiler.key_averages():
+        if on_gpu and str(event.device_type) != "DeviceType.CUDA":
+            continue  # what an operation costs the GPU stands at its kernels, too
+        kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), _OTHER)
+        sums[kind] += float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+    total = sum(sums.values()) or 1.0
+    times |= {kind: value / total for kind, value in sums.items()}
 
 
 def report(measured: Profile) -> str:
