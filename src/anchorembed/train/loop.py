@@ -103,16 +103,17 @@ def fit(
         Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    device = next(module.parameters()).device
     done = load_checkpoint(checkpoints, module, optimizer)
     if done:
         _log.info("%s: resumed after step %s of %s", loop.name, done, schedule.steps)
-    log = _open_log(loop.folder / "log.jsonl", done)
+    log = loop.folder / "log.jsonl"
+    earlier = _kept_log(log, done)
     module.train()
     write_checkpoint = _checkpoint_writer(loop, checkpoints, module, optimizer)
     shown: Metrics = {}
-    skipped = sum("skipped" in entry for entry in read_log(log))
-    best = max((entry.get("quality", -math.inf) for entry in read_log(log)), default=-math.inf)
+    skipped = sum("skipped" in entry for entry in earlier)
+    best = max((entry.get("quality", -math.inf) for entry in earlier), default=-math.inf)
     with (
         (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
         _stop_signals() as stop,
@@ -138,15 +139,15 @@ def fit(
                     metrics |= _evaluated(module, evaluate)
                 # what the first process finds decides for all
                 quality = _rounded(metrics.get("quality", -math.inf))  # as the log has it, for a resumed run
-                if schedule.keep_best and anywhere(rank() == 0 and quality > best, parameters[0].device):
+                if schedule.keep_best and anywhere(rank() == 0 and quality > best, device):
                     best = quality
                     save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
-            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(parameters[0].device) / 1e9}
+            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(device) / 1e9}
             _record(sink, accelerator, loop.name, done, metrics | spent)
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
-            stopping = anywhere(stop.is_set(), parameters[0].device)
+            stopping = anywhere(stop.is_set(), device)
             if done % schedule.save_every == 0 or stopping:
                 write_checkpoint(done)
             if stopping:
@@ -260,14 +261,14 @@ def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, ski
     _log.warning("%s Left out, %s of at most %s.", what, skipped, loop.schedule.skip_steps)
 
 
-def _open_log(path: Path, done: int) -> Path:
-    """Drop lines of steps after the checkpoint, which run once more. All processes read what is left."""
+def _kept_log(path: Path, done: int) -> list[Metrics]:
+    """Drop lines of steps after the checkpoint, which run once more; returns what is left, in all processes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
     wait()
-    return path
+    return read_log(path)
 
 
 def read_log(log: Path) -> list[Metrics]:
