@@ -398,7 +398,7 @@ def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> An
     except ValidationError as error:
         faults = [dict(fault) for fault in error.errors(include_url=False)]
         unset = [fault for fault in faults if fault["type"] == _UNSET]  # one cause, often of all paths
-        lines = [f"{origin}: {_explain(fault)}" for fault in faults if fault not in unset[1:]]
+        lines = [f"{origin}: {_explain(fault, schema)}" for fault in faults if fault not in unset[1:]]
         lines += [f"{origin}: {len(unset) - 1} more values name variables that are not set."] if unset[1:] else []
         raise InputError("\n".join(lines)) from error
 
@@ -426,13 +426,13 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override!r}: the value is not YAML. Quote it.") from error
 
 
-def _explain(fault: dict[str, Any]) -> str:
+def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
     if fault["type"] == "extra_forbidden" and key in _REMOVED:
         return f"unknown key {key!r}. {_REMOVED[key]}"
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}.{nearest(path[-1], _known(path[:-1]))}"
+        return f"unknown key {key!r}.{nearest(path[-1], _known(schema, path[:-1]))}"
     if fault["type"] == "missing":
         return f"missing key {key!r}. Add it; --show-config says what it means."
     value = fault["input"]
@@ -441,9 +441,9 @@ def _explain(fault: dict[str, Any]) -> str:
     return f"{key} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.{control}"
 
 
-def _known(path: list[str]) -> list[str]:
+def _known(schema: type[Recipe], path: list[str]) -> list[str]:
     """Keys of the section at a path."""
-    section: type[BaseModel] = Recipe
+    section: type[Section] = schema
     for part in path:
         field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
         if field is not None:

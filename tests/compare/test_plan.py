@@ -28,6 +28,7 @@ def cell(comparison: Comparison, run: Run) -> Cell:
     [
         ({"own_arms": {"x": {"like": "both", "contrast": {"stepz": 9}}}, "arms": ["both", "x"]}, "arm x: .*stepz"),
         ({"own_arms": {"x": {"like": "both", "first": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
+        ({"own_arms": {"x": {"like": "both", "first": {"decod": 0}}}, "arms": ["both", "x"]}, "Did you mean 'decode'"),
     ],
 )
 def test_an_arm_s_keys_are_read_before_anything_is_trained(
