@@ -26,7 +26,7 @@ from anchorembed.model.tokens import Lengths
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
-from anchorembed.train.run import train
+from anchorembed.train.run import STAGES, train
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def demo(recipe: Recipe, made: Harvest) -> DemoResult:
         InputError: if the recipe leaves a stage out, or the export would replace something else.
     """
     started = time.monotonic()
-    for stage in ("reconstruct", "contrast"):
-        if getattr(recipe, stage) is None:
+    for stage in STAGES:
+        if recipe.stage(stage) is None:
             raise InputError(f"recipe: {stage} is null, and the demo shows both stages. Give it settings.")
     exported = recipe.output / "export"
     if exported.exists() and read_metadata(exported) is None:
