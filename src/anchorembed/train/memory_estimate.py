@@ -20,18 +20,11 @@ from anchorembed.train.stage import StepSize
 GB = 1e9
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a byte a block of 64, and a float32 each 256 of those
-
-
 _BYTES_A_LOGIT = 3 * _FLOAT32  # beside the product: logits, their softmax and slope in float32
-
+_NOT_COMPILED = 1.7  # times as much is kept by a layer that is not compiled
 
 ON_CPU = 8192  # tokens of a micro-batch where the recipe leaves it open
-
-
 _BUDGETS = [2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536]  # to choose from on a GPU
-
-
-_NOT_COMPILED = 1.7  # times as much is kept by a layer that is not compiled
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ Measured = dict[str, Tensor]  # metrics that still are on the device, scalars
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a step holds in memory at most, in tokens and texts; `memory` turns it into bytes.
+    """What a step holds in memory at most, in tokens and texts; `memory_estimate` turns it into bytes.
 
     Attributes:
         longest: tokens that cannot be split up: those of a pair in Stage I, of a text in Stage II.
