@@ -30,11 +30,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +65,7 @@ from anchorembed.train.contrast import Contrastive
 from anchorembed.train.contrastive_losses import SCALE
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.gradcache import cached_backward
-from anchorembed.train.loop import one_ahead
+from anchorembed.train.loop import make_optimizer, one_ahead
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage, read_back, step
 
@@ -171,10 +170,10 @@ class Bare(nn.Module):
 class Training:
     """A stage with its optimizer: ``step`` is what the training loop does with a batch that is laid out."""
 
-    def __init__(self, stage: Stage, learning_rate: float) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.module, self.stage = stage.module.train(), stage
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+        self.optimizer = make_optimizer(self.module, stage.settings)
 
     def step(self, batch: Any, before_read_back: Callable[[], None] = lambda: None) -> Figures:
         """Gradients, clipping, metrics, update."""
@@ -296,13 +295,13 @@ class Lab:
     def stage1(self, backbone: Backbone, budget: int, dtype: torch.dtype | None = None) -> Training:
         """Stage I, both directions, all weights."""
         bare = Bare(backbone, dtype or self.dtype)
-        return Training(Reconstruction.build(bare, Reconstruct(sink=False), budget), 4e-5)  # type: ignore[arg-type]
+        return Training(Reconstruction.build(bare, Reconstruct(sink=False), budget))  # type: ignore[arg-type]
 
     def stage2(self, backbone: Backbone, budget: int) -> Training:
         """Stage II with LoRA."""
         stage = Contrastive.build(Bare(backbone, self.dtype), CONTRAST, budget)  # type: ignore[arg-type]
         backbone.to(self.device)
-        return Training(stage, 2e-4)
+        return Training(stage)
 
     def timed(self, work: Callable[[], object]) -> float:
         """Median seconds of something small."""
