@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from anchorembed.config import Recipe, parse_recipe
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import train
-from tiny import save_tiny, write_pairs
+from tiny import recipe_values, save_tiny, write_pairs
 
 STEPS = 30
 
@@ -42,19 +42,11 @@ def recipe(folder: Path, output: str, steps: int) -> Recipe:
         write_pairs(pairs, 120)
         save_tiny(folder / "model")
     stage = {"steps": steps, "batch_size": 8, "warmup_steps": 2, "save_every": 1, "evaluate_every": 0}
-    values = {
-        "data": {
-            "sources": [{"name": "p", "path": str(pairs)}],
-            "query_tokens": 24,
-            "document_tokens": 48,
-            "held_out": 0,
-        },
-        "model": {"name": str(folder / "model"), "precision": "float32", "device": "cpu"},
+    stages = {
         "reconstruct": stage,
         "contrast": stage | {"tokens_per_micro_batch": 100, "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}},
-        "output": str(folder / output),
     }
-    return parse_recipe(values)
+    return parse_recipe(recipe_values(pairs, folder / "model", folder / output, held_out=0) | stages)
 
 
 def survive(folder: Path, kills: int, steps: int = STEPS, seed: int = 0) -> Survived:

@@ -93,6 +93,16 @@ def write_pairs(path: Path, count: int = 60, seed: int = 0) -> Path:
     return path
 
 
+def recipe_values(pairs: Path, model: Path, output: Path, held_out: int = 8) -> dict[str, Any]:
+    """A recipe of short texts, on the CPU in float32; its stages are the test's."""
+    source = {"name": "p", "path": str(pairs)}
+    return {
+        "data": {"sources": [source], "query_tokens": 24, "document_tokens": 48, "held_out": held_out},
+        "model": {"name": str(model), "precision": "float32", "device": "cpu"},
+        "output": str(output),
+    }
+
+
 def reproduced(model: PreTrainedModel, name: str) -> Backbone:
     """What loading does with a model before it is trusted."""
     model.set_attn_implementation("eager")

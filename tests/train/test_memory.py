@@ -34,7 +34,7 @@ from anchorembed.train.prepare import prepare
 from anchorembed.train.run import contrast
 from anchorembed.train.stage import step
 from stages import KINDS, ready
-from tiny import save_tiny, write_pairs
+from tiny import recipe_values, save_tiny, write_pairs
 
 CARD = 80 * 10**9
 LLAMA_8B = AutoConfig.for_model(
@@ -251,17 +251,10 @@ def test_four_bits_are_counted_with_their_scales(eight_billion: Shape) -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_folder: Path) -> Recipe:
-    data = {
-        "sources": [{"name": "p", "path": str(write_pairs(tmp_path / "pairs.jsonl", 80))}],
-        "query_tokens": 24,
-        "document_tokens": 48,
-        "held_out": 8,
-    }
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 80)
     stage = {"batch_size": 8, "steps": 6, "warmup_steps": 1, "save_every": 2, "evaluate_every": 5}
-    model = {"name": str(tiny_folder), "precision": "float32", "device": "cpu"}
-    return parse_recipe(
-        {"data": data, "model": model, "reconstruct": None, "contrast": stage, "output": str(tmp_path / "run")}
-    )
+    stages = {"reconstruct": None, "contrast": stage}
+    return parse_recipe(recipe_values(pairs, tiny_folder, tmp_path / "run") | stages)
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exception) -> None:

@@ -32,7 +32,7 @@ from anchorembed.train.prepare import prepare
 from anchorembed.train.run import contrast, reconstruct, train
 from anchorembed.train.stage import step
 from stages import ready
-from tiny import save_tiny, write_pairs
+from tiny import recipe_values, save_tiny, write_pairs
 
 Make = Callable[..., Recipe]
 
@@ -46,14 +46,7 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Make:
         stages: dict[str, Any] = {"reconstruct": common | {"steps": 8}, "contrast": common | {"steps": 8}}
         for stage, change in changes.items():
             stages[stage] = None if change is None else stages[stage] | change
-        data = {
-            "sources": [{"name": "p", "path": str(pairs)}],
-            "query_tokens": 24,
-            "document_tokens": 48,
-            "held_out": 8,
-        }
-        model = {"name": str(tiny_folder), "precision": "float32", "device": "cpu"}
-        return parse_recipe({"data": data, "model": model, "output": str(tmp_path / output), **stages})
+        return parse_recipe(recipe_values(pairs, tiny_folder, tmp_path / output) | stages)
 
     return make
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import steps_of_ranks
 from run_of_ranks import train_recipe
-from tiny import save_tiny, write_pairs
+from tiny import recipe_values, save_tiny, write_pairs
 
 HERE = Path(__file__).parents[1] / "helpers"
 pytestmark = pytest.mark.slow
@@ -28,10 +28,14 @@ def torchrun(*arguments: object) -> list[str]:
     return [*launcher, *map(str, arguments)]
 
 
+def environment() -> dict[str, str]:
+    """Variables of a process: this checkout's package and helpers, whatever is installed, and one thread."""
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def finish(command: list[str]) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])  # this checkout's, whatever is installed
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=settings)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment())
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def alone(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The steps of one process."""
     return {
-        name: steps_of_ranks.run(steps_of_ranks.model_of(folder, name), settings, shard=False)
-        for name, settings in steps_of_ranks.SETTINGS.items()
+        name: steps_of_ranks.run(steps_of_ranks.model_of(folder, name), schedule, shard=False)
+        for name, schedule in steps_of_ranks.SETTINGS.items()
     }
 
 
@@ -81,20 +85,10 @@ def recipe(folder: Path, output: str, steps: int = 6) -> Path:
     if not pairs.exists():
         write_pairs(pairs, 80)
     stage = {"steps": steps, "batch_size": 8, "warmup_steps": 1, "save_every": 2, "evaluate_every": 3}
-    values = {
-        "data": {
-            "sources": [{"name": "p", "path": str(pairs)}],
-            "query_tokens": 24,
-            "document_tokens": 48,
-            "held_out": 8,
-        },
-        "model": {"name": str(folder / "tied"), "precision": "float32", "device": "cpu"},
-        "reconstruct": stage,
-        "contrast": stage | {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
-        "output": str(folder / output),
-    }
+    stages = {"reconstruct": stage, "contrast": stage | {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}}
     path = folder / f"{output}.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    text = yaml.safe_dump(recipe_values(pairs, folder / "tied", folder / output) | stages)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -133,8 +127,7 @@ def test_a_dead_process_takes_the_run_down(tmp_path: Path) -> None:
     save_tiny(tmp_path / "tied")
     path = recipe(tmp_path, "killed", steps=100_000)
     command = torchrun("-m", "anchorembed", "reconstruct", path)
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings, start_new_session=True) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True) as run:
         log = tmp_path / "killed" / "reconstruct" / "log.jsonl"
         deadline = time.monotonic() + 120
         while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
