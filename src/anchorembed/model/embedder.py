@@ -223,12 +223,8 @@ class Embedder(nn.Module):
         with quiet():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-        self.write_metadata(folder, history)
-
-    def write_metadata(self, folder: Path, history: dict[str, object] | None = None) -> None:
-        """Write ``anchorembed.json`` into a model folder."""
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
-        record["weights_sha256"] = weights_sha256(self.backbone.model)
+        record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
