@@ -167,6 +167,54 @@ def test_a_vocabulary_whose_entries_cross_words_cuts_nothing() -> None:
     assert find_cuts(tokenizer) is None
 
 
+def added_after_nfkc() -> Tokenizer:
+    tokenizer = byte_level(split_by(LLAMA3), normalizers.NFKC())
+    tokenizer.add_tokens([AddedToken("e,", normalized=True)])
+    return tokenizer
+
+
+def merges_after(normalizer: normalizers.Normalizer, **parts: Any) -> Tokenizer:
+    """BPE without a regex, of a few entries."""
+    entries = ["▁", "a", "b", "e", ",", ".", "\uff0c", "aa", "e,", "a</w>", "e</w>", ".</w>"]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("e", ",")], **parts))
+    tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def added_with_its_space_replaced() -> Tokenizer:
+    tokenizer = merges_after(normalizers.Replace(" ", "▁"))
+    tokenizer.add_tokens([AddedToken("e▁b", normalized=True)])
+    return tokenizer
+
+
+def upper_case_in_no_match() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(vocab={"A": 0, ".": 1, "A.": 2}, merges=[("A", ".")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(GPT4O.split("(?i:", 1)[0]), "isolated")
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (added_after_nfkc(), "abcde\uff0cfoo bar"),
+        (merges_after(normalizers.NFKC()), "aee\uff0caaaa"),
+        (added_with_its_space_replaced(), "aae baaa"),
+        (merges_after(normalizers.NFC(), ignore_merges=True), "aa.aaaa"),
+        (merges_after(normalizers.NFC(), end_of_word_suffix="</w>"), "aae.aaaa"),
+        (upper_case_in_no_match(), "AAA.AAAA"),
+    ],
+    ids=["added, NFKC", "merged, NFKC", "added, a space", "whole words", "ends of words", "no match"],
+)
+def test_what_joins_a_letter_and_a_mark_is_no_cut(
+    tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutting, "_CHARACTERS_A_TOKEN", 1)
+    whole, cuts = tokenizer.encode(text, add_special_tokens=False).ids, find_cuts(tokenizer)
+    for most in range(1, len(text)):
+        assert first_ids(tokenizer, cuts, [text], most) == [whole[:most]]
+
+
 def test_no_more_than_what_is_kept_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, lengths = changed(), []
 

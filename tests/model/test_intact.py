@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.intact import check_finite
 from anchorembed.model.load import load_model
+from anchorembed.model.template import Template
 from anchorembed.system.device import Weights
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from tiny import SPECIALS, save_tiny, tiny_model, tiny_tokenizer
 
 HEAD, LAYER = "lm_head.weight", "model.layers.1."
 
@@ -67,10 +70,25 @@ def test_the_scales_of_quantised_weights_are_looked_at() -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
     tiny_model(vocabulary=386).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    load_model(str(tmp_path))
-    tiny_tokenizer(None, ("<|x|>", "<|y|>")).save_pretrained(tmp_path)
+    Embedder.load(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|x|>", "<|y|>"])
+    tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"its tokenizer has 388 tokens, its weights 386\..*embeddings\(388\)"):
-        load_model(str(tmp_path))
+        Embedder.load(tmp_path)
+
+
+def test_a_special_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    tiny_model("gemma3_text", vocabulary=386).save_pretrained(tmp_path)
+    tiny_tokenizer(None, ("<image>",)).save_pretrained(tmp_path)
+    embedder = Embedder.load(tmp_path)
+    assert np.isfinite(embedder.encode(["a <image> of a folder"])).all(), "in a text its name is text"
+    for template in (Template("<image>", "", "", "</s>"), Template("", "see <image>: ", "", "</s>")):
+        with pytest.raises(InputError, match="its tokenizer has 387 tokens, its weights 386"):
+            Embedder.load(tmp_path, template=template)
+    tiny_tokenizer(None, pad_token="<pad>", **SPECIALS).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="its tokenizer has 387 tokens, its weights 386"):
+        Embedder.load(tmp_path)
 
 
 @pytest.mark.parametrize("with_base", [True, False])

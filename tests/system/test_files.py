@@ -195,6 +195,29 @@ def test_where_nobody_may_write_the_target_is_named(tmp_path: Path, whole: Calla
         lock_folder(tmp_path / "file" / "below").__enter__()
 
 
+@pytest.mark.parametrize("whole", [whole_file, _in_folder])
+def test_what_a_link_leads_to_is_written(tmp_path: Path, whole: Callable[[Path], Any]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "target")
+    for content in (b"old", b"new"):
+        with whole(tmp_path / "link") as path:
+            path.write_bytes(content)
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "disk") == ["target"]
+    written = tmp_path / "disk" / "target"
+    assert (written / "file" if written.is_dir() else written).read_bytes() == b"new"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_neither_pipe_nor_folder_is_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in names(tmp_path):
+        with pytest.raises(InputError, match=f"{name}: is no file that can be replaced"):
+            write_file(tmp_path / name, "text")
+    assert names(tmp_path) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])
 def test_an_error_of_another_file_is_not_the_target_s(tmp_path: Path, whole: Callable[[Path], Any]) -> None:
     with pytest.raises(FileNotFoundError, match="source"), whole(tmp_path / "target"):

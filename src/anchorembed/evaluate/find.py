@@ -51,8 +51,7 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], dict[str, float]]:
 
     def measure(embedder: Embedder) -> dict[str, float]:
         # A new object, because an embedder's fingerprint is made once, of the weights it then has.
-        current = Embedder(embedder.backbone, embedder.tokenizer, embedder.metadata)
-        current.dtype = embedder.dtype
+        current = Embedder(embedder.backbone, embedder.tokenizer, embedder.metadata, embedder.dtype)
         with tempfile.TemporaryDirectory() as folder:
             scores = run_tasks(TaskEmbedder(VectorCache(current, Path(folder)), "training", {}), tasks)
             return {f"{score.task} {score.metric}": score.value for score in scores}

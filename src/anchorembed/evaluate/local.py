@@ -82,7 +82,6 @@ class LocalTask:
             "kg_co2_emissions": None,
             "date": time.time(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, to_json(result, indent=2))
 
 

@@ -4,11 +4,11 @@ A text is cut between a letter and a space or a mark of punctuation, further on 
 tokens are exactly the whole text's, because no part of the tokenizer looks across such a cut:
 
 - a normalizer that is known to work character by character, or NFC and NFKC: none of these marks joins a letter;
-- added tokens: a mark after which letter an added token holds is no cut;
+- added tokens: a mark that one of them holds behind a letter, in any form that NFKC makes equal, is no cut;
 - a pre-tokenizer whose regex is made of known alternatives: each letter is in a match, none matches a letter and a
   mark after it, and none looks past the character after its match; so a match ends at the cut in any text;
-- without such a regex, BPE: merges make entries of the vocabulary only, so a mark that no entry holds behind a letter
-  keeps both sides of the cut apart.
+- without such a regex, BPE by merges alone: they make entries of the vocabulary only, so a mark that no entry holds
+  behind a letter keeps both sides of the cut apart.
 
 Where a tokenizer has any other part, or a text no such cut, texts are tokenised whole.
 """
@@ -27,17 +27,17 @@ _CHARACTERS_A_TOKEN = 8  # cut there at first; most text has fewer
 _LOOK_BACK = 512  # characters in which to look for a cut
 _AT_ONCE = 2**21  # characters tokenised at once; each takes about 150 bytes
 
-# Top-level alternatives of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first set is of letters.
+# Top-level alternatives of the regexes of GPT-2, Llama 3, Qwen, GPT-4o and Tekken; the first sets are of letters.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}" for a, b in (("*", "+"), ("+", "*"))]
-_OF_LETTERS = {
-    r" ?\p{L}+",
-    r"[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
-    *_CASED,
-    *(f"{alternative}{_CONTRACTION}?" for alternative in _CASED),
-}
+_ANY_LETTER = (  # each of these sets matches every letter
+    {r" ?\p{L}+"},
+    {r"[^\r\n\p{L}\p{N}]?\p{L}+"},
+    {r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"},
+    set(_CASED),
+    {f"{alternative}{_CONTRACTION}?" for alternative in _CASED},
+)
 _OTHERS = {
     *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _CONTRACTION),
     *(r" ?\p{N}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}"),
@@ -45,6 +45,8 @@ _OTHERS = {
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
 }
+# Settings of BPE by which a word's tokens are not its merges alone.
+_NOT_MERGES = ("dropout", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
 
 
 def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
@@ -57,19 +59,27 @@ def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
         return None
     if None in splits:
         return None
-    pieces = [token["content"] for token in rules["added_tokens"]]
+    pieces = {token["content"] for token in rules["added_tokens"]}
     marks = _MARKS
     if not any(splits):
         model = rules["model"]
-        if model["type"] != "BPE" or model.get("dropout") or any(stage["type"] == "ByteLevel" for stage in stages):
+        if model["type"] != "BPE" or any(map(model.get, _NOT_MERGES)):
+            return None
+        if any(stage["type"] == "ByteLevel" for stage in stages):
             return None
         vocabulary = {entry.replace("\u2581", " ") for entry in model["vocab"]}
-        marks = "".join(mark for mark in marks if mark in vocabulary)  # others are unknown tokens, which may fuse
-        pieces += vocabulary
-    for piece in {form for text in pieces for form in (text, unicodedata.normalize("NFKC", text))}:
-        for match in re.finditer(f"[{_LETTERS}](?=([{re.escape(_MARKS)}]))", piece):
-            marks = marks.replace(match[1], "")
+        # Others are unknown tokens, which may fuse.
+        marks = "".join(mark for mark in marks if {mark, _normal(mark)} <= vocabulary)
+        pieces |= vocabulary
+    behind_letters = re.compile(f"[{_LETTERS}](?=([{re.escape(_MARKS)}]))")
+    held = {match[1] for piece in pieces for match in behind_letters.finditer(_normal(piece))}
+    marks = "".join(mark for mark in marks if _normal(mark) not in held)
     return re.compile(f"[{_LETTERS}][{re.escape(marks)}]") if marks else None
+
+
+def _normal(text: str) -> str:
+    """A text in NFKC, with spaces for the character that stands for them."""
+    return unicodedata.normalize("NFKC", text).replace("\u2581", " ")
 
 
 def first_ids(backend: Tokenizer, cuts: re.Pattern[str] | None, texts: Sequence[str], most: int) -> list[list[int]]:
@@ -145,7 +155,8 @@ def _splits_after_letters(stage: dict[str, Any]) -> bool | None:
         return False
     if kind == "Split" and "Regex" in stage["pattern"] and stage["behavior"] == "Isolated" and not stage["invert"]:
         alternatives = set(_alternatives(stage["pattern"]["Regex"]))
-        return bool(alternatives & _OF_LETTERS) if alternatives <= _OF_LETTERS | _OTHERS else None
+        if alternatives <= _OTHERS.union(*_ANY_LETTER):
+            return any(some <= alternatives for some in _ANY_LETTER)
     return None
 
 

@@ -22,6 +22,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
 from anchorembed.model.fast import use_varlen
+from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.positions import check_lengths, default_lengths
@@ -112,7 +113,9 @@ class Embedder(nn.Module):
             history=saved.history if saved else {"base": name},
         )
         check_lengths(name, model.config, metadata.lengths)
-        return cls(backbone, bake(tokenizer, metadata.template), metadata, dtype).eval()
+        baked = bake(tokenizer, metadata.template)
+        check_vocabulary(name, model, baked)
+        return cls(backbone, baked, metadata, dtype).eval()
 
     @property
     def dimension(self) -> int:
@@ -220,12 +223,8 @@ class Embedder(nn.Module):
         with quiet():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-        self.write_metadata(folder, history)
-
-    def write_metadata(self, folder: Path, history: dict[str, object] | None = None) -> None:
-        """Write ``anchorembed.json`` into a model folder."""
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
-        record["weights_sha256"] = weights_sha256(self.backbone.model)
+        record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import Embedder
+from anchorembed.model.embedder import METADATA, Embedder
 from anchorembed.model.load import quiet
 from anchorembed.model.template import instruct
 from anchorembed.model.vectors import Side
@@ -86,7 +86,7 @@ def _write(embedder: Embedder, folder: Path) -> None:
         model.save(str(folder), create_model_card=False)
         if embedder.backbone.has_own_head:
             _keep_head(Path(native), folder)
-    embedder.write_metadata(folder)
+        (Path(native) / METADATA).replace(folder / METADATA)
 
 
 def _keep_head(native: Path, folder: Path) -> None:

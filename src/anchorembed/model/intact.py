@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
 
@@ -48,20 +48,19 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with token ids that the model has no input vector for.
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a baked tokenizer whose texts, template or padding have token ids without an input vector in the model.
+
+    Other special tokens, such as Gemma 3's for images, need none: no text gives them.
 
     Raises:
         InputError: with both numbers.
     """
     weight: Any = model.get_input_embeddings().weight
     rows = len(weight)
-    vocabulary = tokenizer.get_vocab()
-    if name.endswith(".gguf"):  # transformers adds a special token of its own to those, which no text gives
-        for token in tokenizer.added_tokens_decoder.values():
-            if token.special:
-                vocabulary.pop(str(token), None)
-    tokens = max(vocabulary.values(), default=-1) + 1
+    specials = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    of_texts = set(tokenizer.get_vocab().values()) - specials
+    tokens = max({*of_texts, *tokenizer("")["input_ids"], tokenizer.pad_token_id}) + 1
     if tokens > rows:
         raise InputError(
             f"model.name: {name!r}: its tokenizer has {tokens} tokens, its weights {rows}. Use the tokenizer that was "

@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, extra, first_line
-from anchorembed.model.intact import check_complete, check_finite, check_vocabulary
+from anchorembed.model.intact import check_complete, check_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, hash_file, whole_folder
 
@@ -73,7 +73,6 @@ def load_model(
         )
     model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device))
     check_finite(name, model)
-    check_vocabulary(name, model, tokenizer)
     if weights != "nf4":  # those are quantised on the device where they stay
         nn.Module.to(model, device)
     return model, tokenizer

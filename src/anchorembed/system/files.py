@@ -41,11 +41,16 @@ def cache_folder() -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield a hidden path beside ``target`` to write to; the file is renamed to ``target`` when the block ends well.
 
+    A link stays, and what it leads to is written.
+
     Raises:
-        InputError: if the file cannot be written, as on a full disk.
+        InputError: if the file cannot be written, as on a full disk, or ``target`` is a folder or a device.
     """
+    target = target.resolve()
     partial = target.with_name(f".{target.stem}.{uuid4().hex[:12]}.partial{target.suffix}")
     with _folder_made(target.parent, target), _errors_named(target, partial):
+        if target.exists() and not target.is_file():  # as root, a device would be replaced
+            raise InputError(f"{target}: is no file that can be replaced. Choose another output.")
         try:
             yield partial
             _sync(partial)
