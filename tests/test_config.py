@@ -157,6 +157,13 @@ def test_what_cannot_be_extended(text: str, message: str, tmp_path: Path) -> Non
         read_recipe(path)
 
 
+def test_a_control_is_named_by_its_arm() -> None:
+    with pytest.raises(InputError, match=r"directions is 'd2d': .* add the arm auto to compare\.arms"):
+        parse_recipe(GOOD | {"reconstruct": {"directions": "d2d"}})
+    with pytest.raises(InputError, match=r"unknown key 'reconstruct\.decode'\. An arm of a comparison may set it"):
+        parse_recipe(GOOD | {"reconstruct": {"decode": False}})
+
+
 def test_options_without_effect_are_refused() -> None:
     with pytest.raises(InputError, match="no table is left"):
         parse_recipe(GOOD | {"compare": {"collections": {"One": None}}})

@@ -1,4 +1,7 @@
-"""The command line: verbs to functions. Faults a user can mend are printed alone, with exit code 2."""
+"""Train text embedders from decoder-only LLMs, measure them, and use them.
+
+A fault that you can mend is printed alone, with exit code 2.
+"""
 
 import logging
 import math

@@ -437,7 +437,7 @@ def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
         return f"missing key {key!r}. Add it; --show-config says what it means."
     value = fault["input"]
     arm = _CONTROLS.get(value) if key == "reconstruct.directions" and isinstance(value, str) else None
-    control = f" It is a control: arm {arm} of `anchorembed compare`." if arm else ""
+    control = f" To compare with it, add the arm {arm} to compare.arms and run `anchorembed compare`." if arm else ""
     return f"{key} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.{control}"
 
 

@@ -316,6 +316,11 @@ def test_what_a_schedule_or_repeated_texts_take_away_is_said(recipe: Make, tmp_p
     assert any("of the pairs in steps of 8; the rest repeat texts" in line for line in said)
 
 
+def test_a_batch_of_more_pairs_than_there_are_is_said(recipe: Make, said: list[str]) -> None:
+    reconstruct(recipe("few", contrast=None, reconstruct={"steps": 1, "warmup_steps": 0, "batch_size": 500}))
+    assert "reconstruct: batch_size is 500, and a step has at most the 72 pairs there are" in said
+
+
 def test_what_lora_leaves_out_is_said(recipe: Make, said: list[str]) -> None:
     contrast(recipe("all", reconstruct=None))
     assert not any("does not adapt" in line for line in said)

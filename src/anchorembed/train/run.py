@@ -285,6 +285,8 @@ def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
     for sentence in stage.unused(prepared):
         _log.info("%s: %s", stage.name, sentence)
     used, size = prepared.share_used(settings.batch_size, seed), settings.batch_size
+    if size > (have := len(prepared.split.train)):
+        _log.info("%s: batch_size is %s, and a step has at most the %s pairs there are", stage.name, size, have)
     if used < _MOST:
         _log.info(
             "data: an epoch uses %.0f%% of the pairs in steps of %s; the rest repeat texts or fill no step",
