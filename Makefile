@@ -45,7 +45,7 @@ test: lint
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
 LOW := test_config test_core system/test_files data/test_pairs data/test_documents data/test_beir \
-	data/test_store model/test_embedder model/test_export model/test_gguf model/test_packing \
+	data/test_store model/test_embedder export/test_folder model/test_gguf model/test_packing \
 	model/test_template model/test_tokens model/test_vectors search/test_index curate/test_mine \
 	train/test_gradcache train/test_contrastive_losses train/test_reconstruct compare/test_statistics
 

@@ -58,8 +58,8 @@ from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers, use_varlen
 from anchorembed.model.packing import PackedBatch, pack
+from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.tokens import TokenPair
-from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.contrastive_losses import SCALE

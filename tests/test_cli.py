@@ -379,7 +379,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anchorembed.model.export.export", stop)
+    monkeypatch.setattr("anchorembed.export.folder.export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err

@@ -15,6 +15,7 @@ ORDER = [
     "system",
     "data",
     "model",
+    "export",
     "search",
     "evaluate",
     "curate",

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from anchorembed.api import encode, evaluate, search
     from anchorembed.config import read_recipe
     from anchorembed.errors import InputError
+    from anchorembed.export.folder import export
     from anchorembed.model.embedder import Embedder
-    from anchorembed.model.export import export
     from anchorembed.train.run import contrast, reconstruct, train
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _MODULES = {
     "contrast": "train.run",
     "encode": "api",
     "evaluate": "api",
-    "export": "model.export",
+    "export": "export.folder",
     "read_recipe": "config",
     "reconstruct": "train.run",
     "search": "api",
@@ -41,7 +41,7 @@ _MODULES = {
 
 
 class _Package(ModuleType):
-    """Keeps `evaluate`, `search` and `train` the functions, although folders have these names, too."""
+    """Keeps `evaluate`, `export`, `search` and `train` the functions, although folders have these names, too."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _MODULES and isinstance(value, ModuleType)):

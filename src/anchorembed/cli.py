@@ -303,7 +303,7 @@ def search(
 @app.command()
 def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Write a sentence-transformers folder, reloaded and compared."""
-    from anchorembed.model.export import export as run
+    from anchorembed.export.folder import export as run
 
     smallest = run(model, out)
     _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")

@@ -20,8 +20,8 @@ from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
+from anchorembed.export.folder import export
 from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
-from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
+from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 
 DATA = Path(__file__).parents[1] / "data"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}

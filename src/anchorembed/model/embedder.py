@@ -26,10 +26,10 @@ from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.positions import check_lengths, default_lengths
+from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.template import Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
-from anchorembed.model.verify import check_reproduced, measure_scales, own_logits
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
 

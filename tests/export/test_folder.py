@@ -8,9 +8,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from anchorembed.errors import InputError
-from anchorembed.model import export as exporting
+from anchorembed.export import folder as exporting
+from anchorembed.export.folder import export
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.export import export
 from anchorembed.model.tokens import Lengths
 from tiny import save_tiny
 
