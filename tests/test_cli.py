@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 import anchorembed
 from anchorembed import cli
 from anchorembed.config import Schedule
+from anchorembed.export import folder
 from anchorembed.train import checkpoint, loop
 from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
 from anchorembed.train.stage import Measured
@@ -379,7 +380,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anchorembed.export.folder.export", stop)
+    monkeypatch.setattr(folder, "export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err

@@ -26,9 +26,10 @@ from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
-from anchorembed.model.embedder import Embedder, find_metadata
-from anchorembed.model.load import load_tokenizer
-from anchorembed.model.template import bake, derive_template
+from anchorembed.model.embedder import Embedder, describe, find_metadata
+from anchorembed.model.existing import find_existing
+from anchorembed.model.load import load_config, load_tokenizer
+from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.ray import encode_by_ray
@@ -131,12 +132,14 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
         _log.info(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
     local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
-    saved = find_metadata(recipe.model.name)
-    template = own_template(recipe) or (saved.template if saved else derive_template(tokenizer))
+    name = recipe.model.name
+    own = find_metadata(name) or find_existing(name)
+    model = describe(name, own, load_config(name), tokenizer, own_template(recipe))
     store = open_pairs(recipe)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
-        yield from checking.check(store, PairTokenizer(bake(tokenizer, template), lengths), local, advance)
+        pair_tokenizer = PairTokenizer(bake(tokenizer, model.template), lengths)
+        yield from checking.check(store, pair_tokenizer, model.prompts, local, advance)
 
 
 def mine(

@@ -79,12 +79,12 @@ class Data(Section):
             raise PydanticCustomError("named_twice", "two of them are called {name}; rename one", {"name": twice})
         return sources
 
-    def instruction_of(self, source: Source) -> str:
-        """The task put before a source's queries."""
-        return self.instruction if source.instruction is None else source.instruction
+    def instruction_of(self, source: Source) -> str | None:
+        """The task put before a source's queries; None for what the model itself puts there."""
+        return source.instruction if source.instruction is not None else self.instruction or None
 
     @property
-    def instructions(self) -> list[str]:
+    def instructions(self) -> list[str | None]:
         """The tasks that the model may keep as its default: the common one, or else those of the sources, each once."""
         return [self.instruction] if self.instruction else list(dict.fromkeys(map(self.instruction_of, self.sources)))
 

@@ -12,6 +12,7 @@ from anchorembed.curate.check import check, report
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import Prompts
 
 ROWS = [
     {"query": "read a file", "positive": "open it first"},
@@ -55,7 +56,7 @@ def test_every_fault_is_counted_with_its_lines(tmp_path: Path, embedder: Embedde
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     store = open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True)
     done: list[int] = []
-    (found,) = check(store, embedder.pairs, [tests], done.append)
+    (found,) = check(store, embedder.pairs, Prompts(), [tests], done.append)
     assert {name: lines(finding.examples) for name, finding in found.findings.items()} == EXPECTED
     assert {name: finding.count for name, finding in found.findings.items()} == {
         name: len(expected) for name, expected in EXPECTED.items()
@@ -74,7 +75,7 @@ def test_every_fault_is_counted_with_its_lines(tmp_path: Path, embedder: Embedde
 def test_examples_are_few_and_counts_are_not(tmp_path: Path, embedder: Embedder) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(10 * (json.dumps(ROWS[0]) + "\n"))
-    (found,) = check(open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs)
+    (found,) = check(open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs, Prompts())
     assert (found.findings["repeated pair"].count, len(found.findings["repeated pair"].examples)) == (9, 3)
     assert found.findings["text of a test"].count == 0
 
@@ -83,7 +84,11 @@ def test_a_test_that_is_not_there_is_an_error(tmp_path: Path, embedder: Embedder
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n")
     with pytest.raises(InputError, match="no such file"):
-        list(check(open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs, [tmp_path / "none"]))
+        list(
+            check(
+                open_store([SourceFile("a", path)], tmp_path / "cache"), embedder.pairs, Prompts(), [tmp_path / "none"]
+            )
+        )
 
 
 def test_tests_that_are_no_files_are_named(

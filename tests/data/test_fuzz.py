@@ -176,7 +176,7 @@ def test_metadata_of_a_model_folder(tmp_path: Path) -> None:
     path = tmp_path / "anchorembed.json"
     seed = (
         b'{"template": {"bos": "", "header": "h", "suffix": "", "end": "e"}, "lengths": {"query": 8, "document": 8}, '
-        b'"instruction": "", "history": {}, "format": 1}'
+        b'"prompts": {"query": "q", "document": ""}, "history": {}, "format": 1}'
     )
     path.write_bytes(seed)
     assert read_metadata(tmp_path) is not None

@@ -52,7 +52,7 @@ def test_the_exported_tokenizer_keeps_no_cut_and_no_padding(trained: Path, tmp_p
 
 
 def test_an_export_that_differs_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "instruct", lambda task: "Another: ")
+    monkeypatch.setattr(exporting, "asdict", lambda prompts: {"query": "Another: ", "document": ""})
     with pytest.raises(InputError, match="differs from the model"):
         export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import torch
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import METADATA, Embedder, read_metadata
 from anchorembed.model.packing import pack
-from anchorembed.model.template import Template, instruct
+from anchorembed.model.template import Prompts, Template, instruct
 from anchorembed.model.tokens import Lengths
 from anchorembed.model.vectors import Side
 from tiny import WORDS
@@ -142,7 +142,7 @@ def test_a_trained_model_on_the_hub_is_the_folder_it_was(
     assert loaded.metadata == trained.metadata
     np.testing.assert_allclose(loaded.encode(texts(3), "query"), trained.encode(texts(3), "query"))
     (repository / "snapshots" / commit / METADATA).unlink()
-    assert Embedder.load("somebody/trained").metadata.instruction == ""
+    assert Embedder.load("somebody/trained").metadata.prompts == Prompts()
 
 
 def test_threads_share_an_embedder(embedder: Embedder) -> None:

@@ -53,7 +53,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "activation": in_json("config.json", lambda record: record.update(hidden_act="gelu")),
     "header": in_json(METADATA, lambda record: record["template"].update(header="read: ")),
     "lengths": in_json(METADATA, lambda record: record["lengths"].update(query=12)),
-    "instruction": in_json(METADATA, lambda record: record.update(instruction="find")),
+    "instruction": in_json(METADATA, lambda record: record.update(prompts={"query": "find ", "document": ""})),
 }
 NO_CHANGES: dict[str, Callable[[Path], None]] = {
     "copy": lambda _: None,

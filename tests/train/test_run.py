@@ -302,7 +302,7 @@ def test_the_model_keeps_the_instruction_that_all_sources_share(
     ]
     data = made.data.model_copy(update={"instruction": common, "sources": sources, "query_tokens": 48})
     prepared = prepare(made.model_copy(update={"data": data}), made.model.name)
-    assert prepared.embedder.metadata.instruction == kept
+    assert prepared.embedder.metadata.prompts.query == instruct(kept)
     assert any("instructions differ" in line for line in said) == (len(set(own)) > 1 and own[0] != "" and not common)
 
 

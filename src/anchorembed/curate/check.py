@@ -17,7 +17,7 @@ from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.judged import Candidates, SentencePair, read_test_set, test_files
 from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import PairStore, text_key
-from anchorembed.model.template import instruct
+from anchorembed.model.template import Prompts
 from anchorembed.model.tokens import PairTokenizer
 
 _EXAMPLES = 3  # of a finding
@@ -70,6 +70,7 @@ class SourceReport:
 def check(
     store: PairStore,
     tokenizer: PairTokenizer,
+    prompts: Prompts,
     tests: Iterable[Path] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[SourceReport]:
@@ -81,6 +82,7 @@ def check(
     Args:
         store: the pairs.
         tokenizer: of the model to train, with its length limits.
+        prompts: of that model.
         tests: BEIR folders, test files, or folders of them, whose texts should not be trained on.
         progress: called with the number of pairs done since the last call.
 
@@ -89,21 +91,26 @@ def check(
     """
     forbidden = np.unique(_keys(_all_texts(tests), _words))
     for number in range(len(store.sources)):
-        yield _check_source(store, number, tokenizer, forbidden, progress)
+        yield _check_source(store, number, tokenizer, prompts, forbidden, progress)
 
 
 def _check_source(
-    store: PairStore, number: int, tokenizer: PairTokenizer, forbidden: Keys, progress: Callable[[int], None]
+    store: PairStore,
+    number: int,
+    tokenizer: PairTokenizer,
+    prompts: Prompts,
+    forbidden: Keys,
+    progress: Callable[[int], None],
 ) -> SourceReport:
-    prefix = instruct(store.sources[number].instruction)
-    of_documents = prefix if store.sources[number].symmetric else ""
+    source = store.sources[number]
+    prompts = prompts.of_pairs(source.instruction, source.symmetric)
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], Keys, Keys, Mask, Mask]] = []
     negatives = 0
     for pairs in store.chunks(number):
         parts.append(
             (
-                tokenizer.count([prefix + pair.query for pair in pairs]),
-                tokenizer.count([of_documents + pair.positive for pair in pairs]),
+                tokenizer.count([prompts.query + pair.query for pair in pairs]),
+                tokenizer.count([prompts.document + pair.positive for pair in pairs]),
                 _keys((pair.query for pair in pairs), folded),
                 _keys((pair.positive for pair in pairs), folded),
                 _tested(pairs, forbidden),
@@ -117,7 +124,7 @@ def _check_source(
     masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": tested}
     first = int(store.bounds[number])
     return SourceReport(
-        source=store.sources[number].name,
+        source=source.name,
         pairs=len(queries),
         negatives=negatives,
         dropped=store.dropped[number],

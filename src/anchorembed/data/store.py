@@ -48,7 +48,7 @@ class SourceFile:
 
     name: str
     path: Path
-    instruction: str = ""
+    instruction: str | None = None
     symmetric: bool = False
 
 

@@ -58,14 +58,15 @@ class TaskEmbedder:
     def embed(self, task: str, kind: str, texts: Texts, side: Side) -> Floats:
         """Vectors [N, H] of texts of a task; its instruction goes before all but documents."""
         self.expect(len(texts))
-        instruction = self._instruction(task, kind) if side == "query" else ""
+        instruction = self._instruction(task, kind) if side == "query" else None
         return self.vectors.vectors(texts, side, instruction, self.advance)
 
-    def _instruction(self, task: str, kind: str) -> str:
+    def _instruction(self, task: str, kind: str) -> str | None:
+        """The instruction told for a task; None for the model's own prompt."""
         for name in (task, task.removesuffix("-quick"), kind, "default"):
             if name in self.instructions:
                 return self.instructions[name]
-        return self.vectors.embedder.metadata.instruction
+        return None
 
     @property
     def full_name(self) -> str:
@@ -91,7 +92,7 @@ class TaskEmbedder:
             "max_tokens": float(embedder.metadata.lengths.document),
             "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
             "framework": ["PyTorch"],
-            "use_instructions": bool(self.instructions or embedder.metadata.instruction),
+            "use_instructions": bool(self.instructions or embedder.metadata.prompts.query),
         }
 
     def result_file(self, out: Path, task: str) -> Path:

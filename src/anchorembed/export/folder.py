@@ -5,6 +5,7 @@ length limits: ``SentenceTransformer(folder)`` gives our vectors without this pa
 """
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import METADATA, Embedder
 from anchorembed.model.load import quiet
-from anchorembed.model.template import instruct
 from anchorembed.model.vectors import Side
 from anchorembed.system.files import whole_folder
 
@@ -78,9 +78,10 @@ def _write(embedder: Embedder, folder: Path) -> None:
             document_length=metadata.lengths.document,
             max_seq_length=max(metadata.lengths.query, metadata.lengths.document),
         )
+        last = [Normalize()] if metadata.normalize else []
         model = SentenceTransformer(
-            modules=[transformer, Pooling(embedder.dimension, "lasttoken"), Normalize()],
-            prompts={"query": instruct(metadata.instruction), "document": ""},
+            modules=[transformer, Pooling(embedder.dimension, "lasttoken"), *last],
+            prompts=asdict(metadata.prompts),
             device="cpu",
         )
         model.save(str(folder), create_model_card=False)

@@ -7,8 +7,9 @@ Axes: N texts, H hidden size, T packed tokens, V vocabulary.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,37 +17,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
+from anchorembed.model.existing import Existing, check_causal, find_existing, own_template
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
-from anchorembed.model.template import Template, bake, derive_template, instruct
+from anchorembed.model.template import Prompts, Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
 
+_log = logging.getLogger(__name__)
+
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
 _CHARACTERS = 2**26  # of texts read ahead, at most one text more
-_RULES = 2  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
+_RULES = 3  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What ``anchorembed.json`` says of a model; ``history`` says what made its weights."""
+    """What ``anchorembed.json`` says of a model.
+
+    Attributes:
+        template: tokens around each text.
+        lengths: most tokens of a query and of a document.
+        prompts: before queries and documents.
+        normalize: whether its vectors have length 1, unless a caller asks otherwise.
+        history: what made its weights.
+    """
 
     template: Template
     lengths: Lengths
-    instruction: str = ""
+    prompts: Prompts = field(default_factory=Prompts)
+    normalize: bool = True
     history: dict[str, object] = field(default_factory=dict)
 
 
@@ -99,18 +112,20 @@ class Embedder(nn.Module):
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
         torch_device = find_device(device)
         dtype = compute_dtype(precision, torch_device, weights)
-        model, tokenizer = load_model(name, weights, torch_device)
+        own = find_metadata(name) or find_existing(name)
+        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(own, Existing))
+        check_causal(name, model.config)
         own_TV = own_logits(model, name)
         backbone = Backbone(model)
         backbone.input_scale, backbone.logit_scale = measure_scales(backbone, own_TV, name)
         check_reproduced(backbone, own_TV, name)
         use_varlen(backbone, dtype)
-        saved = find_metadata(name)
-        metadata = Metadata(
-            template=template or (saved.template if saved else derive_template(tokenizer)),
-            lengths=lengths or (saved.lengths if saved else default_lengths(model.config)),
-            instruction=instruction if instruction is not None else (saved.instruction if saved else ""),
-            history=saved.history if saved else {"base": name},
+        metadata = describe(name, own, model.config, tokenizer, template)
+        if isinstance(own, Existing) and lengths not in (None, metadata.lengths):
+            _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
+        query_prompt = metadata.prompts.query if instruction is None else instruct(instruction)
+        metadata = replace(
+            metadata, lengths=lengths or metadata.lengths, prompts=replace(metadata.prompts, query=query_prompt)
         )
         check_lengths(name, model.config, metadata.lengths)
         baked = bake(tokenizer, metadata.template)
@@ -136,7 +151,7 @@ class Embedder(nn.Module):
             forward_settings(self.backbone.model.config),
             self.pairs.rules(),
             asdict(self.metadata.lengths),
-            self.metadata.instruction,
+            asdict(self.metadata.prompts),
         ]
         return hash_texts([json.dumps(settings, sort_keys=True)])
 
@@ -151,7 +166,7 @@ class Embedder(nn.Module):
         texts: Iterable[str],
         side: Side = "document",
         instruction: str | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Embed texts, in order: float32 [N, H].
@@ -159,8 +174,8 @@ class Embedder(nn.Module):
         Args:
             texts: any iterable of strings; a generator is read 4,096 texts or 64 million characters ahead.
             side: ``query`` or ``document``; they differ in length limit and in the default instruction.
-            instruction: a task to put before each text; by default the model's for queries, none for documents.
-            normalize: scale to unit length.
+            instruction: a task to put before each text; by default the model's own prompt of that side.
+            normalize: scale to unit length; by default as the model does, which is so but for some that exist already.
             progress: called with the number of texts done since the last call.
 
         Raises:
@@ -174,7 +189,7 @@ class Embedder(nn.Module):
         texts: Iterable[str],
         side: Side = "document",
         instruction: str | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Embed texts as `encode` does, yielding the vectors of 4,096 texts, or 64 million characters, at a time."""
@@ -182,14 +197,15 @@ class Embedder(nn.Module):
             raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
             raise InputError(f"encode: side is {side!r}. Use 'query' or 'document'.")
-        task = instruction if instruction is not None else (self.metadata.instruction if side == "query" else "")
-        prefix = instruct(task)
+        own = self.metadata.prompts.query if side == "query" else self.metadata.prompts.document
+        prefix = own if instruction is None else instruct(instruction)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
+        scaled = self.metadata.normalize if normalize is None else normalize
         self.pairs.check_room(prefix, limit)
         for window in _windows(texts):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
-            yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if normalize else vectors.numpy()
+            yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if scaled else vectors.numpy()
 
     @torch.inference_mode()
     def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
@@ -226,6 +242,33 @@ class Embedder(nn.Module):
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def describe(
+    name: str,
+    own: Metadata | Existing | None,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None = None,
+) -> Metadata:
+    """What a model says of its vectors, in files of this package or of sentence-transformers, or by its chat template.
+
+    Args:
+        name: what the user calls the model.
+        own: what `find_metadata` or else `find_existing` gives.
+        config: of the model.
+        tokenizer: of the model.
+        template: instead of the model's.
+
+    Raises:
+        InputError: if the model's template cannot be found out.
+    """
+    if isinstance(own, Metadata):
+        return replace(own, template=template or own.template)
+    if own is None:
+        return Metadata(template or derive_template(tokenizer), default_lengths(config), history={"base": name})
+    lengths = own.lengths(config, tokenizer)
+    return Metadata(template or own_template(name, tokenizer), lengths, own.prompts, own.normalize, {"base": name})
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -268,7 +311,8 @@ def read_metadata(folder: Path) -> Metadata | None:
         return Metadata(
             template=Template(**record["template"]),
             lengths=Lengths(**record["lengths"]),
-            instruction=record["instruction"],
+            prompts=Prompts(**record["prompts"]) if "prompts" in record else Prompts(instruct(record["instruction"])),
+            normalize=bool(record.get("normalize", True)),
             history=record["history"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -4,12 +4,13 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -39,6 +40,8 @@ from anchorembed.model.intact import check_complete, check_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, hash_file, whole_folder
 
+_log = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 _LARGEST_NF4_ERROR = 0.2  # of numbers from -1 to 1; rounding to nf4's 16 values changes them by at most 0.15
 _NO_CODE = {"trust_remote_code": False}  # without it transformers would ask at the terminal
@@ -49,7 +52,7 @@ _WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db5
 
 
 def load_model(
-    name: str, weights: Weights = "float32", device: torch.device | None = None
+    name: str, weights: Weights = "float32", device: torch.device | None = None, *, tie_head: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, in evaluation mode, with attention as transformers spells it out.
 
@@ -58,6 +61,7 @@ def load_model(
         weights: how its weights are stored; ``nf4`` is 4-bit NormalFloat with doubly quantised scales (QLoRA; Dettmers
             et al., 2023), of all linear modules but the output head, beside bfloat16 for the rest.
         device: where to put the weights; the CPU by default.
+        tie_head: of a model saved without its output head, use the input vectors as one.
 
     Raises:
         InputError: if the name gives no model, or it cannot be stored so; it says what was tried and what to do.
@@ -71,7 +75,7 @@ def load_model(
             f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and "
             "save the tokenizer there."
         )
-    model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device))
+    model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device, tie_head=tie_head))
     check_finite(name, model)
     if weights != "nf4":  # those are quantised on the device where they stay
         nn.Module.to(model, device)
@@ -205,7 +209,12 @@ def _need_gguf() -> None:
 
 
 def _read(
-    folder: str, gguf: str | None, name: str, weights: Weights = "float32", device: torch.device | None = None
+    folder: str,
+    gguf: str | None,
+    name: str,
+    weights: Weights = "float32",
+    device: torch.device | None = None,
+    tie_head: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for index in Path(folder).glob("*.index.json"):
         for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
@@ -218,12 +227,24 @@ def _read(
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
     model: PreTrainedModel = loaded[0]
-    check_complete(name, loaded[1])
+    tied = _tie_missing_head(name, model, loaded[1]["missing_keys"]) if tie_head else set()
+    check_complete(name, loaded[1] | {"missing_keys": set(loaded[1]["missing_keys"]) - tied})
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules
     model.eval()
     return model, _read_tokenizer(folder, gguf)
+
+
+def _tie_missing_head(name: str, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
+    """Make the input vectors the output head, if that is missing, which no vector depends on; returns its weight."""
+    head = next(key for key, module in model.named_modules() if module is model.get_output_embeddings())
+    tied = {f"{head}.weight"} & set(missing)
+    if tied:
+        _log.warning("%s: saved without its output head; Stage I takes the input vectors for it", name)
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    return tied
 
 
 def _dequantised() -> dict[str, Any]:

@@ -18,7 +18,7 @@ _NO_LIMIT = 2**31
 
 def default_lengths(config: PretrainedConfig) -> Lengths:
     """512 tokens a side, or as many as the model takes."""
-    most, _ = _most_positions(config)
+    most, _ = most_positions(config)
     return Lengths(min(DEFAULT_LENGTHS.query, most), min(DEFAULT_LENGTHS.document, most))
 
 
@@ -28,7 +28,7 @@ def check_lengths(name: str, config: PretrainedConfig, lengths: Lengths) -> None
     Raises:
         InputError: with both numbers.
     """
-    most, reason = _most_positions(config)
+    most, reason = most_positions(config)
     for side, length in (("query", lengths.query), ("document", lengths.document)):
         if length > most:
             raise InputError(
@@ -36,7 +36,7 @@ def check_lengths(name: str, config: PretrainedConfig, lengths: Lengths) -> None
             )
 
 
-def _most_positions(config: PretrainedConfig) -> tuple[int, str]:
+def most_positions(config: PretrainedConfig) -> tuple[int, str]:
     """Most tokens of a text, and what they are called."""
     text_config = config.get_text_config()
     most = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT

@@ -32,6 +32,19 @@ class Template:
     end: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What goes before each query and before each document; empty for nothing."""
+
+    query: str = ""
+    document: str = ""
+
+    def of_pairs(self, instruction: str | None, symmetric: bool) -> "Prompts":
+        """The prompts of training pairs: an instruction, if there is one, instead of the query's own."""
+        query = self.query if instruction is None else instruct(instruction)
+        return Prompts(query, query if symmetric else self.document)
+
+
 def instruct(task: str) -> str:
     """Return the prefix of a query whose task is described by ``task``; empty for an empty task."""
     return f"Instruct: {task}\nQuery: " if task else ""

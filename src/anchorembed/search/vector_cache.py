@@ -1,5 +1,6 @@
 """Vectors kept on disk under a hash of all that decides them, and read back memory-mapped."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -34,7 +35,7 @@ class VectorCache:
         self,
         texts: Texts,
         side: Side,
-        instruction: str,
+        instruction: str | None,
         progress: Callable[[int], None] | None = None,
     ) -> Floats:
         """Unit vectors of texts, float32 [N, H], from disk if they are there, else embedded now.
@@ -60,7 +61,7 @@ class VectorCache:
         return embedded
 
     def _embed(
-        self, path: Path, texts: Texts, side: Side, instruction: str, progress: Callable[[int], None] | None
+        self, path: Path, texts: Texts, side: Side, instruction: str | None, progress: Callable[[int], None] | None
     ) -> None:
         shape = (len(texts), self.embedder.dimension)
         with whole_file(path) as partial:
@@ -70,13 +71,13 @@ class VectorCache:
             vectors_NH = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
             _reserve(partial)
             done = 0
-            for window in self.embedder.stream(texts, side, instruction, progress=progress):
+            for window in self.embedder.stream(texts, side, instruction, True, progress):
                 vectors_NH[done : done + len(window)] = window
                 done += len(window)
             vectors_NH.flush()
 
-    def _key(self, texts: Texts, side: Side, instruction: str) -> str:
-        parts = chain((self.embedder.fingerprint, str(self.embedder.dtype), side, instruction), texts)
+    def _key(self, texts: Texts, side: Side, instruction: str | None) -> str:
+        parts = chain((self.embedder.fingerprint, str(self.embedder.dtype), side, json.dumps(instruction)), texts)
         return hash_texts(f"{len(part)}:{part}" for part in parts)[:32]
 
 

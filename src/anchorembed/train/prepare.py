@@ -11,7 +11,7 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.data.sampling import Split, batches, first_epoch, share_used, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.template import Template, instruct
+from anchorembed.model.template import Template
 from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
 from anchorembed.system.files import cache_folder
 
@@ -44,9 +44,10 @@ class Prepared:
         """Read and tokenise the pairs of a step, of each all hard negatives or the first so many."""
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
-        tasks = [instruct(source.instruction) for source in sources]
-        of_documents = [task if source.symmetric else "" for task, source in zip(tasks, sources, strict=True)]
-        return self.tokenizer.tokenize(pairs, tasks, of_documents, most_negatives)
+        own = self.embedder.metadata.prompts
+        prompts = [own.of_pairs(source.instruction, source.symmetric) for source in sources]
+        before_queries, before_documents = [prompt.query for prompt in prompts], [prompt.document for prompt in prompts]
+        return self.tokenizer.tokenize(pairs, before_queries, before_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
         """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
@@ -72,14 +73,13 @@ def prepare(recipe: Recipe, start: str) -> Prepared:
     _log.info(
         "data: %s pairs to train on, %s held out, of %s%s", len(parts.train), len(parts.held_out), len(store), left_out
     )
-    if len(data.instructions) > 1:
-        _log.info(
-            "data: instructions differ by source, so the model keeps none as its own; data.instruction says which"
-        )
+    if len({instruction or "" for instruction in data.instructions}) > 1:
+        _log.info("data: instructions differ by source, so the model keeps none of them; data.instruction says which")
     embedder = load_embedder(recipe, start, recipe.model.device)
     for source in store.sources:
-        for limit in (data.query_tokens, data.document_tokens)[: 2 if source.symmetric else 1]:
-            embedder.pairs.check_room(instruct(source.instruction), limit)
+        prompts = embedder.metadata.prompts.of_pairs(source.instruction, source.symmetric)
+        embedder.pairs.check_room(prompts.query, data.query_tokens)
+        embedder.pairs.check_room(prompts.document, data.document_tokens)
     return Prepared(store, parts, embedder.pairs, embedder, data.temperature)
 
 
@@ -93,7 +93,7 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
         device=device,
         template=own_template(recipe),
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
-        instruction=told[0] if len(told) == 1 else "",
+        instruction=told[0] if len(told) == 1 else None,
     )
     if recipe.model.residual == "bfloat16":
         embedder.backbone.residual_dtype = torch.bfloat16

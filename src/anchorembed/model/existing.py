@@ -1,0 +1,149 @@
+"""An embedder that exists, as a sentence-transformers folder: what it puts around a text, and how long a text may be.
+
+Its tokens around a text, its prompts, its length limit and its normalisation are kept, so that its vectors are those of
+sentence-transformers. What pools otherwise than at the last token is refused by name.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from anchorembed.errors import InputError
+from anchorembed.model.load import file_beside
+from anchorembed.model.positions import most_positions
+from anchorembed.model.template import Prompts, Template, bake
+from anchorembed.model.tokens import Lengths
+
+_log = logging.getLogger(__name__)
+
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_PROBES = (
+    "sort a list",
+    "Wie spät ist es?",
+    "向量 🙂",
+)  # the template must give the tokenizer's own ids of them
+_ONLY = "AnchorEmbed trains causal decoders whose vector is the state of their last token."
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """What a sentence-transformers folder says of its vectors.
+
+    Attributes:
+        prompts: before queries and documents, as ``encode_query`` and ``encode_document`` put them.
+        most_tokens: of a text, prompt included; None if the folder does not say.
+        normalize: whether its vectors have length 1.
+    """
+
+    prompts: Prompts
+    most_tokens: int | None
+    normalize: bool
+
+    def lengths(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Lengths:
+        """Its limit for both sides, or what the model's positions and the tokenizer allow."""
+        most, _ = most_positions(config)
+        limit = min(most, self.most_tokens or int(tokenizer.model_max_length))
+        return Lengths(limit, limit)
+
+
+def find_existing(name: str) -> Existing | None:
+    """What a sentence-transformers embedder says of itself; None for a model that is no such folder.
+
+    Args:
+        name: a folder or hub id.
+
+    Raises:
+        InputError: if its files are damaged, or its vector is not the state of a text's last token.
+    """
+    modules = _read(name, "modules.json")
+    if modules is None:
+        return None
+    paths = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
+    if others := [kind for kind in paths if kind not in _MODULES]:
+        raise InputError(f"model.name: {name!r} has a module {', '.join(others)}. {_ONLY}")
+    if paths.get("Transformer"):
+        raise InputError(
+            f"model.name: {name!r} keeps its model in {paths['Transformer']!r}. Save it anew: "
+            "SentenceTransformer(...).save(FOLDER) puts the model in the folder itself."
+        )
+    _check_pooling(name, _read(name, f"{paths.get('Pooling', '')}/config.json".lstrip("/")) or {})
+    settings = _read(name, "config_sentence_transformers.json") or {}
+    limits = _read(name, "sentence_bert_config.json") or {}
+    if settings.get("similarity_fn_name") in ("dot", "dot_product") and "Normalize" not in paths:
+        raise InputError(f"model.name: {name!r} compares by dot product of vectors of any length; only cosines are.")
+    if limits.get("do_lower_case"):
+        raise InputError(f"model.name: {name!r} lower-cases texts before its tokenizer, which is not supported.")
+    return Existing(_prompts(name, settings.get("prompts") or {}), limits.get("max_seq_length"), "Normalize" in paths)
+
+
+def check_causal(name: str, config: PretrainedConfig) -> None:
+    """Refuse a model whose tokens see those that follow.
+
+    Raises:
+        InputError: if its configuration says so.
+    """
+    told = config.get_text_config()
+    if getattr(told, "is_causal", True) is False or getattr(told, "use_bidirectional_attention", None) in (True, "all"):
+        raise InputError(f"model.name: {name!r} is bidirectional ({told.model_type}). {_ONLY}")
+
+
+def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template that a tokenizer's post-processor makes.
+
+    Args:
+        name: what the user calls the model.
+        tokenizer: of the model.
+
+    Raises:
+        InputError: if no token follows the text, or the tokens around it cannot be written as text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"model.name: {name!r}: its tokenizer has no tokenizer.json form.")
+    ids = backend.encode(_PROBES[0]).ids
+    text = backend.encode(_PROBES[0], add_special_tokens=False).ids
+    start = next((i for i in range(len(ids)) if ids[i : i + len(text)] == text), None)
+    around = None if start is None else (ids[:start], ids[start + len(text) :])
+    if not around or not around[1]:
+        raise InputError(
+            f"model.name: {name!r}: its tokenizer puts no end token after a text. To train one, name it: "
+            "model.template.end."
+        )
+    before, after = ([backend.id_to_token(token) for token in part] for part in around)
+    template = Template(bos="".join(before), header="", suffix="".join(after[:-1]), end=after[-1])
+    baked = bake(tokenizer, template)
+    if any(baked(probe)["input_ids"] != backend.encode(probe).ids for probe in _PROBES):
+        raise InputError(f"model.name: {name!r}: the tokens that its tokenizer adds have no text. Set model.template.")
+    return template
+
+
+def _check_pooling(name: str, pooling: Mapping[str, Any]) -> None:
+    modes = [key.removeprefix("pooling_mode_") for key in pooling if key.startswith("pooling_mode_") and pooling[key]]
+    mode = pooling.get("pooling_mode") or modes
+    chosen = [mode] if isinstance(mode, str) else list(mode)
+    if chosen != ["lasttoken"]:
+        said = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
+        raise InputError(f"model.name: {name!r} pools by {said}. {_ONLY}")
+
+
+def _prompts(name: str, prompts: Mapping[str, str | None]) -> Prompts:
+    """The prompts that sentence-transformers takes for queries and for documents; others are logged."""
+    if others := [key for key, text in prompts.items() if text and key not in ("query", "document")]:
+        _log.info("%s: its prompts %s are not used; data.instruction sets that of queries", name, ", ".join(others))
+    return Prompts(prompts.get("query") or "", prompts.get("document") or "")
+
+
+def _read(name: str, file: str) -> Any:  # noqa: ANN401 - JSON
+    """A JSON file beside a model, or None where there is none."""
+    path = file_beside(name, file)
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}). Download or save the model again.") from error
