@@ -200,7 +200,7 @@ WRONG_RECIPES = {
     "wrong-type": ("contrast.steps=many", "contrast.steps is 'many'"),
     "no-gpu": ("model.device=cuda:99", "cuda:99"),
     "no-file": ("data.sources=[{name: a, path: nowhere.jsonl}]", "nowhere.jsonl: no such file"),
-    "no-model": ("model.name=./nowhere", "no folder './nowhere'"),
+    "no-model": ("model.name=./nowhere", "'./nowhere': no such folder"),
     "no-room": ("data.query_tokens=2", "data.query_tokens: 2 leaves no room"),
 }
 

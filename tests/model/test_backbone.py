@@ -152,8 +152,8 @@ def test_untied_heads_are_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./nowhere", "no folder"),
-        ("nowhere.gguf", "no file"),
+        ("./nowhere", "no such folder"),
+        ("nowhere.gguf", "no such file"),
         ("no-such-organisation/no-such-model", "model hub"),
     ],
 )

@@ -1,6 +1,7 @@
 """A text's embedding is the state at its EOS and depends on nothing but the text."""
 
 import random
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -169,3 +170,18 @@ def test_windows_are_bounded_by_characters(embedder: Embedder, monkeypatch: pyte
     monkeypatch.setattr("anchorembed.model.embedder._CHARACTERS", 1000)
     long = ["sort the list " * 20] * 9
     assert [len(window) for window in embedder.stream(long)] == [4, 4, 1]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="the hub does not answer"):
+        Embedder.load("somebody/missing")
+    cached = tmp_path / "models--somebody--plain"
+    shutil.copytree(tiny_folder, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    assert Embedder.load("somebody/plain", precision="float32").encode(["a"]).shape == (1, 32)
+    assert "Retrying" not in caplog.text

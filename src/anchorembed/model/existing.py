@@ -65,19 +65,19 @@ def find_existing(name: str) -> Existing | None:
         return None
     paths = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
     if others := [kind for kind in paths if kind not in _MODULES]:
-        raise InputError(f"model.name: {name!r} has a module {', '.join(others)}. {_ONLY}")
+        raise InputError(f"model {name!r} has a module {', '.join(others)}. {_ONLY}")
     if paths.get("Transformer"):
         raise InputError(
-            f"model.name: {name!r} keeps its model in {paths['Transformer']!r}. Save it anew: "
+            f"model {name!r} keeps its model in {paths['Transformer']!r}. Save it anew: "
             "SentenceTransformer(...).save(FOLDER) puts the model in the folder itself."
         )
     _check_pooling(name, _read(name, f"{paths.get('Pooling', '')}/config.json".lstrip("/")) or {})
     settings = _read(name, "config_sentence_transformers.json") or {}
     limits = _read(name, "sentence_bert_config.json") or {}
     if settings.get("similarity_fn_name") in ("dot", "dot_product") and "Normalize" not in paths:
-        raise InputError(f"model.name: {name!r} compares by dot product of vectors of any length; only cosines are.")
+        raise InputError(f"model {name!r} compares by dot product of vectors of any length; only cosines are.")
     if limits.get("do_lower_case"):
-        raise InputError(f"model.name: {name!r} lower-cases texts before its tokenizer, which is not supported.")
+        raise InputError(f"model {name!r} lower-cases texts before its tokenizer, which is not supported.")
     return Existing(_prompts(name, settings.get("prompts") or {}), limits.get("max_seq_length"), "Normalize" in paths)
 
 
@@ -89,7 +89,7 @@ def check_causal(name: str, config: PretrainedConfig) -> None:
     """
     told = config.get_text_config()
     if getattr(told, "is_causal", True) is False or getattr(told, "use_bidirectional_attention", None) in (True, "all"):
-        raise InputError(f"model.name: {name!r} is bidirectional ({told.model_type}). {_ONLY}")
+        raise InputError(f"model {name!r} is bidirectional ({told.model_type}). {_ONLY}")
 
 
 def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -104,21 +104,20 @@ def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"model.name: {name!r}: its tokenizer has no tokenizer.json form.")
+        raise InputError(f"model {name!r}: its tokenizer has no tokenizer.json form.")
     ids = backend.encode(_PROBES[0]).ids
     text = backend.encode(_PROBES[0], add_special_tokens=False).ids
     start = next((i for i in range(len(ids)) if ids[i : i + len(text)] == text), None)
     around = None if start is None else (ids[:start], ids[start + len(text) :])
     if not around or not around[1]:
         raise InputError(
-            f"model.name: {name!r}: its tokenizer puts no end token after a text. To train one, name it: "
-            "model.template.end."
+            f"model {name!r}: its tokenizer puts no end token after a text. To train one, name it: model.template.end."
         )
     before, after = ([backend.id_to_token(token) for token in part] for part in around)
     template = Template(bos="".join(before), header="", suffix="".join(after[:-1]), end=after[-1])
     baked = bake(tokenizer, template)
     if any(baked(probe)["input_ids"] != backend.encode(probe).ids for probe in _PROBES):
-        raise InputError(f"model.name: {name!r}: the tokens that its tokenizer adds have no text. Set model.template.")
+        raise InputError(f"model {name!r}: the tokens that its tokenizer adds have no text. Set model.template.")
     return template
 
 
@@ -128,7 +127,7 @@ def _check_pooling(name: str, pooling: Mapping[str, Any]) -> None:
     chosen = [mode] if isinstance(mode, str) else list(mode)
     if chosen != ["lasttoken"]:
         said = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
-        raise InputError(f"model.name: {name!r} pools by {said}. {_ONLY}")
+        raise InputError(f"model {name!r} pools by {said}. {_ONLY}")
 
 
 def _prompts(name: str, prompts: Mapping[str, str | None]) -> Prompts:

