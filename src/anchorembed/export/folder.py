@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from anchorembed.errors import InputError
+from anchorembed.export.card import write_card
 from anchorembed.model.embedder import METADATA, Embedder
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Side
@@ -48,7 +49,7 @@ def export(name: str | Path, target: str | Path) -> float:
         raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
     embedder = Embedder.load(name, precision="float32", device="cpu")
     with whole_folder(target) as folder:
-        _write(embedder, folder)
+        _write(embedder, folder, target.name)
         smallest = compare(embedder, folder)
         if not smallest > SMALLEST_COSINE:
             raise InputError(f"{target}: the reloaded export differs from the model (cosine {smallest:.6f}). Not kept.")
@@ -68,7 +69,7 @@ def compare(embedder: Embedder, folder: Path) -> float:
     return float(min(cosines))
 
 
-def _write(embedder: Embedder, folder: Path) -> None:
+def _write(embedder: Embedder, folder: Path, title: str) -> None:
     metadata = embedder.metadata
     with tempfile.TemporaryDirectory(dir=folder) as native, quiet():
         embedder.save(Path(native))
@@ -88,6 +89,7 @@ def _write(embedder: Embedder, folder: Path) -> None:
         if embedder.backbone.has_own_head:
             _keep_head(Path(native), folder)
         (Path(native) / METADATA).replace(folder / METADATA)
+        write_card(folder, title, exported=True)
 
 
 def _keep_head(native: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ class Metadata:
     prompts: Prompts = field(default_factory=Prompts)
     normalize: bool = True
     history: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> list[dict[str, object]]:
+        """What is known of each stage that trained the model, the last one last."""
+        earlier = cast("list[dict[str, object]]", self.history.get("before", []))
+        last = {key: value for key, value in self.history.items() if key in ("plan", "data")}
+        return [*earlier, last] if last else earlier
 
 
 class Embedder(nn.Module):

@@ -50,12 +50,19 @@ class Prepared:
         return self.tokenizer.tokenize(pairs, before_queries, before_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
-        """How many pairs there are, are trained on and held out; which lines were dropped, and why."""
+        """How many pairs there are, by source, are trained on and held out; which lines were dropped, and why."""
+        sizes = zip(self.store.sources, self.store.bounds[1:] - self.store.bounds[:-1], strict=True)
         dropped = {
             source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
         }
-        counts = {"pairs": len(self.store), "train": len(self.split.train), "held_out": len(self.split.held_out)}
-        return {**counts, "near_held_out": len(self.store) - counts["train"] - counts["held_out"], "dropped": dropped}
+        return {
+            "pairs": len(self.store),
+            "train": len(self.split.train),
+            "held_out": len(self.split.held_out),
+            "near_held_out": len(self.store) - len(self.split.train) - len(self.split.held_out),
+            "sources": {source.name: int(size) for source, size in sizes},
+            "dropped": dropped,
+        }
 
     def lines_of(self, indices: Sequence[int]) -> str:
         """Source and line of pairs, the first ten."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from anchorembed.config import Recipe, Schedule, read_recipe
 from anchorembed.errors import InputError, extra
+from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.fast import compile_layers
@@ -151,6 +152,7 @@ def _train_stage(
     _say_what_is_unused(stage, prepared, recipe.seed)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
+    history["before"] = prepared.embedder.metadata.stages
     if accelerator.is_main_process:
         write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
@@ -180,6 +182,7 @@ def _train_stage(
         trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
         with whole_folder(target) as partial:
             trained.save(partial, history)
+            write_card(partial, f"{recipe.output.name}/{name}/model", exported=False)
         _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)

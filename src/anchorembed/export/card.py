@@ -1,0 +1,190 @@
+"""The model card of a trained or exported folder: README.md, made from what the folder itself says.
+
+Its metadata are huggingface_hub's `ModelCardData`; its text says what the model was made from, how its vectors are used
+in other software, what it was trained on and with what settings, and what was measured.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import METADATA, Metadata, read_metadata
+from anchorembed.model.load import DEFAULT_MODEL, file_beside
+from anchorembed.model.template import Prompts
+
+RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
+_DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
+_TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "anchorembed"]
+
+
+def write_card(folder: Path, title: str, *, exported: bool) -> None:
+    """Write a model folder's README.md.
+
+    Args:
+        folder: with ``anchorembed.json`` and ``config.json``.
+        title: the name by which the model is loaded, in the heading and in examples.
+        exported: whether sentence-transformers loads the folder, or this package only.
+    """
+    metadata = read_metadata(folder)
+    if metadata is None:
+        raise InputError(f"{folder / METADATA}: no such file. Name a folder that AnchorEmbed trained or exported.")
+    base, license_ = _base(str(metadata.history.get("base", "")))
+    data = ModelCardData(
+        base_model=base if "/" in base else None,
+        license=license_,
+        library_name="sentence-transformers" if exported else "transformers",
+        pipeline_tag="sentence-similarity",
+        tags=_TAGS if exported else _TAGS[1:],
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    parts = [
+        f"# {title}",
+        _introduction(base, license_, metadata, int(config["hidden_size"])),
+        *(_exported_usage(title, metadata.prompts) if exported else [_native_usage(title)]),
+        *_vectors(metadata),
+        *_training(metadata.stages),
+        *_results(folder / RESULTS),
+    ]
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+
+
+def _base(name: str) -> tuple[str, str | None]:
+    """Name and licence of the model that training began with: a hub id, or the last part of a path."""
+    if name == DEFAULT_MODEL:
+        return _DEFAULT
+    shown = Path(name).name if Path(name).expanduser().exists() else name
+    try:
+        card = file_beside(name, "README.md") if name else None
+        license_ = ModelCard.load(card).data.license if card else None
+    except (InputError, ValueError):  # it is not within reach, or its card is no card
+        license_ = None
+    return shown, license_ if isinstance(license_, str) else None
+
+
+def _introduction(base: str, license_: str | None, metadata: Metadata, dimension: int) -> str:
+    lengths = metadata.lengths
+    limit = (
+        f"{lengths.document} tokens"
+        if lengths.query == lengths.document
+        else f"{lengths.query} tokens of a query and {lengths.document} of a document"
+    )
+    terms = f"Its licence is that of the base model, {license_}." if license_ else "Its licence is the base model's."
+    return (
+        f"A text embedder made from `{base}` with AnchorEmbed. It maps a text "
+        f"of up to {limit}, template and prompt included, to a vector of {dimension} numbers"
+        f"{' of length 1' if metadata.normalize else ''}: the state of the text's last token. {terms}"
+    )
+
+
+def _native_usage(title: str) -> str:
+    return f"""## Use
+
+```py
+from anchorembed import Embedder
+
+model = Embedder.load({title!r})
+queries = model.encode(["How do I sort a list?"], side="query")
+documents = model.encode(["list.sort() sorts a list in place."])
+```
+
+`anchorembed export` writes a folder for sentence-transformers and other software."""
+
+
+def _exported_usage(title: str, prompts: Prompts) -> Iterable[str]:
+    yield f"""## Use
+
+With [sentence-transformers](https://sbert.net):
+
+```py
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({title!r})
+queries = model.encode_query(["How do I sort a list?"])
+documents = model.encode_document(["list.sort() sorts a list in place."])
+print(model.similarity(queries, documents))
+```"""
+    by_name = prompts.query or prompts.document
+    langchain = (
+        ",\n    encode_kwargs={'prompt_name': 'document'},\n    query_encode_kwargs={'prompt_name': 'query'},\n"
+        if by_name
+        else ""
+    )
+    untold = " (it sends no prompts unless told to)" if by_name else ""
+    yield f"""With LangChain{untold}, which turns line breaks into spaces:
+
+```py
+from langchain_huggingface import HuggingFaceEmbeddings
+
+model = HuggingFaceEmbeddings(
+    model_name={title!r}{langchain})
+```"""
+    prompt = f",\n    query_instruction={prompts.query!r},\n    text_instruction={prompts.document!r},\n"
+    yield f"""With LlamaIndex{untold}:
+
+```py
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+model = HuggingFaceEmbedding(
+    model_name={title!r}{prompt if by_name else ""})
+```"""
+    if prompts.query:
+        yield (
+            "Servers of `/v1/embeddings` (text-embeddings-inference, vLLM, llama.cpp) embed the text they are sent: "
+            "put the query prompt before queries yourself. `anchorembed verify` compares a server with this model."
+        )
+
+
+def _vectors(metadata: Metadata) -> Iterable[str]:
+    template = metadata.template
+    before, after = f"{template.bos}{template.header}", f"{template.suffix}{template.end}"
+    rows = {
+        "query prompt": metadata.prompts.query,
+        "document prompt": metadata.prompts.document,
+        "tokens before a text": before,
+        "tokens after it": after,
+    }
+    lines = [f"| {name} | {_literal(value)} |" for name, value in rows.items()]
+    yield "## Prompts and template"
+    yield "The tokenizer adds the tokens of the template.\n\n| | |\n|---|---|\n" + "\n".join(lines)
+
+
+def _training(stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    if not stages:
+        return
+    data, plan = stages[-1]["data"], stages[-1]["plan"]
+    counts = f"{data['train']:,} query-document pairs were trained on, {data['held_out']:,} held out."
+    names = [source["name"] for source in plan["data.sources"]]
+    hashes = [plan[f"data.sources.{name}.content"] for name in names]
+    sources = [
+        f"| {name} | {data.get('sources', {}).get(name, '')} | `{content}` |"
+        for name, content in zip(names, hashes, strict=True)
+    ]
+    yield f"## Training\n\n{counts}"
+    yield "| source | pairs | content hash |\n|---|---|---|\n" + "\n".join(sources)
+    shared = ("data.query_tokens", "data.document_tokens", "seed")
+    for stage in stages:
+        name = next(key.split(".")[0] for key in stage["plan"] if key.startswith(("reconstruct.", "contrast.")))
+        title = {"reconstruct": "Stage I, reconstruction", "contrast": "Stage II, contrastive learning"}[name]
+        settings = {key: value for key, value in stage["plan"].items() if key.startswith(f"{name}.") or key in shared}
+        lines = [f"| {key.removeprefix(f'{name}.')} | {_literal(value)} |" for key, value in settings.items()]
+        yield f"{title}:\n\n| setting | value |\n|---|---|\n" + "\n".join(lines)
+
+
+def _results(path: Path) -> Iterable[str]:
+    if not path.is_file():
+        return
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    columns = list(rows[0])
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(str(row[column]) for column in columns)} |" for row in rows]
+    yield "## Results\n\n" + "\n".join(lines)
+
+
+def _literal(value: object) -> str:
+    """A value as code in a cell of a table."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"`{text}`".replace("\n", "\\n").replace("|", "\\|") if text else "none"

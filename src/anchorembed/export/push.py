@@ -1,0 +1,38 @@
+"""Upload an exported folder to the model hub, private unless asked otherwise."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from anchorembed.errors import InputError, first_line
+
+
+def check_repository(repository: str) -> None:
+    """Refuse what is not OWNER/NAME, before any work; raises InputError."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII):
+        raise InputError(f"--push {repository!r}: not of the form OWNER/NAME, of letters, digits, - _ and dots.")
+
+
+def push(folder: Path, repository: str, *, public: bool = False) -> str:
+    """Upload a folder's files as one commit; returns the address of the model's page.
+
+    Args:
+        folder: an exported folder.
+        repository: OWNER/NAME on the hub; it is made if it is not there. One that is there stays as public as it is.
+        public: whether all may see a new one.
+
+    Raises:
+        InputError: if the hub does not answer, or refuses; the folder stays.
+    """
+    check_repository(repository)
+    api = HfApi()
+    try:
+        page = api.create_repo(repository, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by AnchorEmbed")
+    except Exception as error:  # the hub's client raises errors of its HTTP library, which differs by version
+        raise InputError(
+            f"--push {repository}: {first_line(error)} {folder} is written. Log in by `hf auth login` or set HF_TOKEN "
+            f"to a token that may write, then: hf upload {repository} {folder}"
+        ) from error
+    return str(page)

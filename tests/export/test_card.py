@@ -1,0 +1,76 @@
+"""A model card says what its folder says, and its examples are code that runs."""
+
+import json
+import re
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from anchorembed.config import parse_recipe
+from anchorembed.errors import InputError
+from anchorembed.export.card import RESULTS, write_card
+from anchorembed.export.folder import export
+from anchorembed.model.embedder import Embedder
+from anchorembed.system.files import hash_content
+from anchorembed.train.run import train
+from tiny import recipe_values, save_tiny, write_pairs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("card")
+    base = save_tiny(folder / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    values = recipe_values(write_pairs(folder / "pairs.jsonl"), base, folder / "faq")
+    values["data"] |= {"query_tokens": 48, "instruction": "find"}
+    schedule = {"steps": 1, "batch_size": 8, "warmup_steps": 0, "evaluate_every": 0}
+    train(parse_recipe(values | {"reconstruct": schedule, "contrast": schedule | {"scale": 20}}))
+    return folder / "faq" / "contrast" / "model"
+
+
+def test_a_trained_model_has_a_card_of_both_stages(trained: Path) -> None:
+    card = huggingface_hub.ModelCard.load(trained / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.library_name) == ("apache-2.0", None, "transformers")
+    assert card.text.lstrip().startswith("# faq/contrast/model\n")
+    assert "made from `base`" in card.text
+    assert "52 query-document pairs were trained on, 8 held out" in card.text
+    assert f"| p | 60 | `{hash_content(trained.parents[2] / 'pairs.jsonl')}` |" in card.text
+    assert card.text.index("Stage I, reconstruction") < card.text.index("Stage II, contrastive learning")
+    assert "| scale | `20.0` |" in card.text
+    assert "| query prompt | `Instruct: find\\nQuery: ` |" in card.text
+    assert str(trained.parents[2]) not in card.content, "no path of this machine"
+
+
+def test_an_exported_card_s_example_gives_our_vectors(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(trained, "out")
+    card = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md")
+    assert "sentence-transformers" in card.data.tags
+    first, *others = re.findall(r"```py\n(.*?)```", card.text, re.DOTALL)
+    names: dict[str, np.ndarray] = {}
+    exec(first, names)  # noqa: S102 - what we wrote
+    texts = re.findall(r'\["(.*?)"\]', first)
+    embedder = Embedder.load(trained, precision="float32")
+    np.testing.assert_allclose(names["queries"], embedder.encode(texts[:1], "query"), atol=1e-4)
+    np.testing.assert_allclose(names["documents"], embedder.encode(texts[1:]), atol=1e-4)
+    for code in others:
+        compile(code, "card", "exec")
+        assert "'query'" in code or "query_instruction='Instruct: find\\nQuery: '" in code
+
+
+def test_results_are_shown_where_there_are_some(trained: Path) -> None:
+    assert "## Results" not in (trained / "README.md").read_text()
+    rows = [{"test": "held-out pairs", "before": 0.25, "after": 0.5, "interval": "0.1 to 0.4"}]
+    (trained / RESULTS).write_text(json.dumps(rows))
+    write_card(trained, "title", exported=False)
+    assert "| held-out pairs | 0.25 | 0.5 | 0.1 to 0.4 |" in (trained / "README.md").read_text()
+    (trained / RESULTS).unlink()
+
+
+def test_a_folder_of_another_kind_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"anchorembed\.json: no such file"):
+        write_card(tiny_folder, "title", exported=True)
