@@ -35,7 +35,7 @@ def test_a_trained_model_has_a_card_of_both_stages(trained: Path) -> None:
     assert (card.data.license, card.data.base_model, card.data.library_name) == ("apache-2.0", None, "transformers")
     assert card.text.lstrip().startswith("# faq/contrast/model\n")
     assert "made from `base`" in card.text
-    assert "52 query-document pairs were trained on, 8 held out" in card.text
+    assert "54 query-document pairs were trained on, 6 held out" in card.text
     assert f"| p | 60 | `{hash_content(trained.parents[2] / 'pairs.jsonl')}` |" in card.text
     assert card.text.index("Stage I, reconstruction") < card.text.index("Stage II, contrastive learning")
     assert "| scale | `20.0` |" in card.text
