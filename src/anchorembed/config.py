@@ -1,10 +1,11 @@
 """Recipes: what a run is, read from YAML. Every fault is reported at once, with its key path and what to do."""
 
+import math
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -120,6 +121,7 @@ class Schedule(Section):
     """What both stages share: how long, how fast, how much memory, what to keep."""
 
     steps: Positive = Field(2000, description="Optimizer steps.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the pairs, instead of steps.")
     batch_size: Positive = Field(512, description="Pairs a step, which is what the loss sees.")
     learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate of AdamW.")
     warmup_steps: int = Field(300, ge=0, description="Steps of linear warm-up.")
@@ -144,12 +146,21 @@ class Schedule(Section):
         [], description="BEIR folders, test files or mteb's names to evaluate on then, too; quality is their mean."
     )
     keep_best: bool = Field(False, description="Keep the model of the evaluation with the best quality, not the last.")
+    patience: Positive | None = Field(
+        None, description="Stop after so many evaluations in a row without a better quality; best with keep_best."
+    )
 
     @property
     def cost_only(self) -> set[str]:
         """Keys that decide what a stage costs, not what comes out."""
         keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch", "recompute"}
-        return keys if self.keep_best else keys | {"evaluate_every", "evaluate_on"}
+        return keys if self.keep_best or self.patience else keys | {"evaluate_every", "evaluate_on"}
+
+    def in_steps(self, pairs: int) -> Self:
+        """The schedule with the steps that its epochs are, of so many pairs to train on."""
+        if self.epochs is None:
+            return self
+        return self.model_copy(update={"steps": math.ceil(self.epochs * pairs / self.batch_size)})
 
     def budget(self, automatic: int) -> int:
         """Tokens computed at once; ``automatic`` of them where the recipe leaves it open."""

@@ -106,6 +106,30 @@ def test_undefined_qualities_choose_nothing_and_are_not_in_the_log(tmp_path: Pat
     assert some.values[-1] == some.values[2]
 
 
+@pytest.mark.parametrize(
+    ("patience", "qualities", "steps"),
+    [
+        (1, (0.2, 0.1, 0.9), [1, 2, 3, 4]),
+        (2, (0.2, 0.1, 0.9), [1, 2, 3, 4, 5, 6]),
+        (1, (0.2, 0.2), [1, 2, 3, 4]),
+        (1, (math.nan, 0.1, 0.2), [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_training_stops_once_quality_has_not_risen_for_long(
+    patience: int, qualities: tuple[float, ...], steps: list[int], tmp_path: Path
+) -> None:
+    run = Run(tmp_path, qualities=qualities, evaluate_every=2, patience=patience, save_every=2)
+    assert [entry["step"] for entry in run.log] == steps
+    resumed = Run(tmp_path, qualities=(1.0,) * 3, evaluate_every=2, patience=patience, save_every=2)
+    assert [entry["step"] for entry in resumed.log] == steps, "what has stopped stays so"
+    assert resumed.values[-1] == run.values[-1]
+
+
+def test_epochs_are_steps_of_the_pairs_to_train_on() -> None:
+    assert Schedule(batch_size=32, epochs=3).in_steps(100).steps == 10
+    assert Schedule(batch_size=32, steps=7).in_steps(100).steps == 7
+
+
 def test_a_checkpoint_is_gone_on_from_with_the_pairs_that_come_next(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", evaluate_every=0)
     Run(tmp_path / "cut", evaluate_every=0, steps=4, decay="none", save_every=4)

@@ -409,6 +409,7 @@ def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> 
         ({"mask_above": 0.0, "guide": "./no/such/model"}, "'./no/such/model': no such folder"),
         pytest.param({"evaluate_on": ["./none_test.jsonl"]}, "none_test.jsonl", marks=pytest.mark.slow),
         ({"keep_best": True, "evaluate_every": 0}, "keep_best: nothing is evaluated"),
+        ({"patience": 2, "evaluate_every": 0}, "patience: nothing is evaluated"),
     ],
 )
 def test_what_the_second_stage_cannot_do_is_said_before_the_first(

@@ -88,6 +88,9 @@ def _check(recipe: Recipe) -> None:
         raise InputError(
             "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
         )
+    for name, stage in (("reconstruct", recipe.reconstruct), ("contrast", recipe.contrast)):
+        if stage is not None and (stage.epochs or stage.patience):
+            raise InputError(f"{name}: a comparison matches arms by steps. Set steps, and neither epochs nor patience.")
     if len(choices(recipe)) > 1 and recipe.contrast is not None:
         for key, value in (
             ("contrast.evaluate_every", recipe.contrast.evaluate_every),
@@ -145,6 +148,7 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
     values = recipe.model_dump(
         mode="json",
         by_alias=True,
+        exclude_none=True,  # so that a setting that is new, and not set, leaves results as they are
         exclude={
             "output": True,
             "trackers": True,

@@ -113,14 +113,15 @@ def fit(
     write_checkpoint = _checkpoint_writer(loop, checkpoints, module, optimizer)
     shown: Metrics = {}
     skipped = sum("skipped" in entry for entry in earlier)
-    best = max((entry.get("quality", -math.inf) for entry in earlier), default=-math.inf)
+    qualities = _Qualities(schedule, earlier)
     with (
         (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
         _stop_signals() as stop,
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
-        steps = zip(range(done, schedule.steps), order(done), strict=False)
+        last = done if qualities.out_of_patience(device) else schedule.steps
+        steps = zip(range(done, last), order(done), strict=False)
         for number, indices, future in one_ahead(make_batch, steps):
             started = time.perf_counter()
             seed_step(loop.seed, number, rank())
@@ -137,10 +138,7 @@ def fit(
             if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
                 with _within_memory(loop, done, write_checkpoint):
                     metrics |= _evaluated(module, evaluate)
-                # what the first process finds decides for all
-                quality = _rounded(metrics.get("quality", -math.inf))  # as the log has it, for a resumed run
-                if schedule.keep_best and anywhere(rank() == 0 and quality > best, device):
-                    best = quality
+                if qualities.add(metrics, device):
                     save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
             spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(device) / 1e9}
             _record(sink, accelerator, loop.name, done, metrics | spent)
@@ -152,12 +150,47 @@ def fit(
                 write_checkpoint(done)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
+            if qualities.out_of_patience(device):
+                _log.info("%s: stopped after step %s, as quality has not risen", loop.name, done)
+                break
     if schedule.keep_best:
-        chosen = load_checkpoint(loop.folder / BEST, module, optimizer)
-        if chosen:
-            _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
-        else:
-            _log.warning("%s: no evaluation has a defined quality, so the last step is kept", loop.name)
+        _load_best(loop, module, optimizer, qualities.best)
+
+
+class _Qualities:
+    """Qualities of a run's evaluations, in order; those that are undefined do not count."""
+
+    def __init__(self, schedule: Schedule, earlier: Sequence[Metrics]) -> None:
+        self.schedule = schedule
+        self.values = [entry["quality"] for entry in earlier if "quality" in entry]
+
+    @property
+    def best(self) -> float:
+        return max(self.values, default=-math.inf)
+
+    def add(self, metrics: Metrics, device: torch.device) -> bool:
+        """Note an evaluation; returns whether to keep its weights. What the first process finds decides for all."""
+        quality = _rounded(metrics.get("quality", math.nan))  # as the log has it, for a resumed run
+        better = anywhere(rank() == 0 and quality > self.best, device)
+        if math.isfinite(quality):
+            self.values.append(quality)
+        return better and self.schedule.keep_best
+
+    def out_of_patience(self, device: torch.device) -> bool:
+        """Whether the last ``patience`` evaluations were no better than one before them."""
+        if self.schedule.patience is None:
+            return False
+        waited = len(self.values) - 1 - self.values.index(self.best) if self.values else 0
+        return anywhere(rank() == 0 and waited >= self.schedule.patience, device)
+
+
+def _load_best(loop: Loop, module: nn.Module, optimizer: torch.optim.Optimizer, best: float) -> None:
+    """Go back to the weights of the best evaluation."""
+    chosen = load_checkpoint(loop.folder / BEST, module, optimizer)
+    if chosen:
+        _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
+    else:
+        _log.warning("%s: no evaluation has a defined quality, so the last step is kept", loop.name)
 
 
 def _updated(

@@ -143,6 +143,7 @@ def _train_stage(
     with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
         use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
         prepared = prepare(recipe, start)
+        settings = settings.in_steps(len(prepared.split.train))
         _check_stages(recipe, stage_class, settings, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
@@ -266,10 +267,11 @@ def _check_sources(
 
 
 def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
-    if settings.keep_best and not (
+    if (settings.keep_best or settings.patience) and not (
         settings.evaluate_every and (settings.evaluate_on or len(prepared.split.held_out) > 1)
     ):
-        raise InputError("keep_best: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
+        key = "keep_best" if settings.keep_best else "patience"
+        raise InputError(f"{key}: nothing is evaluated. Set evaluate_every and data.held_out or evaluate_on.")
     if settings.evaluate_on:
         with extra("eval"):
             from anchorembed.evaluate.find import find_tasks  # noqa: PLC0415 - an extra
@@ -280,6 +282,8 @@ def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
 def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
     """Log where a recipe uses less of its schedule, model or pairs than it seems to."""
     settings = stage.settings
+    if settings.epochs:
+        _log.info("%s: %g epochs are %s steps", stage.name, settings.epochs, settings.steps)
     if settings.warmup_steps >= settings.steps:
         last, warmup = learning_rate(settings.steps - 1, settings), settings.warmup_steps
         _log.info(
