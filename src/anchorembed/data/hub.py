@@ -134,8 +134,9 @@ def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
     try:
         return {**datasets.load_dataset(**where, streaming=True, trust_remote_code=False)}
     except Exception as error:  # of many kinds
-        cure = "Write a configuration after a colon, hf://owner/name:config, or check the address."
-        raise InputError(f"{location}: cannot be opened ({_words(error)}). {cure}") from error
+        what = _words(error).partition(" Example of usage")[0]
+        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."
+        raise InputError(f"{location}: cannot be opened ({what}). {cure}") from error
 
 
 def _selected(location: str, tables: Iterator[pyarrow.Table], columns: Columns) -> Iterator[pyarrow.Table]:
