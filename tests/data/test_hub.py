@@ -55,6 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     reading._commit.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_split_is_read_as_a_file_is(hub: Hub, said: list[str]) -> None:
     pairs = list(read_pairs("hf://some/pairs", source="s"))
     assert texts(pairs) == [(f"query {n}", f"answer {n}", ("no",)) for n in range(5)]
@@ -97,6 +98,7 @@ def test_wrong_columns_bad_rows_and_damaged_files_are_named(hub: Hub) -> None:
     assert "hf://some/torn:1: cannot be read (" in fault("hf://some/torn")
 
 
+@pytest.mark.slow
 def test_a_new_version_is_read_anew_and_an_old_one_where_it_is_named(hub: Hub, tmp_path: Path) -> None:
     def opened(address: str) -> int:
         reading._commit.cache_clear()  # as in another process
