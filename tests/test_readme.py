@@ -12,7 +12,14 @@ import typer
 
 from anchorembed.cli import app
 from anchorembed.config import Recipe, read_recipe
-from anchorembed.data.pairs import read_pairs
+from anchorembed.data.pairs import (
+    LABEL_NAMES,
+    NEGATIVE_NAMES,
+    POSITIVE_NAMES,
+    QUERY_NAMES,
+    SIDE_SCORES_NAMES,
+    read_pairs,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/gpu/README.md", "speed/NOTES.md"]
@@ -98,13 +105,20 @@ def test_the_recipe_is_one(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "recipe.yaml").reconstruct is None
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_files_of_pairs_are_read(suffix: str, tmp_path: Path) -> None:
-    (text,) = blocks("docs/pairs.md", suffix)
-    (tmp_path / f"pairs.{suffix}").write_text(text, encoding="utf-8")
-    pairs = list(read_pairs(tmp_path / f"pairs.{suffix}"))
-    assert len(pairs) >= 2
-    assert any(pair.negatives for pair in pairs)
+FORMS = [(suffix, text) for suffix in ("jsonl", "csv") for text in blocks("docs/pairs.md", suffix)]
+
+
+@pytest.mark.parametrize(("suffix", "text"), FORMS)
+def test_files_of_pairs_are_read(suffix: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"pairs.{suffix}"
+    path.write_text(text, encoding="utf-8")
+    assert len(list(read_pairs(path))) >= 2
+
+
+def test_every_column_of_pairs_is_in_an_example() -> None:
+    shown = "".join(text for _, text in FORMS)
+    names = (*QUERY_NAMES, *POSITIVE_NAMES, *NEGATIVE_NAMES, *LABEL_NAMES, *SIDE_SCORES_NAMES)
+    assert [name for name in names if f'"{name}"' not in shown or f"`{name}`" not in page("docs/pairs.md")] == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -20,9 +20,11 @@ from anchorembed.curate import check as checking
 from anchorembed.curate import mine as mining
 from anchorembed.curate.check import SourceReport
 from anchorembed.curate.mine import Mined, Rules
+from anchorembed.curate.rerank import by_cross_encoder
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus, read_texts
-from anchorembed.data.pairs import read_pairs
+from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
@@ -103,7 +105,7 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     Raises:
         InputError: if there are fewer than two pairs.
     """
-    chosen = list(islice(read_pairs(Path(pairs)), most))
+    chosen = list(islice(read_pairs(pairs), most))
     if len(chosen) < 2:
         raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
     by_model: dict[str, Isotropy] = {}
@@ -149,16 +151,19 @@ def mine(
     by: str | Path = "bm25",
     corpus: str | Path | None = None,
     rules: Rules | None = None,
+    rerank: str | Path | None = None,
     skip_bad: bool = False,
 ) -> Mined:
     """Write pairs with hard negatives mined for them, as JSONL that trains as it is.
 
     Args:
-        pairs: file or folder of pairs.
+        pairs: file, folder or hub data set of pairs, as in `read_pairs`.
         out: JSONL to write, gzipped if its name ends in .gz.
         by: ``bm25``, or a model as in `evaluate`.
         corpus: corpus file to mine from, besides the pairs' positives.
         rules: which texts become negatives.
+        rerank: cross-encoder, a local folder or hub id, that scores what is found anew; its logits are written as
+            ``scores``, for ``contrast.distill``.
         skip_bad: drop unusable lines, and log how many.
 
     Raises:
@@ -167,27 +172,36 @@ def mine(
     _check_out(Path(out))
     if Path(out).resolve() in {Path(path).resolve() for path in (pairs, corpus) if path}:
         raise InputError(f"{out}: is what is read. Name another file to write.")
-    dropped: list[str] = []
-    read = list(read_pairs(Path(pairs), source=str(pairs), skip_bad=skip_bad, on_skip=dropped.append))
-    if dropped:
-        _log.info(f"{pairs}: {len(dropped)} bad lines dropped, the first: {dropped[0]}")
-    texts = mining.gather(read, (document.text for document in read_corpus(Path(corpus))) if corpus else ())
+    reranker = by_cross_encoder(rerank) if rerank else None
+    store = open_store([SourceFile(str(pairs), pairs)], cache_folder() / "pairs", skip_bad=skip_bad)
+
+    def read() -> Iterator[TextPair]:
+        return chain.from_iterable(store.chunks(0))
+
+    pool = mining.gather(read(), (document.text for document in read_corpus(Path(corpus))) if corpus else ())
     if str(by) == "bm25":
-        scorer = mining.by_bm25(texts)
-        if wordless := sum(not mining.words(pair.query) for pair in read):
+        scorer = mining.by_bm25(pool.texts)
+        if wordless := sum(not mining.words(pair.query) for pair in read()):
             _log.warning(
-                f"{wordless} of {len(read)} queries have no word that BM25 can search by, so no negatives are mined "
+                f"{wordless} of {len(store)} queries have no word that BM25 can search by, so no negatives are mined "
                 "for them. A model finds some: by=MODEL"
             )
     else:
         embedder = Embedder.load(by)
-        with _bar("embedding", len(texts)) as advance:
-            scorer = mining.by_embedder(partial(embedder.encode, progress=advance), texts)
-    with _bar("mining", len(read)) as advance:
-        mined = mining.mine(read, texts, scorer, rules or Rules(), advance)
-    rows = ({"query": pair.query, "positive": pair.positive, "negative": list(pair.negatives)} for pair in mined.pairs)
-    write_jsonl(Path(out), rows)
+        with _bar("embedding", len(pool.texts)) as advance:
+            scorer = mining.by_embedder(partial(embedder.encode, progress=advance), pool.texts)
+    mined = Mined()
+    with _bar("mining", len(store)) as advance:
+        write_jsonl(Path(out), _rows(mining.mine(read(), pool, scorer, rules or Rules(), mined, reranker), advance))
     return mined
+
+
+def _rows(pairs: Iterator[TextPair], progress: Callable[[int], None]) -> Iterator[dict[str, object]]:
+    """Mined pairs as rows of JSONL."""
+    for pair in pairs:
+        row: dict[str, object] = {"query": pair.query, "positive": pair.positive, "negative": list(pair.negatives)}
+        yield row | ({"scores": list(pair.scores)} if pair.scores else {})
+        progress(1)
 
 
 def score(embedder: Embedder, collection: Collection) -> "RankingScores":

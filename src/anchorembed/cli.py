@@ -217,8 +217,8 @@ def check(
 
 
 @app.command()
-def mine(
-    pairs: Annotated[Path, typer.Argument(help="File or folder of pairs.")],
+def mine(  # noqa: PLR0913, PLR0917 - each an option
+    pairs: Annotated[str, typer.Argument(help="File or folder of pairs, or hf://owner/name.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="JSONL to write; gzipped if it ends in .gz.")],
     by: Annotated[str, typer.Option(help="bm25, or a model as in evaluate.")] = "bm25",
     corpus: Annotated[
@@ -227,15 +227,18 @@ def mine(
     count: Annotated[int, typer.Option(help="Negatives of each pair.")] = 1,
     ranks: Annotated[tuple[int, int], typer.Option(help="First and last rank to take from.")] = (1, 100),
     margin: Annotated[float, typer.Option(help="Leave out what scores above this share of the positive's.")] = 0.95,
+    rerank: Annotated[
+        str | None, typer.Option(help="Cross-encoder that scores what is found anew.", show_default=False)
+    ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Mine hard negatives by BM25 or with a model."""
+    """Mine hard negatives by BM25 or with a model, and score them anew with a cross-encoder."""
     from anchorembed.api import mine as run
     from anchorembed.curate.mine import Rules
 
     rules = Rules(count, *ranks, margin)
-    mined = run(pairs, out, by=by, corpus=corpus, rules=rules, skip_bad=skip_bad)
-    for number, many in mined.by_negatives.items():
+    mined = run(pairs, out, by=by, corpus=corpus, rules=rules, rerank=rerank, skip_bad=skip_bad)
+    for number, many in sorted(mined.by_negatives.items()):
         _print(f"{many:>9,} pairs with {number} mined")
     for reason, many in mined.dropped.items():
         _print(f"{many:>9,} candidates left out: {reason}")
@@ -245,7 +248,7 @@ def mine(
 @app.command()
 def isotropy(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders, hub ids, .gguf files.")],
-    pairs: Annotated[Path, typer.Option(help="File of pairs to embed.")],
+    pairs: Annotated[str, typer.Option(help="File of pairs to embed, or hf://owner/name.")],
     most: Annotated[int, typer.Option(min=2, help="Pairs to take from its beginning.")] = 1000,
 ) -> None:
     """How evenly vectors fill their space: mean cosine, effective rank, alignment, uniformity."""

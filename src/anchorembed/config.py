@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from anchorembed.errors import InputError, nearest
@@ -35,6 +44,9 @@ def _expanded(name: str) -> str:
 Positive = Annotated[int, Field(ge=1)]
 Place = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
 Name = Annotated[str, AfterValidator(_expanded)]  # of a model or task: a path or not
+Address = Annotated[  # of pairs: a path, or a data set on the hub
+    str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path), AfterValidator(_expanded)
+]
 
 
 class Section(BaseModel):
@@ -44,10 +56,13 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """One file or folder of pairs; the pairs of a step all come from one source."""
+    """One file, folder or hub data set of pairs; the pairs of a step all come from one source."""
 
     name: str = Field(min_length=1, description="Name in logs and errors.")
-    path: Place = Field(description="JSONL, CSV or Parquet file, saved datasets folder, or BEIR folder.")
+    path: Address = Field(
+        description="JSONL, CSV or Parquet file, folder of such, saved datasets folder, BEIR folder, or "
+        "hf://owner/name[:config][@split][#revision]."
+    )
     instruction: str | None = Field(
         None, description="Task put before this source's queries; default data.instruction."
     )

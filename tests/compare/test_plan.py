@@ -151,7 +151,7 @@ def test_other_pairs_are_another_comparison_whatever_their_source_is_called(
     guided = recipe.contrast.model_copy(update={"guide": recipe.model.name, "mask_above": 0.0})
     recipe = recipe.model_copy(update={"contrast": guided})
     before = open_comparison(recipe, tmp_path).results.key
-    write_pairs(source.path, 201)
+    write_pairs(Path(source.path), 201)
     assert open_comparison(recipe, tmp_path).results.key != before
 
 
@@ -160,7 +160,7 @@ def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytes
     values["data"]["sources"][0]["path"] = "$ANCHOREMBED_DATA/pairs.jsonl"
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     monkeypatch.setenv("ANCHOREMBED_DATA", str(tmp_path))
-    assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == tmp_path / "pairs.jsonl"
+    assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == str(tmp_path / "pairs.jsonl")
     comparison = open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept")
     assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in comparison.record.recipe
     monkeypatch.delenv("ANCHOREMBED_DATA")

@@ -2,17 +2,20 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anchorembed.api import mine as mine_file
+from anchorembed.config import parse_recipe
 from anchorembed.curate.mine import (
     MARGIN,
     NEAR,
     POSITIVE,
     QUERY,
+    RERANKED_AT_ONCE,
     Mined,
     Rules,
     by_bm25,
@@ -21,11 +24,13 @@ from anchorembed.curate.mine import (
     mine,
     words,
 )
+from anchorembed.curate.rerank import Logits, by_cross_encoder
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats
-from tiny import write_pairs
+from anchorembed.train.run import train
+from tiny import recipe_values, save_cross_encoder, write_pairs
 
 TEXTS = [
     "the answer in six words here",  # 0: the positive
@@ -45,15 +50,16 @@ def scored(queries: list[str]) -> Floats:
     return np.array([[SCORES[row] for row in range(len(TEXTS))]] * len(queries), np.float32)
 
 
-def mined(**rules: object) -> Mined:
-    return mine([PAIR, OTHER], TEXTS, scored, Rules(**rules))  # type: ignore[arg-type]
+def mined(**rules: object) -> tuple[list[TextPair], Mined]:
+    found, pairs = Mined(), [PAIR, OTHER]
+    return list(mine(pairs, gather(pairs, TEXTS), scored, Rules(**rules), found)), found  # type: ignore[arg-type]
 
 
 def test_each_filter_drops_what_it_names() -> None:
-    found = mined(count=2)
-    assert found.pairs[0].negatives == (TEXTS[5], TEXTS[6], "given")
+    pairs, found = mined(count=2)
+    assert pairs[0].negatives == (TEXTS[5], TEXTS[6], "given")
     # the other pair's positive scores 0.7, and so the margin is 0.665
-    assert found.pairs[1].negatives == (TEXTS[5], TEXTS[6])
+    assert pairs[1].negatives == (TEXTS[5], TEXTS[6])
     assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 1, MARGIN: 3}
     assert found.by_negatives == {2: 2}
 
@@ -68,12 +74,12 @@ def test_each_filter_drops_what_it_names() -> None:
     ],
 )
 def test_a_filter_loosened_or_tightened_changes_what_is_found(rules: dict[str, object], expected: str) -> None:
-    assert mined(**rules).pairs[0].negatives[0] == expected
+    assert mined(**rules)[0][0].negatives[0] == expected
 
 
 def test_ranks_end_where_they_are_told_to() -> None:
-    found = mined(last_rank=3, count=5)
-    assert found.pairs[0].negatives == ("given",)
+    pairs, found = mined(last_rank=3, count=5)
+    assert pairs[0].negatives == ("given",)
     assert found.by_negatives == {0: 2}
 
 
@@ -81,10 +87,11 @@ def test_a_margin_of_a_positive_below_zero_asks_for_less_than_it() -> None:
     def negative(queries: list[str]) -> Floats:
         return scored(queries) - 1.55
 
-    assert mine([PAIR], TEXTS, negative, Rules(near=1.0)).pairs[0].negatives[0] == TEXTS[1]
+    (pair,) = mine([PAIR], gather([PAIR], TEXTS), negative, Rules(near=1.0), Mined())
+    assert pair.negatives[0] == TEXTS[1]
 
 
-@pytest.mark.parametrize("rules", [{"first_rank": 0}, {"first_rank": 5, "last_rank": 4}, {"count": 0}])
+@pytest.mark.parametrize("rules", [{"first_rank": 0}, {"first_rank": 5, "last_rank": 4}, {"count": 0}, {"margin": 0.0}])
 def test_rules_that_ask_for_nothing_are_refused(rules: dict[str, int]) -> None:
     with pytest.raises(InputError):
         Rules(**rules)  # type: ignore[arg-type]
@@ -106,13 +113,8 @@ def test_bm25_is_its_formula() -> None:
 
 def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
     pairs = [TextPair("cat", "cat dog"), TextPair("two", "other words")]
-    found = mine(
-        pairs,
-        [*gather(pairs), "bird", "cat", "two birds"],
-        by_bm25([*gather(pairs), "bird", "cat", "two birds"]),
-        Rules(count=5),
-    )
-    assert [pair.negatives for pair in found.pairs] == [(), ()]
+    pool, found = gather(pairs, ["bird", "cat", "two birds"]), Mined()
+    assert [pair.negatives for pair in mine(pairs, pool, by_bm25(pool.texts), Rules(count=5), found)] == [(), ()]
     assert found.dropped == {POSITIVE: 1, QUERY: 1, NEAR: 0, MARGIN: 1}
 
 
@@ -133,9 +135,9 @@ def test_words_of_scripts_with_and_without_spaces(text: str, expected: list[str]
 def test_chinese_finds_negatives() -> None:
     rows = ["如何读取文件", "如何写入文件", "怎样排序列表", "怎样删除列表"]
     pairs = [TextPair(row, f"{row[2:]}的方法如下") for row in rows]
-    texts = gather(pairs)
-    found = mine(pairs, texts, by_bm25(texts), Rules(near=1.0))
-    assert [texts.index(pair.negatives[0]) for pair in found.pairs] == [1, 0, 3, 2]
+    pool = gather(pairs)
+    found = mine(pairs, pool, by_bm25(pool.texts), Rules(near=1.0), Mined())
+    assert [pool.rows[pair.negatives[0]] for pair in found] == [1, 0, 3, 2]
 
 
 def test_texts_without_words_find_nothing_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
@@ -157,7 +159,10 @@ def test_an_embedder_scores_by_cosine(embedder: Embedder) -> None:
 
 
 def test_texts_are_gathered_once() -> None:
-    assert gather([PAIR, OTHER, PAIR], ["a", TEXTS[0], "a"]) == ["a", TEXTS[0], TEXTS[4]]
+    pool = gather([PAIR, OTHER, PAIR], ["a", TEXTS[0], "a"])
+    assert pool.texts == ["a", TEXTS[0], TEXTS[4]]
+    assert pool.positives("what is ASKED") == {1, 2}
+    assert pool.positives("another") == set()
 
 
 def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
@@ -178,7 +183,66 @@ def test_what_is_written_trains_as_it_is(tmp_path: Path, tiny_folder: Path, by: 
     found = mine_file(source, out, by=tiny_folder if by == "tiny" else by, corpus=corpus, rules=rules)
     before, after = list(read_pairs(source)), list(read_pairs(out))
     assert [(pair.query, pair.positive) for pair in after] == [(pair.query, pair.positive) for pair in before]
-    assert [pair.negatives for pair in after] == [pair.negatives for pair in found.pairs]
     assert sum(found.by_negatives.values()) == len(before)
     assert all(pair.positive not in pair.negatives for pair in after)
     assert sum(len(pair.negatives) for pair in after) > len(before)
+
+
+# Candidates scored anew
+
+LOGITS = {0: 2.0, 1: 0.0, 2: -4.0, 3: 9.0, 4: -6.0, 5: 1.8, 6: -4.5}  # of a cross-encoder
+
+
+def reranked(asked: list[tuple[str, str]]) -> Logits:
+    return np.array([LOGITS[TEXTS.index(text)] if text in TEXTS else -9.0 for _, text in asked])
+
+
+def test_a_reranker_orders_and_filters_by_its_own_scores_and_they_are_kept() -> None:
+    found, pairs = Mined(), [PAIR, OTHER]
+    first, second = mine(pairs, gather(pairs, TEXTS), scored, Rules(count=2, near=1.0), found, reranked)
+    # 0.95 * sigmoid(2) is 0.837: sigmoid(1.8), 0.858, is above it, sigmoid(0) is not
+    assert first.negatives == (TEXTS[1], TEXTS[2], "given")
+    assert first.scores == (2.0, 0.0, -4.0, -9.0)
+    # 0.95 * sigmoid(-6) is 0.00235: all others are above it
+    assert (second.negatives, second.scores) == ((), (-6.0,))
+    assert found.by_negatives == {2: 1, 0: 1}
+    assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 0, MARGIN: 5}
+
+
+def test_candidates_are_scored_window_by_window_and_written_as_they_come() -> None:
+    pairs = [TextPair(f"query {n}", f"text {n}") for n in range(300)]
+    pool, sizes, taken = gather(pairs), list[int](), list[int]()
+
+    def counted(asked: list[tuple[str, str]]) -> Logits:
+        sizes.append(len(asked))
+        return np.zeros(len(asked))
+
+    def stream() -> Iterator[TextPair]:
+        for number, pair in enumerate(pairs):
+            taken.append(number)
+            yield pair
+
+    found = mine(stream(), pool, lambda queries: np.ones((len(queries), 300), np.float32), Rules(), Mined(), counted)
+    next(found)
+    assert len(taken) < 50
+    assert len(list(found)) == 299
+    assert sum(sizes) == 300 * 101
+    assert max(sizes) <= RERANKED_AT_ONCE
+
+
+@pytest.mark.slow
+def test_what_a_cross_encoder_scored_trains_with_its_scores(tmp_path: Path, tiny_folder: Path) -> None:
+    source, out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "mined.jsonl"
+    folder = save_cross_encoder(tmp_path / "reranker")
+    mine_file(source, out, rules=Rules(count=2, margin=5.0, near=0.9), rerank=folder)
+    pairs = list(read_pairs(out))
+    score = by_cross_encoder(folder)
+    for pair in pairs[:5]:
+        texts = (pair.positive, *pair.negatives)
+        assert pair.scores == pytest.approx(score([(pair.query, text) for text in texts]), abs=1e-4)
+        assert list(pair.scores[1:]) == sorted(pair.scores[1:], reverse=True)
+    assert sum(len(pair.scores) == 3 for pair in pairs) > 50
+    values = recipe_values(out, tiny_folder, tmp_path / "run")
+    settings = {"steps": 1, "batch_size": 8, "warmup_steps": 0, "distill": 1.0, "hard_negatives": 2}
+    train(parse_recipe(values | {"reconstruct": None, "contrast": settings}))
+    assert (tmp_path / "run" / "contrast" / "model").is_dir()

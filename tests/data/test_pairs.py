@@ -153,7 +153,7 @@ def test_negatives_of_n_tuples_are_read_in_order_and_other_columns_said_once(
 @pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet", "saved"])
 @pytest.mark.parametrize(
     ("column", "good", "bad"),
-    [("label", 1, 0), ("label", True, False), ("score", 1.0, 0.2), ("label", "1", "entailment")],
+    [("label", 1, 0), ("label", True, False), ("score", 1.0, 0.2), ("score", 1, 3.8), ("label", "1", "entailment")],
 )
 def test_a_pair_that_is_labelled_as_none_does_not_train(
     tmp_path: Path, name: str, column: str, good: object, bad: object
@@ -165,6 +165,29 @@ def test_a_pair_that_is_labelled_as_none_does_not_train(
     assert f'Keep the rows of label 1 alone, or remove the column "{column}" if all pairs are positives.' in message
     assert len(list(read_pairs(path, skip_bad=True))) == 2
     assert len(list(read_pairs(write_rows(tmp_path / f"good {name}", rows[:2])))) == 2
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet", "saved"])
+def test_several_positives_are_as_many_pairs_each_with_its_score(tmp_path: Path, name: str) -> None:
+    flag = {"query": "a", "pos": ["b", "c"], "neg": ["d", "e"], "pos_scores": [3.0, 2.5], "neg_scores": [0.5, -1.0]}
+    if name == "p.csv":
+        flag = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flag.items()}
+    assert list(read_pairs(write_rows(tmp_path / name, [flag]))) == [
+        TextPair("a", "b", ("d", "e"), line=1 + (name == "p.csv"), scores=(3.0, 0.5, -1.0)),
+        TextPair("a", "c", ("d", "e"), line=1 + (name == "p.csv"), scores=(2.5, 0.5, -1.0)),
+    ]
+
+
+def test_positives_negatives_and_scores_may_be_absent(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "p.jsonl",
+        {"query": "a", "pos": ["b"], "neg": [], "pos_scores": None, "neg_scores": None},
+        {"query": "a", "positives": ["b", "c"], "scores": [2, 1]},
+        {"query": "a", "positive": "b", "negative": "c", "label": [7.5, -2]},  # as sentence-transformers distils
+        {"query": "a", "positive": '["b"]'},  # a text
+    )
+    read = [(pair.positive, pair.negatives, pair.scores) for pair in read_pairs(path)]
+    assert read == [("b", (), ()), ("b", (), (2.0,)), ("c", (), (1.0,)), ("b", ("c",), (7.5, -2.0)), ('["b"]', (), ())]
 
 
 @pytest.mark.parametrize("cell", ["['c', 'd']", "[\"c\", 'd']", "['c' 'd']", "[ 'c'\n 'd']"])
@@ -220,6 +243,21 @@ def test_other_separators_are_named_for_what_they_are(tmp_path: Path, name: str,
 # Bad rows
 
 BAD_ROWS = [
+    ('{"query": "a", "pos": []}', '"pos" is empty.'),
+    ('{"query": "a", "positive": ["b", ""]}', '"positive" is empty.'),
+    ('{"query": "a", "pos": ["b"], "positive": "c"}', 'both "positive" and "pos" are given. Keep one of them.'),
+    (
+        '{"query": "a", "pos": ["b"], "pos_scores": [1, 2]}',
+        '"pos_scores" must be a list: a number for the positive, 1 here.',
+    ),
+    (
+        '{"query": "a", "pos": ["b"], "neg": ["c"], "pos_scores": [1]}',
+        '"pos_scores" is given without "neg_scores".',
+    ),
+    (
+        '{"query": "a", "pos": ["b"], "scores": [1], "pos_scores": [1]}',
+        'both "scores" and "pos_scores" are given. Keep one of them.',
+    ),
     (
         '{"query": "a", "positive": "b", "scores": [1, 2]}',
         '"scores" must be a list: a number for the positive and for each negative, 1 here.',
@@ -394,7 +432,7 @@ def test_missing_and_unknown_files_are_told_at_once(tmp_path: Path) -> None:
         InputError, match=r"pair\.jsonl: no such file or folder\. Did you mean 'pairs\.jsonl'\? Check the path"
     ):
         read_pairs(tmp_path / "pair.jsonl")
-    with pytest.raises(InputError, match=r"p\.xlsx: unknown format\. Give \.jsonl, \.csv.*BEIR"):
+    with pytest.raises(InputError, match=r"p\.xlsx: unknown format\. Give \.jsonl, \.csv.*BEIR.*hf://"):
         read_pairs(lines(tmp_path / "p.xlsx", "x"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: a folder of unknown format\. Give \.jsonl"):

@@ -24,7 +24,7 @@ def lines(path: Path, *rows: str | Mapping[str, object]) -> Path:
     return path
 
 
-def fault(path: Path) -> str:
+def fault(path: str | Path) -> str:
     """Return the message of the InputError that reading the pairs ends with."""
     with pytest.raises(InputError) as caught:
         list(read_pairs(path))

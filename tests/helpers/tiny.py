@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
@@ -79,6 +85,17 @@ def save_tiny(folder: Path, name: str = "llama") -> Path:
     """Write a tiny model folder."""
     tiny_model(name).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
+    """Write a tiny cross-encoder, as transformers saves one."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(**SPECIALS, pad_token="</s>")
+    sizes = SIZES | {"pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model("llama", vocab_size=400, num_labels=labels, **sizes)
+    AutoModelForSequenceClassification.from_config(config).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

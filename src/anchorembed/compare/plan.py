@@ -14,6 +14,7 @@ from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps, see
 from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
 from anchorembed.compare.results import Results
 from anchorembed.config import Compare, Recipe
+from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
@@ -159,7 +160,7 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
             **cost_only,
         },
     )
-    contents = {source.name: hash_content(source.path) for source in recipe.data.sources}
+    contents = {source.name: content_of(source.path) for source in recipe.data.sources}
     values["model"]["name"] = _content(recipe.model.name)
     if recipe.contrast is not None:
         values["contrast"] |= {key: _content(model) for key, model in recipe.contrast.other_models.items()}

@@ -2,24 +2,34 @@
 
 The nearest texts are the hardest negatives, and the likeliest to be answers that are missing from the data. Filters
 drop such texts and count them: the query's positives, the query itself, near-duplicates of the positive, and texts
-that score above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831).
+that score above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A
+cross-encoder can score what search finds anew (`rerank`): its scores then order, filter, and are kept.
+
+Pairs stream through in windows. What stays in memory: the texts, each once, what search needs of them (BM25's index or
+vectors [D, H]), 16 bytes a pair, and one window of scores.
 
 Axes: Q queries, D texts, H hidden size.
 """
 
 import re
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
+from anchorembed.curate.rerank import Reranker
 from anchorembed.data.pairs import TextPair, folded
+from anchorembed.data.store import text_key
 from anchorembed.errors import InputError, extra
 from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
 Scorer = Callable[[list[str]], Floats]  # queries -> scores of all texts [Q, D], higher is nearer
-_SCORES_AT_ONCE = 1 << 24
+_SCORES_AT_ONCE = 1 << 24  # of search
+RERANKED_AT_ONCE = 4096  # pairs of texts, or those of one query if it has more
 # Thai to Tibetan, Myanmar, Khmer, kana, Han, and Han beyond the basic plane
 _LETTERS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
 _LETTERS += "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -37,7 +47,8 @@ class Rules:
         count: negatives of a pair.
         first_rank: of those to take, from 1; the query's positives have no rank.
         last_rank: of those to take.
-        margin: a text is dropped that scores above this share of the positive's score.
+        margin: a text is dropped that scores above this share of the positive's score; of a cross-encoder's logits,
+            whose zero means nothing, the share is of their sigmoids.
         near: a text is dropped whose words overlap more than this with the positive's (Jaccard).
     """
 
@@ -54,15 +65,32 @@ class Rules:
             )
         if self.count < 1:
             raise InputError(f"--count: {self.count} is below 1. Ask for at least one negative.")
+        if not self.margin > 0:
+            raise InputError(f"--margin: {self.margin} is not above 0, so no text is left. 0.95 is usual.")
 
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """Pairs with their negatives; ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
+    """What mining counted: ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
 
-    pairs: list[TextPair]
-    dropped: dict[str, int]
-    by_negatives: dict[int, int]
+    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys((POSITIVE, QUERY, NEAR, MARGIN), 0)))
+    by_negatives: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The texts to mine from, each once, and the rows of each query's positives among them."""
+
+    texts: Sequence[str]
+    rows: dict[str, int]
+    _query_keys: NDArray[np.uint64]  # ascending, one of each pair
+    _positive_rows: NDArray[np.int64]
+
+    def positives(self, query: str) -> set[int]:
+        """Rows of a query's positives in all pairs."""
+        key = np.uint64(text_key(folded(query)))
+        first, last = (int(np.searchsorted(self._query_keys, key, side=side)) for side in ("left", "right"))
+        return set(self._positive_rows[first:last].tolist())
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
@@ -76,7 +104,8 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
     with extra("mine"):
         import bm25s  # noqa: PLC0415 - an extra
 
-    split = [words(text) for text in texts]
+    kept: dict[str, str] = {}  # each word once, however many texts it is in
+    split = [[kept.setdefault(word, word) for word in words(text)] for text in texts]
     index = bm25s.BM25(k1=1.2, b=0.75)
     if has_words := any(split):  # bm25s has no index without words
         index.index(split, show_progress=False)
@@ -115,54 +144,109 @@ def by_embedder(embed: Callable[[Sequence[str], Side], Floats], texts: Sequence[
     return score
 
 
-def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> list[str]:
-    """The texts to mine from, each once: a corpus and the positives of all pairs."""
-    return list(dict.fromkeys((*corpus, *(pair.positive for pair in pairs))))
+def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
+    """The texts to mine from: a corpus and the positives of all pairs."""
+    rows: dict[str, int] = {}
+    for text in corpus:
+        rows.setdefault(text, len(rows))
+    keys, positives = array("Q"), array("q")
+    for pair in pairs:
+        keys.append(text_key(folded(pair.query)))
+        positives.append(rows.setdefault(pair.positive, len(rows)))
+    order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable")
+    by_key = np.frombuffer(keys, np.uint64)[order], np.frombuffer(positives, np.int64)[order]
+    return Pool([*rows], rows, *by_key)
 
 
 def mine(
-    pairs: Sequence[TextPair],
-    texts: Sequence[str],
+    pairs: Iterable[TextPair],
+    pool: Pool,
     score: Scorer,
     rules: Rules,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Mined:
-    """Give each pair negatives, which go before those it has.
+    mined: Mined,
+    rerank: Reranker | None = None,
+) -> Iterator[TextPair]:
+    """Give each pair negatives, which go before those it has, in windows of pairs.
 
     Args:
         pairs: queries with their positives.
-        texts: to mine from, as `gather` returns them: all positives are among them.
-        score: scores ``texts``.
+        pool: texts to mine from, as `gather` returns them of these pairs.
+        score: scores the pool's texts.
         rules: which texts to take.
-        progress: called with the number of pairs done since the last call.
+        mined: to count in.
+        rerank: scores what ``score`` ranks anew; pairs then have its logits as ``scores``.
     """
-    rows = {text: row for row, text in enumerate(texts)}
-    positives: dict[str, set[int]] = defaultdict(set)
-    for pair in pairs:
-        positives[folded(pair.query)].add(rows[pair.positive])
-    dropped: Counter[str] = Counter(dict.fromkeys((POSITIVE, QUERY, NEAR, MARGIN), 0))
-    by_negatives: Counter[int] = Counter()
-    mined: list[TextPair] = []
-    size = max(1, _SCORES_AT_ONCE // len(texts))
-    for start in range(0, len(pairs), size):
-        block = pairs[start : start + size]
-        for pair, scores_D in zip(block, score([pair.query for pair in block]), strict=True):
-            limit = _limit(float(scores_D[rows[pair.positive]]), rules.margin)
-            candidates = _candidates(scores_D, positives[folded(pair.query)], rules, dropped)
-            chosen: list[str] = []
-            for row in candidates:
-                filter_name = _filter(pair, texts[row], float(scores_D[row]) > limit, rules.near)
-                if filter_name:
-                    dropped[filter_name] += 1
-                else:
-                    chosen.append(texts[row])
-                if len(chosen) == rules.count:
-                    break
-            by_negatives[len(chosen)] += 1
-            kept = [text for text in pair.negatives if text not in chosen]
-            mined.append(replace(pair, negatives=(*chosen, *kept), scores=()))
-        progress(len(block))
-    return Mined(mined, dict(dropped), dict(sorted(by_negatives.items())))
+    window = max(1, _SCORES_AT_ONCE // len(pool.texts))
+    if rerank is not None:
+        window = min(window, max(1, RERANKED_AT_ONCE // (rules.last_rank - rules.first_rank + 2)))
+    rest = iter(pairs)
+    while block := list(islice(rest, window)):
+        scores_QD = score([pair.query for pair in block])
+        if rerank is None:
+            judged = (_by_search(*each, pool, rules, mined.dropped) for each in zip(block, scores_QD, strict=True))
+            for pair, texts in zip(block, judged, strict=True):
+                yield _with_negatives(pair, _chosen(texts, rules.count, mined), {})
+            continue
+        found = [
+            [pool.texts[row] for row in _usable(pair, scores_D, pool, rules, mined.dropped)]
+            for pair, scores_D in zip(block, scores_QD, strict=True)
+        ]
+        for pair, candidates, logits in zip(block, found, _logits(block, found, rerank), strict=True):
+            texts = _by_reranker(pair, candidates, logits, rules.margin)
+            yield _with_negatives(pair, _chosen(texts, rules.count, mined), logits)
+
+
+Judged = Iterable[tuple[str, bool]]  # texts, the nearest first, and whether they score above the margin
+
+
+def _by_search(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped: Counter[str]) -> Judged:
+    limit = _limit(float(scores_D[pool.rows[pair.positive]]), rules.margin)
+    for row in _usable(pair, scores_D, pool, rules, dropped):
+        yield pool.texts[row], float(scores_D[row]) > limit
+
+
+def _by_reranker(pair: TextPair, candidates: list[str], logits: dict[str, float], margin: float) -> Judged:
+    limit = margin * _sigmoid(logits[pair.positive])
+    for text in sorted(candidates, key=lambda text: -logits[text]):
+        yield text, _sigmoid(logits[text]) > limit
+
+
+def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
+    """The first texts that are not above the margin; the others before them are counted."""
+    chosen: list[str] = []
+    for text, above in judged:
+        if above:
+            mined.dropped[MARGIN] += 1
+        else:
+            chosen.append(text)
+        if len(chosen) == count:
+            break
+    mined.by_negatives[len(chosen)] += 1
+    return chosen
+
+
+def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
+    """The pair with chosen negatives before its own, and with the scores of all its texts if there are any."""
+    negatives = (*chosen, *(text for text in pair.negatives if text not in chosen))
+    scores = tuple(logits[text] for text in (pair.positive, *negatives)) if logits else ()
+    return replace(pair, negatives=negatives, scores=scores)
+
+
+def _logits(block: list[TextPair], found: list[list[str]], rerank: Reranker) -> Iterator[dict[str, float]]:
+    """A reranker's logits of each pair's positive, candidates and own negatives, by text."""
+    asked = [
+        list(dict.fromkeys((pair.positive, *candidates, *pair.negatives)))
+        for pair, candidates in zip(block, found, strict=True)
+    ]
+    flat = [(pair.query, text) for pair, texts in zip(block, asked, strict=True) for text in texts]
+    logits = iter(rerank(flat).tolist())
+    for texts in asked:
+        yield dict(zip(texts, logits, strict=False))
+
+
+def _sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)), exact for logits far below 0."""
+    return float(np.exp(-np.logaddexp(0.0, -logit)))
 
 
 def _limit(positive_score: float, margin: float) -> float:
@@ -184,14 +268,21 @@ def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Co
             yield row
 
 
-def _filter(pair: TextPair, text: str, above: bool, near: float) -> str:
+def _usable(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped: Counter[str]) -> Iterator[int]:
+    """Rows of the candidates, nearest first, that are neither the query nor a near-duplicate of the positive."""
+    for row in _candidates(scores_D, pool.positives(pair.query), rules, dropped):
+        if filter_name := _filter(pair, pool.texts[row], rules.near):
+            dropped[filter_name] += 1
+        else:
+            yield row
+
+
+def _filter(pair: TextPair, text: str, near: float) -> str:
     """Name of the filter that drops a text; empty for none."""
     if folded(text) == folded(pair.query):
         return QUERY
     words, positive = set(folded(text).split()), set(folded(pair.positive).split())
-    if len(words & positive) > near * len(words | positive):
-        return NEAR
-    return MARGIN if above else ""
+    return NEAR if len(words & positive) > near * len(words | positive) else ""
 
 
 def _nearest(scores_D: Floats, most: int) -> list[int]:

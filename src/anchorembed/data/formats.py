@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # suffixes of files of rows
 FORMATS = (
-    ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
-    "or a folder written by datasets' save_to_disk"
+    ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
+    "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
@@ -78,7 +78,7 @@ def _listed_names(names: list[str]) -> str:
 
 
 def checked(
-    path: Path,
+    path: object,
     rows: Rows,
     make: Callable[[int, Row], _T],
     columns: ColumnNames,
@@ -259,7 +259,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
-            _checked_header(f"{path}:{line}", cells, columns)
+            checked_header(f"{path}:{line}", cells, columns)
             header = cells
         elif cells:
             yield line, _cells(header, cells, nullable)
@@ -284,7 +284,7 @@ def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool])
     return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}
 
 
-def _checked_header(location: str, names: list[str], columns: Columns) -> list[str]:
+def checked_header(location: str, names: list[str], columns: Columns) -> list[str]:
     """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
     try:
         wanted = columns(names)
@@ -310,8 +310,8 @@ def parquet_rows(path: Path, columns: Columns) -> Rows:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = _checked_header(str(path), file.schema_arrow.names, columns)
-            for row, value in _arrow_rows(file.iter_batches(batch_size=1024, columns=names, use_threads=False)):
+            names = checked_header(str(path), file.schema_arrow.names, columns)
+            for row, value in arrow_rows(file.iter_batches(batch_size=1024, columns=names, use_threads=False)):
                 yield row, value
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}:{row + 1}: not readable as Parquet ({error}). Write the file again.") from error
@@ -350,11 +350,12 @@ def dataset_rows(folder: Path, columns: Columns) -> Rows:
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]
-    names = _checked_header(str(folder), loaded.column_names, columns)
-    yield from _arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
+    names = checked_header(str(folder), loaded.column_names, columns)
+    yield from arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
 
 
-def _arrow_rows(batches: Iterable[pyarrow.RecordBatch | pyarrow.Table]) -> Rows:
+def arrow_rows(batches: Iterable[pyarrow.RecordBatch | pyarrow.Table]) -> Rows:
+    """Rows of Arrow tables, which count from 1."""
     row = 0
     for batch in batches:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))

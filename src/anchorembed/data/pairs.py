@@ -1,13 +1,18 @@
-"""Rows to pairs of texts, validated and streamed; every fault names its file and line. Formats are in `formats`."""
+"""Rows to pairs of texts, validated and streamed; every fault names its file and line. Formats are in `formats`.
+
+A row with several positives is as many pairs, each with all negatives of the row.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from anchorembed.data.beir import judged_pair_rows, splits
 from anchorembed.data.formats import (
     FORMATS,
+    TABLES,
     BadRow,
     ColumnNames,
     Columns,
@@ -21,20 +26,25 @@ from anchorembed.data.formats import (
     not_empty,
     required_text,
     split_of_pairs,
+    suffix_of,
     table_rows,
 )
+from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
 from anchorembed.errors import InputError
+from anchorembed.system.files import hash_content
 
 QUERY_NAMES = ("query", "anchor")
-POSITIVE_NAMES = ("positive", "document")
-NEGATIVE_NAMES = ("negative", "negatives")
+POSITIVE_NAMES = ("positive", "document", "positives", "pos")
+NEGATIVE_NAMES = ("negative", "negatives", "neg")
 LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
+SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
+_LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
 _NUMBERED_NEGATIVE = re.compile(r"negative_(\d{1,9})", re.ASCII)  # sentence-transformers' n-tuples
 _NULLABLE_NAMES = frozenset((*NEGATIVE_NAMES, *LABEL_NAMES))
-_KNOWN_NAMES = _NULLABLE_NAMES | {*QUERY_NAMES, *POSITIVE_NAMES, SCORES_NAME}
+_KNOWN_NAMES = _NULLABLE_NAMES | {*QUERY_NAMES, *POSITIVE_NAMES, SCORES_NAME, *SIDE_SCORES_NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +63,17 @@ class TextPair:
 
 
 def read_pairs(
-    path: Path,
+    path: str | Path,
     *,
     source: str = "",
     skip_bad: bool = False,
     on_skip: Callable[[str], None] | None = None,
     on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[TextPair]:
-    """Stream the pairs of a file or folder in any of `FORMATS`.
+    """Stream the pairs of a file, folder or data set on the hub in any of `FORMATS`.
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder, or ``hf://owner/name[:config][@split][#revision]``.
         source: name of the source, for the pairs to keep.
         skip_bad: drop bad rows rather than raise.
         on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
@@ -73,7 +83,7 @@ def read_pairs(
         InputError: on a bad row, unless ``skip_bad``; if a column is missing or the file damaged; if no pair is usable.
     """
     columns = ColumnNames(lambda names: filter(_is_known, names))
-    numbered_file, rows = _pair_rows(path, columns)
+    numbered_file, rows = _pair_rows(located(path), columns)
     first_fault: list[str] = []
 
     def skip(fault: str) -> None:
@@ -89,13 +99,23 @@ def read_pairs(
     pairs = checked(
         numbered_file,
         rows,
-        lambda line, row: _pair(row, source, line),
+        lambda line, row: _pairs(row, source, line),
         columns,
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
         on_bad=skip if skip_bad else None,
         on_unused=on_unused,
     )
-    return not_empty(pairs, no_pair)
+    return not_empty(chain.from_iterable(pairs), no_pair)
+
+
+def content_of(path: str | Path) -> str:
+    """What decides the pairs that `read_pairs` reads: a content hash, or an address on the hub with its commit.
+
+    Raises:
+        InputError: if there is no such file, folder or data set.
+    """
+    place = located(path)
+    return str(pinned(place)) if isinstance(place, HubDataset) else hash_content(place)
 
 
 def folded(text: str) -> str:
@@ -106,20 +126,25 @@ def folded(text: str) -> str:
 # --- Rows to records -------------------------------------------------------------------------------------------------
 
 
-def _pair(row: Row, source: str, line: int) -> TextPair:
+def _pairs(row: Row, source: str, line: int) -> list[TextPair]:
     query, positive, negative_columns = _columns(list(row))
+    positives = _positives(row[positive], positive)
     negatives = tuple(text for key in negative_columns for text in _negatives(row[key], key))
-    scores = _scores(row.get(SCORES_NAME), 1 + len(negatives))
+    scores = _scores(row, len(positives), len(negatives))
     for key in LABEL_NAMES:
         _check_label(row.get(key), key)
-    return TextPair(required_text(row, query), required_text(row, positive), negatives, source, line, scores)
+    asked = required_text(row, query)
+    return [
+        TextPair(asked, text, negatives, source, line, scores and (scores[number], *scores[len(positives) :]))
+        for number, text in enumerate(positives)
+    ]
 
 
 def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
     """Names of the query and the positive column, and of those of negatives in their order, among those of a row."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
-        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES, columns)
+        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES[:2], columns)
     numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
     if negative is None:
         return query, positive, numbered
@@ -141,6 +166,14 @@ def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
     return given[0] if given else None
 
 
+def _positives(value: object, key: str) -> list[str]:
+    """The positives of a cell, given as a text or a list, which in CSV is JSON in a column whose name says so."""
+    listed = json_list(value, key) if isinstance(value, str) and key in _LISTS_OF_POSITIVES else value
+    if listed == []:
+        raise BadRow(f'"{key}" is empty')
+    return [required_text({key: text}, key) for text in (listed if isinstance(listed, list) else [value])]
+
+
 def _negatives(value: object, key: str) -> tuple[str, ...]:
     """The negatives of a cell, given as a text or a list, which in CSV is JSON.
 
@@ -155,11 +188,11 @@ def _negatives(value: object, key: str) -> tuple[str, ...]:
 
 
 def _check_label(value: object, key: str) -> None:
-    """Refuse a pair that is labelled as anything but a positive: a number of at least 1, true, or no label."""
-    if value is None:
+    """Refuse a pair that is labelled as anything but a positive: 1, true, or no label; a list holds scores."""
+    if value is None or isinstance(_listed(value, key), list):
         return
     try:
-        is_positive = isinstance(value, int | float | str) and (str(value).lower() == "true" or float(value) >= 1)
+        is_positive = isinstance(value, int | float | str) and (str(value).lower() == "true" or float(value) == 1)
     except (ValueError, OverflowError):
         is_positive = False
     if not is_positive:
@@ -168,33 +201,50 @@ def _check_label(value: object, key: str) -> None:
         raise BadRow(f'"{key}" is {shown}, not 1: the pair is no positive', cure)
 
 
-def _scores(value: object, texts: int) -> tuple[float, ...]:
-    """The given scores of a row, of the positive and of each negative: a list, which in CSV is JSON.
+def _listed(value: object, key: str) -> object:
+    """The value of a cell that may hold a list, which in CSV is JSON."""
+    return json_list(value, key) if isinstance(value, str) else value
 
-    An absent column, null or an empty cell means no scores.
+
+def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
+    """The given scores of a row, of each positive and then of each negative; a label may be such a list.
+
+    No column, null or an empty cell means no scores.
     """
-    if isinstance(value, str):
-        value = json_list(value, SCORES_NAME)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or len(value) != texts:
-        raise BadRow(f'"{SCORES_NAME}" must be a list: a number for the positive and for each negative, {texts} here')
-    if not all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in value):
-        raise BadRow(f'"{SCORES_NAME}" must hold numbers between -{_LARGEST_SCORE:g} and {_LARGEST_SCORE:g}')
-    return tuple(map(float, value))
+    labels = [key for key in LABEL_NAMES if isinstance(_listed(row.get(key), key), list)]
+    given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if _listed(row.get(key), key) is not None]
+    if given in ([SIDE_SCORES_NAMES[0]], [SIDE_SCORES_NAMES[1]]) and positives and negatives:
+        raise BadRow(f'"{given[0]}" is given without "{next(n for n in SIDE_SCORES_NAMES if n not in given)}"')
+    if given[1:] and tuple(given) != SIDE_SCORES_NAMES:
+        _one_of(given, given)
+    counts = dict(zip(SIDE_SCORES_NAMES, (positives, negatives), strict=True))
+    sides = [_numbers(row[key], key, counts.get(key, positives + negatives)) for key in given]
+    return tuple(chain.from_iterable(sides))
+
+
+def _numbers(value: object, key: str, texts: int) -> list[float]:
+    listed = _listed(value, key)
+    if not isinstance(listed, list) or len(listed) != texts:
+        whose = {"pos_scores": "positive", "neg_scores": "negative"}.get(key, "positive and for each negative")
+        raise BadRow(f'"{key}" must be a list: a number for the {whose}, {texts} here')
+    if not all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in listed):
+        raise BadRow(f'"{key}" must hold numbers between -{_LARGEST_SCORE:g} and {_LARGEST_SCORE:g}')
+    return list(map(float, listed))
 
 
 # --- Files to rows ---------------------------------------------------------------------------------------------------
 
 
-def _pair_rows(path: Path, columns: ColumnNames) -> tuple[Path, Rows]:
-    """Choose the reader by suffix or by what a folder holds; returns the file whose lines are numbered, and rows."""
+def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDataset | Path, Rows]:
+    """Choose the reader by suffix or by what a folder holds; returns what the numbers of rows are of, and rows."""
 
     def in_header(names: list[str]) -> list[str]:
         columns.add(names)
         _columns(names)
         return list(filter(_is_known, names))
 
+    if isinstance(path, HubDataset):
+        return path, hub_rows(path, in_header)
     if existing(path).is_dir():
         return _folder_rows(path, in_header)
     rows = table_rows(path, in_header, _is_nullable)
@@ -209,4 +259,6 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
+    if any(file.is_file() and suffix_of(file) in TABLES for file in folder.rglob("*")):
+        return folder, folder_rows(folder, in_header)
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anchorembed.data.documents import Document, read_corpus
-from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.data.pairs import TextPair, content_of, read_pairs
 from anchorembed.system.files import hash_content, hash_texts, whole_file, whole_folder
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class SourceFile:
     """A named source of pairs; ``instruction`` goes before its queries and, if ``symmetric``, before its documents."""
 
     name: str
-    path: Path
+    path: str | Path
     instruction: str | None = None
     symmetric: bool = False
 
@@ -125,7 +125,7 @@ def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = F
 
 def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
     """Return the folder of a source's pairs and notes on what is not used of it, made if it is not there."""
-    target = cache / hash_texts([f"{hash_content(source.path)} {skip_bad}"])[:32]
+    target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
     if not target.exists():
         dropped, unused = _Dropped(), list[str]()
         pairs = read_pairs(

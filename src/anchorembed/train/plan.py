@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from anchorembed.config import Recipe, Schedule
+from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import saved_sha256
 from anchorembed.system.files import hash_content
@@ -22,7 +23,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
             mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
         ),
     }
-    contents = {f"data.sources.{source.name}.content": hash_content(source.path) for source in recipe.data.sources}
+    contents = {f"data.sources.{source.name}.content": content_of(source.path) for source in recipe.data.sources}
     contents |= {key: _content(model) for key, model in settings.other_models.items()}
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
 

@@ -1,0 +1,150 @@
+"""Rows of data sets that `datasets` loads: on the Hugging Face hub, or in a folder like those there.
+
+Rows are streamed: nothing but what is asked for is held in memory, and nothing is kept on the disk. No code that comes
+with a data set is run.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from anchorembed.data.formats import Columns, Rows, arrow_rows, checked_header, listed, split_of_pairs
+from anchorembed.errors import InputError, first_line, nearest
+from anchorembed.system.files import cache_folder, hash_texts, write_file
+
+_log = logging.getLogger(__name__)
+_SCHEME = "hf://"
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_ADDRESS = re.compile(
+    rf"hf://(?P<name>{_NAME}/{_NAME})(:(?P<config>[^@#:/]+))?(@(?P<split>[\w.-]+))?(#(?P<revision>[\w./-]+))?", re.ASCII
+)
+_COMMIT = re.compile("[0-9a-f]{40}")
+_ROWS_AT_ONCE = 1024
+_MESSAGE_CHARACTERS = 400  # of datasets' own
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """A split of a data set on the hub: ``hf://owner/name[:config][@split][#revision]``; empty parts are left open."""
+
+    name: str
+    config: str = ""
+    split: str = ""
+    revision: str = ""
+
+    def __str__(self) -> str:
+        parts = ((":", self.config), ("@", self.split), ("#", self.revision))
+        return f"{_SCHEME}{self.name}" + "".join(mark + part for mark, part in parts if part)
+
+
+def located(address: str | Path) -> HubDataset | Path:
+    """A data set on the hub where an address begins with ``hf://``, and a path otherwise.
+
+    Raises:
+        InputError: if an address on the hub is not of the form of `HubDataset`.
+    """
+    if not isinstance(address, str) or not address.startswith(_SCHEME):
+        return Path(address)
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise InputError(f"{address}: not of the form hf://owner/name[:config][@split][#revision]. Write it so.")
+    return HubDataset(**match.groupdict(""))
+
+
+def pinned(dataset: HubDataset) -> HubDataset:
+    """The data set at the commit that its revision means now, or meant when the hub was last reached.
+
+    Raises:
+        InputError: if there is no such data set or revision, or the hub was never reached.
+    """
+    return replace(dataset, revision=_commit(dataset.name, dataset.revision))
+
+
+@cache  # what a process reads is one version
+def _commit(name: str, revision: str) -> str:
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from datasets import config  # noqa: PLC0415 - takes over a second, and only data sets on the hub need it
+    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
+
+    remembered = cache_folder() / "hub" / hash_texts([name, "#", revision])[:32]
+    try:
+        commit = HfApi(endpoint=config.HF_ENDPOINT).dataset_info(name, revision=revision or None, timeout=100).sha
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{_SCHEME}{name}: the hub has no such data set, or it is private. Check the name, or log in: hf auth login"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{_SCHEME}{name}: the hub has no revision {revision!r} of it. Check it.") from error
+    except Exception as error:  # of the network, in several libraries
+        if not remembered.exists():
+            raise InputError(
+                f"{_SCHEME}{name}: the hub cannot be reached ({first_line(error)}), and this data set was never read. "
+                "Read it once where the hub can be reached, or download it and give the folder."
+            ) from error
+        commit = remembered.read_text(encoding="utf-8")
+        _log.warning("%s%s: the hub cannot be reached, so the version read last is taken: %s", _SCHEME, name, commit)
+    write_file(remembered, str(commit))
+    return str(commit)
+
+
+def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
+    """Stream the rows of a split, which count from 1; without one it is that of `split_of_pairs`.
+
+    Raises:
+        InputError: for what is not there, naming what is, and for what cannot be read.
+    """
+    if Path(dataset.name).exists():
+        raise InputError(f"{dataset}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
+    source = pinned(dataset)
+    return _rows(str(dataset), columns, source.split, path=source.name, name=source.config, revision=source.revision)
+
+
+def folder_rows(folder: Path, columns: Columns) -> Rows:
+    """Stream the rows of a folder of JSONL, CSV or Parquet files, as of a data set on the hub."""
+    return _rows(str(folder), columns, path=str(folder))
+
+
+def _rows(location: str, columns: Columns, split: str = "", **where: str) -> Rows:
+    splits = _splits(location, {key: value or None for key, value in where.items()})
+    if split and split not in splits:
+        raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
+    rows = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
+    row = 0
+    try:
+        for row, value in arrow_rows(_selected(location, rows, columns)):
+            yield row, value
+    except InputError:
+        raise
+    except Exception as error:  # of the network, the format and datasets' own, of many kinds
+        raise InputError(f"{location}:{row + 1}: cannot be read ({_words(error)}). Try again, or check it.") from error
+
+
+def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
+    """The splits of a data set, of which nothing is read yet, by name."""
+    import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
+
+    try:
+        return {**datasets.load_dataset(**where, streaming=True, trust_remote_code=False)}
+    except Exception as error:  # of many kinds
+        what = _words(error).partition(" Example of usage")[0]
+        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."
+        raise InputError(f"{location}: cannot be opened ({what}). {cure}") from error
+
+
+def _selected(location: str, tables: Iterator[pyarrow.Table], columns: Columns) -> Iterator[pyarrow.Table]:
+    """The columns to read of each table; where nothing declares them, later tables can have others."""
+    for table in tables:
+        yield table.select(checked_header(location, table.column_names, columns))
+
+
+def _words(error: Exception) -> str:
+    """All of an error's message, which may list the names there, as one line."""
+    return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or first_line(error)

@@ -1,0 +1,146 @@
+"""Data sets on the hub: a stand-in on loopback, several versions, what is there is named where something is not."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pytest
+
+from anchorembed.data import hub as reading
+from anchorembed.data.hub import HubDataset, located
+from anchorembed.data.pairs import content_of, read_pairs
+from anchorembed.data.store import SourceFile, open_store
+from anchorembed.errors import InputError
+from hub_stand_in import Hub, hub_on_loopback
+from text_files import fault, lines, texts
+
+FIRST, SECOND = f"{1:040}", f"{2:040}"
+CONFIGS = b"""---
+configs:
+- {config_name: small, data_files: small/*.jsonl}
+- {config_name: large, data_files: large/*.jsonl}
+---
+"""
+
+
+def rows(count: int, **more: object) -> bytes:
+    made = [{"anchor": f"query {n}", "positive": f"answer {n}", "negative_1": "no", **more} for n in range(count)]
+    return "".join(json.dumps(row) + "\n" for row in made).encode()
+
+
+def parquet(count: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"query": [f"query {n}" for n in range(count)], "positive": ["answer"] * count})
+    pa.parquet.write_table(table, sink, row_group_size=1000)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub where ``some/pairs`` has two splits, and ``some/configs`` two configurations."""
+    with hub_on_loopback() as started:
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", started.url)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", started.url)
+        template = f"{started.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        started.sets["some/pairs"] = [{"data/train.jsonl": rows(5, extra=1), "data/test.jsonl": rows(2)}]
+        started.sets["some/configs"] = [{"README.md": CONFIGS, "small/x.jsonl": rows(3), "large/x.jsonl": rows(4)}]
+        started.sets["some/parquet"] = [{"only.parquet": parquet(3000)}]
+        reading._commit.cache_clear()
+        yield started
+    reading._commit.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_split_is_read_as_a_file_is(hub: Hub, said: list[str]) -> None:
+    pairs = list(read_pairs("hf://some/pairs", source="s"))
+    assert texts(pairs) == [(f"query {n}", f"answer {n}", ("no",)) for n in range(5)]
+    assert [(pair.source, pair.line) for pair in pairs] == [("s", n) for n in range(1, 6)]
+    assert said == ["hf://some/pairs: columns that are not used: 'extra'"]
+    assert len(list(read_pairs("hf://some/pairs@test"))) == 2
+    assert len(list(read_pairs("hf://some/configs:small"))) == 3
+    assert len(list(read_pairs("hf://some/configs:large@train"))) == 4
+    assert [pair.line for pair in read_pairs("hf://some/parquet")] == [*range(1, 3001)]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://some/none", "hf://some/none: the hub has no such data set, or it is private. Check the name"),
+        ("hf://some/pairs@dev", "hf://some/pairs@dev: no split 'dev'. Splits there: train, test."),
+        ("hf://some/pairs@tets", "Did you mean 'test'?"),
+        ("hf://some/pairs:x", "Available: ['default']"),
+        ("hf://some/configs", "available configs: ['small', 'large']). A configuration is written after a colon"),
+        ("hf://some/configs:smal", "BuilderConfig 'smal' not found. Available: ['small', 'large']"),
+        ("hf://some/pairs#v9", "hf://some/pairs: the hub has no revision 'v9' of it."),
+        ("hf://pairs", "hf://pairs: not of the form hf://owner/name[:config][@split][#revision]. Write it so."),
+        ("hf://../pairs", "not of the form"),
+        ("hf://some/pairs/data/train.jsonl", "not of the form"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(hub: Hub, address: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        list(read_pairs(address))
+    assert message in str(caught.value)
+
+
+def test_wrong_columns_bad_rows_and_damaged_files_are_named(hub: Hub) -> None:
+    hub.sets["some/torn"] = [{"train.jsonl": b'{"anchor": "a'}]
+    hub.sets["some/bad"] = [{"train.jsonl": b'{"q": "a"}\n'}]
+    assert fault("hf://some/bad").startswith('hf://some/bad: no "query" or "anchor" here, only \'q\'.')
+    hub.sets["some/bad"].append({"train.jsonl": rows(2) + b'{"anchor": "", "positive": "x"}\n'})
+    assert fault(f"hf://some/bad#{SECOND}").startswith(f'hf://some/bad#{SECOND}:3: "anchor" is empty.')
+    assert len(list(read_pairs(f"hf://some/bad#{SECOND}", skip_bad=True))) == 2
+    assert "hf://some/torn:1: cannot be read (" in fault("hf://some/torn")
+
+
+@pytest.mark.slow
+def test_a_new_version_is_read_anew_and_an_old_one_where_it_is_named(hub: Hub, tmp_path: Path) -> None:
+    def opened(address: str) -> int:
+        reading._commit.cache_clear()  # as in another process
+        return len(open_store([SourceFile("a", address)], tmp_path / "pairs"))
+
+    assert opened("hf://some/pairs") == 5
+    assert content_of("hf://some/pairs") == f"hf://some/pairs#{FIRST}"
+    asked = len([line for line in hub.asked if "train.jsonl" in line])
+    assert opened("hf://some/pairs") == 5
+    assert len([line for line in hub.asked if "train.jsonl" in line]) == asked, "read from the cache"
+    hub.sets["some/pairs"].append({"data/train.jsonl": rows(7)})
+    assert opened("hf://some/pairs") == 7
+    assert content_of("hf://some/pairs") == f"hf://some/pairs#{SECOND}"
+    assert opened(f"hf://some/pairs#{FIRST}") == 5
+
+
+def test_without_the_hub_the_version_read_last_is_used(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    source = SourceFile("a", "hf://some/pairs")
+    open_store([source], tmp_path / "pairs")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    reading._commit.cache_clear()
+    assert len(open_store([source], tmp_path / "pairs")) == 5
+    assert f"the hub cannot be reached, so the version read last is taken: {FIRST}" in said[-2]
+    with pytest.raises(InputError, match=r"hf://other/set: the hub cannot be reached .* was never read"):
+        list(read_pairs("hf://other/set"))
+
+
+def test_a_folder_as_on_the_hub_is_read_and_one_of_the_same_name_is_not(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "some" / "pairs"
+    lines(copy / "data" / "train-0.jsonl", {"query": "a", "pos": ["b", "c"], "neg": ["d"]})
+    lines(copy / "data" / "test-0.jsonl", {"query": "x", "pos": ["y"], "neg": []})
+    assert texts(read_pairs(copy)) == [("a", "b", ("d",)), ("a", "c", ("d",))]
+    monkeypatch.chdir(tmp_path)
+    assert "hf://some/pairs: some/pairs is a path here, too. Give the path" in fault("hf://some/pairs")
+
+
+def test_an_address_is_written_as_it_is_read() -> None:
+    for address in ("hf://a/b", "hf://a/b:c-d@train", "hf://a/b.c@test", "hf://a/b:c#v1", "hf://a/b@train#refs/pr/1"):
+        assert str(located(address)) == address
+    assert located("hf://a/b:c@d#e") == HubDataset("a/b", "c", "d", "e")
+    assert located("a/b.jsonl") == Path("a/b.jsonl")
