@@ -166,6 +166,8 @@ def test_manifest_names_model_and_corpus(tmp_path: Path) -> None:
         "dimension": 32,
         "documents": 4,
         "corpus": hashlib.sha256(corpus.read_bytes()).hexdigest(),
+        "precision": "float32",
+        "ranges": [],
     }
 
 
