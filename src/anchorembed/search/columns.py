@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import Embedder
 from anchorembed.model.smaller import Ranges, Stored, VectorFormat, int8_ranges, quantize, vector_format
+from anchorembed.model.vectors import Encoder
 from anchorembed.system.files import whole_file
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def read_made_by(path: Path) -> MadeBy:
         ) from error
 
 
-def made_by(embedder: Embedder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
+def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
     """What a file is to say of vectors of ``embedder``: those of ``like``, or the dimensions and precision given.
 
     Raises:
