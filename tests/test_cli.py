@@ -151,6 +151,38 @@ def test_the_verbs_as_functions_take_plain_strings(recipe: Path, collection: Pat
     assert anchorembed.export(model, str(tmp_path / "export")) > 0.9999
 
 
+@pytest.mark.slow
+def test_smaller_vectors(run: Run, tiny_folder: Path, collection: Path, tmp_path: Path) -> None:
+    corpus, out = collection / "corpus.jsonl", tmp_path / "v.parquet"
+    code, shown, err = run("evaluate", tiny_folder, collection, "--dimensions", "16", "--precision", "int8,binary")
+    assert code == 0, err
+    assert [line.split()[:3] for line in shown.splitlines()[2:]] == [
+        ["32", "float32", "128"],
+        ["16", "int8", "16"],
+        ["16", "binary", "2"],
+    ]
+    code, shown, err = run("evaluate", tiny_folder, collection, "--dimensions", "16", "--json")
+    assert code == 0, err
+    sizes = [[json.loads(line)[key] for key in ("dimensions", "precision", "bytes")] for line in shown.splitlines()]
+    assert sizes == [[32, "float32", 128], [16, "float32", 64]]
+    code, _, err = run("encode", tiny_folder, corpus, "-o", out, "--dimensions", 16, "--precision", "binary")
+    assert code == 0, err
+    assert len(pq.read_table(out).column("vector")[0]) == 2
+    code, shown, err = run("search", tiny_folder, corpus, "list 3", "--dimensions", 16, "--precision", "int8", "--json")
+    assert code == 0, err
+    assert len(shown.splitlines()) == 10
+    for arguments, fault in (
+        (("evaluate", tiny_folder, collection, "--precision", "int8,bits"), "--precision: 'bits' is unknown"),
+        (("evaluate", tiny_folder, collection, "--dimensions", "16,x"), "--dimensions: '16,x' is not whole numbers"),
+        (("search", tiny_folder, corpus, "list", "--dimensions", 33), "--dimensions: 33 is above 32"),
+        (("encode", tiny_folder, corpus, "-o", out, "--dimensions", 0), "--dimensions: 0 is below 1"),
+        (("encode", tiny_folder, corpus, "-o", out, "--dimensions", 9, "--precision", "binary"), "no multiple of 8"),
+        (("encode", tiny_folder, corpus, "-o", out, "--like", corpus), "Give a file that encode wrote"),
+    ):
+        code, _, err = run(*arguments)
+        assert (code, fault in err, "Traceback" in err) == (2, True, False), err
+
+
 def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:
     code, _, err = run("contrast", recipe, "--set", f"output={tmp_path / 'alone'}", "--set", "contrast.lora=null")
     assert code == 0, err

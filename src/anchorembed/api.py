@@ -7,13 +7,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import pyarrow.parquet as pq
 
 from anchorembed.config import Recipe
 from anchorembed.curate import check as checking
@@ -31,12 +29,14 @@ from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder, describe, find_metadata
 from anchorembed.model.existing import find_existing
 from anchorembed.model.load import load_config, load_tokenizer
+from anchorembed.model.smaller import StoredPrecision, cut, vector_format, vector_formats
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
-from anchorembed.model.vectors import Floats, Side
-from anchorembed.search.ray import encode_by_ray
-from anchorembed.search.vector_cache import VectorCache, vector_table
-from anchorembed.system.files import cache_folder, hash_texts, whole_file, write_jsonl
+from anchorembed.model.vectors import Side
+from anchorembed.search.columns import made_by, read_made_by, vector_batch, write_vectors
+from anchorembed.search.ray import Job, encode_by_ray
+from anchorembed.search.vector_cache import VectorCache
+from anchorembed.system.files import cache_folder, hash_texts, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.prepare import open_pairs, own_template
 
@@ -59,7 +59,7 @@ class SearchResult:
     reused: bool
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the options of a verb
     model: str | Path,
     tasks: Sequence[str | Path],
     *,
@@ -67,6 +67,8 @@ def evaluate(
     instructions: Mapping[str, str] | None = None,
     quick: bool = False,
     out: str | Path | None = None,
+    dimensions: Sequence[int] = (),
+    precision: Sequence[str] = (),
     on_score: "Callable[[TaskScore], None]" = lambda _: None,
 ) -> "list[TaskScore]":
     """Score a model on local test folders and files and on mteb's tasks and benchmarks by name.
@@ -79,6 +81,8 @@ def evaluate(
             before the texts of symmetric tasks, never before documents.
         quick: a fixed part of each task only; its name then ends in ``-quick``.
         out: folder for result files in mteb's form; tasks whose result is there are not run again.
+        dimensions: score vectors of so many components, too; texts are embedded once.
+        precision: score vectors stored so, too, of each of the dimensions; full float32 vectors always come first.
         on_score: called with each task's score as soon as it is known.
 
     Raises:
@@ -92,8 +96,10 @@ def evaluate(
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
+    whole = TaskEmbedder(vectors, name, instructions or {})
     scores: list[TaskScore] = []
-    for score in run_tasks(TaskEmbedder(vectors, name, instructions or {}), chosen, Path(out) if out else None):
+    for task, form in product(chosen, vector_formats(embedder.dimension, dimensions, precision)):
+        (score,) = run_tasks(replace(whole, smaller=form), [task], Path(out) if out else None)
         on_score(score)
         scores.append(score)
     return scores
@@ -213,17 +219,22 @@ def score(embedder: Embedder, collection: Collection) -> "RankingScores":
         return evaluate_collection(partial(embedder.encode, progress=advance), collection)
 
 
-def encode(
+def encode(  # noqa: PLR0913 - the options of a verb
     model: str | Path,
     texts: str | Path,
     out: str | Path,
     *,
     side: Side = "document",
     instruction: str | None = None,
+    dimensions: int | None = None,
+    precision: StoredPrecision | None = None,
+    like: str | Path | None = None,
     engine: Engine = "local",
     workers: int | None = None,
 ) -> int:
     """Embed a file of texts into Parquet with columns ``id`` and ``vector``; returns the number of texts.
+
+    The file's metadata has, under ``anchorembed``, the model's fingerprint, dimensions, precision and int8's ranges.
 
     Args:
         model: as in `evaluate`.
@@ -231,6 +242,10 @@ def encode(
         out: file to write; with Ray a folder of parts.
         side: query or document.
         instruction: as in `Embedder.encode`.
+        dimensions: components to keep of each vector; by default all.
+        precision: how they are stored: ``float32``, the default, ``int8``, whose ranges are those of the texts, or
+            ``binary``, packed bits.
+        like: file of vectors of the same model, whose dimensions, precision and ranges are taken.
         engine: ``ray`` for many machines or processes.
         workers: of Ray, as in `search.ray.encode_by_ray`.
     """
@@ -239,18 +254,22 @@ def encode(
         raise InputError(f"--workers: {workers} has no effect without --engine ray. Add that, or leave workers out.")
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
+    if like and (dimensions is not None or precision):
+        raise InputError(f"--like: {like} says dimensions and precision. Leave --dimensions and --precision out.")
+    wanted = Job(str(model), side, instruction, dimensions, precision, read_made_by(Path(like)) if like else None)
     if engine == "local":
         _check_out(out)
     documents = read_texts(Path(texts))
     documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
     with _bar("embedding", None) as advance:
         if engine == "ray":
-            return encode_by_ray(
-                documents, out, str(model), side=side, instruction=instruction, workers=workers, progress=advance
-            )
+            return encode_by_ray(documents, out, wanted, workers=workers, progress=advance)
         embedder = Embedder.load(model)
+        says = made_by(embedder, dimensions, precision, wanted.like)
         ids: list[str] = []
-        return _write_vectors(out, ids, embedder.stream(_texts(documents, ids), side, instruction, progress=advance))
+        windows = embedder.stream(_texts(documents, ids), side, instruction, progress=advance)
+        batches = (vector_batch(_taken(ids, len(window)), cut(window, says.form.dimensions)) for window in windows)
+        return write_vectors(out, batches, says)
 
 
 def _check_out(out: Path) -> None:
@@ -262,23 +281,19 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out}: {parent} cannot be written to. Name another place.")
 
 
-def _write_vectors(out: Path, ids: list[str], windows: Iterator[Floats]) -> int:
-    """Write windows of vectors, whose ids are taken from the front of ``ids``; the file appears when it is whole."""
-    count = 0
-    window = next(windows)
-    schema = vector_table([], window[:0]).schema
-    with whole_file(out) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for vectors in chain([window], windows):
-            done, ids[:] = ids[: len(vectors)], ids[len(vectors) :]
-            writer.write_table(vector_table(done, vectors))
-            count += len(vectors)
-    return count
-
-
 def search(
-    model: str | Path, corpus: str | Path, query: str, *, index: str | Path | None = None, top_k: int = 10
+    model: str | Path,
+    corpus: str | Path,
+    query: str,
+    *,
+    index: str | Path | None = None,
+    top_k: int = 10,
+    dimensions: int | None = None,
+    precision: StoredPrecision = "float32",
 ) -> SearchResult:
     """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model.
+
+    ``dimensions`` and ``precision`` are of the index's vectors, as in `encode`, with int8's ranges those of the corpus.
 
     Raises:
         InputError: for a query, corpus or index it cannot use, and where the extra ``search`` is not installed.
@@ -293,11 +308,12 @@ def search(
     if not corpus.is_file():
         raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
+    form = vector_format(embedder.dimension, dimensions, precision)
     if index is None:
         name = hash_texts([str(corpus.resolve())])[:16]
-        index = cache_folder() / "indexes" / f"{name}-{embedder.fingerprint[:16]}"
+        index = cache_folder() / "indexes" / f"{name}-{embedder.fingerprint[:16]}-{form}"
     with _bar("indexing", None) as advance:
-        opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
+        opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance, form=form)
     return SearchResult(opened.search(embedder, query, top_k), Path(index), reused)
 
 
@@ -307,6 +323,12 @@ def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with progress_bar() as bar:
         task = bar.add_task(name, total=total, note="")
         yield lambda done: bar.advance(task, done)
+
+
+def _taken(ids: list[str], count: int) -> list[str]:
+    """The first ids of a list, which then lacks them."""
+    done, ids[:] = ids[:count], ids[count:]
+    return done
 
 
 def _texts(documents: Iterator[Document], ids: list[str]) -> Iterator[str]:

@@ -29,6 +29,10 @@ Show = Annotated[bool, typer.Option("--show-config", help="Print every key with 
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop and count unusable lines of pairs.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, .gguf file or smollm2-135m.")]
 SideOption = Annotated[Literal["query", "document"], typer.Option("--side", help="What the texts are.")]
+DimensionsOption = Annotated[
+    int | None, typer.Option("--dimensions", help="Keep the first so many components; default all.", show_default=False)
+]
+Stored = Literal["float32", "int8", "binary"]
 
 
 class _Messages(logging.Handler):
@@ -101,7 +105,7 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
     model: ModelName,
     tasks: Annotated[list[str], typer.Argument(help="BEIR folders, test files or folders of them, or mteb's names.")],
     split: Annotated[str, typer.Option(help="Which qrels of a BEIR folder.")] = "test",
@@ -112,21 +116,44 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for result files in mteb's form.", show_default=False)
     ] = None,
+    dimensions: Annotated[str, typer.Option(help="Smaller vectors, too: 256,128.", show_default=False)] = "",
+    precision: Annotated[str, typer.Option(help="And stored so: float32,int8,binary.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks."""
     with extra("eval"):
+        from anchorembed.evaluate.sizes import row, title
         from anchorembed.evaluate.tasks import TaskScore, read_instructions
     from anchorembed.api import evaluate as run
+    from anchorembed.model.smaller import read_dimensions
+
+    whole: dict[str, TaskScore] = {}  # by task; what it is first scored with
 
     def show(score: TaskScore) -> None:
-        record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
-        value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
-        line = f"{score.task:<32}{score.kind:<20}{score.metric:<12}{value}"
-        _print_json(record) if as_json else _print(line)
+        if as_json:
+            record = {"task": score.task, "type": score.kind, "metric": score.metric, "value": score.value}
+            form = {"dimensions": score.form.dimensions, "precision": score.form.precision, "bytes": score.form.bytes}
+            _print_json(record | form)
+        elif dimensions or precision:
+            if score.task not in whole:
+                _print(title(score))
+            _print(row(score, whole.setdefault(score.task, score)))
+        else:
+            value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
+            _print(f"{score.task:<32}{score.kind:<20}{score.metric:<12}{value}")
 
     told = read_instructions(instructions) if instructions else None
-    run(model, tasks, split=split, instructions=told, quick=quick, out=out, on_score=show)
+    run(
+        model,
+        tasks,
+        split=split,
+        instructions=told,
+        quick=quick,
+        out=out,
+        dimensions=read_dimensions(dimensions),
+        precision=precision.split(",") if precision else (),
+        on_score=show,
+    )
 
 
 @app.command()
@@ -263,12 +290,20 @@ def isotropy(
 
 
 @app.command()
-def encode(
+def encode(  # noqa: PLR0913, PLR0917 - the options of a verb
     model: ModelName,
     texts: Annotated[Path, typer.Argument(help="JSONL with text, and _id or not; or .txt, a text a line.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
     side: SideOption = "document",
     instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
+    dimensions: DimensionsOption = None,
+    precision: Annotated[
+        Stored | None, typer.Option(help="How vectors are stored; default float32.", show_default=False)
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file to take dimensions, precision and ranges from.", show_default=False),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray is for many machines, and writes a folder of parts.")
     ] = "local",
@@ -277,7 +312,18 @@ def encode(
     """Embed texts into Parquet with columns id and vector."""
     from anchorembed.api import encode as run
 
-    count = run(model, texts, out, side=side, instruction=instruction, engine=engine, workers=workers)
+    count = run(
+        model,
+        texts,
+        out,
+        side=side,
+        instruction=instruction,
+        dimensions=dimensions,
+        precision=precision,
+        like=like,
+        engine=engine,
+        workers=workers,
+    )
     _print(f"{count} vectors: {out}")
 
 
@@ -290,12 +336,14 @@ def search(
         Path | None, typer.Option(help="Index folder; by default in the cache.", show_default=False)
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Hits to show.")] = 10,
+    dimensions: DimensionsOption = None,
+    precision: Annotated[Stored, typer.Option(help="How the index stores vectors.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a hit a line.")] = False,
 ) -> None:
     """Search a corpus by meaning."""
     from anchorembed.api import search as run
 
-    result = run(model, corpus, query, index=index, top_k=top_k)
+    result = run(model, corpus, query, index=index, top_k=top_k, dimensions=dimensions, precision=precision)
     _say(f"index {'reused' if result.reused else 'built'}: {result.index}")
     for hit in result.hits:
         record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}

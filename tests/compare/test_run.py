@@ -22,6 +22,7 @@ from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.smaller import VectorFormat
 from anchorembed.system.files import lock_folder
 from anchorembed.train.run import train
 
@@ -214,7 +215,7 @@ def test_an_undefined_score_cannot_be_compared(make: Make, tmp_path: Path, monke
     comparison = open_comparison(make(), tmp_path / "kept")
     wanted = comparison.arm_record("base").run(OWN, 0)
     (task,) = comparison.tasks
-    score = TaskScore(task.name, task.kind, "Spearman", math.nan, {}, {})
+    score = TaskScore(task.name, task.kind, "Spearman", math.nan, {}, {}, VectorFormat(32))
     monkeypatch.setattr(run_module, "run_tasks", lambda *_: [score])
     embedder = Embedder.load(comparison.recipe.model.name)
     with pytest.raises(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
+from anchorembed.model.smaller import VectorFormat, cut, int8_ranges, quantize, restore, vector_format
 from anchorembed.model.vectors import Floats, Side, cosines, unit_rows
 from anchorembed.search import index as indexing
 from anchorembed.search.index import MANIFEST, Hit, Index, open_or_build
@@ -166,6 +168,8 @@ def test_manifest_names_model_and_corpus(tmp_path: Path) -> None:
         "dimension": 32,
         "documents": 4,
         "corpus": hashlib.sha256(corpus.read_bytes()).hexdigest(),
+        "precision": "float32",
+        "ranges": [],
     }
 
 
@@ -354,3 +358,48 @@ def test_faults_of_the_caller_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such corpus file"):
         open_or_build(BagOfWords(), tmp_path / "missing.jsonl", tmp_path / "empty")
     assert names(tmp_path) == {"index"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+@pytest.mark.parametrize("dimensions", [32, 16])
+def test_smaller_vectors_are_found_as_brute_force_finds_them(tmp_path: Path, dimensions: int, precision: str) -> None:
+    encoder, documents = BagOfWords(), texts(300)
+    corpus = corpus_file(tmp_path / "corpus.jsonl", documents)
+    form = vector_format(32, dimensions, precision)
+    index, _ = open_or_build(encoder, corpus, tmp_path / "index", 7, form=form)
+    vectors = cut(unit_rows(encoder.encode([document.text for document in documents])), dimensions)
+    form = replace(form, ranges=int8_ranges(vectors) if precision == "int8" else None)
+    assert index.form == Index.open(tmp_path / "index").form == form
+    restored = restore(quantize(vectors, form), form)
+    for query in ("word1 word2", "word3"):
+        scores = cosines(cut(unit_rows(encoder.encode([query])), dimensions)[0], restored).tolist()
+        order = sorted(range(300), key=lambda row: (-scores[row], documents[row].id))
+        for top_k in (1, 12, 400):
+            found = [(hit.id, hit.score) for hit in index.search(encoder, query, top_k)]
+            assert found == [(documents[row].id, scores[row]) for row in order[:top_k]]
+
+
+def test_equal_bits_go_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document(f"d{number:03}", "the same text") for number in range(200)]
+    shuffled = [documents[place] for place in np.random.default_rng(0).permutation(len(documents))]
+    monkeypatch.setattr(indexing, "_ROWS_PER_WRITE", 16)
+    index = Index.build(BagOfWords(), shuffled, tmp_path / "index", 8, form=VectorFormat(16, "binary"))
+    assert [hit.id for hit in index.search(BagOfWords(), "same", 3)] == ["d000", "d001", "d002"]
+
+
+def test_another_format_replaces_the_index(tmp_path: Path) -> None:
+    corpus, folder = corpus_file(tmp_path / "corpus.jsonl", texts(20)), tmp_path / "index"
+    forms = [VectorFormat(32), VectorFormat(16), VectorFormat(16, "int8"), VectorFormat(16, "binary")]
+    for form in forms:
+        assert not open_or_build(BagOfWords(), corpus, folder, form=form)[1]
+        assert open_or_build(BagOfWords(), corpus, folder, form=form)[1]
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for damage in ({"precision": "int8"}, {"precision": "int4"}, {"dimension": 9}, {"ranges": [[0.0], [1.0]]}):
+        (folder / MANIFEST).write_text(json.dumps(content | damage), encoding="utf-8")
+        with pytest.raises(InputError, match=r"manifest\.json: damaged.* Delete the folder"):
+            open_or_build(BagOfWords(), corpus, folder)
+    Index.build(BagOfWords(), texts(20), tmp_path / "whole")
+    content = json.loads((tmp_path / "whole" / MANIFEST).read_text(encoding="utf-8"))
+    del content["precision"], content["ranges"]
+    (tmp_path / "whole" / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    assert len(Index.open(tmp_path / "whole").search(BagOfWords(), "word1")) == 10

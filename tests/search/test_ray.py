@@ -16,7 +16,8 @@ from anchorembed.api import encode
 from anchorembed.data.documents import read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.search.ray import _share, encode_by_ray
+from anchorembed.search.columns import read_made_by
+from anchorembed.search.ray import Job, _share, encode_by_ray
 
 ray = pytest.importorskip("ray")
 TEXTS = 400
@@ -74,7 +75,7 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     out = tmp_path / "vectors"
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True)
     killer.start()
-    rows = encode_by_ray(read_texts(texts), out, str(tiny_folder), workers=2, progress=done.append, part=5)
+    rows = encode_by_ray(read_texts(texts), out, Job(str(tiny_folder)), workers=2, progress=done.append, part=5)
     killer.join(timeout=10)
     assert killed, "no worker was found to kill: the test shows nothing"
     assert rows == sum(done) == TEXTS
@@ -87,6 +88,22 @@ def test_two_workers_of_whom_one_is_killed_give_what_one_process_gives(
     assert all(path.name.startswith("part-") and path.suffix == ".parquet" for path in out.iterdir())
     left = {path.name for path in tmp_path.iterdir()} - {"cache"}
     assert left == {"plain.parquet", "texts.jsonl", "vectors"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cluster")
+def test_workers_store_smaller_vectors(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
+    plain, parts = tmp_path / "plain.parquet", tmp_path / "parts"
+    encode(tiny_folder, texts, plain, dimensions=16, precision="int8")
+    with pytest.raises(InputError, match="int8 needs the ranges of all vectors"):
+        encode(tiny_folder, texts, parts, precision="int8", engine="ray")
+    with pytest.raises(InputError, match="--dimensions: 33 is above 32"):
+        encode(tiny_folder, texts, parts, dimensions=33, engine="ray", workers=1)
+    encode(tiny_folder, texts, parts, like=plain, engine="ray", workers=1)
+    assert read_made_by(parts) == read_made_by(plain)
+    assert pq.read_table(parts).schema == pq.read_table(plain).schema
+    ours, theirs = (np.stack(pq.read_table(path)["vector"].to_pylist()) for path in (parts, plain))
+    assert np.abs(ours - theirs).max() <= 8, "batches of another company round products of bfloat16 otherwise"
 
 
 @pytest.mark.slow

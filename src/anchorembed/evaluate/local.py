@@ -60,7 +60,8 @@ class LocalTask:
                 self._write_result(embedder.result_file(out, self.name), scores, seconds)
                 embedder.describe(out)
         value = scores["test"][0]["main_score"]
-        return TaskScore(self.name, self.kind, metric, math.nan if value is None else float(value), items, scores)
+        value = math.nan if value is None else float(value)
+        return TaskScore(self.name, self.kind, metric, value, items, scores, embedder.form)
 
     def _read_result(self, path: Path) -> Scores | None:
         """The scores in a result file, if it is whole and of the same data."""

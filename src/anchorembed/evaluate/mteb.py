@@ -195,7 +195,8 @@ def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> Task
     value = math.fsum(items.values()) / len(items) if items else math.nan
     if not abs(value - result.get_score()) <= _ROUNDING:  # a task with its own rules, such as documents it leaves out
         items, value = {}, result.get_score()
-    return TaskScore(name, task.metadata.type, _SHOWN_METRICS.get(main, main), value, items, result.scores)
+    metric = _SHOWN_METRICS.get(main, main)
+    return TaskScore(name, task.metadata.type, metric, value, items, result.scores, encoder.embedder.form)
 
 
 @contextmanager

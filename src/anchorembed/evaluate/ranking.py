@@ -11,19 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from anchorembed.errors import InputError
-from anchorembed.model.vectors import Floats, cosines, near_top, rounding, unit_rows
+from anchorembed.model.vectors import Floats, check_finite, cosines, near_top, rounding, unit_rows
 
 Rankings = dict[str, dict[str, float]]  # query id -> document id -> score
 
 _SCORES_PER_BLOCK, _DOCUMENTS_PER_BLOCK = 1 << 24, 1 << 17
-
-
-def check_finite(vectors_NH: Floats) -> None:
-    """Raise InputError if a vector has a coordinate that is nan or infinite."""
-    if not np.isfinite(vectors_NH).all():
-        raise InputError(
-            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
-        )
 
 
 def rank(

@@ -34,8 +34,8 @@ from anchorembed.evaluate.metrics import (
     pseudo_values,
     score_rankings,
 )
-from anchorembed.evaluate.ranking import Rankings, check_finite, rank, rank_candidates
-from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
+from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.search.vector_cache import Texts
 
 _TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's

@@ -15,8 +15,9 @@ from rich.progress import Progress, TaskID
 
 from anchorembed.errors import InputError, nearest
 from anchorembed.evaluate.task_types import Items
+from anchorembed.model.smaller import VectorFormat
 from anchorembed.model.vectors import Floats, Side
-from anchorembed.search.vector_cache import Texts, VectorCache
+from anchorembed.search.vector_cache import Texts, VectorCache, made_smaller
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.system.progress import progress_bar
 
@@ -30,7 +31,7 @@ class TaskScore:
     ``value`` is nan where it is undefined, as a correlation is if a model finds all pairs equally near; in JSON null.
     ``items`` is empty where the main metric is not a mean over items (average precision of pairs), or where the result
     was read from a file. Spearman's items are `metrics.pseudo_values`. ``scores`` has all metrics as mteb's files have
-    them: for each split a list of its subsets' metrics by name.
+    them: for each split a list of its subsets' metrics by name. ``form`` is how the vectors compared are stored.
     """
 
     task: str
@@ -39,27 +40,48 @@ class TaskScore:
     value: float
     items: Items
     scores: Mapping[str, Sequence[Mapping[str, Any]]]
+    form: VectorFormat
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEmbedder:
     """An embedder as tasks use it: it puts their instructions first, and embeds nothing twice.
 
-    ``instructions`` are by task name, task type or ``default``, instead of the embedder's. ``expect`` is called with
-    the number of texts to embed, ``advance`` with the numbers done.
+    ``instructions`` are by task name, task type or ``default``, instead of the embedder's. ``smaller`` is how vectors
+    are stored, by default as float32 and whole. ``expect`` is called with the number of texts to embed, ``advance``
+    with the numbers done.
     """
 
     vectors: VectorCache
     name: str
     instructions: Mapping[str, str]
+    smaller: VectorFormat | None = None
     expect: Callable[[int], None] = lambda _: None
     advance: Callable[[int], None] | None = None
 
     def embed(self, task: str, kind: str, texts: Texts, side: Side) -> Floats:
-        """Vectors [N, H] of texts of a task; its instruction goes before all but documents."""
+        """Vectors [N, D] of texts of a task; its instruction goes before all but documents.
+
+        They are what comparing sees once they are stored in this format. Queries that search are not stored: they are
+        as long, and float32.
+        """
         self.expect(len(texts))
         instruction = self._instruction(task, kind) if side == "query" else None
-        return self.vectors.vectors(texts, side, instruction, self.advance)
+        vectors_NH = self.vectors.vectors(texts, side, instruction, self.advance)
+        if self._is_whole:
+            return vectors_NH
+        searches = side == "query" and kind.endswith(("Retrieval", "Reranking"))
+        form = VectorFormat(self.form.dimensions) if searches else self.form
+        return made_smaller(vectors_NH, form, self.vectors.folder)
+
+    @property
+    def form(self) -> VectorFormat:
+        """How vectors are stored."""
+        return self.smaller or VectorFormat(self.vectors.embedder.dimension)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.form == VectorFormat(self.vectors.embedder.dimension)
 
     def _instruction(self, task: str, kind: str) -> str | None:
         """The instruction told for a task; None for the model's own prompt."""
@@ -70,17 +92,20 @@ class TaskEmbedder:
 
     @property
     def full_name(self) -> str:
-        """Organisation and name, as mteb has them; letters that a folder's name should not have become ``-``."""
-        return f"anchorembed/{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name).strip('-.') or 'model'}"
+        """Organisation and name, as mteb has them; letters that a folder's name should not have become ``-``.
+
+        A name of smaller vectors ends in their format.
+        """
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "model"
+        return f"anchorembed/{name}" + ("" if self._is_whole else f"-{self.form}")
 
     @property
     def revision(self) -> str:
-        """Hash of all that decides vectors: weights, template, lengths and instructions."""
-        fingerprint = self.vectors.embedder.fingerprint
-        if not self.instructions:
-            return fingerprint[:16]
-        told = json.dumps(dict(self.instructions), sort_keys=True)
-        return hash_texts([f"{fingerprint} {told}"])[:16]
+        """Hash of all that decides vectors: weights, template, lengths, instructions and how they are stored."""
+        parts = [self.vectors.embedder.fingerprint]
+        parts += [json.dumps(dict(self.instructions), sort_keys=True)] if self.instructions else []
+        parts += [] if self._is_whole else [str(self.form)]
+        return parts[0][:16] if len(parts) == 1 else hash_texts([" ".join(parts)])[:16]
 
     def description(self) -> dict[str, Any]:
         """The model as mteb describes one."""
@@ -88,7 +113,7 @@ class TaskEmbedder:
         return {
             "name": self.full_name,
             "revision": self.revision,
-            "embed_dim": embedder.dimension,
+            "embed_dim": self.form.dimensions,
             "max_tokens": float(embedder.metadata.lengths.document),
             "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
             "framework": ["PyTorch"],

@@ -30,6 +30,7 @@ from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
+from anchorembed.model.smaller import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.template import Prompts, Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Side
@@ -176,8 +177,12 @@ class Embedder(nn.Module):
         instruction: str | None = None,
         normalize: bool | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Embed texts, in order: float32 [N, H].
+        *,
+        dimensions: int | None = None,
+        precision: StoredPrecision = "float32",
+        ranges: Ranges | None = None,
+    ) -> Stored:
+        """Embed texts, in order: float32 [N, D], int8 [N, D], or uint8 [N, D / 8]; D is H by default.
 
         Args:
             texts: any iterable of strings; a generator is read 4,096 texts or 64 million characters ahead.
@@ -185,12 +190,19 @@ class Embedder(nn.Module):
             instruction: a task to put before each text; by default the model's own prompt of that side.
             normalize: scale to unit length; by default as the model does, which is so but for some that exist already.
             progress: called with the number of texts done since the last call.
+            dimensions: keep the first so many components; ``normalize`` is of these.
+            precision: of the vectors returned, as in `smaller`: ``float32``, ``int8`` or ``binary``. That of matrix
+                products is `load`'s.
+            ranges: for int8, `smaller.int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:
-            InputError: if ``texts`` is one string, ``side`` is unknown, or an instruction leaves no room for text.
+            InputError: if ``texts`` is one string, ``side`` is unknown, an instruction leaves no room for text, or
+                there are no such smaller vectors.
         """
-        windows = list(self.stream(texts, side, instruction, normalize, progress))
-        return np.concatenate(windows) if windows else np.zeros((0, self.dimension), dtype=np.float32)
+        form = vector_format(self.dimension, dimensions, precision, ranges)
+        windows = self.stream(texts, side, instruction, normalize, progress)
+        parts = [quantize(cut(window, form.dimensions, self._scales(normalize)), form) for window in windows]
+        return np.concatenate(parts) if parts else quantize(np.zeros((0, form.dimensions), np.float32), form)
 
     def stream(
         self,
@@ -208,12 +220,15 @@ class Embedder(nn.Module):
         own = self.metadata.prompts.query if side == "query" else self.metadata.prompts.document
         prefix = own if instruction is None else instruct(instruction)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
-        scaled = self.metadata.normalize if normalize is None else normalize
         self.pairs.check_room(prefix, limit)
         for window in _windows(texts):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
-            yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if scaled else vectors.numpy()
+            yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if self._scales(normalize) else vectors.numpy()
+
+    def _scales(self, normalize: bool | None) -> bool:
+        """Whether vectors are scaled to unit length, for ``normalize`` as `encode` takes it."""
+        return self.metadata.normalize if normalize is None else normalize
 
     @torch.inference_mode()
     def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:

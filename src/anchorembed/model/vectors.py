@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorembed.errors import InputError
+
 Side = Literal["query", "document"]
 Floats = NDArray[np.float32]
 
@@ -28,6 +30,14 @@ class Encoder(Protocol):
 
     def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
         """Return one vector per text, in order, float32 [N, H]."""
+
+
+def check_finite(vectors_NH: Floats) -> None:
+    """Raise InputError if a vector has a coordinate that is nan or infinite."""
+    if not np.isfinite(vectors_NH).all():
+        raise InputError(
+            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
+        )
 
 
 def unit_rows(vectors_NH: Floats) -> Floats:

@@ -1,20 +1,21 @@
 """An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
 An index is a folder, written whole or not at all: a table, and a manifest that says which model and which corpus made
-it. Search is exact: LanceDB proposes candidates in float32, their cosines are computed again in float64, and of equal
-scores the smaller document id comes first.
+it, and how it stores vectors. A query stays float32; its score is the cosine with the stored vector, restored as in
+`model.smaller`. Search is exact: LanceDB proposes candidates in float32, or all int8 or binary vectors are compared;
+the candidates' cosines are computed again in float64, and of equal scores the smaller document id comes first.
 
-Axes: N texts, D documents, H hidden size.
+Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import cast, get_origin
 
 import lancedb
 import numpy as np
@@ -24,7 +25,9 @@ from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.vectors import Encoder, Floats, Side, cosines, rounding, unit_rows
+from anchorembed.model.smaller import VectorFormat, cut, restore, vector_format
+from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
+from anchorembed.search.columns import as_ranges, matrix, stored, vector_batch
 from anchorembed.system.files import hash_file, whole_folder
 
 MANIFEST = "manifest.json"
@@ -45,13 +48,24 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What made an index: the model's fingerprint and the corpus file's SHA-256 (empty if not made from a file)."""
+    """What made an index: the model's fingerprint, and the corpus file's SHA-256 (empty if not made from a file).
+
+    ``dimension``, ``precision`` and ``ranges``, which is empty but for int8, say how vectors are stored.
+    """
 
     format: str
     model: str
     dimension: int
     documents: int
     corpus: str
+    precision: str
+    ranges: list[list[float]]
+
+    @property
+    def form(self) -> VectorFormat:
+        """How vectors are stored."""
+        ranges = as_ranges(self.ranges) if self.ranges else None
+        return vector_format(self.dimension, self.dimension, self.precision, ranges)
 
 
 class Index:
@@ -60,6 +74,7 @@ class Index:
     def __init__(self, folder: Path, manifest: Manifest, table: Table, identity: tuple[int, int]) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.form = manifest.form
         self._table = table
         self._opened = identity
 
@@ -76,6 +91,7 @@ class Index:
         batch: int = 256,
         progress: Callable[[int], None] | None = None,
         corpus_hash: str = "",
+        form: VectorFormat | None = None,
     ) -> "Index":
         """Embed documents into an index in ``folder``, which replaces an older index there, and open it.
 
@@ -86,6 +102,7 @@ class Index:
             batch: documents to embed at a time.
             progress: called with the number of documents embedded since the last call.
             corpus_hash: of the corpus file, for the manifest.
+            form: how vectors are stored, by default float32 and whole; int8's ranges are those of the documents.
 
         Raises:
             InputError: if there are no documents, two share an id, or ``folder`` holds something that is not an index.
@@ -93,13 +110,22 @@ class Index:
         if batch < 1:
             raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
         _read_manifest(folder)
-        with whole_folder(folder) as building, _store_errors_as_os_errors():
-            count = _write_table(building, encoder, documents, batch, progress)
+        form = form or VectorFormat(encoder.dimension)
+        batches = _embedded(encoder, documents, batch, form.dimensions, progress)
+        with (
+            whole_folder(folder) as building,
+            _store_errors_as_os_errors(),
+            stored(batches, form, building) as (form, small),
+        ):
+            count = _write_table(building, small)
             if not count:
                 raise InputError(
                     f"{folder}: there are no documents to index. Give a corpus with at least one document."
                 )
-            manifest = Manifest(_FORMAT, encoder.fingerprint, encoder.dimension, count, corpus_hash)
+            ranges = [list(side) for side in form.ranges or ()]
+            manifest = Manifest(
+                _FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
+            )
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         return cls.open(folder)
 
@@ -143,12 +169,12 @@ class Index:
                 f"not {encoder.fingerprint[:12]}. Search with that model, or build the index again."
             )
         top_k = min(top_k, len(self))
-        query_H = unit_rows(_encode(encoder, [query], "query"))[0]
+        query_H = cut(unit_rows(_encode(encoder, [query], "query")), self.form.dimensions)[0]
+        find = self._candidates if self.form.precision == "float32" else self._compared
         with self._replaced_named():
-            candidates = self._candidates(query_H, top_k)
+            candidates = find(query_H, top_k)
         ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
-        vectors_DH = candidates["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dimension)
-        scores = cosines(query_H, vectors_DH).tolist()
+        scores = cosines(query_H, self._restored(candidates)).tolist()
         order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
         return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
 
@@ -180,6 +206,20 @@ class Index:
                 return rows
             limit *= 4
 
+    def _compared(self, query_H: Floats, top_k: int) -> pa.Table:
+        """Rows that rounding allows among the ``top_k`` best of all, which are read a batch at a time."""
+        best: pa.Table | None = None
+        # LanceDB compares no int8, and no bits with floats.
+        for batch in self._table.search().select(["id", "text", "vector"]).to_batches():
+            rows = pa.Table.from_batches([batch])
+            rows = rows if best is None else pa.concat_tables([best, rows])
+            scores = self._restored(rows) @ query_H
+            best = rows.take(near_top(scores, top_k, rounding(len(query_H))))
+        return best
+
+    def _restored(self, rows: pa.Table) -> Floats:
+        return restore(matrix(rows["vector"].combine_chunks()), self.form)
+
 
 def open_or_build(
     encoder: Encoder,
@@ -187,10 +227,11 @@ def open_or_build(
     folder: Path,
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
+    form: VectorFormat | None = None,
 ) -> tuple[Index, bool]:
     """Return an index of the file ``corpus``, and whether the one in ``folder`` was reused.
 
-    An index made from the same bytes by the same model is reused; any other index there is replaced.
+    An index made from the same bytes by the same model in the same format is reused; any other index there is replaced.
 
     Raises:
         InputError: if the folder holds something else, or an index whose manifest is damaged; nothing is changed then.
@@ -199,9 +240,14 @@ def open_or_build(
     if not corpus.is_file():
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
-    if manifest is not None and (manifest.model, manifest.corpus) == (encoder.fingerprint, corpus_hash):
+    form = form or VectorFormat(encoder.dimension)
+    if manifest is not None and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == (
+        encoder.fingerprint,
+        corpus_hash,
+        form,
+    ):
         return Index.open(folder), True
-    return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash), False
+    return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -221,39 +267,52 @@ def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
     vectors_NH = np.ascontiguousarray(encoder.encode(texts, side), dtype=np.float32)
     if vectors_NH.shape != (len(texts), encoder.dimension):
         raise ValueError(f"the encoder gave {vectors_NH.shape} for {len(texts)} texts of dimension {encoder.dimension}")
-    if not np.isfinite(vectors_NH).all():
-        raise InputError(
-            "model: it gives vectors that are not finite. Its weights are damaged; use another checkpoint."
-        )
+    check_finite(vectors_NH)
     return vectors_NH
 
 
-def _write_table(
-    building: Path,
+def _embedded(
     encoder: Encoder,
     documents: Iterable[Document],
     batch: int,
+    dimensions: int,
     progress: Callable[[int], None] | None,
-) -> int:
-    """Write documents into a new table, some thousand rows at a time, and return their number."""
-    schema = _schema(encoder.dimension)
-    table = lancedb.connect(building).create_table(_TABLE, schema=schema)
+) -> Iterator[pa.RecordBatch]:
+    """Ids, texts and float32 vectors of documents, ``batch`` at a time."""
     seen: set[str] = set()
-    pending: list[pa.RecordBatch] = []
-    written = 0
     for group in _groups(documents, batch):
         _refuse_repeated(group, seen)
-        pending.append(_record_batch(encoder, group, schema))
-        if len(seen) - written >= _ROWS_PER_WRITE:
-            table.add(pa.Table.from_batches(pending))
-            pending, written = [], len(seen)
+        texts = [document.text for document in group]
+        vectors_NH = cut(unit_rows(_encode(encoder, texts, "document")), dimensions)
+        yield vector_batch([document.id for document in group], vectors_NH, text=texts)
         if progress is not None:
             progress(len(group))
-    if pending:
-        table.add(pa.Table.from_batches(pending))
+
+
+def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches into a new table, some thousand rows at a time, and return the number of rows."""
+    table: Table | None = None
+    for rows in _gathered(batches):
+        if table is None:
+            table = lancedb.connect(building).create_table(_TABLE, schema=rows.schema)
+        table.add(rows)
+    if table is None:
+        return 0
     # Merge the writes and drop older versions. An age of zero would give a warning about other readers.
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
-    return len(seen)
+    return int(table.count_rows())
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches joined until they have some thousand rows."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(map(len, pending)) >= _ROWS_PER_WRITE:
+            yield pa.Table.from_batches(pending)
+            pending = []
+    if pending:
+        yield pa.Table.from_batches(pending)
 
 
 @contextmanager
@@ -265,19 +324,6 @@ def _store_errors_as_os_errors() -> Iterator[None]:
         if "LanceError(IO)" in str(error):
             raise OSError(first_line(error)) from error
         raise
-
-
-def _schema(dimension: int) -> pa.Schema:
-    vector = pa.list_(pa.float32(), dimension)
-    return pa.schema([pa.field("id", pa.string()), pa.field("text", pa.string()), pa.field("vector", vector)])
-
-
-def _record_batch(encoder: Encoder, group: list[Document], schema: pa.Schema) -> pa.RecordBatch:
-    vectors_NH = unit_rows(_encode(encoder, [document.text for document in group], "document"))
-    ids = pa.array([document.id for document in group], pa.string())
-    texts = pa.array([document.text for document in group], pa.string())
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NH.reshape(-1)), encoder.dimension)
-    return pa.record_batch([ids, texts, vectors], schema=schema)
 
 
 def _groups(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
@@ -316,7 +362,16 @@ def _read_manifest(folder: Path) -> Manifest | None:
         raise InputError(
             f"{path}: not the manifest of an index ({_FORMAT}). Give another folder; this one is left alone."
         )
-    kinds = {field.name: field.type for field in fields(Manifest)}
+    for name, value in (("precision", "float32"), ("ranges", [])):  # older manifests lack these
+        content.setdefault(name, value)
+    kinds = {field.name: get_origin(field.type) or field.type for field in fields(Manifest)}
     if {name: type(value) for name, value in content.items()} != kinds:
         raise InputError(f"{path}: damaged, its keys are not {', '.join(kinds)}. Delete the folder {folder}.")
-    return Manifest(**content)
+    manifest = Manifest(**content)
+    try:
+        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
+    except (InputError, ValueError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"{path}: damaged, it does not say how vectors are stored. Delete the folder {folder}.")
+    return manifest

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from anchorembed.data.documents import Document
 from anchorembed.errors import InputError, extra
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
+from anchorembed.model.smaller import cut
 from anchorembed.model.vectors import Side
-from anchorembed.search.vector_cache import vector_table
-from anchorembed.system.files import whole_file, whole_folder
+from anchorembed.search.columns import MadeBy, made_by, vector_batch, write_vectors
+from anchorembed.system.files import whole_folder
 
 PART = 1024  # texts a part
 _TRIES = 4  # of a part, before it is given up
@@ -30,20 +31,21 @@ _TRIES = 4  # of a part, before it is given up
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs to know to embed parts: the model, how, from where and to where."""
+    """How texts are embedded: by which model, and how vectors are stored: by default as float32 or as ``like``."""
 
     model: str
-    side: Side
-    instruction: str | None
-    texts: Path
-    vectors: Path
+    side: Side = "document"
+    instruction: str | None = None
+    dimensions: int | None = None
+    precision: str | None = None
+    like: MadeBy | None = None
 
 
 class Worker:
-    """Loads the model in a process of Ray and embeds parts."""
+    """Loads the model in a process of Ray and embeds parts of ``texts`` into ``vectors``."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, texts: Path, vectors: Path) -> None:
+        self.job, self.texts, self.vectors = job, texts, vectors
         self.embedder = Embedder.load(job.model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -51,20 +53,18 @@ class Worker:
         return {"rows": [self._part(str(name)) for name in batch["part"]]}
 
     def _part(self, name: str) -> int:
-        table = pq.read_table(self.job.texts / name)
-        vectors = self.embedder.encode(table["text"].to_pylist(), self.job.side, self.job.instruction)
-        with whole_file(self.job.vectors / name) as partial:
-            pq.write_table(vector_table(table["id"].to_pylist(), vectors), partial)
-        return int(table.num_rows)
+        table, job = pq.read_table(self.texts / name), self.job
+        says = made_by(self.embedder, job.dimensions, job.precision, job.like)
+        vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
+        batch = vector_batch(table["id"].to_pylist(), cut(vectors_NH, says.form.dimensions))
+        return write_vectors(self.vectors / name, [batch], says)
 
 
 def encode_by_ray(
     documents: Iterable[Document],
     out: Path,
-    model: str,
+    job: Job,
     *,
-    side: Side = "document",
-    instruction: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
     part: int = PART,
@@ -76,27 +76,32 @@ def encode_by_ray(
     Args:
         documents: streamed.
         out: folder to write, whole or not at all; it must not exist.
-        model: as in `Embedder.load`, the same on all machines.
-        side: as in `Embedder.encode`.
-        instruction: as in `Embedder.encode`.
+        job: its model the same on all machines.
         workers: processes, each with the model; by default one a GPU, or one a machine if there is no GPU.
         progress: called with the number of texts done since the last call.
         part: texts a part.
 
     Raises:
-        InputError: if Ray is not installed, the folder exists, or Ray cannot finish.
+        InputError: if Ray is not installed, the folder exists, vectors are to be int8 without ranges, or Ray cannot
+            finish.
     """
+    if job.precision == "int8" and job.like is None:
+        raise InputError(
+            "--engine ray: int8 needs the ranges of all vectors, which no part has. Encode some of the texts with "
+            "--engine local --precision int8, and name their file as --like."
+        )
     if out.exists():
         raise InputError(f"{out}: is there already. Name another folder, or delete it.")
     with extra("ray"):
         import ray  # noqa: PLC0415 - an extra
-    load_tokenizer(model)  # a wrong name shows before anything starts
-    model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in another folder
+    load_tokenizer(job.model)  # a wrong name shows before anything starts
+    if Path(job.model).exists():
+        job = replace(job, model=str(Path(job.model).absolute()))  # workers run in another folder
     with whole_folder(out) as vectors:
         texts = vectors / "texts"
         texts.mkdir()
         sizes = dict(_write_parts(documents, texts, part))
-        _run(ray, list(sizes), Job(model, side, instruction, texts, vectors), workers, progress)
+        _run(ray, list(sizes), (job, texts, vectors), workers, progress)
         _check(vectors, sizes)
         shutil.rmtree(texts)
         for unfinished in vectors.glob(".*"):  # by workers that died
@@ -115,7 +120,14 @@ def _write_parts(documents: Iterable[Document], folder: Path, size: int) -> Iter
         number += 1
 
 
-def _run(ray: Any, parts: list[str], job: Job, workers: int | None, progress: Callable[[int], None]) -> None:  # noqa: ANN401 - a module
+def _run(
+    ray: Any,  # noqa: ANN401 - a module
+    parts: list[str],
+    arguments: tuple[Job, Path, Path],
+    workers: int | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Have workers, made with these arguments, embed the parts."""
     is_started_here = not ray.is_initialized()
     try:
         if is_started_here:
@@ -128,7 +140,7 @@ def _run(ray: Any, parts: list[str], job: Job, workers: int | None, progress: Ca
         count, share = _share(ray, workers)
         done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map_batches(
             Worker,
-            fn_constructor_args=(job,),
+            fn_constructor_args=arguments,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             max_task_retries=_TRIES - 1,

@@ -2,19 +2,22 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.smaller import Ranges, VectorFormat, cut, int8_ranges, quantize, restore
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts, whole_file
+
+_ROWS = 1 << 16  # made smaller at once
 
 
 class Texts(Protocol):
@@ -69,7 +72,8 @@ class VectorCache:
                 np.save(partial, np.zeros(shape, np.float32))
                 return
             vectors_NH = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-            _reserve(partial)
+            with partial.open("r+b") as file:
+                _reserve(file.fileno(), partial.stat().st_size)
             done = 0
             for window in self.embedder.stream(texts, side, instruction, True, progress):
                 vectors_NH[done : done + len(window)] = window
@@ -81,14 +85,29 @@ class VectorCache:
         return hash_texts(f"{len(part)}:{part}" for part in parts)[:32]
 
 
-def _reserve(path: Path) -> None:
+def made_smaller(vectors_NH: Floats, form: VectorFormat, folder: Path) -> Floats:
+    """Vectors as they are compared once a format has stored them: float32 [N, D], in a temporary file in ``folder``.
+
+    Ranges of int8 are those of these vectors.
+    """
+    parts = [slice(start, start + _ROWS) for start in range(0, len(vectors_NH), _ROWS)]
+    if not parts:
+        return np.zeros((0, form.dimensions), np.float32)
+    if form.precision == "int8":
+        ranges: Ranges | None = None
+        for part in parts:
+            ranges = int8_ranges(cut(vectors_NH[part], form.dimensions), ranges)
+        form = replace(form, ranges=ranges)
+    shape = (len(vectors_NH), form.dimensions)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), 4 * shape[0] * shape[1])
+        small_ND = np.memmap(file, np.float32, "w+", shape=shape)
+    for part in parts:
+        small_ND[part] = restore(quantize(cut(vectors_NH[part], form.dimensions), form), form)
+    return small_ND
+
+
+def _reserve(descriptor: int, size: int) -> None:
     """Allocate a mapped file's space: if the disk were full, a write to the map would kill the process."""
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def vector_table(ids: Sequence[str], vectors_NH: Floats) -> pa.Table:
-    """Ids and vectors of texts as a table with columns ``id`` and ``vector``, a list of H floats."""
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NH.ravel()), vectors_NH.shape[1])
-    return pa.table({"id": pa.array(ids, pa.string()), "vector": vectors})
+        os.posix_fallocate(descriptor, 0, size)

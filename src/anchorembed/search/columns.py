@@ -1,0 +1,154 @@
+"""Vectors as columns of Arrow tables and Parquet files: a list of float32, of int8, or of bytes of packed bits a text.
+
+A file's metadata says what made its vectors, so that others can be stored, and compared, in the same way.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anchorembed.errors import InputError
+from anchorembed.model.smaller import Ranges, Stored, VectorFormat, int8_ranges, quantize, vector_format
+from anchorembed.model.vectors import Encoder
+from anchorembed.system.files import whole_file
+
+_log = logging.getLogger(__name__)
+_KEY = b"anchorembed"  # in a file's metadata
+_FEW = 100  # texts whose ranges others may well leave
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """What a file's metadata says of its vectors: the model's fingerprint, and how they are stored."""
+
+    model: str
+    form: VectorFormat
+
+    def schema(self, schema: pa.Schema) -> pa.Schema:
+        """A table's schema with this as its metadata."""
+        record = {"model": self.model, "dimensions": self.form.dimensions, "precision": self.form.precision}
+        return schema.with_metadata({_KEY: json.dumps(record | {"ranges": self.form.ranges})})
+
+
+def read_made_by(path: Path) -> MadeBy:
+    """What made the vectors of a Parquet file, or of a folder of parts.
+
+    Raises:
+        InputError: if it cannot be read, or `encode` did not write it.
+    """
+    file = next(iter(sorted(path.glob("part-*.parquet"))), path) if path.is_dir() else path
+    try:
+        record = json.loads((pq.read_schema(file).metadata or {})[_KEY])
+        ranges = record["ranges"] and as_ranges(record["ranges"])
+        dimensions = int(record["dimensions"])
+        return MadeBy(str(record["model"]), vector_format(dimensions, dimensions, record["precision"], ranges))
+    except (OSError, LookupError, TypeError, ValueError, InputError) as error:
+        raise InputError(
+            f"--like: {path} says no way to store vectors ({error}). Give a file that encode wrote."
+        ) from error
+
+
+def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
+    """What a file is to say of vectors of ``embedder``: those of ``like``, or the dimensions and precision given.
+
+    Raises:
+        InputError: if another model made those of ``like``, or there are no such smaller vectors.
+    """
+    if like is None:
+        form = vector_format(embedder.dimension, dimensions, precision or "float32")
+        return MadeBy(embedder.fingerprint, form)
+    if like.model != embedder.fingerprint:
+        raise InputError(
+            f"--like: its vectors were made with model {like.model[:12]}, not {embedder.fingerprint[:12]}. Encode with "
+            "that model, or encode both sides again."
+        )
+    return like
+
+
+def as_ranges(lists: Sequence[Sequence[float]]) -> Ranges:
+    """Ranges that were read from JSON."""
+    smallest, largest = lists
+    return tuple(smallest), tuple(largest)
+
+
+def vector_batch(ids: Sequence[str], vectors_NB: Stored, **texts: Sequence[str]) -> pa.RecordBatch:
+    """Columns ``id``, those named and ``vector``, a list of B numbers a row."""
+    columns = {name: pa.array(values, pa.string()) for name, values in {"id": ids, **texts}.items()}
+    return pa.RecordBatch.from_pydict(columns | {"vector": _column(vectors_NB)})
+
+
+def matrix(column: pa.Array) -> Stored:
+    """A column of lists of B numbers as [N, B]."""
+    numbers: Stored = column.flatten().to_numpy()
+    return numbers.reshape(-1, column.type.list_size)
+
+
+@contextmanager
+def stored(
+    batches: Iterable[pa.RecordBatch], form: VectorFormat, folder: Path
+) -> Iterator[tuple[VectorFormat, Iterator[pa.RecordBatch]]]:
+    """Batches of float32 vectors [N, D] as batches in a format, which comes with int8's ranges.
+
+    Ranges that are not given are those of all vectors, which wait for them in a temporary file in ``folder``.
+    """
+    if form.precision != "int8" or form.ranges is not None:
+        yield form, (_stored(batch, form) for batch in batches)
+        return
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        yield form, iter(())
+        return
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        ranges: Ranges | None = None
+        with pa.ipc.new_stream(spool, first.schema) as writer:
+            for batch in chain([first], remaining):
+                ranges = int8_ranges(matrix(batch["vector"]), ranges)
+                writer.write_batch(batch)
+        spool.seek(0)
+        form = replace(form, ranges=ranges)
+        yield form, (_stored(batch, form) for batch in pa.ipc.open_stream(spool))
+
+
+def write_vectors(out: Path, batches: Iterable[pa.RecordBatch], made_by: MadeBy) -> int:
+    """Write batches of one float32 vector or more to a Parquet file, stored as ``made_by`` says; returns their number.
+
+    Raises:
+        InputError: if it cannot be written, or int8's ranges would be those of one text.
+    """
+    count = 0
+    with whole_file(out) as unfinished, stored(batches, made_by.form, out.parent) as (form, small):
+        first = next(small)
+        schema = replace(made_by, form=form).schema(first.schema)
+        with pq.ParquetWriter(unfinished, schema) as writer:
+            for batch in chain([first], small):
+                writer.write_batch(batch)
+                count += len(batch)
+        if form != made_by.form:
+            _check_calibrated(count)
+    return count
+
+
+def _check_calibrated(texts: int) -> None:
+    if texts < 2:
+        raise InputError("--precision: int8 takes its ranges from the texts, and there is one. Give more, or --like.")
+    if texts < _FEW:
+        _log.warning(f"int8: the ranges are those of {texts} texts; what is encoded like them is clipped to these")
+
+
+def _stored(batch: pa.RecordBatch, form: VectorFormat) -> pa.RecordBatch:
+    position = batch.schema.get_field_index("vector")
+    return batch.set_column(position, "vector", _column(quantize(matrix(batch["vector"]), form)))
+
+
+def _column(vectors_NB: Stored) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors_NB).ravel()), vectors_NB.shape[1])
