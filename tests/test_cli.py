@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -379,7 +380,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anchorembed.export.folder.export", stop)
+    monkeypatch.setattr(import_module("anchorembed.export.run"), "export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err

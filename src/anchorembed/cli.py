@@ -301,12 +301,21 @@ def search(
 
 
 @app.command()
-def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
-    """Write a sentence-transformers folder, reloaded and compared."""
-    from anchorembed.export.folder import export as run
+def export(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[
+        Literal["folder", "gguf", "openvino", "onnx"],
+        typer.Option(help="Form; folder: sentence-transformers', which most servers read."),
+    ] = "folder",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+) -> None:
+    """Write a model for other software, reloaded there and compared with ours."""
+    from anchorembed.export.run import export as run
+    from anchorembed.export.run import find_form
 
-    smallest = run(model, out)
-    _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")
+    smallest = run(model, out, to=to, dtype=dtype)
+    _print(f"{out}: loads in {find_form(to).engine}, cosine to ours at least {smallest:.6f}")
 
 
 @app.command()

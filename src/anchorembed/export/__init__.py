@@ -1,4 +1,4 @@
 """From a trained model to what other software loads.
 
-Read `folder` (a sentence-transformers folder, reloaded and compared before it is kept).
+Read `run` (written, reloaded, compared, kept), `check` (what is compared) and `folder` (sentence-transformers').
 """
