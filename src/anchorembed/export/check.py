@@ -33,6 +33,7 @@ class Form:
         read: opens such a folder in the engine.
         limits: by dtype of the weights, what the smallest cosine must be above.
         texts: whose vectors are compared.
+        cuts: whether the engine cuts texts at the limit; if not, only texts that are within it are compared.
     """
 
     engine: str
@@ -40,6 +41,7 @@ class Form:
     read: Callable[[Path], Encode]
     limits: Mapping[Dtype, float]
     texts: tuple[str, ...] = (*TEXTS, WITH_SPECIAL_TOKENS)
+    cuts: bool = True
 
 
 def own_vectors(embedder: Embedder, texts: Sequence[str]) -> dict[Side, Floats]:

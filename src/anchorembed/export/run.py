@@ -1,6 +1,7 @@
 """Export a model in a form that other software loads; it is reloaded there and compared with ours before it is kept."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Literal
 from anchorembed.errors import InputError, extra
 from anchorembed.export.check import Dtype, Form, own_vectors, smallest_cosine
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import instruct
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.files import whole_folder
 
 To = Literal["folder", "gguf", "openvino", "onnx"]  # also names of modules here, and of extras
+_EXTRAS = {"gguf": "llamacpp"}
 _log = logging.getLogger(__name__)
 
 
@@ -39,10 +42,11 @@ def export(name: str | Path, target: str | Path, *, to: To = "folder", dtype: Dt
     if dtype not in form.limits:
         raise InputError(f"--dtype: {form.engine} takes {', '.join(form.limits)} weights, not {dtype}.")
     embedder = _with_one_limit(Embedder.load(name, precision="float32", device="cpu"))
-    own = own_vectors(embedder, form.texts)
+    texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
+    own = own_vectors(embedder, texts)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
-        smallest = smallest_cosine(own, form.read(folder), form.texts)
+        smallest = smallest_cosine(own, form.read(folder), texts)
         if not smallest > form.limits[dtype]:
             raise InputError(
                 f"{target}: the reloaded export differs from the model: smallest cosine {smallest:.6f}, which must be "
@@ -53,9 +57,16 @@ def export(name: str | Path, target: str | Path, *, to: To = "folder", dtype: Dt
 
 def find_form(to: str) -> Form:
     """The form of that name; raises InputError where its extra is not installed."""
-    with extra(to):
+    with extra(_EXTRAS.get(to, to)):
         form: Form = import_module(f"anchorembed.export.{to}").FORM
     return form
+
+
+def _within_limit(embedder: Embedder, texts: Sequence[str]) -> list[str]:
+    """Those of the texts that are not cut as a query, which is the longer side."""
+    prefix = instruct(embedder.metadata.instruction)
+    counts = embedder.pairs.count([prefix + text for text in texts])
+    return [text for text, count in zip(texts, counts, strict=True) if count <= embedder.metadata.lengths.query]
 
 
 def _with_one_limit(embedder: Embedder) -> Embedder:
