@@ -1,17 +1,18 @@
 # `make demo` trains, measures, exports and searches; `make test` checks everything; `make quick` leaves out tests that
 # take over a second or need the default LLM; `make test-lowest` runs some of the tests with the lowest versions that
-# pyproject.toml allows.
+# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4.
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+OLDER := .venv-older/bin
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and runs.
 PROCESSES ?= 2
 PYTEST := -m pytest -n $(PROCESSES) --dist loadfile
-quick-tests test test-lowest: export OMP_NUM_THREADS := 1
+quick-tests test test-lowest test-older: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test quick quick-tests lint test-lowest install
+.PHONY: demo test quick quick-tests lint test-lowest test-older install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -24,6 +25,12 @@ install: .venv/installed
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/python $(PIP_INSTALL) -c constraints-lowest.txt -e '.[compare,gguf,mine,search,test]'
+	touch $@
+
+.venv-older/installed: constraints-older.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-older
+	$(OLDER)/python $(PIP_INSTALL) -r constraints-older.txt
 	touch $@
 
 demo: install
@@ -51,3 +58,10 @@ LOW := test_config test_core system/test_files data/test_pairs data/test_documen
 
 test-lowest: .venv-lowest/installed
 	$(LOWEST)/python $(PYTEST) -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config
+
+# The main environment writes exports and their vectors, the older one, which has no AnchorEmbed, loads and compares.
+test-older: install .venv-older/installed
+	rm -rf .venv-older/exports
+	$(BIN)/python tests/older/write_exports.py .venv-older/exports
+	EXPORTS=.venv-older/exports $(OLDER)/python -m pytest -q -c /dev/null -p no:cacheprovider --rootdir tests/older \
+		--confcutdir tests/older tests/older/check_exports.py

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from sentence_transformers import SentenceTransformer
 import anchorembed
 from anchorembed import cli
 from anchorembed.config import Schedule
-from anchorembed.export import folder
 from anchorembed.train import checkpoint, loop
 from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
 from anchorembed.train.stage import Measured
@@ -412,7 +412,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "export", stop)
+    monkeypatch.setattr(import_module("anchorembed.export.run"), "export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from anchorembed.api import encode, evaluate, search
     from anchorembed.config import read_recipe
     from anchorembed.errors import InputError
-    from anchorembed.export.folder import export
+    from anchorembed.export.run import export
     from anchorembed.model.embedder import Embedder
     from anchorembed.train.run import contrast, reconstruct, train
 
@@ -32,7 +32,7 @@ _MODULES = {
     "contrast": "train.run",
     "encode": "api",
     "evaluate": "api",
-    "export": "export.folder",
+    "export": "export.run",
     "read_recipe": "config",
     "reconstruct": "train.run",
     "search": "api",

@@ -1,6 +1,6 @@
 """The functions behind the command line's verbs: each loads a model, reads files, shows progress, returns a value.
 
-Training is in `train.run`, exporting in `export.folder`, comparing in `compare.run`.
+Training is in `train.run`, exporting in `export.run`, comparing in `compare.run`.
 """
 
 import logging

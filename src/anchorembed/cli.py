@@ -352,12 +352,30 @@ def search(
 
 
 @app.command()
-def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
-    """Write a sentence-transformers folder, reloaded and compared."""
-    from anchorembed.export.folder import export as run
+def export(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[
+        Literal["folder", "gguf", "openvino", "onnx"],
+        typer.Option(help="Form; folder: sentence-transformers', which most servers read."),
+    ] = "folder",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    repository: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the model hub.", show_default=False)
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let all see a new repository; by default private.")] = False,
+) -> None:
+    """Write a model for other software, reloaded there and compared with ours."""
+    from anchorembed.export.push import check_repository, push
+    from anchorembed.export.run import export as run
+    from anchorembed.export.run import find_form
 
-    smallest = run(model, out)
-    _print(f"{out}: loads in sentence-transformers, cosine to ours at least {smallest:.6f}")
+    if repository is not None:
+        check_repository(repository)
+    smallest = run(model, out, to=to, dtype=dtype, title=repository or "")
+    _print(f"{out}: loads in {find_form(to).engine}, cosine to ours at least {smallest:.6f}")
+    if repository is not None:
+        _print(push(out, repository, public=public))
 
 
 @app.command()

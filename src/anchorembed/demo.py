@@ -20,7 +20,7 @@ from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
-from anchorembed.export.folder import export
+from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
 from anchorembed.search.index import Hit, open_or_build

@@ -25,7 +25,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate import task_types
 from anchorembed.evaluate.task_types import Embed, draw_training_texts, evaluate_collection
 from anchorembed.evaluate.tasks import TaskScore
-from anchorembed.export.folder import export
+from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Side
 from collections_made import collection

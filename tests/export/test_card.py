@@ -11,7 +11,7 @@ import pytest
 from anchorembed.config import parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.export.card import RESULTS, write_card
-from anchorembed.export.folder import export
+from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.system.files import hash_content
 from anchorembed.train.run import train

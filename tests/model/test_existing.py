@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from anchorembed.config import parse_recipe
 from anchorembed.errors import InputError
-from anchorembed.export.folder import export
+from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts, Template
 from anchorembed.model.tokens import Lengths

@@ -1,100 +1,81 @@
-"""Export as a sentence-transformers folder, which is loaded and compared with ours before it is kept.
+"""The sentence-transformers folder, in the layout that all its versions from 5.0 read, and so do servers.
 
-The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, both prompts and both
-length limits: ``SentenceTransformer(folder)`` gives our vectors without this package.
+The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, both prompts and one length
+limit: ``SentenceTransformer(folder)`` gives our vectors without this package. It has the module names and the pooling
+keys of sentence-transformers 5, which version 6, text-embeddings-inference and vLLM read as well.
 """
 
-import tempfile
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
 
-from anchorembed.errors import InputError
-from anchorembed.export.card import write_card
-from anchorembed.model.embedder import METADATA, Embedder
+from anchorembed.export.check import Dtype, Encode, Form
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import quiet
-from anchorembed.model.vectors import Side
-from anchorembed.system.files import whole_folder
+from anchorembed.model.older import add_older_settings, write_settings
+from anchorembed.model.vectors import Floats, Side
 
-SMALLEST_COSINE = 0.9999  # between our vectors and those of an export that is kept
-_TEXTS = (
-    "cat",
-    ".",
-    "How do I read a file line by line?",
-    "Die Würde des Menschen ist unantastbar.",
-    "Special tokens are text here: </s> <|im_end|> <|endoftext|> <eos>",
-    "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
-    "A sentence that says one thing after another. " * 400,
-)
+_MODULES = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+_POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-def export(name: str | Path, target: str | Path) -> float:
-    """Write a sentence-transformers folder and compare its vectors with ours, both in float32.
+def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
+    """Write a sentence-transformers folder; the embedder's weights become ``dtype``."""
+    nn.Module.to(embedder.backbone.model, getattr(torch, dtype))
+    embedder.save(folder, headless=True)
+    tokenizer = embedder.tokenizer
+    # text-embeddings-inference takes a single number for each, where it takes them
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": embedder.pairs.end_id}
+    if tokenizer.bos_token_id is not None:
+        ids["bos_token_id"] = tokenizer.bos_token_id
+    add_older_settings(folder, **ids)
+    _write_modules(folder, embedder.dimension, embedder.metadata.normalize)
+    write_settings(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": embedder.metadata.lengths.document, "do_lower_case": False},
+    )
+    settings = {
+        "__version__": {"sentence_transformers": "5.0.0"},  # whose layout this is; later ones would make it warn
+        "prompts": asdict(embedder.metadata.prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        "model_type": "SentenceTransformer",
+    }
+    write_settings(folder / "config_sentence_transformers.json", settings)
 
-    Args:
-        name: as in `Embedder.load`.
-        target: folder to write; it must not exist.
 
-    Returns:
-        The smallest cosine between our vector of a text and the export's, over seven texts as queries and documents.
-
-    Raises:
-        InputError: if the target exists, or a cosine is not above 0.9999; then nothing is kept.
-    """
-    target = Path(target)
-    if target.exists():
-        raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
-    embedder = Embedder.load(name, precision="float32", device="cpu")
-    with whole_folder(target) as folder:
-        _write(embedder, folder, target.name)
-        smallest = compare(embedder, folder)
-        if not smallest > SMALLEST_COSINE:
-            raise InputError(f"{target}: the reloaded export differs from the model (cosine {smallest:.6f}). Not kept.")
-    return smallest
-
-
-def compare(embedder: Embedder, folder: Path) -> float:
-    """Smallest cosine between our vectors and those of an exported folder, over short, long and unusual texts."""
+def read(folder: Path) -> Encode:
+    """Open a folder with sentence-transformers, on the CPU."""
+    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]  # named, or it warns
     with quiet():
-        exported = SentenceTransformer(str(folder), device="cpu")
-    encoders = {"query": exported.encode_query, "document": exported.encode_document}
-    sides: tuple[Side, Side] = ("query", "document")
-    cosines = [
-        (embedder.encode(_TEXTS, side=side) * np.asarray(encoders[side](list(_TEXTS)))).sum(axis=1).min()
-        for side in sides
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    encoders = {"query": model.encode_query, "document": model.encode_document}
+
+    def encode(texts: list[str], side: Side) -> Floats:
+        return np.asarray(encoders[side](texts, convert_to_tensor=True).float())
+
+    return encode
+
+
+def _write_modules(folder: Path, dimension: int, normalize: bool) -> None:
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (name, path) in enumerate(_MODULES if normalize else _MODULES[:2])
     ]
-    return float(min(cosines))
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    modes = {f"pooling_mode_{name}": name == "lasttoken" for name in _POOLINGS}
+    (folder / "1_Pooling").mkdir()
+    write_settings(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": dimension, "include_prompt": True} | modes
+    )
+    if normalize:
+        (folder / "2_Normalize").mkdir()
+        write_settings(folder / "2_Normalize" / "config.json", {})
 
 
-def _write(embedder: Embedder, folder: Path, title: str) -> None:
-    metadata = embedder.metadata
-    with tempfile.TemporaryDirectory(dir=folder) as native, quiet():
-        embedder.save(Path(native))
-        transformer = Transformer(
-            native,
-            query_length=metadata.lengths.query,
-            document_length=metadata.lengths.document,
-            max_seq_length=max(metadata.lengths.query, metadata.lengths.document),
-        )
-        last = [Normalize()] if metadata.normalize else []
-        model = SentenceTransformer(
-            modules=[transformer, Pooling(embedder.dimension, "lasttoken"), *last],
-            prompts=asdict(metadata.prompts),
-            device="cpu",
-        )
-        model.save(str(folder), create_model_card=False)
-        if embedder.backbone.has_own_head:
-            _keep_head(Path(native), folder)
-        (Path(native) / METADATA).replace(folder / METADATA)
-        write_card(folder, title, exported=True)
-
-
-def _keep_head(native: Path, folder: Path) -> None:
-    """Replace weights and config by those of the whole language model: sentence-transformers saves no output head."""
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    for path in (*native.glob("*.safetensors*"), native / "config.json"):
-        path.replace(folder / path.name)
+FORM = Form("sentence-transformers", write, read, {"float32": 0.9999, "bfloat16": 0.99})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError
 from anchorembed.model.adapters import merge_lora
@@ -27,6 +27,7 @@ from anchorembed.model.existing import Existing, check_causal, find_existing, ow
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
+from anchorembed.model.older import add_older_settings
 from anchorembed.model.packing import PackedBatch, micro_batches, pack
 from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
@@ -253,15 +254,25 @@ class Embedder(nn.Module):
             self.train()
         return vectors
 
-    def save(self, folder: Path, history: dict[str, object] | None = None) -> None:
-        """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``."""
+    def save(self, folder: Path, history: dict[str, object] | None = None, headless: bool = False) -> None:
+        """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``.
+
+        Args:
+            folder: to write to.
+            history: what made the weights, added to the metadata's.
+            headless: write the decoder alone, if the output head has no weights of its own.
+        """
         merge_lora(self.backbone)
         model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
         backend.no_truncation()  # of its last call
         backend.no_padding()
+        saved: PreTrainedModel = model
+        if headless and not self.backbone.has_own_head:
+            saved = cast("PreTrainedModel", model.base_model)
         with quiet():
-            model.save_pretrained(folder)
+            saved.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+        add_older_settings(folder)
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

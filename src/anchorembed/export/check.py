@@ -1,0 +1,55 @@
+"""Vectors of what other software loads, compared with ours, over short, long, empty and unusual texts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.vectors import Floats, Side, unit_rows
+
+Dtype = Literal["float32", "bfloat16"]
+Encode = Callable[[list[str], Side], Floats]  # vectors of texts, float32 [N, H]
+SIDES: tuple[Side, Side] = ("query", "document")
+TEXTS = (
+    "cat",
+    ".",
+    "",
+    "How do I read a file line by line?",
+    "Die Würde des Menschen ist unantastbar.",
+    "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
+    "A sentence that says one thing after another. " * 400,
+)
+WITH_SPECIAL_TOKENS = "Special tokens are text here: </s> <|im_end|> <|endoftext|> <eos>"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of export: how a folder of it is written and read again, and what its vectors are measured by.
+
+    Attributes:
+        engine: the software that reads it.
+        write: writes an embedder into a folder, with weights of a dtype; it may change the embedder.
+        read: opens such a folder in the engine.
+        limits: by dtype of the weights, what the smallest cosine must be above.
+        texts: whose vectors are compared.
+        cuts: whether the engine cuts texts at the limit; if not, only texts that are within it are compared.
+    """
+
+    engine: str
+    write: Callable[[Embedder, Path, Dtype], None]
+    read: Callable[[Path], Encode]
+    limits: Mapping[Dtype, float]
+    texts: tuple[str, ...] = (*TEXTS, WITH_SPECIAL_TOKENS)
+    cuts: bool = True
+
+
+def own_vectors(embedder: Embedder, texts: Sequence[str]) -> dict[Side, Floats]:
+    """Our vectors of texts as queries and as documents, each [N, H]."""
+    return {side: embedder.encode(texts, side=side) for side in SIDES}
+
+
+def smallest_cosine(own: Mapping[Side, Floats], encode: Encode, texts: Sequence[str]) -> float:
+    """Smallest cosine between our vector of a text and another's, over both sides; NaN where one is no number."""
+    cosines = [(own[side] * unit_rows(encode(list(texts), side))).sum(axis=1).min() for side in SIDES]
+    return float(min(cosines, key=lambda cosine: (cosine == cosine, cosine)))  # noqa: PLR0124 - NaN is the least

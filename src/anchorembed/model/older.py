@@ -1,0 +1,45 @@
+"""What transformers 4 reads of a saved model, beside what version 5 writes, so that both load it with equal vectors.
+
+transformers 5 keeps rotary settings under ``rope_parameters``, of which version 4 knows nothing: it would take its
+defaults without a word. It names the tokenizer's class ``TokenizersBackend``, which version 4 does not have.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_older_settings(folder: Path, **more: object) -> None:
+    """Add to a saved model's ``config.json`` and ``tokenizer_config.json`` what transformers 4 reads.
+
+    Args:
+        folder: what ``save_pretrained`` of model and tokenizer wrote to.
+        more: other keys of ``config.json``, by their names.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= older_rope(config.get("rope_parameters") or {}) | {"torch_dtype": config["dtype"]} | more
+    write_settings(folder / "config.json", config)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_settings(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings under the keys of transformers 4, where full and sliding attention may differ in their theta."""
+    if "full_attention" not in rope:
+        return _older_rope(rope) if "rope_theta" in rope else {}
+    older = _older_rope(rope["full_attention"])
+    if sliding := rope.get("sliding_attention"):
+        older["rope_local_base_freq"] = sliding["rope_theta"]
+    return older
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings as transformers does: JSON with sorted keys."""
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    outside = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in outside}
+    return outside | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
