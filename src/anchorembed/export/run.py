@@ -14,8 +14,8 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.files import whole_folder
 
-To = Literal["folder", "gguf", "openvino", "onnx"]  # also names of modules here, and of extras
-_EXTRAS = {"gguf": "llamacpp"}
+To = Literal["folder", "gguf", "openvino", "onnx"]  # also names of modules here
+EXTRAS = {"gguf": "llamacpp", "openvino": "openvino", "onnx": "onnx"}
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ def export(
 
 def find_form(to: str) -> Form:
     """The form of that name; raises InputError where its extra is not installed."""
-    with extra(_EXTRAS.get(to, to)):
+    with extra(EXTRAS.get(to, "")):
         form: Form = import_module(f"anchorembed.export.{to}").FORM
     return form
 

@@ -1,0 +1,23 @@
+"""What is refused before any work, and what an export is measured by."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anchorembed.errors import InputError
+from anchorembed.export.check import smallest_cosine
+from anchorembed.export.run import export
+
+
+def test_bfloat16_graphs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--dtype: OpenVINO takes float32 weights, not bfloat16"):
+        export(tiny_folder, tmp_path / "out", to="openvino", dtype="bfloat16")
+
+
+def test_the_smallest_cosine() -> None:
+    own = {"query": np.eye(2, dtype=np.float32), "document": np.eye(2, dtype=np.float32)}
+    turned = {"query": np.array([[2, 0], [3, 4]], np.float32), "document": np.eye(2, dtype=np.float32)}
+    assert smallest_cosine(own, lambda texts, side: turned[side], ["a", "b"]) == pytest.approx(0.8)
+    turned["document"][1] = np.nan
+    assert np.isnan(smallest_cosine(own, lambda texts, side: turned[side], ["a", "b"]))
