@@ -97,8 +97,6 @@ def test_workers_store_smaller_vectors(tmp_path: Path, tiny_folder: Path, texts:
     encode(tiny_folder, texts, plain, dimensions=16, precision="int8")
     with pytest.raises(InputError, match="int8 needs the ranges of all vectors"):
         encode(tiny_folder, texts, parts, precision="int8", engine="ray")
-    with pytest.raises(InputError, match="--dimensions: 33 is above 32"):
-        encode(tiny_folder, texts, parts, dimensions=33, engine="ray", workers=1)
     encode(tiny_folder, texts, parts, like=plain, engine="ray", workers=1)
     assert read_made_by(parts) == read_made_by(plain)
     assert pq.read_table(parts).schema == pq.read_table(plain).schema
