@@ -124,7 +124,7 @@ def fit(  # noqa: PLR0913, PLR0917 - a command's options
         bool, typer.Option("--print-prompt", callback=_print_prompt, is_eager=True, help="Print the default prompt.")
     ] = False,
     queries: Annotated[int, typer.Option(help="Queries of a document.")] = 2,
-    temperature: Annotated[float, typer.Option(help="Of the writer; 0 is greedy.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of the writer; 0 is greedy.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the writer.")] = 0,
     found_in: Annotated[int, typer.Option(help="Keep a query that finds its document in the first so many.")] = 10,
     found_by: Annotated[str, typer.Option(help="bm25, or a model, by which it must.")] = "bm25",

@@ -53,7 +53,7 @@ class Writing:
     model: str | None = None
     prompt: Path | None = None
     count: int = 2
-    temperature: float = 0.7
+    temperature: float = 0.3
     seed: int = 0
     found_by: str = "bm25"
     found_in: int = 10

@@ -16,6 +16,7 @@ def test_the_default_prompt_is_a_file_that_can_be_changed(tmp_path: Path) -> Non
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     assert messages[-1]["content"].endswith("The heart {count} pumps."), "a document is text"
     assert "Write 3 different" in messages[-1]["content"]
+    assert [len(message["content"].splitlines()) for message in messages if message["role"] == "assistant"] == [3, 3]
 
 
 def test_a_file_without_turns_is_a_user_s(tmp_path: Path) -> None:

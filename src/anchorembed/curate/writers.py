@@ -70,7 +70,7 @@ class ModelWriter:
     """
 
     name: str
-    temperature: float = 0.7
+    temperature: float = 0.3
     seed: int = 0
     device: str = "auto"
 
@@ -181,7 +181,7 @@ class EndpointWriter:
 
     url: str
     model: str
-    temperature: float = 0.7
+    temperature: float = 0.3
     seed: int = 0
     timeout: float = 120.0  # seconds of a request
     tries: int = 6
