@@ -1,8 +1,8 @@
 """The prompt by which a chat model writes queries for a document: a text file of turns, and the reading of replies.
 
 A line ``### system``, ``### user`` or ``### assistant`` begins a turn; a file without such lines is one user's turn.
-``{document}`` stands for the document, ``{count}`` for the number of queries asked for. Of an assistant's turn, which is
-an example, so many lines are shown.
+``{document}`` stands for the document, ``{count}`` for the number of queries asked for. Of an assistant's turn, an
+example, so many lines are shown.
 """
 
 import re
@@ -30,15 +30,13 @@ class Prompt:
     def messages(self, document: str, count: int) -> Messages:
         """The conversation that asks for ``count`` queries for a document, of which the beginning is shown."""
         shown = document.strip()[:LONGEST_DOCUMENT]
-        texts = [
-            "\n".join(text.splitlines()[:count]) if role == "assistant" else text.replace("{count}", str(count))
-            for role, text in self.turns
-        ]
-        roles = [role for role, _ in self.turns]
-        return [
-            {"role": role, "content": text.replace("{document}", shown)}
-            for role, text in zip(roles, texts, strict=True)
-        ]
+        return [{"role": role, "content": _filled(role, text, shown, count)} for role, text in self.turns]
+
+
+def _filled(role: str, text: str, document: str, count: int) -> str:
+    if role == "assistant":
+        return "\n".join(text.splitlines()[:count])
+    return text.replace("{count}", str(count)).replace("{document}", document)
 
 
 def default_prompt() -> str:
