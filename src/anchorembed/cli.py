@@ -62,7 +62,7 @@ def _print_prompt(asked: bool) -> None:
 
 @app.command()
 def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
-    """Train both stages; finished ones are skipped, interrupted ones resumed."""
+    """Train both stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
     resolved = _resolve(recipe, set_, show, skip_bad)
     if resolved is None:
         return
