@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from common import Option, arguments, facts, result, run, table
 
-from anchorembed.compare.statistics import paired_interval, sign_flip_p
 from anchorembed.config import parse_recipe
 from anchorembed.curate.mine import Rules, by_bm25, by_embedder, gather, mine
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
+from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
 from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths

@@ -22,6 +22,7 @@ ORDER = [
     "train",
     "compare",
     "api",
+    "fit",
     "demo",
     "cli",
 ]

@@ -55,9 +55,18 @@ def _show_messages() -> None:
     _MESSAGES.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
+def _print_prompt(asked: bool) -> None:
+    """Print the prompt by which `fit` has queries written, and stop."""
+    if asked:
+        from anchorembed.curate.prompt import default_prompt
+
+        _print(default_prompt().rstrip())
+        raise typer.Exit
+
+
 @app.command()
 def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
-    """Train both stages; finished ones are skipped, interrupted ones resumed."""
+    """Train both stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
     resolved = _resolve(recipe, set_, show, skip_bad)
     if resolved is None:
         return
@@ -102,6 +111,40 @@ def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> Non
 
     with _resumable():
         module.show(module.demo(resolved, module.harvest(resolved.output)), Console())
+
+
+@app.command()
+def fit(  # noqa: PLR0913, PLR0917 - a command's options
+    corpus: Annotated[Path, typer.Argument(help="JSONL with text, and _id or not; or .txt, a text a line.")],
+    base: Annotated[str, typer.Option(help="Model to start from, and to write queries with.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of data, recipe and models.")],
+    writer: Annotated[
+        str | None,
+        typer.Option(help="URL of an OpenAI-compatible endpoint to write with; key: $ANCHOREMBED_WRITER_KEY."),
+    ] = None,
+    writer_model: Annotated[str | None, typer.Option(help="The endpoint's name of its model.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="File of the prompt.", show_default=False)] = None,
+    print_prompt: Annotated[
+        bool, typer.Option("--print-prompt", callback=_print_prompt, is_eager=True, help="Print the default prompt.")
+    ] = False,
+    queries: Annotated[int, typer.Option(help="Queries of a document.")] = 2,
+    temperature: Annotated[float, typer.Option(help="Of the writer; 0 is greedy.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Of the writer.")] = 0,
+    found_in: Annotated[int, typer.Option(help="Keep a query that finds its document in the first so many.")] = 10,
+    found_by: Annotated[str, typer.Option(help="bm25, or a model, by which it must.")] = "bm25",
+    held_out: Annotated[int, typer.Option(help="Documents to test on, at most a fifth.")] = 200,
+    set_: Set = None,
+) -> None:
+    """Write queries for documents that have none, train on them, and say whether it helped."""
+    with extra("eval,mine"):
+        import bm25s  # noqa: F401 - what it needs is missed now, not after hours
+
+        import anchorembed.evaluate.find  # noqa: F401 - as above
+    from anchorembed import fit as module
+
+    writing = module.Writing(writer, writer_model, prompt, queries, temperature, seed, found_by, found_in, held_out)
+    with _resumable():
+        _print(str(module.fit(corpus, base, output, writing=writing, overrides=set_ or ())))
 
 
 @app.command()

@@ -408,8 +408,10 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested dictionaries; raises InputError as `parse_as` does."""
+def parse_recipe(values: dict[str, Any], origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Validate a recipe given as nested dictionaries, which ``overrides`` change; raises as `read_recipe` does."""
+    for override in overrides:
+        _set(values, override)
     return parse_as(Recipe, values, origin)
 
 

@@ -17,8 +17,8 @@ from anchorembed.compare.analysis import analyse
 from anchorembed.compare.records import ArmRecord, Cell, ComparisonRecord, Cost, ItemScores, Run, RunRecord
 from anchorembed.compare.report import build_report, html, markdown, write_report
 from anchorembed.compare.results import Evidence, Results, write_comparison
-from anchorembed.compare.statistics import holm, sign_flip_p
 from anchorembed.evaluate.isotropy import Isotropy
+from anchorembed.evaluate.statistics import holm, sign_flip_p
 
 Items = dict[str, float]
 

@@ -62,13 +62,15 @@ def test_an_exported_card_s_example_gives_our_vectors(
         assert "'query'" in code or "query_instruction='Instruct: find\\nQuery: '" in code
 
 
-def test_results_are_shown_where_there_are_some(trained: Path) -> None:
-    assert "## Results" not in (trained / "README.md").read_text()
-    rows = [{"test": "held-out pairs", "before": 0.25, "after": 0.5, "interval": "0.1 to 0.4"}]
-    (trained / RESULTS).write_text(json.dumps(rows))
-    write_card(trained, "title", exported=False)
-    assert "| held-out pairs | 0.25 | 0.5 | 0.1 to 0.4 |" in (trained / "README.md").read_text()
-    (trained / RESULTS).unlink()
+def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -> None:
+    (row,) = json.loads((trained / RESULTS).read_text())
+    assert (row["test"], row["metric"], row["items"]) == ("held-out pairs", "nDCG@10", "6")
+    assert f"| held-out pairs | nDCG@10 | 6 | {row['base model']} |" in (trained / "README.md").read_text()
+    export(trained, tmp_path / "out")
+    assert "## Results" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "out" / RESULTS).unlink()
+    write_card(tmp_path / "out", "title", exported=True)
+    assert "## Results" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_folder_of_another_kind_is_refused(tiny_folder: Path) -> None:

@@ -132,10 +132,12 @@ def test_steps_that_teach_nothing_are_counted(recipe: Make, deaf_folder: Path, s
 def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Make, said: list[str]) -> None:
     model = train(recipe())
     before = model.stat().st_mtime_ns
+    verdict = said[-3:]
     said.clear()
     assert train(recipe()) == model
     assert model.stat().st_mtime_ns == before
-    assert [line for line in said if "finished before" in line] == said
+    assert [line for line in said if "finished before" in line] == said[:2]
+    assert said[2:] == verdict
     with pytest.raises(InputError, match=r"contrast\.learning_rate was 0\.003, is 0\.1 now"):
         train(recipe(contrast={"learning_rate": 0.1}))
 
@@ -387,7 +389,7 @@ def test_what_was_moved_goes_on(recipe: Make, tmp_path: Path, said: list[str]) -
     (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
     said.clear()
     assert train(str(tmp_path / "r.yaml")) == tmp_path / "moved-run" / before.relative_to(tmp_path / "run")
-    assert [line.split(":")[1] for line in said] == [" finished before, kept"] * 2
+    assert [line.split(":")[1] for line in said[:2]] == [" finished before, kept"] * 2
 
 
 def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from anchorembed.compare.records import OWN, ComparisonRecord
 from anchorembed.compare.results import Evidence
-from anchorembed.compare.statistics import (
+from anchorembed.evaluate.statistics import (
     Floats,
     bootstrap_interval,
     holm,

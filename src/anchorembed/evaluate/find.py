@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.local import local_tasks
-from anchorembed.evaluate.tasks import Task, TaskEmbedder, run_tasks
+from anchorembed.evaluate.held_out import Scorer
+from anchorembed.evaluate.local import LocalTask, local_tasks
+from anchorembed.evaluate.task_types import Items, search_by_scores
+from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
 from anchorembed.search.vector_cache import VectorCache
 
@@ -52,8 +54,18 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], dict[str, float]]:
     def measure(embedder: Embedder) -> dict[str, float]:
         # A new object, because an embedder's fingerprint is made once, of the weights it then has.
         current = Embedder(embedder.backbone, embedder.tokenizer, embedder.metadata, embedder.dtype)
-        with tempfile.TemporaryDirectory() as folder:
-            scores = run_tasks(TaskEmbedder(VectorCache(current, Path(folder)), "training", {}), tasks)
-            return {f"{score.task} {score.metric}": score.value for score in scores}
+        return {f"{score.task} {score.metric}": score.value for score in score_on(tasks, current)}
 
     return measure
+
+
+def score_on(tasks: Sequence[Task], embedder: Embedder) -> list[TaskScore]:
+    """Each task's score, of which nothing is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(run_tasks(TaskEmbedder(VectorCache(embedder, Path(folder)), "training", {}), tasks))
+
+
+def score_by_words(tasks: Sequence[Task], by_words: Callable[[Sequence[str]], Scorer]) -> dict[str, Items]:
+    """nDCG@10 of each query, by task, where a ``Scorer`` such as BM25 ranks; of local retrieval tasks alone."""
+    searched = {task.name: task.collection for task in tasks if isinstance(task, LocalTask) and task.collection}
+    return {name: search_by_scores(collection, by_words) for name, collection in searched.items()}

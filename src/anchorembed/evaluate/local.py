@@ -38,12 +38,16 @@ Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as 
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A task on local data; ``revision`` is a hash of it, ``measure`` a function of `task_types` with its data."""
+    """A task on local data; ``revision`` is a hash of it, ``measure`` a function of `task_types` with its data.
+
+    ``collection`` is what a retrieval task searches.
+    """
 
     name: str
     kind: str
     revision: str
     measure: Callable[[Embed], TaskMetrics]
+    collection: Collection | None = None
 
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
         """Evaluate, or read the result for the same data and model in the folder ``out``."""
@@ -132,7 +136,7 @@ def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
 def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
     revision = hash_texts(_shown_collection(collection))
     chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
-    return LocalTask(_name(collection.name, quick), "Retrieval", revision, partial(retrieval, chosen))
+    return LocalTask(_name(collection.name, quick), "Retrieval", revision, partial(retrieval, chosen), chosen)
 
 
 def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText], quick: bool) -> LocalTask:

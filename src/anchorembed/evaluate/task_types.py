@@ -23,6 +23,7 @@ from anchorembed.data.documents import Documents
 from anchorembed.data.judged import LabelledText, SentencePair
 from anchorembed.data.store import StoredDocuments
 from anchorembed.errors import InputError
+from anchorembed.evaluate.held_out import Scorer
 from anchorembed.evaluate.metrics import (
     DEEPEST,
     MTEB_MEASURES,
@@ -35,7 +36,7 @@ from anchorembed.evaluate.metrics import (
     score_rankings,
 )
 from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
-from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
+from anchorembed.model.vectors import Floats, Side, check_finite, near_top, unit_rows
 from anchorembed.search.vector_cache import Texts
 
 _TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's
@@ -91,6 +92,17 @@ def retrieval(collection: Collection, embed: Embed) -> TaskMetrics:
     """Rank all documents for each query; the main metric is nDCG@10."""
     rankings = rank(*_embed_collection(collection, embed), DEEPEST)
     return ranking_metrics(rankings, collection.qrels, "ndcg_at_10")
+
+
+def search_by_scores(collection: Collection, by_words: Callable[[Sequence[str]], Scorer]) -> Items:
+    """nDCG@10 of each query whose documents a ``Scorer`` of their texts ranks; what scores -inf is not found."""
+    ids, queries = _ids(collection.documents), [query for query in collection.queries if query.id in collection.qrels]
+    score, rankings = by_words(list(StrippedTexts(collection.documents))), Rankings()
+    for query in queries:
+        (scores_D,) = score([query.text])
+        near = near_top(scores_D, DEEPEST, 0.0)
+        rankings[query.id] = {ids[row]: float(scores_D[row]) for row in near if scores_D[row] > -np.inf}
+    return measure_queries(rankings, collection.qrels, ["ndcg_at_10"])["ndcg_at_10"]
 
 
 def reranking(collection: Collection, embed: Embed) -> TaskMetrics:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from anchorembed.errors import InputError, extra
-from anchorembed.export.card import write_card
+from anchorembed.export.card import RESULTS, write_card
 from anchorembed.export.check import Dtype, Form, own_vectors, smallest_cosine
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
@@ -50,6 +50,8 @@ def export(
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
         if to == "folder":
+            if (results := Path(name) / RESULTS).is_file():
+                (folder / RESULTS).write_bytes(results.read_bytes())
             write_card(folder, title or target.name, exported=True)
         smallest = smallest_cosine(own, form.read(folder), texts)
         if not smallest > form.limits[dtype]:

@@ -24,11 +24,11 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
         ),
     }
     contents = {f"data.sources.{source.name}.content": content_of(source.path) for source in recipe.data.sources}
-    contents |= {key: _content(model) for key, model in settings.other_models.items()}
-    return _flatten(parts) | contents | {"seed": recipe.seed, "start": _content(start)}
+    contents |= {key: model_content(model) for key, model in settings.other_models.items()}
+    return _flatten(parts) | contents | {"seed": recipe.seed, "start": model_content(start)}
 
 
-def _content(model: str) -> str:
+def model_content(model: str) -> str:
     """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
     path = Path(model).expanduser()
     return saved_sha256(path) or (hash_content(path) if path.exists() else model)

@@ -34,6 +34,7 @@ from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName
 from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
+from anchorembed.train.verdict import conclude
 
 STAGES: dict[StageName, type[Stage]] = {"reconstruct": Reconstruction, "contrast": Contrastive}
 
@@ -44,7 +45,7 @@ _MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
 def train(recipe: Recipe | str | Path) -> Path:
     """Run the stages of a recipe, or of its file, in order: finished ones are skipped, interrupted ones resumed.
 
-    Returns the folder of the last model.
+    Then say whether it helped (`verdict`). Returns the folder of the last model.
     """
     recipe = _read(recipe)
     if recipe.reconstruct is None and recipe.contrast is None:
@@ -57,6 +58,9 @@ def train(recipe: Recipe | str | Path) -> Path:
         model = reconstruct(recipe)
     if recipe.contrast is not None:
         model = contrast(recipe)
+    if first_process():
+        conclude(recipe, model)
+    wait()
     return model
 
 
@@ -183,7 +187,7 @@ def _train_stage(
         trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
         with whole_folder(target) as partial:
             trained.save(partial, history)
-            write_card(partial, f"{recipe.output.name}/{name}/model", exported=False)
+            write_card(partial, "/".join(target.parts[-3:]), exported=False)
         _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anchorembed.compare import statistics as significance
-from anchorembed.compare.statistics import bootstrap_interval, holm, paired_interval, seeds_interval, sign_flip_p
+from anchorembed.evaluate import statistics as significance
+from anchorembed.evaluate.statistics import bootstrap_interval, holm, paired_interval, seeds_interval, sign_flip_p
 
 
 def by_item(scores_SQ: list[list[float]]) -> dict[str, list[float]]:

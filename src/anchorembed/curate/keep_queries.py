@@ -1,0 +1,103 @@
+"""Which written queries are kept: no copies of their document, no duplicates, none by which it is not found again.
+
+Axes: Q queries, D documents.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from anchorembed.curate.docstrings import lower_case_words
+from anchorembed.curate.mine import Scorer, words
+from anchorembed.data.pairs import folded
+from anchorembed.system.files import hash_texts
+
+NONE, SHORT, ECHO, DUPLICATE, LOST = (
+    "no query in the reply",
+    "fewer than 2 words",
+    "copies its document",
+    "same as another query",
+    "its document is not found again",
+)
+_RUN = 5  # words
+_MOST_COPIED = 0.5  # of a query's runs of words
+_SCORES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query and the row of the document it was written for."""
+
+    text: str
+    row: int
+
+
+def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tuple[list[Query], Counter[str]]:
+    """Drop queries that are too short, copy their document, or are not alone; returns the rest, and counts by reason.
+
+    Letter case, punctuation and white space make no difference between queries. Of those of several documents that are
+    the same none is kept: which document they ask for is not known. A reply without a query counts, too.
+    """
+    dropped: Counter[str] = Counter(dict.fromkeys((NONE, SHORT, ECHO, DUPLICATE), 0))
+    rows_of: dict[str, set[int]] = {}
+    for row, queries in enumerate(written):
+        for query in queries:
+            rows_of.setdefault(_plain(query), set()).add(row)
+    kept, seen = [], set[str]()
+    for row, queries in enumerate(written):
+        dropped[NONE] += not queries
+        for query in queries:
+            plain = _plain(query)
+            if len(words(query)) < 2:
+                dropped[SHORT] += 1
+            elif copies(query, texts[row]):
+                dropped[ECHO] += 1
+            elif plain in seen or len(rows_of[plain]) > 1:
+                dropped[DUPLICATE] += 1
+            else:
+                seen.add(plain)
+                kept.append(Query(query, row))
+    return kept, dropped
+
+
+def copies(query: str, document: str) -> bool:
+    """Whether over half of a query's runs of five words are in the document; a shorter query copies nothing."""
+    runs = _runs(query)
+    return len(runs & _runs(document)) > _MOST_COPIED * len(runs)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    tokens = words(text)
+    return {tuple(tokens[start : start + _RUN]) for start in range(len(tokens) - _RUN + 1)}
+
+
+def _plain(query: str) -> str:
+    return " ".join(lower_case_words(query)) or folded(query)
+
+
+def found_again(
+    queries: Sequence[Query],
+    documents: int,
+    score: Scorer,
+    first: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[bool]:
+    """Whether each query finds its document among the ``first``: fewer documents than that score above it, [Q].
+
+    A document that scores -inf is not found.
+    """
+    found: list[bool] = []
+    size = max(1, _SCORES_AT_ONCE // documents)
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size]
+        for query, scores_D in zip(block, score([query.text for query in block]), strict=True):
+            own = scores_D[query.row]
+            found.append(bool(own > -float("inf") and (scores_D > own).sum() < first))
+        progress(len(block))
+    return found
+
+
+def held_out_rows(texts: Sequence[str], most: int) -> set[int]:
+    """Rows of the documents to test on: ``most`` of them, at most a fifth, in the order of a hash of their texts."""
+    order = sorted(range(len(texts)), key=lambda row: hash_texts([texts[row]]))
+    return set(order[: min(most, len(texts) // 5)])

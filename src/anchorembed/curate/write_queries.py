@@ -1,0 +1,107 @@
+"""Queries written for documents, kept as they come: a run that is killed goes on after its last whole batch."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from anchorembed.curate.prompt import Prompt, read_reply
+from anchorembed.curate.writers import TOKENS_A_QUERY, Writer
+from anchorembed.data.documents import Document
+from anchorembed.errors import InputError, first_line
+from anchorembed.system.files import hash_texts
+
+BATCH = 16  # documents that are written for, and kept, together
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Queries of each document, in the documents' order, and what those not written before cost."""
+
+    queries: list[list[str]]
+    documents: int
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.documents:
+            return f"queries of {len(self.queries):,} documents were written before"
+        rate = self.documents / max(self.seconds, 1e-9)
+        return (
+            f"queries written for {self.documents:,} documents ({len(self.queries) - self.documents:,} had theirs): "
+            f"{rate:.2f} documents a second, {self.tokens_in:,} tokens read, {self.tokens_out:,} tokens written"
+        )
+
+
+def write_queries(
+    documents: Sequence[Document],
+    writer: Writer,
+    prompt: Prompt,
+    count: int,
+    file: Path,
+    progress: Callable[[int, int, int], None] = lambda *_: None,
+) -> Written:
+    """Have ``count`` queries written for each document that has none in ``file`` yet, which is appended to.
+
+    Args:
+        documents: with ids of their own.
+        writer: a chat model.
+        prompt: how it is asked.
+        count: queries of a document.
+        file: JSONL, a line a document. A line counts for a document of the same id and text, and the same writer,
+            prompt and count; damaged lines do not.
+        progress: called with the documents done, and the tokens read and written, since the last call.
+
+    Raises:
+        InputError: as the writer does, or if the file cannot be written.
+    """
+    settings = json.dumps([writer.settings, prompt.turns, count])
+    keys = [hash_texts([settings, "\n", document.text])[:32] for document in documents]
+    have = _read(file)
+    todo = [row for row, document in enumerate(documents) if (document.id, keys[row]) not in have]
+    progress(len(documents) - len(todo), 0, 0)
+    started, tokens_in, tokens_out = time.monotonic(), 0, 0
+    for rows in (todo[start : start + BATCH] for start in range(0, len(todo), BATCH)):
+        asked = [prompt.messages(documents[row].text, count) for row in rows]
+        replies = writer.reply(asked, TOKENS_A_QUERY * count)
+        lines = []
+        for row, reply in zip(rows, replies, strict=True):
+            queries = read_reply(reply.text, count)
+            have[documents[row].id, keys[row]] = queries
+            costs = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+            lines.append(json.dumps({"id": documents[row].id, "key": keys[row], "queries": queries} | costs) + "\n")
+        _append(file, "".join(lines))
+        read, written = sum(reply.tokens_in for reply in replies), sum(reply.tokens_out for reply in replies)
+        tokens_in, tokens_out = tokens_in + read, tokens_out + written
+        progress(len(rows), read, written)
+    queries_of = [have[document.id, key] for document, key in zip(documents, keys, strict=True)]
+    return Written(queries_of, len(todo), tokens_in, tokens_out, time.monotonic() - started)
+
+
+def _read(file: Path) -> dict[tuple[str, str], list[str]]:
+    """Queries by id and key; lines that a crash has cut off are left out."""
+    have: dict[tuple[str, str], list[str]] = {}
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with suppress(ValueError, LookupError, TypeError):
+            record = json.loads(line)
+            have[str(record["id"]), str(record["key"])] = [str(query) for query in record["queries"]]
+    return have
+
+
+def _append(file: Path, lines: str) -> None:
+    """Append lines and wait until they are on the disk; a line that is cut off there is ended first."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+b") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                lines = lines if stream.read(1) == b"\n" else f"\n{lines}"
+            stream.write(lines.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({first_line(error)}). Free space, or choose another.") from error

@@ -1,0 +1,272 @@
+"""Chat models that write: one loaded here, or one behind an OpenAI-compatible endpoint."""
+
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from email.message import Message
+from functools import cached_property
+from http.client import HTTPException
+from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from anchorembed.curate.prompt import Messages
+from anchorembed.errors import InputError, first_line
+from anchorembed.model.embedder import find_metadata
+from anchorembed.model.load import load_model, quiet
+from anchorembed.system.device import compute_dtype, find_device
+from anchorembed.system.files import hash_texts
+
+KEY_VARIABLE = "ANCHOREMBED_WRITER_KEY"
+TOKENS_A_QUERY = 32  # that a reply may have
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 8  # requests
+_LARGEST_REPLY = 1 << 22  # bytes
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model wrote, and the tokens it read and wrote; 0 where an endpoint does not say."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+
+
+class Writer(Protocol):
+    """A chat model."""
+
+    @property
+    def settings(self) -> str:
+        """What decides its replies, as text."""
+
+    def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
+        """Continue conversations, each by at most so many tokens."""
+
+
+# --- Here ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelWriter:
+    """A causal language model in this process, loaded when it first writes; greedy at temperature 0.
+
+    Without a chat template the turns' texts follow each other.
+
+    Raises:
+        InputError: if it was trained here as an embedder, and has no chat template any more.
+    """
+
+    name: str
+    temperature: float = 0.3
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if find_metadata(self.name) is not None:
+            raise InputError(
+                f"--base: {self.name} was trained as an embedder and writes no queries. Give --writer, too."
+            )
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        device = find_device(self.device)
+        half = compute_dtype("auto", device, "float32") == torch.bfloat16
+        model, tokenizer = load_model(self.name, "bfloat16" if half else "float32", device)
+        tokenizer.padding_side = "left"
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise InputError(f"--base: the tokenizer of {self.name} has no eos_token. Give --writer, too.")
+        return model, tokenizer
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """It pads on the left."""
+        return self._loaded[1]
+
+    @property
+    def settings(self) -> str:
+        """Name, temperature and seed."""
+        return f"model {self.name} {self.temperature} {self.seed}"
+
+    @torch.inference_mode()
+    def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
+        """Continue all at once; the same conversations give the same replies."""
+        model: Any = self._loaded[0]
+        texts = [self._rendered(messages) for messages in conversations]
+        chat = bool(self.tokenizer.chat_template)
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chat)
+        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        ends = _ends(model, self.tokenizer)
+        options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature:
+            options = {"do_sample": True, "temperature": self.temperature, "top_p": 0.95, "top_k": 0}
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), quiet():
+            torch.manual_seed(int(hash_texts([str(self.seed), *texts])[:15], 16))
+            generated = model.generate(
+                **inputs,
+                max_new_tokens=most_tokens,
+                eos_token_id=ends,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **options,
+            )
+        read = inputs["attention_mask"].sum(1).tolist()
+        written = [_until(row, ends) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
+        replies = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [Reply(*each) for each in zip(replies, read, map(len, written), strict=True)]
+
+    def _rendered(self, messages: Messages) -> str:
+        safe = [{**message, "content": self._without_specials(message["content"])} for message in messages]
+        if not self.tokenizer.chat_template:
+            return "\n\n".join(message["content"] for message in safe) + "\n\n"
+        try:
+            return str(self.tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a chat template is a program of the model's author: it can raise anything
+            raise InputError(
+                f"--base: the chat template of {self.name} refuses the prompt ({first_line(error)}). Change it by "
+                "--prompt; some models take no system turn."
+            ) from error
+
+    def _without_specials(self, text: str) -> str:
+        """A text in which no name of a special token is one."""
+        for token in self.tokenizer.all_special_tokens:
+            if len(token) > 2:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of tokens that end a reply."""
+    given: Any = getattr(model.generation_config, "eos_token_id", None)
+    ids = given if isinstance(given, list) else [given]
+    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
+
+
+def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Tokens before the first that is an end."""
+    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+# --- An endpoint -----------------------------------------------------------------------------------------------------
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: it would carry the key to another host."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        """Follow nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointWriter:
+    """A model behind ``URL/chat/completions``; requests that fail for the moment are repeated, so many times.
+
+    The key is read from the environment variable ``ANCHOREMBED_WRITER_KEY``, and is in no message and no file.
+    """
+
+    url: str
+    model: str
+    temperature: float = 0.3
+    seed: int = 0
+    timeout: float = 120.0  # seconds of a request
+    tries: int = 6
+    pause: float = 1.0  # seconds before the second try; twice as long before each one after that
+    _opener: urllib.request.OpenerDirector = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--writer: {self.url!r} is no http or https URL. Write one such as http://host:8000/v1.")
+        is_local = parts.hostname in _LOOPBACK
+        if parts.scheme == "http" and not is_local and os.environ.get(KEY_VARIABLE):
+            _log.warning("--writer: %s has no encryption, and the key is sent over it. Use https.", self.url)
+        proxies = [urllib.request.ProxyHandler({})] if is_local else []
+        object.__setattr__(self, "_opener", urllib.request.build_opener(_NoRedirect, *proxies))
+
+    @property
+    def settings(self) -> str:
+        """The model's name, temperature and seed; the same model may move to another address."""
+        return f"endpoint {self.model} {self.temperature} {self.seed}"
+
+    def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
+        """Ask for all, some at once.
+
+        Raises:
+            InputError: if the endpoint refuses, keeps failing, or answers something else than a chat completion.
+        """
+        with ThreadPoolExecutor(_AT_ONCE, "writer") as pool:
+            return list(pool.map(lambda messages: self._ask(messages, most_tokens), conversations))
+
+    def _ask(self, messages: Messages, most_tokens: int) -> Reply:
+        body = {"model": self.model, "messages": messages, "max_tokens": most_tokens}
+        body |= {"temperature": self.temperature, "seed": self.seed}
+        answer = self._post(json.dumps(body).encode())
+        try:
+            content = json.loads(answer)
+            text, usage = content["choices"][0]["message"]["content"] or "", content.get("usage") or {}
+            return Reply(str(text), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            shown = answer[:200].decode(errors="replace")
+            raise InputError(f"--writer: {self._address} answers no chat completion: {shown!r}. Check it.") from error
+
+    @property
+    def _address(self) -> str:
+        path = self.url.rstrip("/")
+        return path if path.endswith("/chat/completions") else f"{path}/chat/completions"
+
+    def _post(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self._address, body, headers)  # noqa: S310 - the scheme is checked above
+        pause, fault = self.pause, ""
+        for number in range(self.tries):
+            if number:
+                time.sleep(pause)
+            try:
+                with self._opener.open(request, timeout=self.timeout) as answer:
+                    content: bytes = answer.read(_LARGEST_REPLY)
+                    return content
+            except urllib.error.HTTPError as error:
+                said = error.read(500).decode(errors="replace").strip()
+                fault = f"HTTP {error.code} {' '.join(said.split())[:200]}"
+                if error.code not in _PASSING:
+                    raise InputError(f"--writer: {self._address}: {fault}. {_cure(error.code)}") from error
+                pause = min(_LONGEST_PAUSE, max(2 * pause, _asked_pause(error.headers)))
+            except (OSError, HTTPException) as error:  # no connection, a timeout, a connection that breaks
+                fault, pause = first_line(error), min(_LONGEST_PAUSE, 2 * pause)
+        raise InputError(
+            f"--writer: {self._address} failed {self.tries} times, at last: {fault}. Repeat the command when it works; "
+            "what is written is kept."
+        )
+
+
+def _asked_pause(headers: Message) -> float:
+    """Seconds that an endpoint asks to wait for."""
+    try:
+        return float(headers.get("Retry-After", 0))
+    except ValueError:  # a date
+        return 0.0
+
+
+def _cure(status: int) -> str:
+    if status in (401, 403):
+        return f"Set {KEY_VARIABLE} to a key that it takes."
+    if status in (301, 302, 303, 307, 308):
+        return "It points elsewhere, which is not followed. Give the address it points to."
+    return "Check --writer and --writer-model."

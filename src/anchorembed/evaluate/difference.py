@@ -1,0 +1,44 @@
+"""Whether one model is better than another on the same queries: better, worse, or cannot be told, and by how much."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
+
+LEVEL = 0.95
+Word = Literal["better", "worse", "cannot be told"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The mean of one model's scores less another's, its interval, and the p of a paired test that there is none."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def word(self) -> Word:
+        """Better or worse where both the test and the interval say so.
+
+        The interval alone is too narrow for a handful of queries; the test cannot reach 0.05 with fewer than six.
+        """
+        if self.p < 1 - LEVEL and (self.low > 0 or self.high < 0):
+            return "better" if self.value > 0 else "worse"
+        return "cannot be told"
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f}, {LEVEL:.0%} interval {self.low:+.3f} to {self.high:+.3f}, p = {self.p:.2g}"
+
+
+def difference(scores: Mapping[str, float], others: Mapping[str, float]) -> Difference:
+    """Compare two models' scores of the same items, such as queries; ValueError where the items differ or are none."""
+    first, second = ({item: [score] for item, score in of.items()} for of in (scores, others))
+    first_1Q, second_1Q = (np.array([[of[item] for item in sorted(scores)]]) for of in (scores, others))
+    p = sign_flip_p(first, second)
+    low, high = paired_interval(first_1Q, second_1Q, level=LEVEL)
+    return Difference(float(first_1Q.mean() - second_1Q.mean()), low, high, p)

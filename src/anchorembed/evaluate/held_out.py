@@ -1,0 +1,97 @@
+"""Pairs as a small retrieval test: each query is searched for among the positives of all of them.
+
+It needs no package of an extra, so every training can end with it.
+
+Axes: Q queries, D documents, H hidden size.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anchorembed.data.pairs import TextPair
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.vectors import Floats, Side
+from anchorembed.system.files import hash_texts
+
+Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
+METRIC = "nDCG@10"
+
+_DEPTH = 10
+_SCORES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPair:
+    """A pair and the tasks put before its query and before its document; None for what the model itself puts there."""
+
+    pair: TextPair
+    of_query: str | None = None
+    of_document: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairSearch:
+    """A retrieval test: texts with the task put before each, and the rows of each query's documents."""
+
+    queries: list[tuple[str | None, str]]
+    documents: list[tuple[str | None, str]]
+    relevant: list[set[int]]
+
+    @property
+    def digest(self) -> str:
+        """Hash of all it holds."""
+        return hash_texts([json.dumps([self.queries, self.documents, [sorted(rows) for rows in self.relevant]])])
+
+
+def pair_search(asked: Iterable[AskedPair]) -> PairSearch:
+    """The test of some pairs: each text is in it once, and a query's documents are the positives of all its pairs."""
+    queries: dict[tuple[str | None, str], set[int]] = {}
+    documents: dict[tuple[str | None, str], int] = {}
+    for each in asked:
+        row = documents.setdefault((each.of_document, each.pair.positive), len(documents))
+        queries.setdefault((each.of_query, each.pair.query), set()).add(row)
+    return PairSearch(list(queries), list(documents), list(queries.values()))
+
+
+def search_by_embedder(test: PairSearch, embedder: Embedder) -> list[float]:
+    """nDCG@10 of each query by cosine, [Q]."""
+    queries_QH = _embedded(embedder, test.queries, "query")
+    documents_HD = _embedded(embedder, test.documents, "document").T
+    return _ndcg(test, lambda rows: queries_QH[rows] @ documents_HD)
+
+
+def search_by_words(test: PairSearch, score: Scorer) -> list[float]:
+    """nDCG@10 of each query by a scorer of the documents' texts, such as BM25, [Q]."""
+    return _ndcg(test, lambda rows: score([text for _, text in test.queries[rows]]))
+
+
+def _ndcg(test: PairSearch, score: Callable[[slice], Floats]) -> list[float]:
+    size = max(1, _SCORES_AT_ONCE // len(test.documents))
+    blocks = (slice(start, start + size) for start in range(0, len(test.queries), size))
+    scored = (scores_D for rows in blocks for scores_D in score(rows))
+    return [ndcg_at_10(scores_D, relevant) for scores_D, relevant in zip(scored, test.relevant, strict=True)]
+
+
+def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
+    """nDCG@10 of one query; a wrong document ranks above a right one of the same score, and -inf is not found."""
+    is_right_D = np.isin(np.arange(len(scores_D)), list(relevant))
+    best = np.lexsort((is_right_D, -scores_D))[:_DEPTH]
+    gains = is_right_D[best] & (scores_D[best] > -np.inf)
+    discounts = 1 / np.log2(np.arange(2, _DEPTH + 2))
+    return float((gains * discounts[: len(best)]).sum() / discounts[: len(relevant)].sum())
+
+
+def _embedded(embedder: Embedder, texts: Sequence[tuple[str | None, str]], side: Side) -> Floats:
+    """Unit vectors [N, H] of texts, each with its task."""
+    vectors_NH = np.empty((len(texts), embedder.dimension), np.float32)
+    for task, rows in _by_task(texts):
+        vectors_NH[rows] = embedder.encode([texts[row][1] for row in rows], side, task, normalize=True)
+    return vectors_NH
+
+
+def _by_task(texts: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str | None, list[int]]]:
+    for task in dict.fromkeys(task for task, _ in texts):
+        yield task, [row for row, text in enumerate(texts) if text[0] == task]

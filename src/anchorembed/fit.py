@@ -1,0 +1,221 @@
+"""An embedder for documents that have no queries: write queries, keep the useful ones, train, say whether it helped.
+
+All of it is in the output folder: ``data/queries.jsonl`` as written, ``data/pairs.jsonl`` to train on,
+``data/held-out-documents`` (their queries over the whole corpus, a BEIR folder), and ``recipe.yaml``, which `train`
+takes.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anchorembed.config import Recipe, parse_recipe, show_config
+from anchorembed.curate.keep_queries import LOST, Query, drop_useless, found_again, held_out_rows
+from anchorembed.curate.mine import by_bm25, by_embedder
+from anchorembed.curate.prompt import Prompt, read_prompt
+from anchorembed.curate.write_queries import Written, write_queries
+from anchorembed.curate.writers import EndpointWriter, ModelWriter, Writer
+from anchorembed.data.documents import Document, read_texts
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import load_config
+from anchorembed.system.files import lock_folder, whole_folder, write_file, write_jsonl
+from anchorembed.system.progress import progress_bar
+from anchorembed.train.run import train
+
+_log = logging.getLogger(__name__)
+
+_BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000  # of training
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How queries are written and which are kept.
+
+    Attributes:
+        url: of an OpenAI-compatible endpoint; without it the base model writes.
+        model: the endpoint's name of its model.
+        prompt: file of the prompt; by default the package's own.
+        count: queries of a document.
+        temperature: of the writer; 0 is greedy.
+        seed: of the writer.
+        found_by: ``bm25``, or a model, such as the base model, by which a query must find its document again.
+        found_in: among so many documents.
+        held_out: documents to test on, at most a fifth of all.
+    """
+
+    url: str | None = None
+    model: str | None = None
+    prompt: Path | None = None
+    count: int = 2
+    temperature: float = 0.3
+    seed: int = 0
+    found_by: str = "bm25"
+    found_in: int = 10
+    held_out: int = 200
+
+    def __post_init__(self) -> None:
+        if (self.url is None) != (self.model is None):
+            raise InputError("--writer and --writer-model: give both, an address and a model's name there, or neither.")
+        for name, value in (("--queries", self.count), ("--found-in", self.found_in), ("--held-out", self.held_out)):
+            if value < 1:
+                raise InputError(f"{name}: {value} is below 1. Give 1 or more.")
+        if not 0 <= self.temperature <= 2:
+            raise InputError(f"--temperature: {self.temperature} is not between 0 and 2. 0 is greedy.")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The trained model's folder, and what became of the queries: those written, dropped by reason, and kept."""
+
+    model: Path
+    recipe: Path
+    written: Written
+    dropped: Mapping[str, int]
+    pairs: int
+    test_queries: int
+
+    def __str__(self) -> str:
+        lines = [str(self.written)]
+        lines += [f"{count:>9,} dropped: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"{self.pairs:>9,} pairs to train on", f"{self.test_queries:>9,} queries of held-out documents"]
+        return "\n".join([*lines, f"recipe: {self.recipe}", f"model:  {self.model}"])
+
+
+def fit(
+    corpus: str | Path, base: str, output: str | Path, *, writing: Writing | None = None, overrides: Sequence[str] = ()
+) -> Fitted:
+    """Train an embedder on documents alone; what is done already is kept, so a repeated call goes on.
+
+    Args:
+        corpus: JSONL with ``text``, and ``_id`` or not; or ``.txt``, a text a line.
+        base: the decoder to start from, which also writes the queries where ``writing`` names no endpoint.
+        output: folder of data, recipe and models.
+        writing: how queries are written and kept.
+        overrides: ``a.b=value`` of the recipe.
+
+    Raises:
+        InputError: for what cannot be used, before anything is written; or if too few queries are of use.
+    """
+    writing, output = writing or Writing(), Path(output)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(f"fit: run it in one process, then train {output}/recipe.yaml with your launcher.")
+    prompt = read_prompt(writing.prompt)
+    recipe_of(base, output, 1, overrides)
+    load_config(base)
+    documents = _read(Path(corpus))
+    texts = [document.text for document in documents]
+    with lock_folder(output / "data"):
+        written = _write(documents, writing, base, prompt, output / "data" / "queries.jsonl")
+        kept, dropped = drop_useless(written.queries, texts)
+        held_out = held_out_rows(texts, writing.held_out)
+        to_train = [query for query in kept if query.row not in held_out]
+        to_test = list({query.row: query for query in reversed(kept) if query.row in held_out}.values())[::-1]
+        pairs = _found(to_train, texts, writing)
+        dropped[LOST] = len(to_train) - len(pairs)
+        if len(pairs) < 2 or len(to_test) < 2:
+            told = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items() if count)
+            raise InputError(
+                f"{corpus}: {len(pairs)} queries to train on and {len(to_test)} to test on are left, of {len(texts)} "
+                f"documents ({told}); 2 of each are needed. Give more documents, or change --prompt."
+            )
+        rows = ({"query": query.text, "positive": texts[query.row]} for query in pairs)
+        write_jsonl(output / "data" / "pairs.jsonl", rows)
+        _write_test(output / "data" / "held-out-documents", documents, to_test)
+        recipe = recipe_of(base, output, len(pairs), overrides)
+        _write_recipe(output / "recipe.yaml", recipe)
+    model = train(recipe)
+    return Fitted(model, output / "recipe.yaml", written, dropped, len(pairs), len(to_test))
+
+
+def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
+    """The recipe of so many pairs: contrastive learning alone, three times over them within 30 to 1,000 steps."""
+    steps = min(max(math.ceil(_EPOCHS * pairs / _BATCH), _FEWEST_STEPS), _MOST_STEPS)
+    contrast: dict[str, Any] = {"steps": steps, "batch_size": _BATCH, "warmup_steps": steps // 10}
+    contrast |= {"learning_rate": 1e-3, "scale": 20.0}
+    contrast |= {"evaluate_every": 0, "evaluate_on": [str(output / "data" / "held-out-documents")]}
+    source = {"name": "written", "path": str(output / "data" / "pairs.jsonl")}
+    values: dict[str, Any] = {
+        "data": {"sources": [source], "query_tokens": 128, "held_out": 0},
+        "model": {"name": base},
+        "reconstruct": None,
+        "contrast": contrast,
+        "output": str(output),
+    }
+    return parse_recipe(values, overrides=overrides)
+
+
+def _read(corpus: Path) -> list[Document]:
+    """Documents with text, each text once."""
+    read = list(read_texts(corpus))
+    by_text = {" ".join(document.text.split()): document for document in reversed(read)}
+    by_text.pop("", None)
+    documents = list(by_text.values())[::-1]
+    if len(documents) < len(read):
+        _log.info("%s: %s documents are empty or the same as another, and left out", corpus, len(read) - len(documents))
+    if len(documents) < 10:
+        raise InputError(f"{corpus}: {len(documents)} different documents. Give at least 10, of which 2 are held out.")
+    return documents
+
+
+def _write(documents: Sequence[Document], writing: Writing, base: str, prompt: Prompt, file: Path) -> Written:
+    """Have queries written; of each document at its time, so a killed run goes on."""
+    writer: Writer
+    if writing.url is None or writing.model is None:
+        writer = ModelWriter(base, writing.temperature, writing.seed)
+    else:
+        writer = EndpointWriter(writing.url, writing.model, writing.temperature, writing.seed)
+    with progress_bar() as bar:
+        task = bar.add_task("writing queries", total=len(documents), note="")
+        spent = [0, 0]
+
+        def advance(done: int, read: int, wrote: int) -> None:
+            spent[:] = [spent[0] + read, spent[1] + wrote]
+            bar.update(task, advance=done, note=f"{spent[0]:,} tokens read, {spent[1]:,} written")
+
+        written = write_queries(documents, writer, prompt, writing.count, file, advance)
+    _log.info("%s", written)
+    return written
+
+
+def _found(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> list[Query]:
+    """The queries that find their document again."""
+    if writing.found_by == "bm25":
+        scorer = by_bm25(texts)
+    else:
+        scorer = by_embedder(Embedder.load(writing.found_by).encode, texts)
+    with progress_bar() as bar:
+        task = bar.add_task("searching", total=len(queries), note="")
+        is_found = found_again(queries, len(texts), scorer, writing.found_in, partial(bar.advance, task))
+    return [query for query, found in zip(queries, is_found, strict=True) if found]
+
+
+def _write_test(folder: Path, documents: Sequence[Document], queries: Sequence[Query]) -> None:
+    """Write the held-out documents' queries and the whole corpus as a BEIR folder."""
+    ids = [f"q{number}" for number in range(len(queries))]
+    qrels = "".join(f"{name}\t{documents[query.row].id}\t1\n" for name, query in zip(ids, queries, strict=True))
+    with whole_folder(folder) as partial_folder:
+        write_jsonl(partial_folder / "corpus.jsonl", ({"_id": each.id, "text": each.text} for each in documents))
+        rows = ({"_id": name, "text": query.text} for name, query in zip(ids, queries, strict=True))
+        write_jsonl(partial_folder / "queries.jsonl", rows)
+        write_file(partial_folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write a recipe, unless another one is there.
+
+    Raises:
+        InputError: if another one is there: the user may have changed it.
+    """
+    text = f"# Made by `anchorembed fit`. To train it: anchorembed train {path}\n{show_config(recipe)}"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
+            "train by this command, delete it, or choose another --output."
+        )
+    write_file(path, text)

@@ -1,0 +1,245 @@
+"""Whether training helped on the user's own data: the trained model against the one before it and against BM25.
+
+Measured are held-out pairs, as a small retrieval test, and the tasks of ``evaluate_on``. Each of the three is measured
+once and kept in the output folder under a hash of all that decides its scores, so a repeated run says the same.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchorembed.config import Recipe
+from anchorembed.curate.mine import by_bm25
+from anchorembed.data.sampling import split
+from anchorembed.errors import InputError, extra
+from anchorembed.evaluate.difference import Difference, difference
+from anchorembed.evaluate.held_out import (
+    METRIC,
+    AskedPair,
+    PairSearch,
+    pair_search,
+    search_by_embedder,
+    search_by_words,
+)
+from anchorembed.export.card import RESULTS, write_card
+from anchorembed.system.files import hash_texts, to_json, write_file
+from anchorembed.train.plan import model_content
+from anchorembed.train.prepare import load_embedder, open_pairs
+
+if TYPE_CHECKING:  # tasks need packages of an extra, which are imported where a recipe has tasks
+    from anchorembed.evaluate.tasks import Task
+
+_log = logging.getLogger(__name__)
+
+VERDICT = "verdict.json"
+HELD_OUT = "held-out pairs"
+_MOST_PAIRS = 1000  # of the test: more tell little more, and all are compared with all
+Measured = dict[str, dict[str, Any]]  # test -> its metric, its value, and the score of each of its items
+
+
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """What a recipe's models are measured on; ``pairs`` is None where none are held out."""
+
+    pairs: PairSearch | None
+    tasks: "Sequence[Task]"
+
+    @property
+    def digest(self) -> str:
+        """Hash of all texts and judgements."""
+        return hash_texts([self.pairs.digest if self.pairs else "", *(f" {t.name} {t.revision}" for t in self.tasks)])
+
+
+@dataclass(frozen=True, slots=True)
+class TestVerdict:
+    """A test's scores, and how the trained model's differ; None is what was not measured or has no score an item."""
+
+    test: str
+    metric: str
+    items: int
+    trained: float
+    before: float
+    bm25: float | None
+    against_before: Difference | None
+    against_bm25: Difference | None
+
+
+def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
+    """Measure what training began with, what it ended with, and BM25; log the verdict and write ``verdict.json``.
+
+    Args:
+        recipe: of the finished run.
+        trained: folder of its last model.
+    """
+    tests = find_tests(recipe)
+    before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
+    kept = recipe.output / "verdict"
+    if recipe.model.weights == "nf4":  # what is trained on them is saved in bfloat16, and so used
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
+    settings = recipe.model.model_dump_json(exclude={"name", "device"})
+    settings += recipe.data.model_dump_json(exclude={"sources"})
+
+    def by_model(name: str, model: str) -> Measured:
+        key = hash_texts([f"{tests.digest} {settings} {model_content(model)}"])
+        return _kept(kept / f"{name}.json", key, lambda: _by_model(tests, recipe, model))
+
+    scores = {"before": by_model("before", before), "trained": by_model("trained", str(trained))}
+    missing = ""
+    try:
+        scores["bm25"] = _kept(kept / "bm25.json", tests.digest, lambda: _by_bm25(tests))
+    except InputError as error:
+        missing = f"BM25 is left out. {error}"
+    verdicts = [_verdict(test, scores) for test in scores["trained"]]
+    record = {"model": str(trained), "before": before, "tests": [_record(each) for each in verdicts]}
+    write_file(recipe.output / VERDICT, to_json(record, indent=2) + "\n")
+    _put_on_card(trained, verdicts)
+    for line in [*told(verdicts), *([missing] if missing and verdicts else [])]:
+        _log.info("%s", line)
+    return verdicts
+
+
+def find_tests(recipe: Recipe) -> Tests:
+    """A recipe's held-out pairs, at most 1,000 of them, and the tasks that its stages are evaluated on."""
+    store = open_pairs(recipe)
+    held_out = split(store, recipe.data.held_out, recipe.seed).held_out
+    asked = []
+    for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
+        source = store.sources[store.source_of(index)]
+        asked.append(AskedPair(store[index], source.instruction, source.instruction if source.symmetric else None))
+    names = [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
+    tasks: Sequence[Task] = ()
+    if names:
+        with extra("eval"):
+            from anchorembed.evaluate.find import find_tasks  # noqa: PLC0415 - an extra
+
+        tasks = find_tasks(list(dict.fromkeys(names)))
+    return Tests(pair_search(asked) if len(asked) > 1 else None, tasks)
+
+
+def told(verdicts: Sequence[TestVerdict]) -> list[str]:
+    """A verdict as lines for the user."""
+    if not verdicts:
+        return [
+            "verdict: whether training helped is not known, as fewer than 2 pairs are held out. Give 20 pairs or more, "
+            "raise data.held_out, or name a test in evaluate_on."
+        ]
+    return [line for each in verdicts for line in _lines(each)]
+
+
+def _lines(each: TestVerdict) -> list[str]:
+    bm25 = "" if each.bm25 is None else f", {each.bm25:.3f} by BM25"
+    items = f"{each.items} queries or texts, " if each.items and each.test != HELD_OUT else ""
+    count = f"{each.items} " if each.test == HELD_OUT else ""
+    lines = [
+        f"verdict on {count}{each.test}, {items}{each.metric}: {each.before:.3f} before training, "
+        f"{each.trained:.3f} after{bm25}"
+    ]
+    for name, against in (("before training", each.against_before), ("BM25", each.against_bm25)):
+        if against is not None:
+            word = f"{against.word} than {name}"
+            if against.word == "cannot be told":
+                word = f"whether it is better than {name} cannot be told"
+            lines.append(f"  {word}: {against}")
+    if each.against_before is None:
+        lines.append("  whether that is more than chance cannot be told: this metric has no score of each item")
+    return lines
+
+
+def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
+    trained, before, bm25 = (scores.get(name, {}).get(test) for name in ("trained", "before", "bm25"))
+    if trained is None or before is None:
+        raise ValueError(f"{test}: not measured")
+    return TestVerdict(
+        test,
+        trained["metric"],
+        len(trained["items"]),
+        _number(trained["value"]),
+        _number(before["value"]),
+        None if bm25 is None else bm25["value"],
+        _difference(trained, before),
+        _difference(trained, bm25),
+    )
+
+
+def _difference(trained: Mapping[str, Any], other: Mapping[str, Any] | None) -> Difference | None:
+    """None where one of them has no items' scores."""
+    if not other or not trained["items"] or trained["items"].keys() != other["items"].keys():
+        return None
+    return difference(trained["items"], other["items"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # undefined, which JSON has as null
+
+
+def _put_on_card(trained: Path, verdicts: Sequence[TestVerdict]) -> None:
+    results, path = to_json([_row(each) for each in verdicts], indent=2) + "\n", trained / RESULTS
+    if verdicts and not (path.is_file() and path.read_text(encoding="utf-8") == results):
+        write_file(path, results)
+        write_card(trained, "/".join(trained.parts[-3:]), exported=False)
+
+
+def _row(verdict: TestVerdict) -> dict[str, str]:
+    """A test's line in the table of the model's card."""
+    row = {"test": verdict.test, "metric": verdict.metric, "items": str(verdict.items)}
+    row |= {"base model": f"{verdict.before:.3f}", "this model": f"{verdict.trained:.3f}"}
+    row["BM25"] = "" if verdict.bm25 is None else f"{verdict.bm25:.3f}"
+    row["this less base"] = "" if verdict.against_before is None else str(verdict.against_before)
+    return row
+
+
+def _record(verdict: TestVerdict) -> dict[str, Any]:
+    against = {"before": verdict.against_before, "bm25": verdict.against_bm25}
+    words = {f"against_{name}": each and asdict(each) | {"verdict": each.word} for name, each in against.items()}
+    return asdict(verdict) | words
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
+    embedder = load_embedder(recipe, model, recipe.model.device)
+    measured: Measured = {}
+    if tests.pairs:
+        measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
+    if tests.tasks:
+        from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has asked for
+
+        for score in score_on(tests.tasks, embedder):
+            measured[score.task] = {"metric": score.metric, "value": score.value, "items": dict(score.items)}
+    return measured
+
+
+def _by_bm25(tests: Tests) -> Measured:
+    measured: Measured = {}
+    if tests.pairs:
+        score = by_bm25([text for _, text in tests.pairs.documents])
+        measured[HELD_OUT] = _measured(search_by_words(tests.pairs, score))
+    if tests.tasks:
+        from anchorembed.evaluate.find import score_by_words  # noqa: PLC0415 - as above
+
+        for name, items in score_by_words(tests.tasks, by_bm25).items():
+            measured[name] = {"metric": METRIC, "value": math.fsum(items.values()) / len(items), "items": dict(items)}
+    return measured
+
+
+def _measured(scores_Q: Sequence[float]) -> dict[str, Any]:
+    items = {str(number): score for number, score in enumerate(scores_Q)}
+    return {"metric": METRIC, "value": math.fsum(scores_Q) / len(scores_Q), "items": items}
+
+
+def _kept(path: Path, key: str, measure: Callable[[], Measured]) -> Measured:
+    """What was measured under the same key before, else what is measured now."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["key"] == key:
+            tests: Measured = record["tests"]
+            return tests
+    measured = measure()
+    write_file(path, to_json({"key": key, "tests": measured}))
+    return measured
