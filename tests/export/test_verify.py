@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.clients import open_endpoint
+from anchorembed.export.clients import open_endpoint, open_library
+from anchorembed.export.folder import export
 from anchorembed.export.verify import Report, compare, verify
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template, instruct
@@ -97,7 +98,7 @@ NEWLINES = "newlines replaced by spaces"
         ),
         ({"norm": False}, {("not normalised", BOTH)}),
         ({"limit": 64}, {("cut at 64 tokens instead of 160", BOTH)}),
-        ({"limit": 77}, {("cut at 77 tokens instead of 160", BOTH)}),
+        ({"limit": 100}, {("cut at 100 tokens instead of 160", BOTH)}),
         ({"limit": 200}, {("cut at 200 tokens instead of 160", BOTH)}),
         ({"limit": 10_000}, {("not cut at 160 tokens", BOTH)}),
         (
@@ -179,5 +180,38 @@ def test_a_server_that_refuses_everything_is_an_error(model: Embedder) -> None:
 
 
 def test_a_wrong_probe_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'overlong' is no probe. Did you mean 'over-long'"):
+    with pytest.raises(InputError, match=r"'overlong' is no probe\. Did you mean 'over-long'"):
         verify(tmp_path, "http://127.0.0.1:1", skip=["overlong"])
+
+
+@pytest.fixture
+def exported(model: Embedder, tmp_path: Path) -> Path:
+    model.save(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+@pytest.mark.slow
+def test_an_exported_folder_agrees_in_sentence_transformers(model: Embedder, exported: Path) -> None:
+    report = compare(model, open_library("sentence-transformers", str(exported)))
+    assert report.agrees, report.causes
+
+
+@pytest.mark.slow
+def test_what_langchain_does_by_default_is_named_and_cured(model: Embedder, exported: Path) -> None:
+    module = pytest.importorskip("langchain_huggingface")
+    report = compare(model, open_library("langchain", str(exported)))
+    assert found(report) == {("query prompt missing", "queries"), (NEWLINES, BOTH)}
+    assert any('query_encode_kwargs={"prompt_name": "query"}' in cause.cure for cause in report.causes)
+    cured = module.HuggingFaceEmbeddings(model_name=str(exported), query_encode_kwargs={"prompt_name": "query"})
+    assert float(np.dot(cured.embed_query("sort"), model.encode(["sort"], side="query")[0])) > 0.9999
+
+
+@pytest.mark.slow
+def test_what_llamaindex_does_by_default_is_named_and_cured(model: Embedder, exported: Path) -> None:
+    module = pytest.importorskip("llama_index.embeddings.huggingface")
+    report = compare(model, open_library("llamaindex", str(exported)))
+    assert found(report) == {("query prompt missing", "queries")}
+    assert f"query_instruction={PROMPT!r}" in report.causes[0].cure
+    cured = module.HuggingFaceEmbedding(model_name=str(exported), query_instruction=PROMPT)
+    assert float(np.dot(cured.get_query_embedding("sort"), model.encode(["sort"], side="query")[0])) > 0.9999

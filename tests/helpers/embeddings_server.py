@@ -67,8 +67,16 @@ class Broken:
 
 
 @contextmanager
-def serving(embed: Callable[[list[str]], Any], models: Any = "tiny", raw: bytes | None = None) -> Iterator[str]:
-    """Serve ``/v1/embeddings`` on loopback and yield the address; ``raw`` replaces every reply of vectors."""
+def serving(
+    embed: Callable[[list[str]], Any],
+    models: str | None = "tiny",
+    raw: bytes | None = None,
+    seen: list[dict[str, Any]] | None = None,
+) -> Iterator[str]:
+    """Serve ``/v1/embeddings`` on loopback and yield the address.
+
+    ``raw`` replaces every reply of vectors; ``seen`` takes the key and the body of each request.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self, status: int, content: bytes) -> None:
@@ -86,6 +94,8 @@ def serving(embed: Callable[[list[str]], Any], models: Any = "tiny", raw: bytes 
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if seen is not None:
+                seen.append(asked | {"key": self.headers["Authorization"]})
             if self.path != "/v1/embeddings":
                 return self.reply(404, b"Not Found")
             try:

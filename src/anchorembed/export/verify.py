@@ -348,3 +348,20 @@ def _of_tokens(model: Model, side: Side, tokens: int) -> str:
         count = overhead + len(model.text_ids(", ".join(words[:middle]), side, NO_FAULTS))
         low, high = (middle, high) if count <= tokens else (low, middle - 1)
     return ", ".join(words[:low])
+
+
+def table(report: Report) -> str:
+    """A report as text: cosines by probe and side, notes, causes and cures."""
+    lines = [report.served, f"{'probe':<16}{'documents':>12}{'queries':>12}"]
+    cells = {(probe.name, probe.side): _cell(probe) for probe in report.probes}
+    for name in dict.fromkeys(probe.name for probe in report.probes):
+        lines.append(f"{name:<16}" + "".join(f"{cells.get((name, side), '-'):>12}" for side in SIDES))
+    lines.append(report.note)
+    for cause in report.causes:
+        lines.append(f"cause: {cause.what}{f' ({cause.detail})' if cause.detail else ''}, in {cause.where}")
+        lines.append(f"cure:  {cause.cure}")
+    return "\n".join([*lines, "The vectors agree." if report.agrees else "The vectors differ."])
+
+
+def _cell(probe: Probe) -> str:
+    return "refused" if probe.refused else "-" if math.isnan(probe.cosine) else f"{probe.cosine:.6f}"
