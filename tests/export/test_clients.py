@@ -77,7 +77,7 @@ def test_what_the_server_says_is_passed_on(status: int, kind: type[Exception], m
 def test_no_server_is_named() -> None:
     with serving(rows) as url:
         pass
-    with pytest.raises(InputError, match="no reply: .*refused.* Is the server running"):
+    with pytest.raises(InputError, match=r"no reply: .*refused.* Is the server running"):
         open_endpoint(url)
 
 

@@ -97,21 +97,25 @@ NEWLINES = "newlines replaced by spaces"
             },
         ),
         ({"norm": False}, {("not normalised", BOTH)}),
-        ({"limit": 64}, {("cut at 64 tokens instead of 160", BOTH)}),
-        ({"limit": 100}, {("cut at 100 tokens instead of 160", BOTH)}),
-        ({"limit": 200}, {("cut at 200 tokens instead of 160", BOTH)}),
+        pytest.param({"limit": 64}, {("cut at 64 tokens instead of 160", BOTH)}, marks=pytest.mark.slow),
+        pytest.param({"limit": 100}, {("cut at 100 tokens instead of 160", BOTH)}, marks=pytest.mark.slow),
+        pytest.param({"limit": 200}, {("cut at 200 tokens instead of 160", BOTH)}, marks=pytest.mark.slow),
         ({"limit": 10_000}, {("not cut at 160 tokens", BOTH)}),
         (
             {"cut": "end"},
             {("cut at 160 tokens with the template, so that the EOS is lost", BOTH)},
         ),
         ({"cut": "start"}, {("the last 160 tokens kept instead of the first 160", BOTH)}),
-        ({"limit": 64, "after": "", "cut": "end"}, {("EOS missing", BOTH), ("cut at 64 tokens instead of 160", BOTH)}),
+        pytest.param(
+            {"limit": 64, "after": "", "cut": "end"},
+            {("EOS missing", BOTH), ("cut at 64 tokens instead of 160", BOTH)},
+            marks=pytest.mark.slow,
+        ),
         ({"cut": "refuse"}, {("refuses over-long text", BOTH)}),
         ({"cut": "refuse", "limit": 120}, {("refuses over-long text", BOTH), ("refuses long text", BOTH)}),
         ({"padding": 3}, {("a text's vector changes with the texts sent along with it", "documents")}),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, set) else "-".join(value),
 )
 def test_a_fault_is_named(check: Check, broken: dict[str, Any], named: set[tuple[str, str]]) -> None:
     report = check(**broken)
@@ -130,6 +134,7 @@ def test_a_fault_is_named_in_fewer_dimensions(check: Check) -> None:
     assert found(check(dimensions=16, after="")) == {("EOS missing", BOTH)}
 
 
+@pytest.mark.slow
 def test_precision_is_no_fault(check: Check) -> None:
     report = check(noise=0.08)
     assert report.agrees, report.causes
@@ -137,16 +142,19 @@ def test_precision_is_no_fault(check: Check) -> None:
     assert "up to precision" in report.note
 
 
+@pytest.mark.slow
 def test_a_fault_is_named_at_low_precision(check: Check) -> None:
     assert found(check(noise=0.08, after="")) == {("EOS missing", BOTH)}
 
 
+@pytest.mark.slow
 def test_what_no_known_fault_explains_is_called_so(check: Check) -> None:
     report = check(rewrite=str.upper)
     assert {what for what, _ in found(report)} == {"no known cause"}
     assert "short" in report.causes[0].detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [32, 48])
 def test_vectors_of_another_model_are_called_so(model: Embedder, dimension: int) -> None:
     def other(texts: list[str]) -> list[list[float]]:
@@ -163,6 +171,7 @@ def test_a_probe_that_is_skipped_is_no_cause(check: Check) -> None:
     assert "over-long" not in {probe.name for probe in report.probes}
 
 
+@pytest.mark.slow
 def test_other_limits_of_queries_are_named(model: Embedder, tmp_path: Path) -> None:
     model.save(tmp_path / "saved")
     embedder = Embedder.load(tmp_path / "saved", precision="float32", lengths=Lengths(80, LIMIT))

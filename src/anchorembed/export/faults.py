@@ -87,6 +87,7 @@ class Model:
 
     embedder: Embedder
     _known: dict[tuple[Tokens, bool], Floats] = field(default_factory=dict)
+    _ids: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
 
     @cached_property
     def prompt(self) -> str:
@@ -146,8 +147,10 @@ class Model:
         if Fault.NEWLINES in faults:
             text = text.replace("\n", " ")
         text = text.strip() if Fault.STRIPPED in faults else text
-        backend = self._backends[Fault.SPECIAL_TOKENS in faults]
-        return tuple(backend.encode(text, add_special_tokens=False).ids)
+        key = text, Fault.SPECIAL_TOKENS in faults
+        if key not in self._ids:
+            self._ids[key] = tuple(self._backends[key[1]].encode(text, add_special_tokens=False).ids)
+        return self._ids[key]
 
     def vectors(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> Floats:
         """Vectors of raw texts by a server with these faults, [P, H], not normalised."""
