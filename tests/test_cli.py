@@ -388,6 +388,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_verify_says_whether_served_vectors_are_the_models(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     model = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(100, 100))
     model.save(tmp_path / "model")

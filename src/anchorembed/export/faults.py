@@ -82,7 +82,7 @@ class Cut:
 
 
 @dataclass
-class Model:
+class Simulation:
     """Our model as a server with given faults would run it; vectors of equal tokens are computed once."""
 
     embedder: Embedder
@@ -221,7 +221,7 @@ class Explanation:
 
 
 def explain(
-    model: Model, served_PH: Floats, texts: Sequence[str], side: Side, start: Faults, enough: float
+    model: Simulation, served_PH: Floats, texts: Sequence[str], side: Side, start: Faults, enough: float
 ) -> Explanation:
     """The fewest faults, up to three beyond ``start``, that explain served vectors clearly better than fewer do.
 
@@ -278,7 +278,7 @@ def _clearly_better(new: Errors, old: Errors, enough: float) -> bool:
 
 
 def find_cut(
-    model: Model, served_H: Floats, text: str, side: Side, faults: Faults, likely: Sequence[int], enough: float
+    model: Simulation, served_H: Floats, text: str, side: Side, faults: Faults, likely: Sequence[int], enough: float
 ) -> Cut | None:
     """Where a server cuts a text that it serves with these faults; None if no cut explains its vector.
 

@@ -17,7 +17,18 @@ import numpy as np
 from anchorembed.errors import InputError, nearest
 from anchorembed.export.clients import Client, Library, Refused, open_endpoint, open_library
 from anchorembed.export.cures import BATCH, CUT, OTHER_MODEL, REFUSED, SCALE, TOO_LONG, UNKNOWN, cure
-from anchorembed.export.faults import NO_FAULTS, Cut, Explanation, Fault, Faults, Model, differences, explain, find_cut
+from anchorembed.export.faults import (
+    NO_FAULTS,
+    Cut,
+    Explanation,
+    Fault,
+    Faults,
+    Simulation,
+    differences,
+    explain,
+    find_cut,
+)
+from anchorembed.export.probes import LONG, OVER_LONG, PROBES, SHORT, probe_texts
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats, Side, unit_rows
 
@@ -25,20 +36,7 @@ SIDES: tuple[Side, Side] = ("document", "query")
 _SAME = 1e-3  # 1 - cosine of vectors that are the same
 _OF_SPREAD = 0.02  # of how far apart the model's own vectors are: so much nearer are the same, where that is less
 _PRECISION = 20  # times as much is the most that bfloat16 or quantised weights explain
-_SHARE_OF_LIMIT = 0.8  # of the long text
-_WORDS = ("river", "stone", "glass", "north", "paper", "light", "seven", "music", "field", "winter", "copper")
 _LENGTHS = [*(2**power for power in range(4, 16)), *range(100, 10_000, 100)]  # tokens at which servers cut
-_LONG, _OVER_LONG = "long", "over-long"
-_PROBES = {
-    "short": "How do I read a file line by line?",
-    "sentence": "The heart pumps blood through the body, about seventy times a minute.",
-    "full stop": ".",
-    "space": " ",
-    "non-Latin": "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
-    "newlines": "def area(radius):\n\n    return 3.14 * radius**2\nprint(area(2))",
-    "special tokens": "Write {end} at the end of a line, and {end} {end} at the end of a page.",
-}
-PROBES = (*_PROBES, _LONG, _OVER_LONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ def verify(
     for name in skip:
         if name not in PROBES:
             raise InputError(f"--skip: {name!r} is no probe.{nearest(name, PROBES)} There are: {', '.join(PROBES)}.")
-    if not set(_PROBES) - set(skip):
+    if not set(SHORT) - set(skip):
         raise InputError("--skip: no short text is left to compare. Skip fewer.")
     client = open_library(library, target) if library else open_endpoint(target, served_name, api_key_env, timeout)
     return compare(Embedder.load(model, precision="float32"), client, skip)
@@ -111,12 +109,12 @@ def verify(
 
 def compare(embedder: Embedder, client: Client, skip: Sequence[str] = ()) -> Report:
     """Compare a model's vectors with those of a client, as `verify` does."""
-    return _Comparison(Model(embedder), client, [name for name in PROBES if name not in skip]).report()
+    return _Comparison(Simulation(embedder), client, [name for name in PROBES if name not in skip]).report()
 
 
 @dataclass
 class _Comparison:
-    model: Model
+    model: Simulation
     client: Client
     names: list[str]
     served: dict[tuple[str, Side], Floats] = field(default_factory=dict)
@@ -124,8 +122,8 @@ class _Comparison:
     causes: dict[str, tuple[set[Side], list[str], str]] = field(default_factory=dict)  # what: where, details, cure
 
     def __post_init__(self) -> None:
-        self.texts = {side: _texts(self.model, side) for side in SIDES}
-        own_PH = unit_rows(self._own("document", [name for name in self._of_side("document") if name in _PROBES]))
+        self.texts = {side: probe_texts(self.model, side) for side in SIDES}
+        own_PH = unit_rows(self._own("document", [name for name in self._of_side("document") if name in SHORT]))
         spread = float(np.median(1.0 - own_PH @ own_PH.T)) if len(own_PH) > 1 else 1.0
         self.tolerance = max(1e-5, min(_SAME, _OF_SPREAD * spread))
         self.most = _PRECISION * self.tolerance
@@ -193,7 +191,7 @@ class _Comparison:
     # --- What explains it ---
 
     def _short(self, side: Side) -> list[str]:
-        return [name for name in self.names if name in _PROBES and (name, side) in self.served]
+        return [name for name in self.names if name in SHORT and (name, side) in self.served]
 
     def _explain(self, side: Side, start: Faults) -> Explanation:
         names = self._short(side)
@@ -228,14 +226,14 @@ class _Comparison:
             self._found(fault, side, fault, self._detail(fault))
         enough, faults = self._enough(explained), explained.faults
         for name in [name for name in self.names if (name, side) in self.refused]:
-            of = REFUSED if name in _PROBES else TOO_LONG
+            of = REFUSED if name in SHORT else TOO_LONG
             self._found(f"refuses {name} text", side, of, self.refused[name, side])
         cuts = [self._limit(side)]
         unknown = []
-        for name in (_OVER_LONG, _LONG, *self._short(side)):
+        for name in (OVER_LONG, LONG, *self._short(side)):
             if any(self._left(name, side, faults, cut) <= enough for cut in cuts):
                 continue
-            found = None if name in _PROBES else self._find_cut(name, side, faults, enough)
+            found = None if name in SHORT else self._find_cut(name, side, faults, enough)
             if found is None:
                 unknown.append(name)
             else:
@@ -322,32 +320,6 @@ class _Comparison:
             for what, (sides, details, told) in self.causes.items()
         ]
         return Report(self.client.name, list(self._probes()), causes, note)
-
-
-def _texts(model: Model, side: Side) -> dict[str, str]:
-    """The raw text of each probe, without short ones that this side's limit would cut."""
-    lengths, end = model.embedder.metadata.lengths, model.embedder.metadata.template.end
-    limit = lengths.query if side == "query" else lengths.document
-    overhead = sum(map(len, model.around(NO_FAULTS)))
-    texts = {name: text.replace("{end}", end) for name, text in _PROBES.items()}
-    texts = {
-        name: text for name, text in texts.items() if overhead + len(model.text_ids(text, side, NO_FAULTS)) <= limit
-    }
-    texts[_LONG] = _of_tokens(model, side, int(_SHARE_OF_LIMIT * limit))
-    texts[_OVER_LONG] = _of_tokens(model, side, 2 * max(lengths.query, lengths.document))
-    return texts
-
-
-def _of_tokens(model: Model, side: Side, tokens: int) -> str:
-    """Words that take about so many tokens with template and prompt, at least one word."""
-    overhead = sum(map(len, model.around(NO_FAULTS)))
-    words = [f"{_WORDS[number * number % 7]} {_WORDS[number % 11]} {number}" for number in range(tokens)]
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        count = overhead + len(model.text_ids(", ".join(words[:middle]), side, NO_FAULTS))
-        low, high = (middle, high) if count <= tokens else (low, middle - 1)
-    return ", ".join(words[:low])
 
 
 def table(report: Report) -> str:
