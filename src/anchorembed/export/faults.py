@@ -29,7 +29,7 @@ Tokens = tuple[int, ...]
 Errors = NDArray[np.float64]
 _MOST_FAULTS = 3  # at once, beyond those found already
 _TOKENS_AT_ONCE = 8192
-_BEST_LENGTHS, _LENGTHS_AROUND = 3, 8  # around each of so many of the best lengths, so many more are tried
+_NEAR = (0, -1, 1, -2, 2, -3, 3)  # a part's last characters may be other tokens than in the whole text
 
 
 class Fault(StrEnum):
@@ -278,9 +278,17 @@ def _clearly_better(new: Errors, old: Errors, enough: float) -> bool:
 
 
 def find_cut(
-    model: Simulation, served_H: Floats, text: str, side: Side, faults: Faults, likely: Sequence[int], enough: float
+    model: Simulation,
+    served_H: Floats,
+    text: str,
+    side: Side,
+    faults: Faults,
+    is_same: Callable[[str], bool],
+    enough: float,
 ) -> Cut | None:
     """Where a server cuts a text that it serves with these faults; None if no cut explains its vector.
+
+    The server itself is asked: a beginning of the text has the text's vector if it holds all tokens that are kept.
 
     Args:
         model: what is served.
@@ -288,7 +296,7 @@ def find_cut(
         text: raw.
         side: of the text.
         faults: already found.
-        likely: numbers of tokens to try first.
+        is_same: whether the server gives the text's vector for a part of it.
         enough: largest difference of vectors that are the same.
     """
     before, after = model.around(faults)
@@ -298,29 +306,22 @@ def find_cut(
     if ends_T.min() <= enough:
         tokens = int(ends_T.argmin()) + 1
         return Cut(tokens, "end" if after and tokens < len(whole) else "text")
+    prompt = len(model.text_ids("", side, faults))
+    size = _smallest(lambda size: is_same(text[:size]), len(text))
+    tokens = len(before) + len(model.text_ids(text[:size], side, faults)) + len(after)
+    cuts = [Cut(tokens + more) for more in _NEAR]
+    size = _smallest(lambda size: is_same(text[-size:]), len(text))
+    tokens = len(model.text_ids(text[-size:], side, faults)) - prompt + len(after)
+    cuts += [Cut(max(1, tokens + more), "start") for more in _NEAR]
+    left = [differences(served_H[None], model.vectors([text], side, faults, cut))[0] for cut in cuts]
+    best = int(np.argmin(left))
+    return cuts[best] if left[best] <= enough else None
 
-    def left(cut: Cut) -> float:
-        return float(differences(served_H[None], model.vectors([text], side, faults, cut))[0])
 
-    smallest = len(before) + len(after) + 1
-    likely = sorted({smallest, len(whole), *(length for length in likely if smallest < length < len(whole))})
-    for kept in ("text", "start"):
-        cut = _nearest(left, kept, likely, enough)
-        if left(cut) <= enough:
-            return cut
-    return None
-
-
-def _nearest(left: Callable[[Cut], float], kept: str, likely: Sequence[int], enough: float) -> Cut:
-    """The cut with the least difference: among likely lengths, then among ever more around the best so far."""
-    known: dict[int, float] = {}
-    lengths = set(likely)
-    while True:
-        known |= {length: left(Cut(length, kept)) for length in lengths}
-        best, tried = sorted(known, key=lambda length: known[length])[:_BEST_LENGTHS], sorted(known)
-        lengths = set()
-        for place in map(tried.index, best):
-            around = tried[max(place - 1, 0) : place + 2]
-            lengths |= {int(length) for length in np.linspace(around[0], around[-1], _LENGTHS_AROUND)} - known.keys()
-        if known[best[0]] <= enough or not lengths:
-            return Cut(best[0], kept)
+def _smallest(is_enough: Callable[[int], bool], most: int) -> int:
+    """The smallest size from 1 to ``most`` that is enough, where all larger ones are."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
+    return low

@@ -34,9 +34,9 @@ from anchorembed.model.vectors import Floats, Side, unit_rows
 
 SIDES: tuple[Side, Side] = ("document", "query")
 _SAME = 1e-3  # 1 - cosine of vectors that are the same
+_IDENTICAL = 1e-5  # of two vectors by one server
 _OF_SPREAD = 0.02  # of how far apart the model's own vectors are: so much nearer are the same, where that is less
 _PRECISION = 20  # times as much is the most that bfloat16 or quantised weights explain
-_LENGTHS = [*(2**power for power in range(4, 16)), *range(100, 10_000, 100)]  # tokens at which servers cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,11 @@ class _Comparison:
             raise InputError(f"{self.client.name}: vectors of different dimensions: {sorted(sizes)}.")
 
     def _sent(self, side: Side, name: str) -> str:
-        prompt = self.model.prompt if side == "query" and not self.client.puts_prompt else ""
-        return prompt + self.texts[side][name]
+        return self._prompt(side) + self.texts[side][name]
+
+    def _prompt(self, side: Side) -> str:
+        """What goes before a text that is sent."""
+        return self.model.prompt if side == "query" and not self.client.puts_prompt else ""
 
     def _how_sent(self) -> str:
         if not self.model.prompt:
@@ -256,10 +259,15 @@ class _Comparison:
         return float(differences(served_H[None], expected_1H)[0])
 
     def _find_cut(self, name: str, side: Side, faults: Faults, enough: float) -> Cut | None:
-        lengths, limit = self.model.embedder.metadata.lengths, self._limit(side).tokens
-        overhead = sum(map(len, self.model.around(NO_FAULTS)))
-        likely = [lengths.query, lengths.document, limit + overhead, limit - overhead, *_LENGTHS]
-        return find_cut(self.model, self.served[name, side], self.texts[side][name], side, faults, likely, enough)
+        served_H, prompt = self.served[name, side], self._prompt(side)
+
+        def is_same(part: str) -> bool:
+            try:
+                return bool(differences(self.client.embed([prompt + part], side), served_H[None])[0] <= _IDENTICAL)
+            except Refused:
+                return False
+
+        return find_cut(self.model, served_H, self.texts[side][name], side, faults, is_same, enough)
 
     def _found_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
         limit = self._limit(side).tokens
