@@ -23,9 +23,12 @@ from sentence_transformers import SentenceTransformer
 import anchorembed
 from anchorembed import cli
 from anchorembed.config import Schedule
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
 from anchorembed.train import checkpoint, loop
 from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
 from anchorembed.train.stage import Measured
+from embeddings_server import Broken, serving
 from tiny import write_pairs
 
 Run = Any
@@ -416,3 +419,25 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_verify_says_whether_served_vectors_are_the_models(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    model = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(100, 100))
+    model.save(tmp_path / "model")
+    with serving(Broken(model, 100, before="<s>")) as url:
+        code, out, _ = run("verify", tmp_path / "model", url)
+        assert (code, out.splitlines()[-1]) == (0, "The vectors agree.")
+        assert re.search(r"^over-long +1\.000000 +1\.000000$", out, re.MULTILINE)
+    with serving(Broken(model, 100, before="<s>", after="", cut="refuse")) as url:
+        code, out, _ = run("verify", tmp_path / "model", url, "--skip", "long")
+        assert code == 1
+        assert "cause: EOS missing ('</s>'), in documents and queries\ncure:  Serve an exported folder" in out
+        assert re.search(r"^over-long +refused +refused$", out, re.MULTILINE)
+        code, out, _ = run("verify", tmp_path / "model", url, "--json")
+        report = json.loads(out)
+        assert (code, report["agrees"]) == (1, False)
+        assert [cause["what"] for cause in report["causes"]] == ["EOS missing", "refuses over-long text"]
+        assert {probe["cosine"] for probe in report["probes"] if probe["refused"]} == {None}
+    code, _, err = run("verify", tmp_path / "model", tmp_path / "model")
+    assert (code, "An exported folder needs --with" in " ".join(err.split())) == (2, True)

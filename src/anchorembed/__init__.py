@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from anchorembed.config import read_recipe
     from anchorembed.errors import InputError
     from anchorembed.export.run import export
+    from anchorembed.export.verify import verify
     from anchorembed.model.embedder import Embedder
     from anchorembed.train.run import contrast, reconstruct, train
 
@@ -25,6 +26,7 @@ __all__ = [
     "reconstruct",
     "search",
     "train",
+    "verify",
 ]
 _MODULES = {
     "Embedder": "model.embedder",
@@ -37,6 +39,7 @@ _MODULES = {
     "reconstruct": "train.run",
     "search": "api",
     "train": "train.run",
+    "verify": "export.verify",
 }
 
 

@@ -422,6 +422,44 @@ def export(
 
 
 @app.command()
+def verify(
+    model: ModelName,
+    target: Annotated[
+        str, typer.Argument(metavar="URL", help="Of an OpenAI-compatible endpoint; with --with an exported folder.")
+    ],
+    library: Annotated[
+        Literal["langchain", "llamaindex", "sentence-transformers"] | None,
+        typer.Option("--with", help="Load a folder with this library, with its defaults.", show_default=False),
+    ] = None,
+    served_name: Annotated[
+        str | None, typer.Option(help="Name of the served model; default the first listed.", show_default=False)
+    ] = None,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each reply.")] = 60.0,
+    skip: Annotated[list[str] | None, typer.Option(help="A probe to leave out.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare what serves a model with the model, and name why vectors differ; the exit code is 1 if they do."""
+    from dataclasses import asdict
+
+    from anchorembed.export.verify import table
+    from anchorembed.export.verify import verify as run
+
+    report = run(
+        model,
+        target,
+        library=library,
+        served_name=served_name,
+        api_key_env=api_key_env,
+        timeout=timeout,
+        skip=skip or [],
+    )
+    _print_json(asdict(report) | {"agrees": report.agrees}) if as_json else _print(table(report))
+    if not report.agrees:
+        raise SystemExit(1)
+
+
+@app.command()
 def profile(
     recipe: RecipeFile = None,
     set_: Set = None,

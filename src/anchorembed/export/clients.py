@@ -1,0 +1,227 @@
+"""Where the vectors to verify come from: an OpenAI-compatible endpoint, or a library that loads an exported folder.
+
+Axes: N texts, H dimension.
+"""
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from anchorembed.errors import InputError, first_line
+from anchorembed.model.load import quiet
+from anchorembed.model.vectors import Floats, Side
+
+Library = Literal["langchain", "llamaindex", "sentence-transformers"]
+PACKAGES: dict[Library, tuple[str, str]] = {  # what to install, what to import
+    "langchain": ("langchain-huggingface", "langchain_huggingface"),
+    "llamaindex": ("llama-index-embeddings-huggingface", "llama_index.embeddings.huggingface"),
+    "sentence-transformers": ("sentence-transformers", "sentence_transformers"),
+}
+_LARGEST_REPLY = 2**28  # bytes
+_NO_SUCH_SERVICE = {401: "the API key", 403: "the API key", 404: "the URL and --served-name", 405: "the URL"}
+
+
+class Refused(Exception):
+    """The other side gives no vector for a text, and says why."""
+
+
+class _Missing(InputError):
+    """Nothing is at the URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Gives the vectors to verify.
+
+    Attributes:
+        name: of what gives them, for messages.
+        embed: vectors of texts of a side, [N, H], as they come; raises `Refused`.
+        puts_prompt: whether it is asked for a query's vector as such, and has to put the instruction before it.
+    """
+
+    name: str
+    embed: Callable[[Sequence[str], Side], Floats]
+    puts_prompt: bool
+
+
+def open_library(library: Library, folder: str) -> Client:
+    """Load an exported folder with a library, with the library's defaults.
+
+    Raises:
+        InputError: if there is no such folder, the library is not installed, or it does not load the folder.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder. With --with, name one that `anchorembed export` wrote.")
+    package, module_name = PACKAGES[library]
+    try:
+        module: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{module_name}: not installed. To install it: pip install {package}") from error
+    try:
+        with quiet():
+            embed = _OPEN[library](module, folder)
+    except Exception as error:  # each library raises errors of its kind
+        raise InputError(f"{folder}: {library} does not load it: {first_line(error)}") from error
+    return Client(library, lambda texts, side: np.asarray(embed(list(texts), side), np.float32), True)
+
+
+def _open_langchain(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401 - no types needed
+    model = module.HuggingFaceEmbeddings(model_name=folder)
+    return lambda texts, side: (
+        model.embed_documents(texts) if side == "document" else [model.embed_query(text) for text in texts]
+    )
+
+
+def _open_llamaindex(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401
+    model = module.HuggingFaceEmbedding(model_name=folder)
+    return lambda texts, side: (
+        model.get_text_embedding_batch(texts)
+        if side == "document"
+        else [model.get_query_embedding(text) for text in texts]
+    )
+
+
+def _open_sentence_transformers(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401
+    model = module.SentenceTransformer(folder)
+    return lambda texts, side: model.encode_document(texts) if side == "document" else model.encode_query(texts)
+
+
+_OPEN: dict[Library, Callable[[Any, str], Callable[[list[str], Side], Any]]] = {
+    "langchain": _open_langchain,
+    "llamaindex": _open_llamaindex,
+    "sentence-transformers": _open_sentence_transformers,
+}
+
+
+def open_endpoint(
+    url: str, served_name: str | None = None, api_key_env: str = "OPENAI_API_KEY", timeout: float = 60.0
+) -> Client:
+    """An OpenAI-compatible ``/v1/embeddings`` endpoint, by its server's address, with or without that path.
+
+    Args:
+        url: such as ``http://127.0.0.1:8080``; http or https.
+        served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` without such a list.
+        api_key_env: environment variable with the API key, sent if it is set.
+        timeout: seconds to wait for a reply.
+
+    Raises:
+        InputError: if the URL is none, or the server cannot be reached or lists no model.
+    """
+    base = _base(url)
+    key = os.environ.get(api_key_env, "")
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    name = served_name or _first_model(f"{base}/models", headers, timeout)
+
+    def embed(texts: Sequence[str], side: Side) -> Floats:
+        body: dict[str, object] = {"model": name, "input": list(texts), "encoding_format": "float"}
+        reply = _exchange(f"{base}/embeddings", body, headers, timeout)
+        return _vectors(reply, len(texts), f"{base}/embeddings")
+
+    return Client(f"{base}/embeddings, model {name!r}", embed, False)
+
+
+def _base(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InputError(f"{url}: not a URL ({error}). Name one such as http://127.0.0.1:8080.") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(
+            f"{url}: not an http or https URL. Name one such as http://127.0.0.1:8080. An exported folder needs "
+            "--with langchain, llamaindex or sentence-transformers."
+        )
+    path = parts.path.rstrip("/").removesuffix("/embeddings")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: the API key goes to the named server only."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        """Follow no redirect."""
+
+
+def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str], timeout: float) -> Any:  # noqa: ANN401
+    """The reply to a GET, or to a POST of a body, read as JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_base` checks
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as reply:
+            content = reply.read(_LARGEST_REPLY)
+    except urllib.error.HTTPError as error:
+        raise _refusal(url, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or first_line(error)
+        raise InputError(
+            f"{url}: no reply: {reason}. Is the server running, and does --timeout ({timeout:g} s) suffice?"
+        ) from error
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{url}: the reply is not JSON: {content[:80]!r}. Check the URL.") from error
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
+    message = _message(error.read(4096))
+    if error.code in _NO_SUCH_SERVICE or error.code < 400:
+        kind = _Missing if error.code == 404 else InputError
+        cure = _NO_SUCH_SERVICE.get(error.code, "the URL")
+        return kind(f"{url}: the server says {error.code}: {message} Check {cure}.")
+    return Refused(f"{error.code}: {message}")
+
+
+def _message(content: bytes) -> str:
+    """What the server says in an error's body, as one line."""
+    text = content.decode(errors="replace")
+    try:
+        value = json.loads(text)
+        for key in ("error", "message", "detail"):
+            value = value.get(key, value) if isinstance(value, dict) else value
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (ValueError, RecursionError):
+        pass
+    return " ".join(text.split())[:300] or "(no message)"
+
+
+def _first_model(url: str, headers: dict[str, str], timeout: float) -> str:
+    try:
+        return str(_exchange(url, None, headers, timeout)["data"][0]["id"])
+    except _Missing:  # text-embeddings-inference has no such list, and takes any name
+        return "default"
+    except (Refused, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{url}: lists no model. Name it by --served-name.") from error
+
+
+def _vectors(reply: Any, count: int, url: str) -> Floats:  # noqa: ANN401 - JSON
+    """The vectors of a reply in the order of the texts, [N, H]."""
+    try:
+        entries = sorted(reply["data"], key=lambda entry: entry.get("index", 0))
+        rows = [entry["embedding"] for entry in entries]
+        lengths = sorted(set(map(len, rows)))
+        vectors = np.array(rows, np.float32) if len(lengths) == 1 else np.empty((len(rows), 0), np.float32)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{url}: the reply has no list `data` with an `embedding` of floats each.") from error
+    if len(rows) != count:
+        raise InputError(f"{url}: {len(rows)} vectors for {count} texts. It is no embeddings endpoint.")
+    if vectors.ndim != 2 or vectors.size == 0 or not np.isfinite(vectors).all():
+        raise InputError(f"{url}: the vectors are not finite numbers of one dimension (lengths {lengths}).")
+    return vectors

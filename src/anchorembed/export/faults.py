@@ -1,0 +1,330 @@
+"""What can go wrong between a text and its served vector, and which of it explains the vectors that are served.
+
+Each fault is computed with our own model: the tokens that a server with this fault would run, and how it would pool.
+Faults of different kinds combine. The fewest that explain the vectors are the answer; none is, if none explains them
+clearly better.
+
+Axes: P probes, T tokens of a text, H hidden size.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from itertools import combinations, product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.packing import micro_batches, pack
+from anchorembed.model.tokens import own_backend
+from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.system.device import autocast
+
+Tokens = tuple[int, ...]
+Errors = NDArray[np.float64]
+_MOST_FAULTS = 3  # at once, beyond those found already
+_TOKENS_AT_ONCE = 8192
+_NEAR = (0, -1, 1, -2, 2, -3, 3)  # a part's last characters may be other tokens than in the whole text
+
+
+class Fault(StrEnum):
+    """A deviation from how this model embeds a text."""
+
+    NO_END = "EOS missing"
+    NO_SUFFIX = "suffix and EOS missing"
+    END_TWICE = "EOS twice"
+    NO_HEADER = "header missing"
+    ONLY_BOS = "header missing, BOS alone there"
+    NO_BOS = "BOS missing"
+    ANOTHER_BOS = "one BOS too many"
+    HEADER_TWICE = "header twice"
+    MEAN = "mean pooling instead of last-token pooling"
+    FIRST = "first-token (CLS) pooling instead of last-token pooling"
+    NO_PROMPT = "query prompt missing"
+    PROMPT_TWICE = "query prompt twice"
+    PROMPT_ON_DOCUMENTS = "query prompt on documents, too"
+    NEWLINES = "newlines replaced by spaces"
+    NEWLINES_OF_TEXT = "newlines of the text, not of the prompt, replaced by spaces"
+    STRIPPED = "white space around the text removed"
+    SPECIAL_TOKENS = "names of special tokens in a text become those tokens"
+
+
+_KINDS: tuple[tuple[Fault, ...], ...] = (  # at most one fault of each kind at a time, the likelier first
+    (Fault.NO_END, Fault.NO_SUFFIX, Fault.END_TWICE),
+    (Fault.NO_HEADER, Fault.ONLY_BOS, Fault.NO_BOS, Fault.ANOTHER_BOS, Fault.HEADER_TWICE),
+    (Fault.MEAN, Fault.FIRST),
+    (Fault.NO_PROMPT, Fault.PROMPT_TWICE, Fault.PROMPT_ON_DOCUMENTS),
+    (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT),
+    (Fault.STRIPPED,),
+    (Fault.SPECIAL_TOKENS,),
+)
+_OF_SIDE: dict[Fault, Side] = {
+    Fault.NO_PROMPT: "query",
+    Fault.PROMPT_TWICE: "query",
+    Fault.NEWLINES_OF_TEXT: "query",
+    Fault.PROMPT_ON_DOCUMENTS: "document",
+}
+Faults = frozenset[Fault]
+NO_FAULTS: Faults = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How many tokens a server keeps: of the ``text`` in its template, or of all, cut at the ``end`` or ``start``."""
+
+    tokens: int
+    kept: str = "text"
+
+
+@dataclass
+class Simulation:
+    """Our model as a server with given faults would run it; vectors of equal tokens are computed once."""
+
+    embedder: Embedder
+    _known: dict[tuple[Tokens, bool], Floats] = field(default_factory=dict)
+    _ids: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
+
+    @cached_property
+    def prompt(self) -> str:
+        """What goes before a query."""
+        return self.embedder.metadata.prompts.query
+
+    def prompt_of(self, side: Side) -> str:
+        """What goes before a text of a side."""
+        return self.prompt if side == "query" else self.embedder.metadata.prompts.document
+
+    @cached_property
+    def _backends(self) -> tuple[Tokenizer, Tokenizer]:
+        """Tokenizers that read names of special tokens as text, and as these tokens."""
+        ours, other = own_backend(self.embedder.tokenizer), own_backend(self.embedder.tokenizer)
+        other.encode_special_tokens = False
+        return ours, other
+
+    @cached_property
+    def _template(self) -> tuple[Tokens, Tokens]:
+        """Token ids before and after a text."""
+        encoding = self._backends[0].encode("a")
+        text = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
+
+    @property
+    def header(self) -> str:
+        """What the template has before a text."""
+        return str(self.embedder.tokenizer.decode([*self._template[0]]))
+
+    def around(self, faults: Faults) -> tuple[Tokens, Tokens]:
+        """Token ids before and after a text."""
+        before, after = self._template
+        bos = self._bos()
+        has_bos = before[: len(bos)] == bos
+        befores = {
+            Fault.NO_HEADER: (),
+            Fault.ONLY_BOS: bos,
+            Fault.NO_BOS: before[len(bos) :] if has_bos else before,
+            Fault.ANOTHER_BOS: bos + before,
+            Fault.HEADER_TWICE: before + before,
+        }
+        afters = {Fault.NO_END: after[:-1], Fault.NO_SUFFIX: (), Fault.END_TWICE: (*after, after[-1])}
+        before = next((ids for fault, ids in befores.items() if fault in faults), before)
+        return before, next((ids for fault, ids in afters.items() if fault in faults), after)
+
+    def _bos(self) -> Tokens:
+        """The token that engines put first by themselves; none where the tokenizer has no BOS."""
+        token = self.embedder.tokenizer.bos_token_id
+        return () if token is None else (int(token),)
+
+    def text_ids(self, text: str, side: Side, faults: Faults) -> Tokens:
+        """Token ids of a raw text with its prompt, not cut."""
+        prompt = self.prompt_of(side)
+        if Fault.NO_PROMPT in faults:
+            prompt = ""
+        elif Fault.PROMPT_TWICE in faults or Fault.PROMPT_ON_DOCUMENTS in faults:
+            prompt += self.prompt
+        if Fault.NEWLINES_OF_TEXT in faults:
+            text = text.replace("\n", " ")
+        text = prompt + text
+        if Fault.NEWLINES in faults:
+            text = text.replace("\n", " ")
+        text = text.strip() if Fault.STRIPPED in faults else text
+        key = text, Fault.SPECIAL_TOKENS in faults
+        if key not in self._ids:
+            self._ids[key] = tuple(self._backends[key[1]].encode(text, add_special_tokens=False).ids)
+        return self._ids[key]
+
+    def vectors(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> Floats:
+        """Vectors of raw texts by a server with these faults, [P, H], not normalised."""
+        sequences = [self._tokens(text, side, faults, cut) for text in texts]
+        return self._pooled(sequences, Fault.MEAN in faults)
+
+    def signature(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> tuple[tuple[Tokens, ...], bool]:
+        """What decides `vectors`: faults of equal signatures cannot be told apart."""
+        return tuple(self._tokens(text, side, faults, cut) for text in texts), Fault.MEAN in faults
+
+    def _tokens(self, text: str, side: Side, faults: Faults, cut: Cut) -> Tokens:
+        before, after = self.around(faults)
+        ids = self.text_ids(text, side, faults)
+        if cut.kept == "text":
+            ids = ids[: max(0, cut.tokens - len(before) - len(after))]
+        whole = before + ids + after or (0,)  # of no token at all there is no vector: any other is wrong, too
+        if cut.kept != "text":
+            whole = whole[: cut.tokens] if cut.kept == "end" else whole[-cut.tokens :]
+        return whole[:1] if Fault.FIRST in faults else whole
+
+    def compute(self, sequences: Iterable[Tokens]) -> None:
+        """Compute the vectors of sequences that are not known yet, many at once."""
+        new = sorted({ids for ids in sequences if (ids, False) not in self._known}, key=len)
+        for run in micro_batches([len(ids) for ids in new], _TOKENS_AT_ONCE):
+            chosen = new[run.start : run.stop]
+            states_TH = self._states(chosen)
+            start = 0
+            for ids in chosen:
+                own_TH = states_TH[start : start + len(ids)]
+                self._known[ids, False], self._known[ids, True] = own_TH[-1].numpy(), own_TH.mean(dim=0).numpy()
+                start += len(ids)
+
+    def _pooled(self, sequences: list[Tokens], mean: bool) -> Floats:
+        self.compute(sequences)
+        return np.stack([self._known[ids, mean] for ids in sequences])
+
+    def prefix_vectors(self, ids: Tokens, mean: bool) -> Floats:
+        """Vectors of all beginnings of a sequence, [T, H]; none depends on what follows it."""
+        states_TH = self._states([ids])
+        if mean:
+            states_TH = states_TH.cumsum(dim=0) / torch.arange(1, len(ids) + 1)[:, None]
+        vectors_TH: Floats = states_TH.numpy()
+        return vectors_TH
+
+    @torch.inference_mode()
+    def _states(self, sequences: Sequence[Tokens]) -> torch.Tensor:
+        """Final states of sequences, end to end, [T, H], float32, on the CPU."""
+        backbone = self.embedder.backbone
+        batch = pack(sequences).to(backbone.device)
+        with autocast(backbone.device, self.embedder.dtype):
+            return backbone.states(backbone.embed(batch.tokens), batch).float().cpu()
+
+
+def differences(served_PH: Floats, expected_PH: Floats) -> Errors:
+    """1 - cosine of each served vector and the expected one, [P]; over the served dimensions where they are fewer."""
+    expected_PH = expected_PH[:, : served_PH.shape[1]]
+    products = np.multiply(unit_rows(served_PH), unit_rows(expected_PH), dtype=np.float64)
+    left_P: Errors = np.maximum(0.0, 1.0 - products.sum(axis=1))
+    return left_P
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Faults that explain served vectors, and what is left: 1 - cosine of each probe, [P]."""
+
+    faults: Faults
+    left: Errors
+
+
+def explain(
+    model: Simulation, served_PH: Floats, texts: Sequence[str], side: Side, start: Faults, enough: float
+) -> Explanation:
+    """The fewest faults, up to three beyond ``start``, that explain served vectors clearly better than fewer do.
+
+    Args:
+        model: what is served.
+        served_PH: vectors of the texts.
+        texts: raw, none of which is cut.
+        side: of the texts; the query prompt is before the served ones.
+        start: faults to begin from; those of the other side are left out.
+        enough: difference up to which vectors are the same: no further faults are searched for.
+    """
+    cut = Cut(2**31)
+    start = frozenset(fault for fault in start if _OF_SIDE.get(fault, side) == side)
+    seen: set[object] = set()
+
+    def judged(level: Iterable[Faults]) -> Iterator[Explanation]:
+        new = {}
+        for faults in level:
+            signature = model.signature(texts, side, faults, cut)
+            if signature not in seen:
+                seen.add(signature)
+                new[faults] = signature
+        model.compute(ids for sequences, _ in new.values() for ids in sequences)
+        for faults in new:
+            yield Explanation(faults, differences(served_PH, model.vectors(texts, side, faults, cut)))
+
+    best = min(judged([NO_FAULTS, start]), key=_mean)
+    for count in range(1, _MOST_FAULTS + 1):
+        if best.left.max() <= enough:
+            break
+        challenger = min(judged(_changed(start, side, count)), key=_mean, default=best)
+        if _clearly_better(challenger.left, best.left, enough):
+            best = challenger
+    return best
+
+
+def _mean(explanation: Explanation) -> float:
+    return float(explanation.left.mean())
+
+
+def _changed(start: Faults, side: Side, count: int) -> Iterator[Faults]:
+    """All sets of faults that differ from ``start`` in ``count`` kinds."""
+    for kinds in combinations(_KINDS, count):
+        others = start - {fault for kind in kinds for fault in kind}
+        values = [[*(fault for fault in kind if _OF_SIDE.get(fault, side) == side), None] for kind in kinds]
+        for chosen in product(*values):
+            yield others | frozenset(fault for fault in chosen if fault is not None)
+
+
+def _clearly_better(new: Errors, old: Errors, enough: float) -> bool:
+    """Whether the probes that tell two explanations apart differ less than half as much, and did differ."""
+    changed = np.abs(new - old) > 1e-6
+    return bool(changed.any() and old[changed].max() > enough and new[changed].mean() < 0.5 * old[changed].mean())
+
+
+def find_cut(
+    model: Simulation,
+    served_H: Floats,
+    text: str,
+    side: Side,
+    faults: Faults,
+    is_same: Callable[[str], bool],
+    enough: float,
+) -> Cut | None:
+    """Where a server cuts a text that it serves with these faults; None if no cut explains its vector.
+
+    The server itself is asked: a beginning of the text has the text's vector if it holds all tokens that are kept.
+
+    Args:
+        model: what is served.
+        served_H: the text's vector.
+        text: raw.
+        side: of the text.
+        faults: already found.
+        is_same: whether the server gives the text's vector for a part of it.
+        enough: largest difference of vectors that are the same.
+    """
+    before, after = model.around(faults)
+    whole = before + model.text_ids(text, side, faults) + after
+    beginnings_TH = model.prefix_vectors(whole, Fault.MEAN in faults)
+    ends_T = differences(np.broadcast_to(served_H, (len(whole), len(served_H))), beginnings_TH)
+    if ends_T.min() <= enough:
+        tokens = int(ends_T.argmin()) + 1
+        return Cut(tokens, "end" if after and tokens < len(whole) else "text")
+    prompt = len(model.text_ids("", side, faults))
+    size = _smallest(lambda size: is_same(text[:size]), len(text))
+    tokens = len(before) + len(model.text_ids(text[:size], side, faults)) + len(after)
+    cuts = [Cut(tokens + more) for more in _NEAR]
+    size = _smallest(lambda size: is_same(text[-size:]), len(text))
+    tokens = len(model.text_ids(text[-size:], side, faults)) - prompt + len(after)
+    cuts += [Cut(max(1, tokens + more), "start") for more in _NEAR]
+    left = [differences(served_H[None], model.vectors([text], side, faults, cut))[0] for cut in cuts]
+    best = int(np.argmin(left))
+    return cuts[best] if left[best] <= enough else None
+
+
+def _smallest(is_enough: Callable[[int], bool], most: int) -> int:
+    """The smallest size from 1 to ``most`` that is enough, where all larger ones are."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
+    return low

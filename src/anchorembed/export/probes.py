@@ -1,0 +1,44 @@
+"""The texts by which a served model is compared: each short one is changed by some fault, and not by others."""
+
+from anchorembed.export.faults import NO_FAULTS, Simulation
+from anchorembed.model.vectors import Side
+
+_SHARE_OF_LIMIT = 0.8  # of the long text
+_WORDS = ("river", "stone", "glass", "north", "paper", "light", "seven", "music", "field", "winter", "copper")
+LONG, OVER_LONG = "long", "over-long"
+SHORT = {
+    "short": "How do I read a file line by line?",
+    "sentence": "The heart pumps blood through the body, about seventy times a minute.",
+    "full stop": ".",
+    "space": " ",
+    "non-Latin": "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
+    "newlines": "def area(radius):\n\n    return 3.14 * radius**2\nprint(area(2))",
+    "special tokens": "Write {end} at the end of a line, and {end} {end} at the end of a page.",
+}
+PROBES = (*SHORT, LONG, OVER_LONG)
+
+
+def probe_texts(model: Simulation, side: Side) -> dict[str, str]:
+    """The raw text of each probe, without short ones that this side's limit would cut."""
+    lengths, end = model.embedder.metadata.lengths, model.embedder.metadata.template.end
+    limit = lengths.query if side == "query" else lengths.document
+    overhead = sum(map(len, model.around(NO_FAULTS)))
+    texts = {name: text.replace("{end}", end) for name, text in SHORT.items()}
+    texts = {
+        name: text for name, text in texts.items() if overhead + len(model.text_ids(text, side, NO_FAULTS)) <= limit
+    }
+    texts[LONG] = _of_tokens(model, side, int(_SHARE_OF_LIMIT * limit))
+    texts[OVER_LONG] = _of_tokens(model, side, 2 * max(lengths.query, lengths.document))
+    return texts
+
+
+def _of_tokens(model: Simulation, side: Side, tokens: int) -> str:
+    """Words that take about so many tokens with template and prompt, at least one word."""
+    overhead = sum(map(len, model.around(NO_FAULTS)))
+    words = [f"{_WORDS[number * number % 7]} {_WORDS[number % 11]} {number}" for number in range(tokens)]
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        count = overhead + len(model.text_ids(", ".join(words[:middle]), side, NO_FAULTS))
+        low, high = (middle, high) if count <= tokens else (low, middle - 1)
+    return ", ".join(words[:low])

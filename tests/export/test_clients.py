@@ -1,0 +1,108 @@
+"""Vectors as endpoints give them, and one clear error for each kind of reply that holds none."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anchorembed.errors import InputError
+from anchorembed.export.clients import Refused, open_endpoint, open_library
+from embeddings_server import Refusal, serving
+
+
+def rows(texts: list[str]) -> list[list[float]]:
+    return [[float(len(text)), 1.0] for text in texts]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/embeddings"])
+def test_vectors_come_in_the_order_of_the_texts(path: str) -> None:
+    with serving(rows) as url:
+        client = open_endpoint(url + path)
+        np.testing.assert_array_equal(client.embed(["a", "abc"], "query"), [[1, 1], [3, 1]])
+    assert client.name == f"{url}/v1/embeddings, model 'tiny'"
+
+
+def test_name_and_key_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", "secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    seen: list[dict[str, Any]] = []
+    with serving(rows, models=None, seen=seen) as url:
+        open_endpoint(url).embed(["a"], "query")
+        open_endpoint(url, "mine", "OTHER_KEY").embed(["b"], "query")
+    assert seen[0] == {"model": "default", "input": ["a"], "encoding_format": "float", "key": None}
+    assert seen[1] == {"model": "mine", "input": ["b"], "encoding_format": "float", "key": "Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"<html>", "the reply is not JSON: b'<html>'"),
+        (b"[1]", "no list `data`"),
+        (b'{"data": [{"embedding": "AAAA"}]}', "the vectors are not|no list `data`"),
+        (b'{"data": []}', "0 vectors for 2 texts"),
+        (b'{"data": [{"embedding": [1.0]}]}', "1 vectors for 2 texts"),
+        (b'{"data": [{"embedding": [1.0]}, {"embedding": [1.0, 2.0]}]}', r"one dimension \(lengths \[1, 2\]\)"),
+        (b'{"data": [{"embedding": [NaN]}, {"embedding": [1.0]}]}', "not finite"),
+        (b'{"data": [{"embedding": [null]}, {"embedding": [1.0]}]}', "not finite"),
+        (b'{"data": [{"embedding": []}, {"embedding": []}]}', "not finite"),
+        (b'{"data": [{"embedding": [[1.0]]}, {"embedding": [[1.0]]}]}', "not finite"),
+    ],
+    ids=str,
+)
+def test_a_reply_without_vectors_is_named(raw: bytes, message: str) -> None:
+    with serving(rows, raw=raw) as url, pytest.raises(InputError, match=message):
+        open_endpoint(url).embed(["a", "b"], "document")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (400, Refused, "400: too long"),
+        (500, Refused, "500: too long"),
+        (401, InputError, "the server says 401: too long Check the API key"),
+        (404, InputError, "the server says 404: too long Check the URL and --served-name"),
+        (302, InputError, "the server says 302"),
+    ],
+)
+def test_what_the_server_says_is_passed_on(status: int, kind: type[Exception], message: str) -> None:
+    def refuse(texts: list[str]) -> Any:
+        raise Refusal(status, "too long")
+
+    with serving(refuse) as url, pytest.raises(kind, match=message):
+        open_endpoint(url).embed(["a"], "document")
+
+
+def test_no_server_is_named() -> None:
+    with serving(rows) as url:
+        pass
+    with pytest.raises(InputError, match=r"no reply: .*refused.* Is the server running"):
+        open_endpoint(url)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hosts", "ftp://host/x", "a-folder", "http://", "http://host:port"])
+def test_what_is_no_http_url_is_named(url: str) -> None:
+    with pytest.raises(InputError, match=r"not an http or https URL|not a URL"):
+        open_endpoint(url)
+
+
+def test_a_slow_server_is_named() -> None:
+    wait = threading.Event()
+
+    def slow(texts: list[str]) -> list[list[float]]:
+        wait.wait(5)
+        return rows(texts)
+
+    with serving(slow) as url:
+        client = open_endpoint(url, "mine", timeout=0.05)
+        with pytest.raises(InputError, match=r"no reply: .*timed out.*--timeout \(0.05 s\)"):
+            client.embed(["a"], "document")
+        wait.set()
+
+
+def test_a_folder_or_library_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        open_library("sentence-transformers", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="sentence-transformers does not load it"):
+        open_library("sentence-transformers", str(tmp_path))
