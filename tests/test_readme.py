@@ -86,7 +86,7 @@ def test_keys_it_names_are_keys_of_a_recipe(name: str) -> None:
     sections = {key: field.annotation for key, field in Recipe.model_fields.items()}
     keys = r"\b(data|model|reconstruct|contrast|compare)\.([a-z]\w*)\b"
     for section, key in re.findall(keys, "\n".join(inline(name) + blocks(name, ""))):
-        if key not in ("md", "py", "yaml"):
+        if key not in ("gguf", "md", "py", "yaml"):
             schema = getattr(sections[section], "__args__", (sections[section],))[0]
             fields = {field.alias or name for name, field in schema.model_fields.items()}
             assert key in fields, f"{section}.{key}"
