@@ -21,7 +21,7 @@ from anchorembed.curate.prompt import default_prompt
 from anchorembed.data.beir import read_collection
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError
-from anchorembed.fit import Fitted, Writing, fit
+from anchorembed.fit import Fitted, Writing, fit, recipe_of
 from anchorembed.train.run import train
 from chat_endpoint import Endpoint, chat_endpoint
 from python_packages import write_packages
@@ -124,6 +124,14 @@ def test_a_recipe_that_the_user_changed_is_kept(tmp_path: Path, tiny_folder: Pat
         with pytest.raises(InputError, match=r"is not the recipe that this command makes\. To train it as it is"):
             made(tmp_path, tiny_folder, endpoint)
     assert "steps: 4" in fitted.recipe.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("pairs", "batch", "steps"), [(2, 2, 30), (61, 15, 30), (1000, 32, 94), (100_000, 32, 1000)])
+def test_the_recipe_is_as_long_as_the_pairs_are_many(pairs: int, batch: int, steps: int, tmp_path: Path) -> None:
+    recipe = recipe_of("smollm2-135m", tmp_path, pairs, ["contrast.scale=30"])
+    assert recipe.contrast is not None
+    assert (recipe.contrast.batch_size, recipe.contrast.steps, recipe.contrast.scale) == (batch, steps, 30)
+    assert recipe.reconstruct is None
 
 
 def test_queries_of_no_use_are_counted_in_the_refusal(tmp_path: Path, tiny_folder: Path) -> None:

@@ -135,8 +135,9 @@ def fit(
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
     """The recipe of so many pairs: contrastive learning alone, three times over them within 30 to 1,000 steps."""
-    steps = min(max(math.ceil(_EPOCHS * pairs / _BATCH), _FEWEST_STEPS), _MOST_STEPS)
-    contrast: dict[str, Any] = {"steps": steps, "batch_size": _BATCH, "warmup_steps": steps // 10}
+    batch = min(_BATCH, max(2, pairs // 4))  # few pairs fill several steps an epoch, so that little is left over
+    steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
+    contrast: dict[str, Any] = {"steps": steps, "batch_size": batch, "warmup_steps": steps // 10}
     contrast |= {"learning_rate": 1e-3, "scale": 20.0}
     contrast |= {"evaluate_every": 0, "evaluate_on": [str(output / "data" / "held-out-documents")]}
     source = {"name": "written", "path": str(output / "data" / "pairs.jsonl")}
