@@ -125,6 +125,7 @@ def test_the_api_s_code_runs(tiny_folder: Path, capsys: pytest.CaptureFixture[st
     assert "[[" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_table_of_memory_is_what_its_script_prints(tiny_folder: Path) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "memory.py"))
     assert script["table"](script["KNOWN"]) in page("docs/models.md")
