@@ -1,6 +1,7 @@
 # `make demo` trains, measures, exports and searches; `make test` checks everything; `make quick` leaves out tests that
 # take over a second or need the default LLM; `make test-lowest` runs some of the tests with the lowest versions that
-# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4.
+# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4; `make docs`
+# builds the guides into build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
@@ -12,7 +13,7 @@ PROCESSES ?= 2
 PYTEST := -m pytest -n $(PROCESSES) --dist loadfile
 quick-tests test test-lowest test-older: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test quick quick-tests lint test-lowest test-older install
+.PHONY: demo docs test quick quick-tests lint test-lowest test-older install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -36,6 +37,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/anchorembed demo recipes/demo.yaml
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: install
+	$(BIN)/mkdocs build --strict
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +52,7 @@ quick: install # types take longest without a cache: beside the tests
 quick-tests: install
 	$(BIN)/python $(PYTEST) -m 'not slow and not default_model' --limit 5
 
-test: lint
+test: lint docs
 	$(BIN)/python $(PYTEST) --durations=15
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.

@@ -20,21 +20,11 @@ from anchorembed.data.pairs import (
     SIDE_SCORES_NAMES,
     read_pairs,
 )
+from pages import GUIDES, ROOT, blocks, page
 
-ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/gpu/README.md", "speed/NOTES.md"]
-PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def page(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def blocks(name: str, language: str) -> list[str]:
-    """Code blocks of a page in a language; an empty name is a block of commands."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page(name), re.DOTALL | re.MULTILINE)
-    return [code for marked, code in found if marked == language]
+PAGES += GUIDES
+README = page("README.md")
 
 
 def inline(name: str) -> list[str]:
@@ -139,7 +129,7 @@ def test_the_folder_tree_is_complete() -> None:
 
 def test_extras_are_those_of_the_package() -> None:
     extras = tomllib.loads(page("pyproject.toml"))["project"]["optional-dependencies"]
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == extras.keys() - {"dev", "test"}
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == extras.keys() - {"dev", "docs", "test"}
 
 
 def test_make_has_the_targets_shown() -> None:
