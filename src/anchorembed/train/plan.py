@@ -23,11 +23,11 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
         ),
     }
     contents = {f"data.sources.{source.name}.content": hash_content(source.path) for source in recipe.data.sources}
-    contents |= {key: content_of(model) for key, model in settings.other_models.items()}
-    return _flatten(parts) | contents | {"seed": recipe.seed, "start": content_of(start)}
+    contents |= {key: model_content(model) for key, model in settings.other_models.items()}
+    return _flatten(parts) | contents | {"seed": recipe.seed, "start": model_content(start)}
 
 
-def content_of(model: str) -> str:
+def model_content(model: str) -> str:
     """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
     path = Path(model).expanduser()
     return saved_sha256(path) or (hash_content(path) if path.exists() else model)

@@ -27,7 +27,7 @@ from anchorembed.evaluate.held_out import (
     search_by_words,
 )
 from anchorembed.system.files import hash_texts, to_json, write_file
-from anchorembed.train.plan import content_of
+from anchorembed.train.plan import model_content
 from anchorembed.train.prepare import load_embedder, open_pairs
 
 if TYPE_CHECKING:  # tasks need packages of an extra, which are imported where a recipe has tasks
@@ -84,7 +84,7 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     settings += recipe.data.model_dump_json(exclude={"sources"})
 
     def by_model(name: str, model: str) -> Measured:
-        key = hash_texts([f"{tests.digest} {settings} {content_of(model)}"])
+        key = hash_texts([f"{tests.digest} {settings} {model_content(model)}"])
         return _kept(kept / f"{name}.json", key, lambda: _by_model(tests, recipe, model))
 
     scores = {"before": by_model("before", before), "trained": by_model("trained", str(trained))}
