@@ -26,6 +26,7 @@ from anchorembed.config import Schedule
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.train import checkpoint, loop
+from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
 from anchorembed.train.stage import Measured
 from embeddings_server import Broken, serving
@@ -103,6 +104,43 @@ def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, t
     assert -1 < mean <= 1
     assert 1 <= rank <= 20
     assert 0 <= alignment <= 4
+
+
+@pytest.mark.slow
+def test_pairs_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    pairs, output = write_pairs(tmp_path / "faq.jsonl"), tmp_path / "faq"
+    command = ["train", "--pairs", pairs, "--base", tiny_folder, "--output", output, "--set", "data.query_tokens=24"]
+    code, _, err = run(*command, "--set", "contrast.steps=2")
+    assert code == 0, err
+    made = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    assert made["data"]["sources"][0]["name"] == "faq"
+    assert (made["data"]["query_tokens"], made["contrast"]["steps"], made["reconstruct"]) == (24, 2, None)
+    assert (output / "contrast" / "model" / "README.md").is_file()
+    code, _, err = run("train", output / "recipe.yaml")
+    assert code == 0, err
+    assert "finished before" in err
+    assert run(*command)[0] == 2, "the recipe that is there is another"
+
+
+def test_pairs_and_a_recipe_are_not_mixed(run: Run, recipe: Path, tmp_path: Path) -> None:
+    for command in (["--pairs", "a.jsonl"], [recipe, "--base", "smollm2-135m"], ["--output", tmp_path / "x"]):
+        code, _, err = run("train", *command)
+        assert code == 2
+        assert "or else all of --pairs FILE, --base MODEL and --output DIR" in err
+    missing = ["--pairs", tmp_path / "none.jsonl", "--base", "smollm2-135m", "--output", tmp_path / "x"]
+    code, _, err = run("train", *missing)
+    assert code == 2
+    assert "none.jsonl" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_steps_follow_the_number_of_pairs() -> None:
+    steps = [default_contrast(pairs)["steps"] for pairs in (10, 1000, 10**6)]
+    assert steps == [30, 94, 1000]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, f"{anchorembed.__version__}\n")
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ def write(path: Path, text: str) -> Path:
 
 def test_defaults_are_the_paper_s() -> None:
     recipe = parse_recipe(GOOD)
+    assert recipe.reconstruct is None, "evidence is against it: results/README.md"
+    recipe = parse_recipe(GOOD | {"reconstruct": {}})
     assert recipe.reconstruct is not None
     assert recipe.contrast is not None
     assert (recipe.reconstruct.learning_rate, recipe.reconstruct.warmup_steps) == (4e-5, 300)

@@ -17,11 +17,12 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+import anchorembed
 from anchorembed.config import Recipe, read_as, read_recipe, show_config
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
 from anchorembed.system.files import to_json
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=value.", show_default=False)]
@@ -46,8 +47,18 @@ class _Messages(logging.Handler):
 _MESSAGES = _Messages()
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        _print(anchorembed.__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _show_messages() -> None:
+def _show_messages(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
+    ] = False,
+) -> None:
     """Print what the package logs; of several processes the first prints all of it, the others only warnings."""
     logger = logging.getLogger("anchorembed")
     logger.setLevel(logging.INFO)
@@ -65,9 +76,25 @@ def _print_prompt(asked: bool) -> None:
 
 
 @app.command()
-def train(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
-    """Train both stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
-    resolved = _resolve(recipe, set_, show, skip_bad)
+def train(
+    recipe: RecipeFile = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="File of pairs, instead of a recipe; several times for several.", show_default=False),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="With --pairs: the model to start from.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="With --pairs: folder of recipe and models.")
+    ] = None,
+    set_: Set = None,
+    show: Show = False,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train the stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
+    if pairs or base or output:
+        resolved = _of_pairs(recipe, pairs, base, output, [*(set_ or ()), *_skipping(skip_bad)], show)
+    else:
+        resolved = _resolve(recipe, set_, show, skip_bad)
     if resolved is None:
         return
     from anchorembed.train import run as training
@@ -528,11 +555,32 @@ def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_ba
             raise InputError("a recipe is needed, for example recipes/demo.yaml. --show-config prints every key.")
         _print(show_config())
         return None
-    recipe = read_recipe(path, [*(overrides or ()), *(["data.skip_bad=true"] if skip_bad else [])])
+    recipe = read_recipe(path, [*(overrides or ()), *_skipping(skip_bad)])
     if show:
         _print(show_config(recipe))
         return None
     return recipe
+
+
+def _of_pairs(
+    recipe: Path | None, pairs: list[str] | None, base: str | None, output: Path | None, set_: list[str], show: bool
+) -> Recipe | None:
+    """Make and write the recipe of some pairs, or print its configuration and return None."""
+    if recipe is not None or not pairs or base is None or output is None:
+        raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and --output DIR.")
+    from anchorembed.train.default_recipe import recipe_of_pairs, write_recipe
+
+    made = recipe_of_pairs(pairs, base, output, set_)
+    if show:
+        _print(show_config(made))
+        return None
+    write_recipe(output / "recipe.yaml", made, "train")
+    return made
+
+
+def _skipping(skip_bad: bool) -> list[str]:
+    """The override by which unusable lines are dropped."""
+    return ["data.skip_bad=true"] if skip_bad else []
 
 
 def _command() -> str:

@@ -342,7 +342,7 @@ class Recipe(Section):
 
     data: Data = Field(description="The pairs.")
     model: Model = Field(Model(), description="The decoder to start from.")
-    reconstruct: Reconstruct | None = Field(Reconstruct(), description="Stage I; null leaves it out.")
+    reconstruct: Reconstruct | None = Field(None, description="Stage I; null leaves it out, {} has the paper's values.")
     contrast: Contrast | None = Field(Contrast(), description="Stage II; null leaves it out.")
     output: Place = Field(description="Run folder: models, checkpoints, logs.")
     seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")

@@ -6,7 +6,6 @@ takes.
 """
 
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe, parse_recipe, show_config
+from anchorembed.config import Recipe, parse_recipe
 from anchorembed.curate.keep_queries import LOST, Query, drop_useless, found_again, held_out_rows
 from anchorembed.curate.mine import by_bm25, by_embedder
 from anchorembed.curate.prompt import Prompt, read_prompt
@@ -26,11 +25,10 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
 from anchorembed.system.files import lock_folder, whole_folder, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
+from anchorembed.train.default_recipe import default_contrast, write_recipe
 from anchorembed.train.run import train
 
 _log = logging.getLogger(__name__)
-
-_BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000  # of training
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +126,18 @@ def fit(
         write_jsonl(output / "data" / "pairs.jsonl", rows)
         _write_test(output / "data" / "held-out-documents", documents, to_test)
         recipe = recipe_of(base, output, len(pairs), overrides)
-        _write_recipe(output / "recipe.yaml", recipe)
+        write_recipe(output / "recipe.yaml", recipe, "fit")
     model = train(recipe)
     return Fitted(model, output / "recipe.yaml", written, dropped, len(pairs), len(to_test))
 
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
-    """The recipe of so many pairs: contrastive learning alone, three times over them within 30 to 1,000 steps."""
-    batch = min(_BATCH, max(2, pairs // 4))  # few pairs fill several steps an epoch, so that little is left over
-    steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
-    contrast: dict[str, Any] = {"steps": steps, "batch_size": batch, "warmup_steps": steps // 10}
-    contrast |= {"learning_rate": 1e-3, "scale": 20.0}
-    contrast |= {"evaluate_every": 0, "evaluate_on": [str(output / "data" / "held-out-documents")]}
+    """The recipe of so many pairs: contrastive learning alone, measured on the held-out documents' queries."""
     source = {"name": "written", "path": str(output / "data" / "pairs.jsonl")}
     values: dict[str, Any] = {
         "data": {"sources": [source], "query_tokens": 128, "held_out": 0},
         "model": {"name": base},
-        "reconstruct": None,
-        "contrast": contrast,
+        "contrast": default_contrast(pairs) | {"evaluate_on": [str(output / "data" / "held-out-documents")]},
         "output": str(output),
     }
     return parse_recipe(values, overrides=overrides)
@@ -205,18 +197,3 @@ def _write_test(folder: Path, documents: Sequence[Document], queries: Sequence[Q
         rows = ({"_id": name, "text": query.text} for name, query in zip(ids, queries, strict=True))
         write_jsonl(partial_folder / "queries.jsonl", rows)
         write_file(partial_folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
-
-
-def _write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write a recipe, unless another one is there.
-
-    Raises:
-        InputError: if another one is there: the user may have changed it.
-    """
-    text = f"# Made by `anchorembed fit`. To train it: anchorembed train {path}\n{show_config(recipe)}"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
-            "train by this command, delete it, or choose another --output."
-        )
-    write_file(path, text)

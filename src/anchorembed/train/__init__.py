@@ -4,5 +4,5 @@ Pure functions first: `cross_entropy`, `decoding`, `contrastive_losses`, `gradca
 `prepare` (data and model of a recipe), `stage` (what a stage is), `reconstruction_module` and `reconstruct` (Stage I),
 `contrast` (Stage II). Then what runs them: `memory_estimate` and `memory` (does it fit), `checkpoint`, `plan` (what may
 be continued), `loop` (the steps), `together` (several processes), `verdict` (whether training helped), `run`
-(both stages) and `profile` (where a step's time goes).
+(both stages), `default_recipe` (of pairs and a model alone) and `profile` (where a step's time goes).
 """

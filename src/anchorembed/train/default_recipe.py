@@ -1,0 +1,65 @@
+"""The recipe of someone who names pairs and a model alone: contrastive learning, with steps by the number of pairs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anchorembed.config import Recipe, parse_recipe, show_config
+from anchorembed.errors import InputError
+from anchorembed.system.files import write_file
+from anchorembed.train.prepare import open_pairs
+
+_BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
+
+
+def default_contrast(pairs: int) -> dict[str, Any]:
+    """Settings of Stage II for so many pairs: three times over them, within 30 to 1,000 steps."""
+    batch = min(_BATCH, max(2, pairs // 4))  # few pairs fill several steps an epoch, so that little is left over
+    steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
+    return {
+        "steps": steps,
+        "batch_size": batch,
+        "warmup_steps": steps // 10,
+        "learning_rate": 1e-3,
+        "scale": 20.0,
+        "evaluate_every": 0,
+    }
+
+
+def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that trains a model on some files of pairs.
+
+    Args:
+        paths: as `data.sources.path` of a recipe.
+        base: the model to start from.
+        output: folder of the run.
+        overrides: ``a.b=value`` of the recipe.
+
+    Raises:
+        InputError: if the pairs cannot be read, or an override is wrong.
+    """
+    names = [Path(path).name.split(".")[0] for path in paths]
+    names = names if len(set(names)) == len(names) else list(paths)
+    values: dict[str, Any] = {
+        "data": {"sources": [{"name": name, "path": path} for name, path in zip(names, paths, strict=True)]},
+        "model": {"name": base},
+        "output": str(output),
+    }
+    pairs = len(open_pairs(parse_recipe(values, "--pairs", overrides)))
+    return parse_recipe(values | {"contrast": default_contrast(pairs)}, "--pairs", overrides)
+
+
+def write_recipe(path: Path, recipe: Recipe, verb: str) -> None:
+    """Write a recipe that a verb made, unless another one is there.
+
+    Raises:
+        InputError: if another one is there: the user may have changed it.
+    """
+    text = f"# Made by `anchorembed {verb}`. To train it: anchorembed train {path}\n{show_config(recipe)}"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
+            "train by this command, delete it, or choose another --output."
+        )
+    write_file(path, text)
