@@ -172,6 +172,22 @@ def test_windows_are_bounded_by_characters(embedder: Embedder, monkeypatch: pyte
     assert [len(window) for window in embedder.stream(long)] == [4, 4, 1]
 
 
+def test_names_that_users_know(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(40, 48), instruction="find code")
+    some = texts(7)
+    queries, documents = embedder.encode(some, "query"), embedder.encode(some)
+    for batch_size in (None, 1, 3):
+        np.testing.assert_allclose(embedder.encode_query(some, batch_size=batch_size), queries, atol=1e-6)
+        np.testing.assert_allclose(embedder.encode_document(some, batch_size=batch_size), documents, atol=1e-6)
+    np.testing.assert_allclose(embedder.encode_query(some[0]), queries[0], atol=1e-6)
+    np.testing.assert_allclose(embedder.embed_query(some[0]), queries[0], atol=1e-6)
+    np.testing.assert_allclose(embedder.embed_documents(some), documents, atol=1e-6)
+    np.testing.assert_allclose(embedder.similarity(queries, 2 * documents), queries @ documents.T, atol=1e-6)
+    assert embedder.similarity(queries[0], documents).shape == (1, 7)
+    assert embedder.encode_document([]).shape == (0, 32)
+    assert embedder.device == torch.device("cpu")
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

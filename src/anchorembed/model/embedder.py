@@ -34,7 +34,7 @@ from anchorembed.model.reproduce import check_reproduced, measure_scales, own_lo
 from anchorembed.model.smaller import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.template import Prompts, Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
-from anchorembed.model.vectors import Side
+from anchorembed.model.vectors import Floats, Side, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
 
@@ -147,6 +147,11 @@ class Embedder(nn.Module):
         """H, the length of an embedding."""
         return self.backbone.hidden_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.backbone.device
+
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the names and values of all weights, computed once, at the first use."""
@@ -226,6 +231,45 @@ class Embedder(nn.Module):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if self._scales(normalize) else vectors.numpy()
+
+    # --- By the names that sentence-transformers and LangChain have ---
+
+    def encode_query(self, texts: str | Sequence[str], batch_size: int | None = None) -> Floats:
+        """Embed queries, as `SentenceTransformer.encode_query` does: float32 [N, H], or [H] of one string.
+
+        Args:
+            texts: one or several.
+            batch_size: most texts computed at once; by default as many as the token budget of the device holds.
+        """
+        return self._encode_side(texts, "query", batch_size)
+
+    def encode_document(self, texts: str | Sequence[str], batch_size: int | None = None) -> Floats:
+        """Embed documents, as `encode_query` does queries."""
+        return self._encode_side(texts, "document", batch_size)
+
+    def similarity(self, first_NH: Floats, second_MH: Floats) -> Floats:
+        """Cosines of all pairs of vectors, [N, M]."""
+        return np.asarray(unit_rows(np.atleast_2d(first_NH)) @ unit_rows(np.atleast_2d(second_MH)).T)
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a query, as LangChain's vector stores ask for it."""
+        return [float(value) for value in self.encode_query(text)]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents, as LangChain's vector stores ask for them."""
+        vectors: list[list[float]] = self.encode_document(texts).tolist()
+        return vectors
+
+    def _encode_side(self, texts: str | Sequence[str], side: Side, batch_size: int | None) -> Floats:
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        size = batch_size or max(1, len(listed))
+        windows = [
+            window
+            for start in range(0, len(listed), size)
+            for window in self.stream(listed[start : start + size], side)
+        ]
+        vectors_NH = np.concatenate(windows) if windows else np.zeros((0, self.dimension), np.float32)
+        return vectors_NH[0] if isinstance(texts, str) else vectors_NH
 
     def _scales(self, normalize: bool | None) -> bool:
         """Whether vectors are scaled to unit length, for ``normalize`` as `encode` takes it."""
