@@ -13,6 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed.config import Recipe
@@ -23,7 +25,7 @@ from anchorembed.curate.mine import Mined, Rules
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus, read_texts
 from anchorembed.data.pairs import read_pairs
-from anchorembed.errors import InputError, extra
+from anchorembed.errors import InputError, extra, first_line
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder, describe, find_metadata
@@ -37,6 +39,8 @@ from anchorembed.search.vector_cache import VectorCache, vector_table
 from anchorembed.system.files import cache_folder, hash_texts, whole_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.prepare import open_pairs, own_template
+from anchorembed.train.read import NEUTRAL, Reading
+from anchorembed.train.read import read as read_vector
 
 if TYPE_CHECKING:  # these need packages of an extra, which only the verb that uses them imports
     from anchorembed.evaluate.metrics import RankingScores
@@ -285,6 +289,54 @@ def search(
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance)
     return SearchResult(opened.search(embedder, query, top_k), Path(index), reused)
+
+
+def read(
+    model: str | Path,
+    text: str | None = None,
+    *,
+    other: str = NEUTRAL[0],
+    side: Side = "document",
+    vectors: str | Path | None = None,
+    id_: str | None = None,
+) -> Reading:
+    """What a text's vector says, or a stored one: its bag's words, and what the decoder writes, beside another text's.
+
+    Args:
+        model: as in `evaluate`.
+        text: to embed; with ``vectors`` it is only measured how likely the stored vector makes it.
+        other: a text to compare with.
+        side: query or document.
+        vectors: Parquet file as `encode` writes it, of float vectors.
+        id_: which vector of that file.
+
+    Raises:
+        InputError: as `train.read.read` does, and for a file or id that gives no float vector.
+    """
+    vector_H = None
+    if vectors is not None:
+        if id_ is None:
+            raise InputError(f"{vectors}: which vector is to be read? Give its id: --id ID")
+        vector_H = _stored_vector(Path(vectors), id_)
+    return read_vector(Embedder.load(model), text, other=other, side=side, vector_H=vector_H)
+
+
+def _stored_vector(path: Path, id_: str) -> Floats:
+    """One vector of a Parquet file with columns ``id`` and ``vector``, [H]."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Name a Parquet file that encode has written.")
+    try:
+        rows = pq.read_table(path, columns=["id", "vector"], filters=[("id", "==", id_)])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({first_line(error)}). Name a Parquet file that encode has written."
+        ) from error
+    kind = rows.schema.field("vector").type
+    if not (hasattr(kind, "value_type") and pa.types.is_floating(kind.value_type)):
+        raise InputError(f"{path}: its vectors are {kind}, and only floats can be read. Encode the texts as floats.")
+    if not len(rows):
+        raise InputError(f"{path}: no vector has the id {id_!r}. Give one that the file has.")
+    return np.array(rows["vector"][0].as_py(), np.float32)
 
 
 @contextmanager

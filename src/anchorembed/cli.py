@@ -301,6 +301,35 @@ def search(
 
 
 @app.command()
+def read(
+    model: ModelName,
+    text: Annotated[str | None, typer.Argument(help="Text to embed and read.", show_default=False)] = None,
+    other: Annotated[
+        str | None, typer.Option(help="Text to compare with; by default a neutral one.", show_default=False)
+    ] = None,
+    side: SideOption = "document",
+    vectors: Annotated[
+        Path | None, typer.Option(help="Read a vector of this Parquet file instead.", show_default=False)
+    ] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Which vector of the file.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a vector says: its likeliest words, and what the decoder writes from it alone."""
+    from dataclasses import asdict
+
+    from anchorembed.api import read as run
+
+    reading = run(model, text, vectors=vectors, id_=id_, side=side, **({} if other is None else {"other": other}))
+    if as_json:
+        _print_json(asdict(reading) | {"is_read": reading.is_read})
+        return
+    for title, said in (("the vector", reading.own), (f"that of {reading.other!r}", reading.against)):
+        words = ", ".join(f"{word} {100 * share:.2g} %" for word, share in said.words)
+        _print(f"{title}\n  likeliest words: {words}\n  the decoder writes: {said.writes!r}")
+    _print(reading.verdict)
+
+
+@app.command()
 def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Write a sentence-transformers folder, reloaded and compared."""
     from anchorembed.export.folder import export as run
