@@ -339,6 +339,26 @@ def _stored_vector(path: Path, id_: str) -> Floats:
     return np.array(rows["vector"][0].as_py(), np.float32)
 
 
+def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | None = None) -> Path:
+    """Write a run's page, one HTML file with scores, curves, searches, maps and what a vector says; returns its path.
+
+    Args:
+        run: recipe or output folder, as in `page.of_run.page_of_run`.
+        pairs: file of pairs that were not trained on; by default those that the recipe holds out.
+        out: file to write; by default ``page.html`` in the output folder.
+
+    Raises:
+        InputError: as `page_of_run` does, and where the packages of the extra ``compare`` are not installed.
+    """
+    with extra("compare"):
+        from anchorembed.page.of_run import page_of_run
+        from anchorembed.page.write import write_page
+    if out is not None:
+        _check_out(Path(out))
+    shown, output = page_of_run(Path(run), Path(pairs) if pairs else None)
+    return write_page(shown, Path(out) if out else output / "page.html")
+
+
 @contextmanager
 def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar of ``total`` texts or pairs; yields what moves it by a number of them."""

@@ -330,6 +330,22 @@ def read(
 
 
 @app.command()
+def page(
+    run: Annotated[Path, typer.Argument(help="Recipe of a finished run, or its output folder.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: page.html in the output folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a page of what training did: scores, curves, searches, maps of vectors, what a vector says."""
+    from anchorembed.api import page as write
+
+    _print(str(write(run, pairs=pairs, out=out)))
+
+
+@app.command()
 def export(model: ModelName, out: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Write a sentence-transformers folder, reloaded and compared."""
     from anchorembed.export.folder import export as run
