@@ -66,7 +66,10 @@ def test_every_model_has_its_part(page: Page) -> None:
     assert [chart.title.split(":")[0] for chart in page.charts] == ["Stage II", "Stage II", "Stage I", "Stage I"]
     assert len(page.searches) == 3
     for search in page.searches:
-        assert list(search.hits) == [models[0], models[-1]]
+        assert list(search.hits) == list(search.ranks) == [models[0], models[-1]]
+        assert [search.ranks[name] <= 3 for name in search.hits] == [
+            any(hit.is_relevant for hit in hits) for hits in search.hits.values()
+        ]
         for hits in search.hits.values():
             assert len(hits) == 3
             assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)

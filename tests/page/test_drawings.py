@@ -32,7 +32,8 @@ def test_a_chart_shows_each_point_where_it_is(points: list[tuple[float, float]])
     down = [float(circle.attrib["cy"]) for circle in circles[: len(points)]]
     assert sorted(range(len(points)), key=lambda i: points[i][0]) == sorted(range(len(points)), key=lambda i: across[i])
     assert sorted(range(len(points)), key=lambda i: -points[i][1]) == sorted(range(len(points)), key=lambda i: down[i])
-    assert (circles[0][0].text or "").startswith(f"one {EVIL}\nstep {points[0][0]}")
+    assert (circles[0][0].text or "").startswith(f"one {EVIL} step {points[0][0]}")
+    assert len([part for part in svg if part.text == "two"]) == 1
     assert svg.attrib["aria-label"] == f"loss {EVIL}"
 
 

@@ -37,10 +37,11 @@ class PageHit:
 
 @dataclass(frozen=True, slots=True)
 class PageSearch:
-    """A query, with each model's hits by the model's name."""
+    """A query, with each model's hits by the model's name, and the rank of the first document that answers it."""
 
     query: str
     hits: dict[str, list[PageHit]]
+    ranks: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def contents(
     shown = spread(collection, _ON_MAP)
     searched = spread(collection, _SEARCHES)
     (_, text), (_, other) = (searched * 2)[:2]
-    searches = [PageSearch(query.text, {}) for query, _ in searched]
+    searches = [PageSearch(query.text, {}, {}) for query, _ in searched]
     maps: dict[str, VectorMap] = {}
     readings: dict[str, Reading] = {}
     for name, model in models.items():
@@ -124,7 +125,9 @@ def contents(
         )
         if name in (next(iter(models)), list(models)[-1]):
             for search, (query, _) in zip(searches, searched, strict=True):
-                search.hits[name] = _hits(collection, query.id, cosines(of_query[query.id], documents_DH))
+                ranked = _ranked(collection, query.id, cosines(of_query[query.id], documents_DH))
+                search.hits[name] = ranked[:_HITS]
+                search.ranks[name] = 1 + next(place for place, hit in enumerate(ranked) if hit.is_relevant)
         readings[name] = read(embedder, text.text, other=other.text)
     scores = {name: dict(row) for name, row in rows.items()}
     texts = (text.text[:_SHOWN], other.text[:_SHOWN])
@@ -160,16 +163,14 @@ def vector_map(pairs: Sequence[tuple[Document, Document]], queries_NH: Floats, d
     return VectorMap(points[: len(pairs)], points[len(pairs) :], texts, share)
 
 
-def _hits(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
-    """The nearest documents; equal scores by id."""
-    documents = list(collection.documents)
-    order = sorted(range(len(documents)), key=lambda place: (-scores_D[place], documents[place].id))[:_HITS]
+def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
+    """All documents, the nearest first; equal scores by id."""
     right = relevant(collection.qrels.get(query, {}))
-    nearest = [(documents[place], float(scores_D[place])) for place in order]
-    return [
-        PageHit(document.id, " ".join(document.text.split())[:_SHOWN], score, document.id in right)
-        for document, score in nearest
+    hits = [
+        PageHit(document.id, " ".join(document.text.split())[:_SHOWN], float(score), document.id in right)
+        for document, score in zip(collection.documents, scores_D, strict=True)
     ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
 _CHARTS = {  # title: stage, and the name of each curve's metric

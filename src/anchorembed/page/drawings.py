@@ -12,7 +12,7 @@ _KINDS = 4  # of curves, which differ in colour and dashes
 
 
 def line_chart(chart: Chart) -> str:
-    """Curves over steps, each with its name in a legend."""
+    """Curves over steps, each with its name, if it has one, in a legend."""
     points = [point for curve in chart.curves.values() for point in curve]
     (left, right), (low, high) = (_range([point[axis] for point in points]) for axis in (0, 1))
 
@@ -22,7 +22,7 @@ def line_chart(chart: Chart) -> str:
             _HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    legend = 20 * len(chart.curves)
+    legend = 20 * sum(map(bool, chart.curves))
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + legend}" role="img" aria-label="{escape(chart.title)}">']
     for value in ticks(low, high):
         _, y = at(left, value)
@@ -36,9 +36,10 @@ def line_chart(chart: Chart) -> str:
         kind, y = f"kind{number % _KINDS}", _HEIGHT + 20 * number + 12
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in curve))
         parts.append(f'<polyline class="curve {kind}" points="{path}"/>')
-        parts += (_dot(kind, *at(*point), f"{name}\nstep {point[0]:g}: {point[1]:.4g}") for point in curve)
-        parts.append(f'<path class="curve {kind}" d="M{_LEFT} {y}h30"/>')
-        parts.append(f'<text x="{_LEFT + 38}" y="{y + 4}">{escape(name)}</text>')
+        parts += (_dot(kind, *at(*point), f"{name} step {point[0]:g}: {point[1]:.4g}".strip()) for point in curve)
+        if name:
+            parts.append(f'<path class="curve {kind}" d="M{_LEFT} {y}h30"/>')
+            parts.append(f'<text x="{_LEFT + 38}" y="{y + 4}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 

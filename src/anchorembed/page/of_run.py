@@ -40,7 +40,7 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     lengths = trained.lengths if trained else None  # the base model's texts are cut alike
     for name, model in models.items():
         rows[name] = evaluate_collection(cached_encoder(Embedder.load(model, lengths=lengths)), collection).mean
-    notes = [f"{len(collection.queries)} held-out queries, {len(collection.documents)} documents; {output}"]
+    notes = [f"{len(collection.queries)} held-out queries, {len(collection.documents)} documents."]
     return contents(f"What training did: {output.name}", notes, models, collection, rows, {"": output}, lengths), output
 
 
