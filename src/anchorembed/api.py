@@ -195,12 +195,12 @@ def mine(
 
 
 def score(embedder: Embedder, collection: Collection) -> "RankingScores":
-    """Score an embedder on a collection, with a progress bar; it needs the extra ``eval``."""
+    """Score an embedder on a collection, with a progress bar; its vectors are cached. It needs the extra ``eval``."""
     with extra("eval"):
         from anchorembed.evaluate.task_types import evaluate_collection
-    total = len(collection.documents) + len(collection.queries)
-    with _bar(f"embedding {collection.name}", total) as advance:
-        return evaluate_collection(partial(embedder.encode, progress=advance), collection)
+    vectors = VectorCache(embedder, cache_folder() / "vectors")
+    with _bar(f"embedding {collection.name}", len(collection.documents) + len(collection.queries)) as advance:
+        return evaluate_collection(lambda texts, side: vectors.vectors(texts, side, None, advance), collection)
 
 
 def encode(

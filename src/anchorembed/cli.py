@@ -88,16 +88,21 @@ def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, sk
 
 
 @app.command()
-def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> None:
+def demo(
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    show: Show = False,
+    minutes: Annotated[float, typer.Option(min=0, help="About so long in all; 0 keeps the recipe's steps.")] = 10,
+) -> None:
     """Harvest docstrings, train with and without Stage I, measure, export and search."""
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    with extra("eval,search,gguf"):
+    with extra("compare,search,gguf"):
         from anchorembed import demo as module
 
     with _resumable():
-        module.show(module.demo(resolved, module.harvest(resolved.output)), Console())
+        module.show(module.run(resolved, minutes), Console())
 
 
 @app.command()

@@ -114,18 +114,13 @@ def contents(
     for name, model in models.items():
         embedder = Embedder.load(model, lengths=lengths)
         embed = cached_encoder(embedder)
-        documents_DH = embed([document.text for document in collection.documents], "document")
-        queries_QH = embed([query.text for query in collection.queries], "query")
-        places = {document.id: place for place, document in enumerate(collection.documents)}
-        of_query = {query.id: queries_QH[place] for place, query in enumerate(collection.queries)}
-        maps[name] = vector_map(
-            shown,
-            np.array([of_query[query.id] for query, _ in shown]),
-            documents_DH[[places[document.id] for _, document in shown]],
-        )
+        queries_NH = embed([query.text for query, _ in shown], "query")
+        maps[name] = vector_map(shown, queries_NH, embed([document.text for _, document in shown], "document"))
         if name in (next(iter(models)), list(models)[-1]):
-            for search, (query, _) in zip(searches, searched, strict=True):
-                ranked = _ranked(collection, query.id, cosines(of_query[query.id], documents_DH))
+            documents_DH = embed([document.text for document in collection.documents], "document")
+            searching_NH = embed([query.text for query, _ in searched], "query")
+            for search, (query, _), query_H in zip(searches, searched, searching_NH, strict=True):
+                ranked = _ranked(collection, query.id, cosines(query_H, documents_DH))
                 search.hits[name] = ranked[:_HITS]
                 search.ranks[name] = 1 + next(place for place, hit in enumerate(ranked) if hit.is_relevant)
         readings[name] = read(embedder, text.text, other=other.text)
