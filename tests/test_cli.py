@@ -106,6 +106,20 @@ def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, t
     assert 0 <= alignment <= 4
 
 
+def test_read_prints_what_two_vectors_say(run: Run, tiny_folder: Path) -> None:
+    code, out, err = run("read", tiny_folder, "sort a list", "--other", "open [a] file")
+    assert code == 0, err
+    assert out.count("likeliest words: ") == out.count("the decoder writes: ") == 2
+    assert "that of 'open [a] file'" in out
+    assert "nats a token" in out.splitlines()[-1]
+    code, out, err = run("read", tiny_folder, "sort a list", "--json")
+    assert code == 0, err
+    assert {"own", "against", "ratio", "is_read"} <= json.loads(out).keys()
+    code, out, err = run("read", tiny_folder)
+    assert (code, out) == (2, "")
+    assert "a text is missing" in err
+
+
 @pytest.mark.slow
 def test_pairs_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     pairs, output = write_pairs(tmp_path / "faq.jsonl"), tmp_path / "faq"

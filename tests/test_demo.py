@@ -110,7 +110,7 @@ def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: 
 
 def test_the_last_screen_shows_brackets_as_they_are(made: Harvest) -> None:
     empty = DemoResult(
-        read_collection(made.collection), {}, [("Join [/tmp] and list[int]", [])], Path("[/a]"), Path("b"), 1.0
+        read_collection(made.collection), {}, [("Join [/tmp] and list[int]", [])], Path("[/a]"), Path("b"), {}
     )
     means = dict.fromkeys(METRICS, 0.5)
     names = ("chance", "contrastive only", "Stage I + contrastive")

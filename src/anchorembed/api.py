@@ -13,6 +13,10 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from anchorembed.config import Recipe
 from anchorembed.curate import check as checking
 from anchorembed.curate import mine as mining
@@ -23,7 +27,7 @@ from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus, read_texts
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.data.store import SourceFile, open_store
-from anchorembed.errors import InputError, extra
+from anchorembed.errors import InputError, extra, first_line
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder, describe, find_metadata
@@ -32,13 +36,15 @@ from anchorembed.model.load import load_config, load_tokenizer
 from anchorembed.model.smaller import StoredPrecision, cut, vector_format, vector_formats
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
-from anchorembed.model.vectors import Side
+from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.columns import made_by, read_made_by, vector_batch, write_vectors
 from anchorembed.search.ray import Job, encode_by_ray
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder, hash_texts, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.prepare import open_pairs, own_template
+from anchorembed.train.read import NEUTRAL, Reading
+from anchorembed.train.read import read as read_vector
 
 if TYPE_CHECKING:  # these need packages of an extra, which only the verb that uses them imports
     from anchorembed.evaluate.metrics import RankingScores
@@ -211,12 +217,12 @@ def _rows(pairs: Iterator[TextPair], progress: Callable[[int], None]) -> Iterato
 
 
 def score(embedder: Embedder, collection: Collection) -> "RankingScores":
-    """Score an embedder on a collection, with a progress bar; it needs the extra ``eval``."""
+    """Score an embedder on a collection, with a progress bar; its vectors are cached. It needs the extra ``eval``."""
     with extra("eval"):
         from anchorembed.evaluate.task_types import evaluate_collection
-    total = len(collection.documents) + len(collection.queries)
-    with _bar(f"embedding {collection.name}", total) as advance:
-        return evaluate_collection(partial(embedder.encode, progress=advance), collection)
+    vectors = VectorCache(embedder, cache_folder() / "vectors")
+    with _bar(f"embedding {collection.name}", len(collection.documents) + len(collection.queries)) as advance:
+        return evaluate_collection(lambda texts, side: vectors.vectors(texts, side, None, advance), collection)
 
 
 def encode(  # noqa: PLR0913 - the options of a verb
@@ -315,6 +321,74 @@ def search(
     with _bar("indexing", None) as advance:
         opened, reused = open_or_build(embedder, corpus, Path(index), progress=advance, form=form)
     return SearchResult(opened.search(embedder, query, top_k), Path(index), reused)
+
+
+def read(
+    model: str | Path,
+    text: str | None = None,
+    *,
+    other: str = NEUTRAL[0],
+    side: Side = "document",
+    vectors: str | Path | None = None,
+    id_: str | None = None,
+) -> Reading:
+    """What a text's vector says, or a stored one: its bag's words, and what the decoder writes, beside another text's.
+
+    Args:
+        model: as in `evaluate`.
+        text: to embed; with ``vectors`` it is only measured how likely the stored vector makes it.
+        other: a text to compare with.
+        side: query or document.
+        vectors: Parquet file as `encode` writes it, of float vectors.
+        id_: which vector of that file.
+
+    Raises:
+        InputError: as `train.read.read` does, and for a file or id that gives no float vector.
+    """
+    vector_H = None
+    if vectors is not None:
+        if id_ is None:
+            raise InputError(f"{vectors}: which vector is to be read? Give its id: --id ID")
+        vector_H = _stored_vector(Path(vectors), id_)
+    return read_vector(Embedder.load(model), text, other=other, side=side, vector_H=vector_H)
+
+
+def _stored_vector(path: Path, id_: str) -> Floats:
+    """One vector of a Parquet file with columns ``id`` and ``vector``, [H]."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Name a Parquet file that encode has written.")
+    try:
+        rows = pq.read_table(path, columns=["id", "vector"], filters=[("id", "==", id_)])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({first_line(error)}). Name a Parquet file that encode has written."
+        ) from error
+    kind = rows.schema.field("vector").type
+    if not (hasattr(kind, "value_type") and pa.types.is_floating(kind.value_type)):
+        raise InputError(f"{path}: its vectors are {kind}, and only floats can be read. Encode the texts as floats.")
+    if not len(rows):
+        raise InputError(f"{path}: no vector has the id {id_!r}. Give one that the file has.")
+    return np.array(rows["vector"][0].as_py(), np.float32)
+
+
+def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | None = None) -> Path:
+    """Write a run's page, one HTML file with scores, curves, searches, maps and what a vector says; returns its path.
+
+    Args:
+        run: recipe or output folder, as in `page.of_run.page_of_run`.
+        pairs: file of pairs that were not trained on; by default those that the recipe holds out.
+        out: file to write; by default ``page.html`` in the output folder.
+
+    Raises:
+        InputError: as `page_of_run` does, and where the packages of the extra ``compare`` are not installed.
+    """
+    with extra("compare"):
+        from anchorembed.page.of_run import page_of_run
+        from anchorembed.page.write import write_page
+    if out is not None:
+        _check_out(Path(out))
+    shown, output = page_of_run(Path(run), Path(pairs) if pairs else None)
+    return write_page(shown, Path(out) if out else output / "page.html")
 
 
 @contextmanager

@@ -128,16 +128,21 @@ def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, sk
 
 
 @app.command()
-def demo(recipe: RecipeFile = None, set_: Set = None, show: Show = False) -> None:
+def demo(
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    show: Show = False,
+    minutes: Annotated[float, typer.Option(min=0, help="About so long in all; 0 keeps the recipe's steps.")] = 10,
+) -> None:
     """Harvest docstrings, train with and without Stage I, measure, export and search."""
     resolved = _resolve(recipe, set_, show, skip_bad=False)
     if resolved is None:
         return
-    with extra("eval,search,gguf"):
+    with extra("compare,search,gguf"):
         from anchorembed import demo as module
 
     with _resumable():
-        module.show(module.demo(resolved, module.harvest(resolved.output)), Console())
+        module.show(module.run(resolved, minutes), Console())
 
 
 @app.command()
@@ -419,6 +424,51 @@ def search(
         record = {"rank": hit.rank, "score": round(hit.score, 6), "id": hit.id, "text": hit.text}
         line = f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:100]}"
         _print_json(record) if as_json else _print(line)
+
+
+@app.command()
+def read(
+    model: ModelName,
+    text: Annotated[str | None, typer.Argument(help="Text to embed and read.", show_default=False)] = None,
+    other: Annotated[
+        str | None, typer.Option(help="Text to compare with; by default a neutral one.", show_default=False)
+    ] = None,
+    side: SideOption = "document",
+    vectors: Annotated[
+        Path | None, typer.Option(help="Read a vector of this Parquet file instead.", show_default=False)
+    ] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Which vector of the file.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a vector says: its likeliest words, and what the decoder writes from it alone."""
+    from dataclasses import asdict
+
+    from anchorembed.api import read as run
+
+    reading = run(model, text, vectors=vectors, id_=id_, side=side, **({} if other is None else {"other": other}))
+    if as_json:
+        _print_json(asdict(reading) | {"is_read": reading.is_read})
+        return
+    for title, said in (("the vector", reading.own), (f"that of {reading.other!r}", reading.against)):
+        words = ", ".join(f"{word} {100 * share:.2g} %" for word, share in said.words)
+        _print(f"{title}\n  likeliest words: {words}\n  the decoder writes: {said.writes!r}")
+    _print(reading.verdict)
+
+
+@app.command()
+def page(
+    run: Annotated[Path, typer.Argument(help="Recipe of a finished run, or its output folder.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: page.html in the output folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a page of what training did: scores, curves, searches, maps of vectors, what a vector says."""
+    from anchorembed.api import page as write
+
+    _print(str(write(run, pairs=pairs, out=out)))
 
 
 @app.command()

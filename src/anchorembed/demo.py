@@ -1,13 +1,17 @@
 """The demo: harvest docstrings, train with and without Stage I, measure on held-out packages, export, search.
 
-What an earlier run made is reused, and a message says so.
+It is sized to take about so many minutes on this machine, by the time that its first steps take. The sizes are kept in
+the output folder, so that an interrupted demo goes on with the same ones. What an earlier run made is reused, and a
+message says so.
 """
 
 import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,15 +27,22 @@ from anchorembed.evaluate.quick import subset
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
+from anchorembed.page.contents import Page, contents
+from anchorembed.page.write import write_page
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
-from anchorembed.system.progress import progress_bar
-from anchorembed.train.run import STAGES, train
+from anchorembed.system.progress import bars_on_terminals_only, progress_bar
+from anchorembed.train.loop import read_log
+from anchorembed.train.run import STAGES, contrast, reconstruct
+from anchorembed.train.sizing import ENOUGH, Sizes, fitting_sizes, measure, minutes_for, resized
 
 _log = logging.getLogger(__name__)
 
-DOCUMENTS = 500  # that the models are measured on
+DOCUMENTS = 500  # that the models are measured on, at most
 CLEARLY = 5.0  # times chance
+SIZES = "sizes.json"
+_EMBEDDINGS = 7  # texts embedded for each of the documents: with its query by three models, in the index, on the map
+_MEASURED = 32  # documents embedded to see how long that takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +54,53 @@ class ModelScores:
 
 
 @dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a demo of ``asked`` minutes does; ``enough`` and ``longer`` are the minutes that do more.
+
+    The first of these are expected to end clearly above chance, the second train Stage II twice as long.
+    """
+
+    asked: float
+    sizes: Sizes
+    enough: int
+    longer: int
+
+
+@dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the last screen shows."""
+    """What the last screen shows; ``longer`` are the minutes of a demo that trains longer, None if it was not sized."""
 
     collection: Collection
     rows: dict[str, ModelScores]
     searches: list[tuple[str, list[Hit]]]
     exported: Path
     run: Path
-    minutes: float
+    models: dict[str, str]
+    minutes: float = 0.0
+    longer: int | None = None
+    page: Path | None = None
+
+
+def run(recipe: Recipe, minutes: float) -> DemoResult:
+    """The whole demo: harvest, size, train, measure and write the page.
+
+    Args:
+        recipe: of both stages.
+        minutes: about so many in all; 0 keeps the recipe's steps.
+
+    Raises:
+        InputError: as `demo` does, and if the output folder was begun with other minutes.
+    """
+    started = time.monotonic()
+    with bars_on_terminals_only():
+        made = harvest(recipe.output)
+        _check(recipe)
+        sizing = size(recipe, made, minutes, started)
+        recipe = resized(recipe, sizing.sizes) if sizing else recipe
+        result = demo(recipe, made, sizing.sizes.documents if sizing else DOCUMENTS)
+        page = write_page(page_of(result), recipe.output / "page.html")
+    longer = sizing.longer if sizing else None
+    return replace(result, page=page, longer=longer, minutes=(time.monotonic() - started) / 60)
 
 
 def harvest(output: Path) -> Harvest:
@@ -69,44 +118,118 @@ def harvest(output: Path) -> Harvest:
     return made
 
 
-def demo(recipe: Recipe, made: Harvest) -> DemoResult:
-    """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
+def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Sizing | None:
+    """Measure first steps and size the demo, or read how it was sized when it was begun; None for 0 minutes.
 
     Raises:
-        InputError: if the recipe leaves a stage out, or the export would replace something else.
+        InputError: if it was begun with other minutes.
     """
-    started = time.monotonic()
+    path = recipe.output / SIZES
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if saved and saved["asked"] != minutes:
+        raise InputError(
+            f"{recipe.output}: its demo was begun with --minutes {saved['asked']:g}, not {minutes:g}. Give that, "
+            "delete the folder, or choose another: --set output=DIR"
+        )
+    if minutes <= 0:
+        return None
+    if saved:
+        sizing = Sizing(**saved | {"sizes": Sizes(**saved["sizes"])})
+        _log.info(f"sizes: as this demo was begun: {_described(recipe, sizing)}")
+        return sizing
+    texts = [document.text for document in list(read_collection(made.collection).documents)[:_MEASURED]]
+    with _training_quiet():
+        times, pairs = measure(_with_data(recipe, made), texts, lambda: time.monotonic() - started)
+    epochs = [max(1, pairs // stage.batch_size) for stage in (recipe.reconstruct, recipe.contrast) if stage]
+    most = (epochs[0], epochs[1], DOCUMENTS)
+    sizes = fitting_sizes(minutes, times, most, _EMBEDDINGS)
+    wanted = (ENOUGH, 2 * max(ENOUGH, sizes.contrast_steps))
+    sizing = Sizing(minutes, sizes, *(minutes_for(steps, times, most, _EMBEDDINGS) for steps in wanted))
+    write_file(path, to_json(asdict(sizing), indent=2) + "\n")
+    _log.info(f"sizes: {_described(recipe, sizing)}")
+    if not sizes.is_enough:
+        _log.warning(
+            f"sizes: {sizes.contrast_steps} steps of Stage II are hardly enough to get clearly above chance; "
+            f"--minutes {sizing.enough} would be, on this machine."
+        )
+    return sizing
+
+
+def _described(recipe: Recipe, sizing: Sizing) -> str:
+    sizes, stages = sizing.sizes, (recipe.reconstruct, recipe.contrast)
+    pairs = [stage.batch_size if stage else 0 for stage in stages]
+    return (
+        f"about {sizes.minutes:.0f} minutes (asked: {sizing.asked:g}) by the time of the first steps: "
+        f"{sizes.reconstruct_steps} steps of {pairs[0]} pairs of Stage I, {sizes.contrast_steps} of {pairs[1]} of "
+        f"Stage II, with and without it, measured on {sizes.documents} documents"
+    )
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse a recipe that leaves a stage out, and an export that would replace something else."""
     for stage in STAGES:
         if recipe.stage(stage) is None:
             raise InputError(f"recipe: {stage} is null, and the demo shows both stages. Give it settings.")
     exported = recipe.output / "export"
     if exported.exists() and read_metadata(exported) is None:
         raise InputError(f"{exported}: the demo exports to there, and this is no export of ours. Move it away.")
-    collection = subset(read_collection(made.collection), DOCUMENTS)
+
+
+def _with_data(recipe: Recipe, made: Harvest) -> Recipe:
+    """The recipe with the harvest as its only source."""
     source = recipe.data.sources[0].model_copy(update={"path": made.train})
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
+
+
+def demo(recipe: Recipe, made: Harvest, documents: int = DOCUMENTS) -> DemoResult:
+    """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
+
+    Raises:
+        InputError: if the recipe leaves a stage out, or the export would replace something else.
+    """
+    _check(recipe)
+    collection = subset(read_collection(made.collection), documents)
+    recipe = _with_data(recipe, made)
     contrastive_recipe = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
-    _log.info("--- contrastive only ---")
-    contrastive_model = train(contrastive_recipe)
-    _log.info("--- Stage I + contrastive ---")
-    anchored_model = train(recipe)
     models = {
         "base model": recipe.model.name,
-        "contrastive only": str(contrastive_model),
-        "Stage I + contrastive": str(anchored_model),
+        "contrastive only": str(_trained(contrastive_recipe, "contrastive only")),
+        "Stage I + contrastive": str(_trained(recipe, "Stage I + contrastive")),
     }
     rows = {"chance": ModelScores(chance(collection))}
+    lengths = _lengths(recipe)
     for name, model in models.items():
         # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
-        embedder = Embedder.load(model, lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens))
+        embedder = Embedder.load(model, lengths=lengths)
         rows[name] = _measure(recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection)
+    exported, anchored_model = recipe.output / "export", Path(models["Stage I + contrastive"])
     if exported.exists() and saved_sha256(exported) == saved_sha256(anchored_model):
         _log.info(f"export: kept: {exported}")
     else:
         shutil.rmtree(exported, ignore_errors=True)
         _log.info(f"export: {exported}, cosine to ours at least {export(anchored_model, exported):.6f}")
     searches = _searches(anchored_model, collection, recipe.output / "index")
-    return DemoResult(collection, rows, searches, exported, recipe.output, (time.monotonic() - started) / 60)
+    return DemoResult(collection, rows, searches, exported, recipe.output, models)
+
+
+def page_of(result: DemoResult) -> Page:
+    """The page of a demo."""
+    output, models = result.run, result.models
+    base, contrastive, anchored = models
+    shown = {
+        base: models[base],
+        contrastive: models[contrastive],
+        "Stage I": str(output / "reconstruct" / "model"),
+        anchored: models[anchored],
+    }
+    notes = [
+        f"{len(result.collection.queries)} queries and {len(result.collection.documents)} documents of Python packages "
+        "that were not trained on. Stage I comes on top of Stage II: the last two rows differ in compute, too."
+    ]
+    rows = {name: row.means for name, row in result.rows.items()}
+    logs = {contrastive: output / "contrastive-only", anchored: output}
+    lengths = Embedder.load(models[anchored]).metadata.lengths
+    return contents("AnchorEmbed's demo", notes, shown, result.collection, rows, logs, lengths)
 
 
 def show(result: DemoResult, console: Console) -> None:
@@ -123,17 +246,66 @@ def show(result: DemoResult, console: Console) -> None:
     best = max(result.rows[name].means["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
     times = best / result.rows["chance"].means["nDCG@10"]
     if times < CLEARLY:
+        longer = f"--minutes {result.longer} --set output={result.run}-longer" if result.longer else "more steps"
         console.print(
-            f"No trained row is clearly above chance (best {times:.1f} x, wanted {CLEARLY:.0f} x). Train longer: "
-            "anchorembed demo recipes/docstrings.yaml takes some hours on 2 cores."
+            f"No trained row is clearly above chance (best {times:.1f} x, wanted {CLEARLY:.0f} x). Train longer, with "
+            f"{longer}; or anchorembed demo recipes/docstrings.yaml --minutes 0, some hours on 2 cores.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     for query, hits in result.searches:
         console.print(f"\n{query}", style="bold", highlight=False, markup=False)
         for hit in hits:
             snippet = " ".join(hit.text.split())[:90]
             console.print(f"  {hit.rank}. {hit.score:.3f}  {hit.id}: {snippet}", highlight=False, markup=False)
-    console.print(f"\nexported model: {result.exported}\nrun folder:     {result.run}", highlight=False, markup=False)
-    console.print(f"took {result.minutes:.1f} minutes", highlight=False)
+    paths = f"\nexported model: {result.exported}\nrun folder:     {result.run}\ntook {result.minutes:.1f} minutes"
+    page = f"\npage to look at: {result.page.resolve().as_uri()}" if result.page else ""
+    console.print(f"{paths}{page}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _training_quiet() -> Iterator[None]:
+    """Of training only warnings are printed: the demo says in a line what each stage did."""
+    logger = logging.getLogger("anchorembed.train")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _trained(recipe: Recipe, name: str) -> Path:
+    """Train the recipe's stages, and say in a line each how it went; returns the last model's folder."""
+    model = recipe.output
+    for stage, run_stage in (("reconstruct", reconstruct), ("contrast", contrast)):
+        settings = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
+        if settings is None:
+            continue
+        folder = recipe.output / stage
+        is_kept = (folder / "model").exists()
+        with _training_quiet():
+            model = run_stage(recipe)
+        what = f"finished before, kept: {model}" if is_kept else _summary(folder / "log.jsonl", settings.batch_size)
+        _log.info(f"{name}: {stage}: {what}")
+    return model
+
+
+def _summary(log: Path, pairs: int) -> str:
+    """A finished stage in a line."""
+    entries = read_log(log)
+    first, last = entries[0], entries[-1]
+    named = {"held_out_accuracy": "accuracy on held-out pairs", "gain_d2q": "anchor gain of queries"}
+    seen = {key: [entry[key] for entry in entries if key in entry] for key in named}
+    measured = "".join(f", {named[key]} {values[-1]:.3f}" for key, values in seen.items() if values)
+    minutes = sum(entry["seconds"] for entry in entries) / 60
+    loss = f"loss {first['loss']:.3f} to {last['loss']:.3f}"
+    return f"{len(entries)} steps of {pairs} pairs in {minutes:.1f} minutes, {loss}{measured}"
+
+
+def _lengths(recipe: Recipe) -> Lengths:
+    return Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
 
 
 def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelScores:
@@ -146,12 +318,13 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
     }
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") == key:
-        _log.info(f"evaluation: reused: {path}")
-        return ModelScores(saved["mean"], embedder.weights_sha256)
-    scores = score(embedder, collection)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, to_json({"key": key, "mean": scores.mean}, indent=2))
-    return ModelScores(scores.mean, embedder.weights_sha256)
+        means, word = saved["mean"], "reused: "
+    else:
+        means, word = score(embedder, collection).mean, ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, to_json({"key": key, "mean": means}, indent=2))
+    _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {word}{path}")
+    return ModelScores(means, embedder.weights_sha256)
 
 
 def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:

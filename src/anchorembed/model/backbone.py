@@ -47,6 +47,12 @@ class Head:
     scale: float
     softcap: float | None
 
+    def logits(self, states_NH: Tensor) -> Tensor:
+        """Logits of a few states, [N, V], in the states' dtype."""
+        bias_V = None if self.bias is None else self.bias.to(states_NH.dtype)
+        logits_NV = self.scale * F.linear(states_NH, self.weight.to(states_NH.dtype), bias_V)
+        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+
 
 class Backbone(nn.Module):
     """A causal language model as three functions on packed tokens: ``embed`` (E), ``states`` (f), ``head`` (W).

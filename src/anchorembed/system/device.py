@@ -256,6 +256,12 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def memory_of(device: torch.device) -> int:
     """Return the bytes that this process can have at most: on a GPU what is free or already its own, else main memory.
 

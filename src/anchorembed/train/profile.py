@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.fast import compile_layers
-from anchorembed.system.device import peak_memory
+from anchorembed.system.device import peak_memory, wait_for
 from anchorembed.train.loop import make_optimizer
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import STAGES, plan_memory
@@ -57,18 +57,12 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(6):
-        _wait_for(device)
+        wait_for(device)
         started = time.perf_counter()
         torch.mm(left, right, out=out)
-        _wait_for(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - started)
     return 2 * rows * inner * columns / best
-
-
-def _wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) -> Profile:
@@ -115,7 +109,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-            _wait_for(backbone.device)
+            wait_for(backbone.device)
             seconds.append(time.perf_counter() - started)
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))

@@ -1,0 +1,193 @@
+"""What a page shows: scores, curves, hits before and after training, maps of vectors, and what a vector says.
+
+Axes: N texts, D documents, Q queries, H hidden size.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anchorembed.data.beir import Collection
+from anchorembed.data.documents import Document
+from anchorembed.evaluate.metrics import METRICS, relevant
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import Lengths
+from anchorembed.model.vectors import Floats, Side, cosines
+from anchorembed.search.vector_cache import VectorCache
+from anchorembed.system.files import cache_folder
+from anchorembed.train.loop import read_log
+from anchorembed.train.read import Reading, read
+
+_SEARCHES, _HITS, _ON_MAP = 3, 3, 40  # queries with hits, hits of each, pairs on a map
+_SHOWN = 400  # characters of a text
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PageHit:
+    """A document found, its cosine with the query, and whether it is the query's own."""
+
+    id: str
+    text: str
+    score: float
+    is_relevant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageSearch:
+    """A query, with each model's hits by the model's name, and the rank of the first document that answers it."""
+
+    query: str
+    hits: dict[str, list[PageHit]]
+    ranks: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorMap:
+    """Vectors on their two principal axes: ``queries[i]`` and ``documents[i]`` are a pair.
+
+    ``share`` is the part of the variance that these axes have.
+    """
+
+    queries: Points
+    documents: Points
+    texts: list[tuple[str, str]]
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves over steps by name."""
+
+    title: str
+    curves: dict[str, Points]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that the page shows; models are named as in its table."""
+
+    title: str
+    notes: list[str]
+    rows: dict[str, dict[str, float]]
+    charts: list[Chart]
+    searches: list[PageSearch]
+    maps: dict[str, VectorMap]
+    text: str
+    other: str
+    readings: dict[str, Reading]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Columns of the table."""
+        return [name for name in METRICS if all(name in row for row in self.rows.values())]
+
+
+def contents(
+    title: str,
+    notes: list[str],
+    models: Mapping[str, str],
+    collection: Collection,
+    rows: Mapping[str, Mapping[str, float]],
+    logs: Mapping[str, Path],
+    lengths: Lengths | None = None,
+) -> Page:
+    """What the page shows of models, before training first and the last trained one last.
+
+    Args:
+        title: of the page.
+        notes: sentences below it.
+        models: folders or names, by the name that the page gives them.
+        collection: held-out queries and documents.
+        rows: scores by metric, by the name of the row.
+        logs: output folders of runs, by the name of what they trained; their stages' logs give the curves.
+        lengths: of models that have none of their own.
+    """
+    shown = spread(collection, _ON_MAP)
+    searched = spread(collection, _SEARCHES)
+    (_, text), (_, other) = (searched * 2)[:2]
+    searches = [PageSearch(query.text, {}, {}) for query, _ in searched]
+    maps: dict[str, VectorMap] = {}
+    readings: dict[str, Reading] = {}
+    for name, model in models.items():
+        embedder = Embedder.load(model, lengths=lengths)
+        embed = cached_encoder(embedder)
+        queries_NH = embed([query.text for query, _ in shown], "query")
+        maps[name] = vector_map(shown, queries_NH, embed([document.text for _, document in shown], "document"))
+        if name in (next(iter(models)), list(models)[-1]):
+            documents_DH = embed([document.text for document in collection.documents], "document")
+            searching_NH = embed([query.text for query, _ in searched], "query")
+            for search, (query, _), query_H in zip(searches, searched, searching_NH, strict=True):
+                ranked = _ranked(collection, query.id, cosines(query_H, documents_DH))
+                search.hits[name] = ranked[:_HITS]
+                search.ranks[name] = 1 + next(place for place, hit in enumerate(ranked) if hit.is_relevant)
+        readings[name] = read(embedder, text.text, other=other.text)
+    scores = {name: dict(row) for name, row in rows.items()}
+    texts = (text.text[:_SHOWN], other.text[:_SHOWN])
+    return Page(title, notes, scores, list(charts(logs)), searches, maps, *texts, readings)
+
+
+def cached_encoder(embedder: Embedder) -> Callable[[Iterable[str], Side], Floats]:
+    """Unit vectors of texts [N, H], kept in the cache: a page needs those that scores were computed from."""
+    cache = VectorCache(embedder, cache_folder() / "vectors")
+    return lambda texts, side: cache.vectors(list(texts), side, None)
+
+
+def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]:
+    """Queries spread over a collection, at most so many, each with a document that answers it."""
+    documents = {document.id: document for document in collection.documents}
+    pairs = []
+    for query in collection.queries:
+        answers = sorted(relevant(collection.qrels.get(query.id, {})) & documents.keys())
+        pairs += [(query, documents[answers[0]])] if answers else []
+    return pairs[:: max(1, len(pairs) // most)][:most]
+
+
+def vector_map(pairs: Sequence[tuple[Document, Document]], queries_NH: Floats, documents_NH: Floats) -> VectorMap:
+    """Pairs of vectors on the two axes along which they differ most (principal components), signs fixed."""
+    vectors_NH = np.concatenate([queries_NH, documents_NH]).astype(np.float64)
+    vectors_NH -= vectors_NH.mean(0)
+    _, singular, axes = np.linalg.svd(vectors_NH, full_matrices=False)
+    axes_2H = np.array([axis * np.sign(axis[np.abs(axis).argmax()]) for axis in axes[:2]])
+    points = [(float(x), float(y)) for x, y in vectors_NH @ axes_2H.T]
+    power = np.square(singular)
+    share = float(power[:2].sum() / max(power.sum(), 1e-12))
+    texts = [(query.text[:_SHOWN], document.text[:_SHOWN]) for query, document in pairs]
+    return VectorMap(points[: len(pairs)], points[len(pairs) :], texts, share)
+
+
+def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
+    """All documents, the nearest first; equal scores by id."""
+    right = relevant(collection.qrels.get(query, {}))
+    hits = [
+        PageHit(document.id, " ".join(document.text.split())[:_SHOWN], float(score), document.id in right)
+        for document, score in zip(collection.documents, scores_D, strict=True)
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+_CHARTS = {  # title: stage, and the name of each curve's metric
+    "Stage II: loss": ("contrast", {"loss": ""}),
+    "Stage II: accuracy on held-out pairs": ("contrast", {"held_out_accuracy": ""}),
+    "Stage I: loss, nats a token": ("reconstruct", {"loss": ""}),
+    "Stage I: how much the decoder reads of a vector (anchor gain), nats a token": (
+        "reconstruct",
+        {"gain_q2d": "document from its query", "gain_d2q": "query from its document"},
+    ),
+}
+
+
+def charts(logs: Mapping[str, Path]) -> list[Chart]:
+    """Learning curves of runs, by the name of what each trained; those that no run has are left out."""
+    made = []
+    for title, (stage, metrics) in _CHARTS.items():
+        curves: dict[str, Points] = {}
+        for name, folder in logs.items():
+            log = read_log(folder / stage / "log.jsonl")
+            for metric, what in metrics.items():
+                points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
+                curves |= {": ".join(filter(None, (name, what))): points} if points else {}
+        made += [Chart(title, curves)] if curves else []
+    return made

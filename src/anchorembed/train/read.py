@@ -1,0 +1,205 @@
+"""Read a vector: the most likely tokens of its bag, and what the decoder writes from it, beside another text's.
+
+Both are read as Stage I trained them (`reconstruct`): the bag is the output head's distribution of the anchor itself;
+the decoder starts from the anchor, after a sink or not. How far the decoder reads the vector at all is how much more
+likely a text is from its own vector than from another's.
+
+Axes: N vectors, P target tokens of all, V vocabulary, H hidden size.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anchorembed.config import Reconstruct
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder, Metadata
+from anchorembed.model.vectors import Floats, Side
+from anchorembed.system.device import autocast
+from anchorembed.train.decoding import centred, decoding, insert_anchors
+from anchorembed.train.reconstruction_module import ReconstructionModule
+
+NEUTRAL = (
+    "The bus to the station leaves at nine o'clock.",
+    "Water boils at a lower temperature in the mountains.",
+    "The committee will publish its report next week.",
+    "Press the button twice to restart the machine.",
+    "She planted tomatoes and beans behind the house.",
+    "The museum is closed on Mondays and holidays.",
+    "Interest is paid at the end of each year.",
+    "The two teams played a game without a goal.",
+    "A warm wind came from the south in the evening.",
+    "Each member has one vote in the assembly.",
+    "The bridge was built of stone two centuries ago.",
+    "Add the flour slowly and stir until it is smooth.",
+    "Whales breathe air and feed their young with milk.",
+    "The letter arrived three days after it was sent.",
+    "Prices of copper and tin fell last spring.",
+    "He plays the violin in a small orchestra.",
+    "The patient should rest and drink enough water.",
+    "Light takes eight minutes from the sun to the earth.",
+    "Our shop sells shoes, bags and umbrellas.",
+)
+_WORDS = 10
+_MOST = 32  # tokens to write
+_CANDIDATES = 200  # likely tokens among which words are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class VectorReading:
+    """What one vector says: the most likely words of its bag with their probabilities, and what the decoder writes."""
+
+    words: list[tuple[str, float]]
+    writes: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A vector beside that of the text ``other``.
+
+    ``ratio`` is how much more likely the text is from its own vector than from the other's, in nats a token over its
+    ``tokens`` tokens, EOS among them; ``below`` of `NEUTRAL`'s vectors make it less likely than its own. All are None
+    where only a vector is given.
+    """
+
+    own: VectorReading
+    against: VectorReading
+    other: str
+    ratio: float | None = None
+    tokens: int | None = None
+    below: int | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether no other vector makes the text as likely as its own does: by chance one text in 20."""
+        return self.ratio is not None and self.ratio > 0 and self.below == len(NEUTRAL)
+
+    @property
+    def verdict(self) -> str:
+        """How far the decoder reads the vector, as a sentence."""
+        if self.ratio is None:
+            return "Give the vector's text, too, to see how much of it the decoder reads."
+        numbers = f"{self.ratio:+.3f} nats a token over {self.tokens} tokens"
+        ranks = f"than from {self.below} of {len(NEUTRAL)} neutral texts' vectors"
+        likelier = f"its text is {numbers} likelier than from the other's, and likelier {ranks}"
+        if not self.is_read:
+            return f"The decoder reads nothing above noise: {likelier}."
+        return f"The decoder reads the vector: {likelier}."
+
+
+@torch.no_grad()
+def read(
+    embedder: Embedder,
+    text: str | None,
+    *,
+    other: str = NEUTRAL[0],
+    side: Side = "document",
+    vector_H: Floats | None = None,
+) -> Reading:
+    """What the vector of ``text`` says, or a given vector, beside that of the text ``other``.
+
+    A vector of length 1 has lost its length, and gets the mean length of the model's own vectors of `NEUTRAL`. Anchors
+    that Stage I centred are centred here on all texts at hand: this one, the other and `NEUTRAL`.
+
+    Args:
+        embedder: any model; without a Stage I in its history it is read as the default Stage I would be.
+        text: whose likelihood is measured; None if only a vector is given.
+        other: a text to compare with.
+        side: what the texts are, which decides prompt and length.
+        vector_H: instead of the vector of ``text``.
+
+    Raises:
+        InputError: if there is neither a text with tokens nor a vector, or the vector does not fit the model.
+    """
+    limit = embedder.metadata.lengths.query if side == "query" else embedder.metadata.lengths.document
+    texts = [other] if text is None else [text, other]
+    if (text is None and vector_H is None) or not all(embedder.pairs.plain(texts, limit)):
+        raise InputError("read: a text is missing, or has no token. Give some words.")
+    sink, is_centred = stage_one_form(embedder.metadata)
+    device = embedder.backbone.device
+    given = [text] if vector_H is None and text is not None else []
+    anchors_NH = torch.tensor(embedder.encode([*given, other, *NEUTRAL], side, normalize=False), device=device)
+    if vector_H is not None:
+        anchors_NH = torch.cat([_with_length(vector_H, anchors_NH), anchors_NH])
+    if is_centred:
+        sides_N = torch.zeros(len(anchors_NH), dtype=torch.long, device=device)
+        anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.token_length(), lambda sums: sums)
+    return _reading(embedder, text, other, anchors_NH, sink, limit)
+
+
+def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tensor, sink: bool, limit: int) -> Reading:
+    """What anchors say: the text's own, the other's, and then those that tell what is noise."""
+    decode, pair_2H = embedder.tokenizer.decode, anchors_NH[:2]
+    own, against = (
+        VectorReading(words, str(decode(ids, skip_special_tokens=True)).strip())
+        for words, ids in zip(_bag(embedder, pair_2H), _written(embedder, pair_2H, sink), strict=True)
+    )
+    if text is None:
+        return Reading(own, against, other)
+    ids = embedder.pairs.plain([text], limit)[0]
+    losses_N = _losses(embedder, ids, anchors_NH, sink)
+    below = int((losses_N[2:] > losses_N[0]).sum())
+    return Reading(own, against, other, float(losses_N[1] - losses_N[0]), len(ids) + 1, below)
+
+
+def stage_one_form(metadata: Metadata) -> tuple[bool, bool]:
+    """Whether the model's last Stage I had a sink, and centred its anchors; without one as the default Stage I."""
+    default = Reconstruct()
+    plan = {"reconstruct.sink": default.sink, "reconstruct.anchor": default.anchor}
+    for stage in metadata.stages:
+        of_stage = stage.get("plan")
+        if isinstance(of_stage, dict) and "reconstruct.steps" in of_stage:
+            plan |= of_stage
+    return bool(plan["reconstruct.sink"]), plan["reconstruct.anchor"] == "centred"
+
+
+def _with_length(vector_H: Floats, anchors_NH: Tensor) -> Tensor:
+    """A vector as an anchor [1, H]; one of length 1 gets the mean length of ``anchors_NH``."""
+    if vector_H.shape != (anchors_NH.shape[1],):
+        raise InputError(
+            f"vector: it has {len(vector_H)} components, and the model's have {anchors_NH.shape[1]}. Give the model "
+            "that made it, and vectors with all components."
+        )
+    vector_1H = torch.tensor(vector_H, device=anchors_NH.device)[None]
+    is_unit = math.isclose(float(vector_1H.norm()), 1.0, abs_tol=1e-2)
+    return vector_1H * anchors_NH.norm(dim=-1).mean() if is_unit else vector_1H
+
+
+def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]]:
+    """The likeliest tokens that are words, or parts of one, by the output head alone, for each anchor."""
+    shares_NV = embedder.backbone.head.logits(anchors_NH).softmax(-1)
+    likely = shares_NV.topk(min(_CANDIDATES, shares_NV.shape[1]))
+    bags = []
+    for shares, ids in zip(likely.values.tolist(), likely.indices.tolist(), strict=True):
+        words = [str(embedder.tokenizer.decode([token], skip_special_tokens=True)).strip() for token in ids]
+        bag = [(word, share) for word, share in zip(words, shares, strict=True) if any(map(str.isalnum, word))]
+        bags.append(bag[:_WORDS])
+    return bags
+
+
+def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[int]]:
+    """What the decoder writes from each anchor, the likeliest token each time, to EOS or `_MOST` tokens."""
+    backbone, end = embedder.backbone, embedder.pairs.end_id
+    written: list[list[int]] = [[] for _ in anchors_NH]
+    while len(written[0]) < _MOST and not all(end in ids for ids in written):
+        layout = decoding(written, end, sink).to(backbone.device)
+        with autocast(backbone.device, embedder.dtype):
+            vectors_TH = insert_anchors(backbone.embed(layout.batch.tokens), anchors_NH, layout.slots)
+            states_NH = backbone.states(vectors_TH, layout.batch)[layout.batch.anchors]
+        likeliest = backbone.head.logits(states_NH.float()).argmax(-1).tolist()
+        for ids, token in zip(written, likeliest, strict=True):
+            ids.append(token)
+    return [ids[: ids.index(end)] if end in ids else ids for ids in written]
+
+
+def _losses(embedder: Embedder, ids: Sequence[int], anchors_NH: Tensor, sink: bool) -> Tensor:
+    """Mean loss of a text's tokens and EOS, in nats, when written from each anchor, [N]."""
+    count, device = len(anchors_NH), anchors_NH.device
+    layout = decoding([ids] * count, embedder.pairs.end_id, sink).to(device)
+    module: nn.Module = ReconstructionModule(embedder)
+    _, losses_P, _ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
+    losses_N: Tensor = losses_P.view(count, -1).mean(1)
+    return losses_N
