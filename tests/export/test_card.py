@@ -69,10 +69,10 @@ def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -
     export(trained, tmp_path / "out")
     assert "## Results" in (tmp_path / "out" / "README.md").read_text()
     (tmp_path / "out" / RESULTS).unlink()
-    write_card(tmp_path / "out", "title", exported=True)
+    write_card(tmp_path / "out", "title", 32, "folder")
     assert "## Results" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_folder_of_another_kind_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=r"anchorembed\.json: no such file"):
-        write_card(tiny_folder, "title", exported=True)
+        write_card(tiny_folder, "title", 32)

@@ -66,3 +66,11 @@ def test_what_torch_cannot_trace_is_refused(trained: Path, tmp_path: Path, monke
     monkeypatch.setattr(graph.SentenceModel, "forward", lambda self, input_ids, attention_mask: input_ids.tolist())
     with pytest.raises(InputError, match=r"torch cannot trace a 'gemma3_text' model: .*Use --to folder"):
         export(trained, tmp_path / "out", to="onnx")
+
+
+def test_its_card_says_what_runs_it(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "out", to="onnx")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: onnx" in card
+    assert "`onnx/model.onnx` is a graph for ONNX Runtime" in card
+    assert "at most 48 of them" in card

@@ -7,7 +7,7 @@ in other software, what it was trained on and with what settings, and what was m
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -18,16 +18,25 @@ from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
+_LIBRARIES = {"native": "transformers", "folder": "sentence-transformers"}
+_GRAPHS = {
+    "openvino": ("OpenVINO", "openvino/openvino_model.xml"),
+    "onnx": ("ONNX Runtime", "onnx/model.onnx"),
+}
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "anchorembed"]
 
 
-def write_card(folder: Path, title: str, *, exported: bool) -> None:
+Use = Literal["native", "folder", "gguf", "openvino", "onnx"]  # what loads a folder: this package, or as `run.To`
+
+
+def write_card(folder: Path, title: str, dimension: int, use: Use = "native") -> None:
     """Write a model folder's README.md.
 
     Args:
-        folder: with ``anchorembed.json`` and ``config.json``.
+        folder: with ``anchorembed.json``.
         title: the name by which the model is loaded, in the heading and in examples.
-        exported: whether sentence-transformers loads the folder, or this package only.
+        dimension: of its vectors.
+        use: what loads the folder.
     """
     metadata = read_metadata(folder)
     if metadata is None:
@@ -36,15 +45,14 @@ def write_card(folder: Path, title: str, *, exported: bool) -> None:
     data = ModelCardData(
         base_model=base if "/" in base else None,
         license=license_,
-        library_name="sentence-transformers" if exported else "transformers",
+        library_name=_LIBRARIES.get(use, use),
         pipeline_tag="sentence-similarity",
-        tags=_TAGS if exported else _TAGS[1:],
+        tags=_TAGS if use == "folder" else _TAGS[1:],
     )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     parts = [
         f"# {title}",
-        _introduction(base, license_, metadata, int(config["hidden_size"])),
-        *(_exported_usage(title, metadata.prompts) if exported else [_native_usage(title)]),
+        _introduction(base, license_, metadata, dimension),
+        *_usage(use, title, metadata),
         *_vectors(metadata),
         *_training(metadata.stages),
         *_results(folder / RESULTS),
@@ -78,6 +86,29 @@ def _introduction(base: str, license_: str | None, metadata: Metadata, dimension
         f"of up to {limit}, template and prompt included, to a vector of {dimension} numbers"
         f"{' of length 1' if metadata.normalize else ''}: the state of the text's last token. {terms}"
     )
+
+
+def _usage(use: Use, title: str, metadata: Metadata) -> Iterable[str]:
+    limit = metadata.lengths.document
+    if use == "native":
+        yield _native_usage(title)
+    elif use == "folder":
+        yield from _exported_usage(title, metadata.prompts)
+    elif use == "gguf":
+        yield f"""## Use
+
+```
+llama-server -m {title}/model.gguf --embedding --pooling last -c {limit} -b {limit} -ub {limit}
+```
+
+llama.cpp adds the end token. Send what `prompts.json` says before and after each text: its `query` or `document`, the
+text, its `suffix`. Texts longer than `max_tokens` are refused: cut them before."""
+    else:
+        engine, file = _GRAPHS[use]
+        yield f"""## Use
+
+`{file}` is a graph for {engine}: `input_ids` and `attention_mask` in, `sentence_embedding` out. Tokens are by
+`tokenizer.json`, with the prompts of `config_sentence_transformers.json` before a text, at most {limit} of them."""
 
 
 def _native_usage(title: str) -> str:

@@ -49,10 +49,9 @@ def export(
     own = own_vectors(embedder, texts)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
-        if to == "folder":
-            if (results := Path(name) / RESULTS).is_file():
-                (folder / RESULTS).write_bytes(results.read_bytes())
-            write_card(folder, title or target.name, exported=True)
+        if (results := Path(name) / RESULTS).is_file():
+            (folder / RESULTS).write_bytes(results.read_bytes())
+        write_card(folder, title or target.name, embedder.dimension, to)
         smallest = smallest_cosine(own, form.read(folder), texts)
         if not smallest > form.limits[dtype]:
             raise InputError(

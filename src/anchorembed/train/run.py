@@ -187,7 +187,7 @@ def _train_stage(
         trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
         with whole_folder(target) as partial:
             trained.save(partial, history)
-            write_card(partial, "/".join(target.parts[-3:]), exported=False)
+            write_card(partial, "/".join(target.parts[-3:]), trained.dimension)
         _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)

@@ -27,6 +27,7 @@ from anchorembed.evaluate.held_out import (
     search_by_words,
 )
 from anchorembed.export.card import RESULTS, write_card
+from anchorembed.model.load import load_config
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.train.plan import model_content
 from anchorembed.train.prepare import load_embedder, open_pairs
@@ -181,7 +182,8 @@ def _put_on_card(trained: Path, verdicts: Sequence[TestVerdict]) -> None:
     results, path = to_json([_row(each) for each in verdicts], indent=2) + "\n", trained / RESULTS
     if verdicts and not (path.is_file() and path.read_text(encoding="utf-8") == results):
         write_file(path, results)
-        write_card(trained, "/".join(trained.parts[-3:]), exported=False)
+        dimension = load_config(str(trained)).get_text_config().hidden_size
+        write_card(trained, "/".join(trained.parts[-3:]), dimension)
 
 
 def _row(verdict: TestVerdict) -> dict[str, str]:
