@@ -129,7 +129,7 @@ class Model(Section):
         "float32",
         description="Numbers of the stream that layers add to, in training: bfloat16 is faster on a GPU, less exact.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
 
 
 class Schedule(Section):

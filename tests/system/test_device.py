@@ -69,12 +69,20 @@ def test_each_process_takes_its_own() -> None:
             r"for CUDA 13\.0, cannot use .*driver on your system is too old\. Update the driver",
         ),
         ("gpu", ONE, "not a device"),
-        ("mps", ONE, "not supported"),
+        ("xpu", ONE, "not supported"),
+        ("mps", ONE, "torch finds no Apple GPU"),
     ],
 )
 def test_devices_that_are_not(name: str, machine: Machine, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_device(name, machine)
+
+
+def test_an_apple_gpu_is_used_if_asked_for() -> None:
+    mac = Machine("2.11.0", None, driver=False, gpus=(), mps=True)
+    assert choose_device("mps", mac) == torch.device("mps")
+    assert choose_device("auto", mac) == torch.device("cpu")
+    assert compute_dtype("auto", torch.device("mps")) == torch.float32
 
 
 @pytest.mark.parametrize("machine", [CPU_BUILD, OLD_DRIVER])

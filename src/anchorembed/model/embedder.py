@@ -109,7 +109,7 @@ class Embedder(nn.Module):
             precision: of matrix products; ``auto`` takes bfloat16 where the hardware has it.
             weights: how the model's weights are stored; ``bfloat16`` takes half the memory of ``float32``, and
                 ``nf4`` an eighth. Products are then bfloat16, and the model is saved in bfloat16.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes no Apple GPU, which is untested.
             template: by default the folder's, or derived from the tokenizer.
             lengths: by default the folder's, or 512 tokens a side where the model takes as many.
             instruction: of queries; by default the folder's, or none.

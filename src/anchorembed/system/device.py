@@ -37,6 +37,7 @@ class Machine:
         driver: whether NVIDIA's driver offers a GPU to this process.
         gpus: names of the GPUs that torch finds.
         fault: torch's error where there is a GPU and torch finds none, else empty.
+        mps: whether torch can use an Apple GPU.
     """
 
     torch: str
@@ -44,6 +45,7 @@ class Machine:
     driver: bool
     gpus: tuple[str, ...]
     fault: str = ""
+    mps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Card:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """Return the device named ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         InputError: if the machine has no such device, or torch cannot use it.
@@ -73,7 +75,7 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: int = 1) -> torch.device:
-    """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, as `find_device` does, on a given machine.
+    """Return the device of a name, as `find_device` does, on a given machine.
 
     Args:
         name: ``auto`` is the GPU numbered as the process, or the CPU, with a warning where torch cannot use the GPU.
@@ -97,6 +99,8 @@ def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: i
     device = _parsed(name)
     if device.index is not None and processes > 1:
         raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
+    if device.type == "mps" and not machine.mps:
+        raise InputError(f"model.device: {name!r} asked for, but torch finds no Apple GPU. Use auto or cpu.")
     if device.type == "cuda" and not machine.gpus:
         use = "Or use" if machine.driver else "Use"
         raise InputError(f"model.device: {name!r} asked for, but {_no_gpu(machine)} {use} auto or cpu.")
@@ -109,9 +113,9 @@ def _parsed(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"model.device: {name!r} is not a device. Use auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"model.device: {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
+        raise InputError(f"model.device: {name!r} is not a device. Use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"model.device: {name!r} is not supported. Use auto, cpu, cuda, cuda:N or mps.")
     return device
 
 
@@ -172,7 +176,9 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 
 def compute_dtype(precision: Precision, device: torch.device, weights: Weights = "float32") -> torch.dtype:
-    """Return the dtype of matrix products on a device; see `choose_dtype`."""
+    """Return the dtype of matrix products on a device; see `choose_dtype`. On an Apple GPU ``auto`` is float32."""
+    if device.type == "mps" and precision == "auto" and weights == "float32":
+        return torch.float32
     return choose_dtype(precision, weights, _card(device) if device.type == "cuda" else None)
 
 
@@ -293,7 +299,7 @@ def _machine() -> Machine:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counting does not ask the driver
         gpus = tuple(torch.cuda.get_device_name(number) for number in range(count))
         fault = _cuda_error() if driver and build and not gpus else ""
-    return Machine(torch.__version__, build, driver, gpus, fault)
+    return Machine(torch.__version__, build, driver, gpus, fault, torch.backends.mps.is_available())
 
 
 def _cuda_error() -> str:
