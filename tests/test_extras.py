@@ -26,10 +26,11 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
         ("ir_measures", "eval", ["evaluate", "{model}", "{texts}"]),
         ("bm25s", "mine", ["mine", "{pairs}", "-o", "{out}"]),
         ("matplotlib", "compare", ["compare", str(ROOT / "recipes" / "compare-own.yaml"), "--plan"]),
+        ("jinja2", "compare", ["page", "{out}"]),
         ("gguf", "gguf", ["encode", "{gguf}", "{texts}", "-o", "{out}"]),
         ("gguf", "gguf", ["encode", "smollm2-135m", "{texts}", "-o", "{out}"]),
         ("ray", "ray", ["encode", "{model}", "{texts}", "-o", "{out}", "--engine", "ray"]),
-        ("lancedb", "eval,search,gguf", ["demo", str(ROOT / "recipes" / "demo.yaml")]),
+        ("lancedb", "compare,search,gguf", ["demo", str(ROOT / "recipes" / "demo.yaml")]),
     ],
 )
 def test_a_missing_extra_is_the_line_to_type(
