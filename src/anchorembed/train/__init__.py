@@ -3,6 +3,6 @@
 Pure functions first: `cross_entropy`, `decoding`, `contrastive_losses`, `gradcache`, `flops`. Then the stages:
 `prepare` (data and model of a recipe), `stage` (what a stage is), `reconstruction_module` and `reconstruct` (Stage I),
 `contrast` (Stage II); `read` (what a vector says). Then what runs them: `memory_estimate` and `memory` (does it fit),
-`checkpoint`, `plan` (what may be continued), `loop` (the steps), `together` (several processes), `run` (both stages)
-and `profile` (where a step's time goes).
+`checkpoint`, `plan` (what may be continued), `loop` (the steps), `together` (several processes), `run` (both stages),
+`profile` (where a step's time goes) and `sizing` (how many steps fit into some minutes).
 """
