@@ -147,7 +147,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
 
     def times(recipe: Recipe, texts: list[str], spent: Any) -> tuple[Times, int]:
         calls.append(str(recipe.data.sources[0].path))
-        return Times(seconds, seconds, seconds / 100, 45.0), 16_000
+        return Times(seconds, seconds, 4 * seconds, seconds / 100, 45.0), 16_000
 
     monkeypatch.setattr(module, "measure", times)
     return calls

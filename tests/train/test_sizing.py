@@ -10,7 +10,7 @@ from anchorembed.train.sizing import ENOUGH, Sizes, Times, fitting_sizes, measur
 from tiny import recipe_values, write_pairs
 
 MOST = (2000, 500, 500)
-TWO_CORES = Times(reconstruct=5.0, contrast=5.0, text=0.04, spent=45.0)
+TWO_CORES = Times(reconstruct=5.0, contrast=5.0, held_out=20.0, text=0.04, spent=25.0)
 
 
 def sizes(minutes: float, times: Times = TWO_CORES) -> Sizes:
@@ -22,7 +22,7 @@ def test_ten_minutes_of_two_cores_by_hand() -> None:
     fitted = sizes(10)
     assert (fitted.documents, fitted.contrast_steps) == (500, 21)  # 211.65 / 10
     assert fitted.reconstruct_steps == 28  # (352.75 - 210) / 5
-    assert fitted.minutes == pytest.approx((45 + 140 + 350 / 0.85) / 60)
+    assert fitted.minutes == pytest.approx((25 + 20 + 140 + 350 / 0.85) / 60)
     assert fitted.is_enough
 
 
@@ -30,7 +30,7 @@ def test_ten_minutes_of_two_cores_by_hand() -> None:
 @pytest.mark.parametrize("minutes", [1, 5, 10, 60])
 def test_what_fits_takes_no_longer_than_asked(minutes: int, slowness: float) -> None:
     """But for the fewest steps and documents, which are said to take longer."""
-    times = Times(*(slowness * value for value in (5.0, 5.0, 0.04)), 45.0)
+    times = Times(*(slowness * value for value in (5.0, 5.0, 4.0, 0.04)), 45.0)
     fitted = sizes(minutes, times)
     least = (fitted.contrast_steps, fitted.documents) == (4, 100) or fitted.reconstruct_steps == 4
     assert fitted.minutes <= minutes + 1e-9 or least
@@ -40,7 +40,7 @@ def test_what_fits_takes_no_longer_than_asked(minutes: int, slowness: float) -> 
 
 
 def test_a_fast_machine_trains_an_epoch_and_ends_early() -> None:
-    fitted = sizes(10, Times(0.05, 0.05, 0.0002, 60.0))
+    fitted = sizes(10, Times(0.05, 0.05, 0.5, 0.0002, 60.0))
     assert (fitted.reconstruct_steps, fitted.contrast_steps, fitted.documents) == MOST
     assert fitted.minutes < 6
 
@@ -82,5 +82,6 @@ def test_a_step_of_each_stage_is_measured_and_nothing_is_written(tiny_folder: Pa
     )
     assert min(times.reconstruct, times.contrast, times.text) > 0
     assert times.spent == 7
+    assert times.held_out == pytest.approx(0.35 * 6 / 8 * (times.reconstruct + 2 * times.contrast))
     assert pairs == len((tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()) - 6
     assert not (tmp_path / "run").exists()
