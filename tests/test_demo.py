@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from anchorembed import demo as module
 from anchorembed.config import Recipe, parse_recipe
 from anchorembed.curate.docstrings import Package
 from anchorembed.curate.harvest import Harvest, harvest_packages
 from anchorembed.data.beir import read_collection
-from anchorembed.demo import CLEARLY, DemoResult, ModelScores, demo, show
+from anchorembed.demo import CLEARLY, SIZES, DemoResult, ModelScores, demo, page_of, show, size
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
+from anchorembed.page.write import html
+from anchorembed.train.sizing import Times
 from tiny import WORDS
 
 
@@ -127,4 +130,96 @@ def test_the_last_screen_says_when_nothing_is_clearly_above_chance(result: DemoR
     for expected in ("chance", "Stage I + contrastive", "nDCG@10", str(result.exported), str(result.run)):
         assert expected in screen
     best = max(result.rows[name].means["nDCG@10"] for name in ("contrastive only", "Stage I + contrastive"))
+    sink = io.StringIO()
+    poor = result.rows["chance"]
+    rows = result.rows | {"contrastive only": poor, "Stage I + contrastive": poor}
+    shown = replace(result, rows=rows, longer=27, minutes=10.2, page=result.run / "page.html")
+    show(shown, Console(file=sink, width=80))
+    assert f"Train longer, with --minutes 27 --set output={result.run}-longer" in sink.getvalue()
+    last = sink.getvalue().splitlines()[-1]
+    assert last == f"page to look at: {(result.run / 'page.html').resolve().as_uri()}"
     assert ("recipes/docstrings.yaml" in screen) == (best < CLEARLY * result.rows["chance"].means["nDCG@10"])
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
+    """Have every step take so many seconds; returns what is measured, as it is."""
+    calls: list[str] = []
+
+    def times(recipe: Recipe, texts: list[str], spent: Any) -> tuple[Times, int]:
+        calls.append(str(recipe.data.sources[0].path))
+        return Times(seconds, seconds, 4 * seconds, seconds / 100, 45.0), 16_000
+
+    monkeypatch.setattr(module, "measure", times)
+    return calls
+
+
+def test_a_demo_is_sized_once(
+    made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """Begun again, by a machine that is slower now, it has the sizes it was begun with."""
+    begun = recipe.model_copy(update={"output": tmp_path})
+    calls = measured(monkeypatch, 5.0)
+    sizing = size(begun, made, 10, 0.0)
+    assert calls == [str(made.train)]
+    assert said[-1].startswith("sizes: about 10 minutes (asked: 10) by the time of the first steps: ")
+    assert sizing is not None
+    calls = measured(monkeypatch, 50.0)
+    assert size(begun, made, 10, 0.0) == sizing
+    assert calls == []
+    assert said[-1].startswith("sizes: as this demo was begun: about 10 minutes")
+    with pytest.raises(InputError, match="was begun with --minutes 10, not 0"):
+        size(begun, made, 0, 0.0)
+    assert json.loads((tmp_path / SIZES).read_text(encoding="utf-8"))["asked"] == 10
+
+
+def test_a_slow_machine_is_told_before_it_trains(
+    made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    measured(monkeypatch, 40.0)
+    sizing = size(recipe.model_copy(update={"output": tmp_path}), made, 10, 0.0)
+    assert sizing is not None
+    assert f"--minutes {sizing.enough} would be, on this machine" in said[-1]
+    assert sizing.longer >= sizing.enough > 10
+    assert size(recipe.model_copy(update={"output": tmp_path / "other"}), made, 0, 0.0) is None
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_demo_says_a_line_a_stage(
+    made: Harvest,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No terminal: no bars, and no lines of other libraries; both arms have the same Stage II."""
+    measured(monkeypatch, 2000.0)
+    monkeypatch.setattr(module, "harvest", lambda output: made)
+    result = module.run(recipe.model_copy(update={"output": tmp_path / "run"}), 1)
+    stages = [line for line in said if ": reconstruct: " in line or ": contrast: " in line]
+    assert [line.split(" steps")[0] for line in stages] == [
+        "contrastive only: contrast: 4",
+        "Stage I + contrastive: reconstruct: 4",
+        "Stage I + contrastive: contrast: 4",
+    ]
+    assert [line.split(":")[0] for line in said if line not in stages] == [
+        "sizes",
+        "sizes",
+        *["evaluation"] * 3,
+        next(line for line in said if line.startswith("the export cuts queries and documents at 48 tokens")),
+        "export",
+    ]
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert result.longer is not None
+    assert result.page == tmp_path / "run" / "page.html"
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_four_models(result: DemoResult) -> None:
+    page = page_of(result)
+    assert list(page.maps) == ["base model", "contrastive only", "Stage I", "Stage I + contrastive"]
+    assert page.rows == {name: row.means for name, row in result.rows.items()}
+    assert set(page.charts[0].curves) == {"contrastive only", "Stage I + contrastive"}
+    assert "that were not trained on" in html(page)

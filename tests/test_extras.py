@@ -28,6 +28,7 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
         ("bm25s", "mine", ["mine", "{pairs}", "-o", "{out}"]),
         ("bm25s", "eval,mine", ["fit", "{texts}", "--base", "{model}", "--output", "{out}"]),
         ("matplotlib", "compare", ["compare", str(ROOT / "recipes" / "compare-own.yaml"), "--plan"]),
+        ("jinja2", "compare", ["page", "{out}"]),
         ("gguf", "gguf", ["encode", "{gguf}", "{texts}", "-o", "{out}"]),
         ("gguf", "gguf", ["encode", "smollm2-135m", "{texts}", "-o", "{out}"]),
         ("xllamacpp", "llamacpp", ["export", "{model}", "{out}", "--to", "gguf"]),
@@ -35,7 +36,7 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
         ("onnxscript", "onnx", ["export", "{model}", "{out}", "--to", "onnx"]),
         ("openvino", "openvino", ["export", "{model}", "{out}", "--to", "openvino"]),
         ("ray", "ray", ["encode", "{model}", "{texts}", "-o", "{out}", "--engine", "ray"]),
-        ("lancedb", "eval,search,gguf", ["demo", str(ROOT / "recipes" / "demo.yaml")]),
+        ("lancedb", "compare,search,gguf", ["demo", str(ROOT / "recipes" / "demo.yaml")]),
     ],
 )
 def test_a_missing_extra_is_the_line_to_type(

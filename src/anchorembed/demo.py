@@ -34,7 +34,7 @@ from anchorembed.system.files import hash_texts, to_json, write_file, write_json
 from anchorembed.system.progress import bars_on_terminals_only, progress_bar
 from anchorembed.train.loop import read_log
 from anchorembed.train.run import STAGES, contrast, reconstruct
-from anchorembed.train.sizing import ENOUGH, Sizes, fitting_sizes, measure, minutes_for, resized
+from anchorembed.train.sizing import ENOUGH, Sizes, Times, fitting_sizes, measure, minutes_for, resized
 
 _log = logging.getLogger(__name__)
 
@@ -55,13 +55,14 @@ class ModelScores:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What a demo of ``asked`` minutes does; ``enough`` and ``longer`` are the minutes that do more.
+    """What a demo of ``asked`` minutes does, by measured times; ``enough`` and ``longer`` are minutes that do more.
 
     The first of these are expected to end clearly above chance, the second train Stage II twice as long.
     """
 
     asked: float
     sizes: Sizes
+    times: Times
     enough: int
     longer: int
 
@@ -134,7 +135,7 @@ def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Sizin
     if minutes <= 0:
         return None
     if saved:
-        sizing = Sizing(**saved | {"sizes": Sizes(**saved["sizes"])})
+        sizing = Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "times": Times(**saved["times"])})
         _log.info(f"sizes: as this demo was begun: {_described(recipe, sizing)}")
         return sizing
     texts = [document.text for document in list(read_collection(made.collection).documents)[:_MEASURED]]
@@ -144,7 +145,7 @@ def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Sizin
     most = (epochs[0], epochs[1], DOCUMENTS)
     sizes = fitting_sizes(minutes, times, most, _EMBEDDINGS)
     wanted = (ENOUGH, 2 * max(ENOUGH, sizes.contrast_steps))
-    sizing = Sizing(minutes, sizes, *(minutes_for(steps, times, most, _EMBEDDINGS) for steps in wanted))
+    sizing = Sizing(minutes, sizes, times, *(minutes_for(steps, times, most, _EMBEDDINGS) for steps in wanted))
     write_file(path, to_json(asdict(sizing), indent=2) + "\n")
     _log.info(f"sizes: {_described(recipe, sizing)}")
     if not sizes.is_enough:
@@ -266,14 +267,16 @@ def show(result: DemoResult, console: Console) -> None:
 
 @contextmanager
 def _training_quiet() -> Iterator[None]:
-    """Of training only warnings are printed: the demo says in a line what each stage did."""
-    logger = logging.getLogger("anchorembed.train")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+    """Of training and its data only warnings are printed: the demo says in a line what each stage did."""
+    loggers = {name: logging.getLogger(f"anchorembed.{name}") for name in ("data", "train")}
+    before = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, logger in loggers.items():
+            logger.setLevel(before[name])
 
 
 def _trained(recipe: Recipe, name: str) -> Path:

@@ -3,8 +3,9 @@
 The measured times differ from machine to machine and from run to run; the sizes are for whoever begins a run to keep.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,22 +15,25 @@ from anchorembed.system.device import wait_for
 from anchorembed.train.loop import make_optimizer
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.run import STAGES, plan_memory
-from anchorembed.train.stage import Stage, step
+from anchorembed.train.stage import Stage, StageName, step
 
 ENOUGH = 12  # steps of Stage II from which a run is expected to be clearly above chance
 _LEAST = 4  # steps of a stage, whatever they take
-_TRAINING = 0.85  # of the time left beside measuring; the rest is for held-out pairs, saving and loading
+_TRAINING = 0.85  # of the time left beside measuring; the rest is for saving, loading and the page
+_FORWARD = 0.35  # of a step's time, to evaluate as many pairs
 _CONTRAST = 0.6  # of the training time, for Stage II, which is run twice
 _MEASURING = 0.4  # of the time left, at most, for the documents that models are measured on
 _FEWEST_DOCUMENTS = 100
+_LONG = 10.0  # seconds of a step from which it is timed once only
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: those of a step of each stage, those of embedding a text, and those spent already."""
+    """Seconds: of a step of each stage, of all evaluations on held-out pairs, of embedding a text; spent already."""
 
     reconstruct: float
     contrast: float
+    held_out: float
     text: float
     spent: float
 
@@ -58,7 +62,8 @@ def fitting_sizes(minutes: float, times: Times, most: tuple[int, int, int], embe
         most: steps of Stage I, steps of Stage II and documents that are of use.
         embeddings: how many texts are embedded for each document in all.
     """
-    left = max(0.0, 60 * minutes - times.spent)
+    begun = times.spent + times.held_out
+    left = max(0.0, 60 * minutes - begun)
     by_document = embeddings * times.text
     documents = max(_FEWEST_DOCUMENTS, min(most[2], int(_MEASURING * left / by_document)))
     training = _TRAINING * max(0.0, left - documents * by_document)
@@ -66,7 +71,7 @@ def fitting_sizes(minutes: float, times: Times, most: tuple[int, int, int], embe
     left_over = training - 2 * contrast_steps * times.contrast
     reconstruct_steps = max(_LEAST, min(most[0], int(left_over / times.reconstruct)))
     spent = 2 * contrast_steps * times.contrast + reconstruct_steps * times.reconstruct
-    seconds = times.spent + documents * by_document + spent / _TRAINING
+    seconds = begun + documents * by_document + spent / _TRAINING
     return Sizes(reconstruct_steps, contrast_steps, documents, seconds / 60)
 
 
@@ -105,28 +110,43 @@ def measure(recipe: Recipe, texts: Sequence[str], spent: Callable[[], float]) ->
     started = time.perf_counter()
     embedder.encode(texts)
     text = (time.perf_counter() - started) / len(texts)
-    seconds = {}
+    seconds: dict[StageName, float] = {}
     for name, kind in STAGES.items():
         settings = recipe.stage(name)
         if settings is not None:
             budget = plan_memory(recipe, kind, settings, recipe.model.name).budget
             seconds[name] = _step_seconds(recipe, prepared, kind.build(embedder, settings, budget))
-    times = Times(seconds["reconstruct"], seconds["contrast"], text, spent())
+    held_out = _held_out_seconds(recipe, len(prepared.split.held_out), seconds)
+    times = Times(seconds["reconstruct"], seconds["contrast"], held_out, text, spent())
     return times, len(prepared.split.train)
 
 
+def _held_out_seconds(recipe: Recipe, pairs: int, step_seconds: Mapping[StageName, float]) -> float:
+    """Seconds of all evaluations on held-out pairs, by the time of a step of each stage; Stage II is run twice."""
+    total = 0.0
+    for name, seconds in step_seconds.items():
+        settings = recipe.stage(name)
+        if settings is not None and settings.evaluate_every:
+            evaluations = math.ceil(settings.steps / settings.evaluate_every) * (2 if name == "contrast" else 1)
+            total += evaluations * pairs / settings.batch_size * _FORWARD * seconds
+    return total
+
+
 def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:
-    """Seconds of a whole step, after a small one."""
+    """Seconds of a whole step, after a small one: the faster of two, unless one takes long."""
     optimizer = make_optimizer(stage.module, stage.settings)
     device = prepared.embedder.backbone.device
     stage.module.train()
     indices = next(prepared.order(stage.settings.batch_size, recipe.seed))
-    started = 0.0
-    for some in (indices[:2], indices):
+    seconds: list[float] = []
+    for some in (indices[:2], indices, indices):
         started = time.perf_counter()
         step(stage, 0, prepared.tokens(some, stage.hard_negatives))
         nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=False)
         wait_for(device)
-    return time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) > 1 and seconds[-1] > _LONG:
+            break
+    return min(seconds[1:])
