@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from common import Option, arguments, facts, result, run, table
 
-from anchorembed.config import parse_recipe
 from anchorembed.curate.mine import Rules, by_bm25, by_embedder, gather, mine
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus
@@ -29,6 +28,7 @@ from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
 from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
+from anchorembed.recipe import parse_recipe
 from anchorembed.system.files import write_jsonl
 from anchorembed.train.run import contrast
 

@@ -9,8 +9,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from anchorembed.compare.controls import ArmRecipe
-from anchorembed.config import parse_as, parse_recipe, read_recipe, show_config
 from anchorembed.errors import InputError
+from anchorembed.recipe import parse_as, parse_recipe, read_recipe, show_config
 from anchorembed.train.prepare import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}

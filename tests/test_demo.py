@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from anchorembed import demo as module
-from anchorembed.config import Recipe, parse_recipe
+from anchorembed.config import Recipe
 from anchorembed.curate.docstrings import Package
 from anchorembed.curate.harvest import Harvest, harvest_packages
 from anchorembed.data.beir import read_collection
@@ -19,6 +19,7 @@ from anchorembed.demo import CLEARLY, SIZES, DemoResult, ModelScores, demo, page
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from anchorembed.page.write import html
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.sizing import Times
 from tiny import WORDS
 

@@ -14,8 +14,9 @@ import yaml
 
 import anchorembed
 from anchorembed import cli
-from anchorembed.config import Recipe, parse_recipe
+from anchorembed.config import Recipe
 from anchorembed.model.load import load_config
+from anchorembed.recipe import parse_recipe
 from pages import GUIDES, ROOT, blocks, command_lines, page
 from tiny import recipe_values, write_pairs
 

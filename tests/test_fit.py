@@ -15,13 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from anchorembed.cli import app
-from anchorembed.config import read_recipe
 from anchorembed.curate.docstrings import collect_docstrings
 from anchorembed.curate.prompt import default_prompt
 from anchorembed.data.beir import read_collection
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError
 from anchorembed.fit import Fitted, Writing, fit, recipe_of
+from anchorembed.recipe import read_recipe
 from anchorembed.train.run import train
 from chat_endpoint import Endpoint, chat_endpoint
 from python_packages import write_packages

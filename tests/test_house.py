@@ -12,6 +12,7 @@ SOURCE = Path(anchorembed.__file__).parent
 ORDER = [
     "errors",
     "config",
+    "recipe",
     "system",
     "data",
     "model",

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from anchorembed.cli import app
-from anchorembed.config import Recipe, read_recipe
+from anchorembed.config import Recipe
 from anchorembed.data.pairs import (
     LABEL_NAMES,
     NEGATIVE_NAMES,
@@ -20,6 +20,7 @@ from anchorembed.data.pairs import (
     SIDE_SCORES_NAMES,
     read_pairs,
 )
+from anchorembed.recipe import read_recipe
 from pages import GUIDES, ROOT, blocks, page
 
 PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/gpu/README.md", "speed/NOTES.md"]

@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 
 import anchorembed
-from anchorembed.config import Recipe, read_as, read_recipe, show_config
+from anchorembed.config import Recipe
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, first_line, memory_ended
+from anchorembed.recipe import read_as, read_recipe, show_config
 from anchorembed.system.files import to_json
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)

@@ -1,34 +1,22 @@
-"""Recipes: what a run is, read from YAML. Every fault is reported at once, with its key path and what to do."""
+"""What a recipe may say: its sections, with types, defaults and meanings. `recipe` reads it from YAML."""
 
 import math
 import os
-import textwrap
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from anchorembed.errors import InputError, nearest
-
-_UNSET = "unset_variable"
-_REMOVED = {  # keys that recipes may still set, and what to write instead
-    "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "
-    "extends this one, with compare.arms and compare.seeds of its own.",
-    "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.first.",
-}
-_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # of a comparison: directions, and the arm that has them
+UNSET = "unset_variable"
 
 
 def _expanded(name: str) -> str:
@@ -36,7 +24,7 @@ def _expanded(name: str) -> str:
     expanded = os.path.expanduser(os.path.expandvars(name))  # noqa: PTH111 - a name may be no path
     if "$" in expanded:
         raise PydanticCustomError(
-            _UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
+            UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
         )
     return expanded
 
@@ -352,153 +340,3 @@ class Recipe(Section):
     def stage(self, name: Literal["reconstruct", "contrast"]) -> Schedule | None:
         """The settings of a stage; None if the recipe leaves it out."""
         return self.reconstruct if name == "reconstruct" else self.contrast
-
-
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
-
-
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
-
-    A recipe may begin with ``extends: OTHER``, a recipe beside it: what it says then adds to, or replaces, that one's.
-
-    Raises:
-        InputError: listing every fault, with its key path.
-    """
-    return read_as(Recipe, path, overrides)
-
-
-def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read a recipe as `read_recipe` does, but as `Recipe` or what a comparison makes of it."""
-    values = _values(Path(path), ())
-    for override in overrides:
-        _set(values, override)
-    return parse_as(schema, values, str(path))
-
-
-def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """Keys and values of a recipe and of those it extends."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str) or path.resolve() in extending:
-        what = f"extends {base!r}, which is no file's name" if not isinstance(base, str) else "extends itself"
-        raise InputError(f"{path}: {what}. Name another recipe.")
-    inherited = _values(path.parent / base, (*extending, path.resolve()))
-    try:
-        return _merged(inherited, values)
-    except RecursionError as error:
-        raise InputError(f"{path}: holds itself by a YAML alias. Write its values out.") from error
-
-
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values over those of the one it extends, section by section; a list replaces a list."""
-    merged = base | values
-    for key in base.keys() & values.keys():
-        if isinstance(base[key], dict) and isinstance(values[key], dict):
-            merged[key] = _merged(base[key], values[key])
-    return merged
-
-
-def parse_recipe(values: dict[str, Any], origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """Validate a recipe given as nested dictionaries, which ``overrides`` change; raises as `read_recipe` does."""
-    for override in overrides:
-        _set(values, override)
-    return parse_as(Recipe, values, origin)
-
-
-def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> AnyRecipe:
-    """Validate a recipe as `Recipe`, or as what a comparison makes of it.
-
-    Raises:
-        InputError: listing every fault, with its key path.
-    """
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        faults = [dict(fault) for fault in error.errors(include_url=False)]
-        unset = [fault for fault in faults if fault["type"] == _UNSET]  # one cause, often of all paths
-        lines = [f"{origin}: {_explain(fault, schema)}" for fault in faults if fault not in unset[1:]]
-        lines += [f"{origin}: {len(unset) - 1} more values name variables that are not set."] if unset[1:] else []
-        raise InputError("\n".join(lines)) from error
-
-
-def show_config(recipe: Recipe | None = None) -> str:
-    """Every key with its value, or its default without a recipe, and its meaning, as commented YAML."""
-    values = recipe.model_dump(mode="json", by_alias=True) if recipe else {}
-    return "\n".join(_lines(Recipe, values, 0)) + "\n"
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override!r}: not of the form a.b=value.")
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.get(parent)
-        if not isinstance(child, dict | None):
-            raise InputError(f"--set {override!r}: {parent!r} has no keys of its own. Set it as a whole.")
-        values[parent] = dict(child or {})  # a copy: a YAML alias may stand elsewhere too
-        values = values[parent]
-    try:
-        values[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--set {override!r}: the value is not YAML. Quote it.") from error
-
-
-def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path)
-    if fault["type"] == "extra_forbidden" and key in _REMOVED:
-        return f"unknown key {key!r}. {_REMOVED[key]}"
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}.{nearest(path[-1], _known(schema, path[:-1]))}"
-    if fault["type"] == "missing":
-        return f"missing key {key!r}. Add it; --show-config says what it means."
-    value = fault["input"]
-    arm = _CONTROLS.get(value) if key == "reconstruct.directions" and isinstance(value, str) else None
-    control = f" To compare with it, add the arm {arm} to compare.arms and run `anchorembed compare`." if arm else ""
-    return f"{key} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.{control}"
-
-
-def _known(schema: type[Recipe], path: list[str]) -> list[str]:
-    """Keys of the section at a path."""
-    section: type[Section] = schema
-    for part in path:
-        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
-        if field is not None:
-            section = _section(field.annotation) or section
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _section(annotation: object) -> type[Section] | None:
-    """The section in an annotation such as ``Section``, ``Section | None`` or ``list[Section]``."""
-    candidates = (annotation, *get_args(annotation))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-
-
-def _lines(section: type[BaseModel], values: dict[str, Any], depth: int) -> Iterator[str]:
-    indent = "  " * depth
-    for name, field in section.model_fields.items():
-        key = field.alias or name
-        default = field.get_default(call_default_factory=True, validated_data={})
-        if isinstance(default, BaseModel):
-            default = default.model_dump(mode="json", by_alias=True)
-        value = values.get(key, None if field.is_required() else default)
-        yield from textwrap.wrap(f"{indent}# {field.description}", 110, subsequent_indent=f"{indent}# ")
-        inner = None if get_origin(field.annotation) is dict else _section(field.annotation)
-        listed = isinstance(value, list) and value
-        if inner and not listed and (value or field.is_required() or not values):
-            yield f"{indent}{key}:" + ("  # null unless given" if default is None and not field.is_required() else "")
-            yield from _lines(inner, value if isinstance(value, dict) else {}, depth + 1)
-            continue
-        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
-        yield f"{indent}{key}: {'# required' if field.is_required() and not values else text}"

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe, parse_recipe
+from anchorembed.config import Recipe
 from anchorembed.curate.keep_queries import LOST, Query, drop_useless, found_again, held_out_rows
 from anchorembed.curate.mine import by_bm25, by_embedder
 from anchorembed.curate.prompt import Prompt, read_prompt
@@ -23,6 +23,7 @@ from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
+from anchorembed.recipe import parse_recipe
 from anchorembed.system.files import lock_folder, whole_folder, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast, write_recipe

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.config import Recipe, parse_recipe
+from anchorembed.config import Recipe
+from anchorembed.recipe import parse_recipe
 from tiny import recipe_values, write_pairs
 
 Make = Callable[..., Recipe]

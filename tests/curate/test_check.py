@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from anchorembed.api import check as check_recipe
-from anchorembed.config import parse_recipe
 from anchorembed.curate.check import check, report
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts
+from anchorembed.recipe import parse_recipe
 
 ROWS = [
     {"query": "read a file", "positive": "open it first"},

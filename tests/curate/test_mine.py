@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from anchorembed.api import mine as mine_file
-from anchorembed.config import parse_recipe
 from anchorembed.curate.mine import (
     MARGIN,
     NEAR,
@@ -29,6 +28,7 @@ from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, save_cross_encoder, write_pairs
 

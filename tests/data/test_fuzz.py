@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from anchorembed.config import read_recipe
 from anchorembed.data.beir import read_collection
 from anchorembed.data.documents import read_corpus, read_texts
 from anchorembed.data.judged import read_test_set
@@ -29,6 +28,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import read_instructions
 from anchorembed.model.embedder import read_metadata
 from anchorembed.model.load import load_model
+from anchorembed.recipe import read_recipe
 from tiny import save_tiny
 
 PAIRS = b'{"query": "a", "positive": "b", "negatives": ["c", "d"]}\n{"anchor": "e", "document": "f", "negative": "g"}\n'

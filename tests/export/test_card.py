@@ -8,11 +8,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from anchorembed.config import parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.export.card import RESULTS, write_card
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
+from anchorembed.recipe import parse_recipe
 from anchorembed.system.files import hash_content
 from anchorembed.train.run import train
 from tiny import recipe_values, save_tiny, write_pairs

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.config import parse_recipe
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import default_model_folder
 from anchorembed.model.template import Template
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.run import train
 from tiny import write_pairs
 

@@ -10,12 +10,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers.processors import TemplateProcessing
 
-from anchorembed.config import parse_recipe
 from anchorembed.errors import InputError
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts, Template
 from anchorembed.model.tokens import Lengths
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, tiny_model, tiny_tokenizer, write_pairs
 

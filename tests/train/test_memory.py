@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from anchorembed.config import Contrast, Recipe, Reconstruct, parse_recipe
+from anchorembed.config import Contrast, Recipe, Reconstruct
 from anchorembed.errors import InputError
+from anchorembed.recipe import parse_recipe
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
 from anchorembed.train.contrast import Contrastive

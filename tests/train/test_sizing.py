@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.config import parse_recipe
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.sizing import ENOUGH, Sizes, Times, fitting_sizes, measure, minutes_for, resized
 from tiny import recipe_values, write_pairs
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed.compare.plan import open_comparison
-from anchorembed.config import Recipe, parse_recipe
+from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention
 from anchorembed.model import load as models
@@ -21,6 +21,7 @@ from anchorembed.model.adapters import LoraSettings, add_lora, is_quantized
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.load import check_nf4
+from anchorembed.recipe import parse_recipe
 from anchorembed.train import memory_estimate
 from anchorembed.train import run as training
 from anchorembed.train.flops import weight_count

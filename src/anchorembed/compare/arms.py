@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorembed.compare.controls import ArmRecipe, ControlReconstruction
-from anchorembed.config import Choice, Compare, OwnArm, Recipe, parse_as
+from anchorembed.config import Choice, Compare, OwnArm, Recipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
+from anchorembed.recipe import parse_as
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.run import build_stage

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from anchorembed.config import Recipe, read_recipe
+from anchorembed.config import Recipe
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
 from anchorembed.data.pairs import TextPair, read_pairs
@@ -14,6 +14,7 @@ from anchorembed.evaluate.metrics import chance
 from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
+from anchorembed.recipe import read_recipe
 from anchorembed.train.prepare import open_pairs
 
 _MOST = 500  # pairs to show

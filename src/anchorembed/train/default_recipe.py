@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe, parse_recipe, show_config
+from anchorembed.config import Recipe
 from anchorembed.errors import InputError
+from anchorembed.recipe import parse_recipe, show_config
 from anchorembed.system.files import write_file
 from anchorembed.train.prepare import open_pairs
 
