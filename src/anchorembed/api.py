@@ -393,10 +393,9 @@ def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | 
 
 @contextmanager
 def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar of ``total`` texts or pairs; yields what moves it by a number of them."""
+    """Yield what moves a progress bar of ``total`` texts or pairs by a number of them; it shows from the first on."""
     with progress_bar() as bar:
-        task = bar.add_task(name, total=total, note="")
-        yield lambda done: bar.advance(task, done)
+        yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
 
 
 def _taken(ids: list[str], count: int) -> list[str]:

@@ -37,7 +37,7 @@ def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] 
     values = _values(Path(path), ())
     for override in overrides:
         _set(values, override)
-    return parse_as(schema, values, str(path))
+    return parse_as(schema, values, f"{path} with --set" if overrides else str(path))
 
 
 def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
