@@ -219,3 +219,14 @@ def test_the_default_model_writes_and_is_trained(tmp_path: Path) -> None:
     assert fitted.written.tokens_out > 20
     assert fitted.pairs >= 4, fitted
     assert (tmp_path / "out" / "verdict.json").exists()
+
+
+def test_an_id_that_judgements_cannot_hold_is_refused_before_queries_are_written(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    rows = [{"_id": f"document\t{number}", "text": f"text {number}"} for number in range(10)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="has a tab or line break"):
+        fit(corpus, str(tiny_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -274,7 +274,10 @@ def encode(  # noqa: PLR0913 - the options of a verb
         says = made_by(embedder, dimensions, precision, wanted.like)
         ids: list[str] = []
         windows = embedder.stream(_texts(documents, ids), side, instruction, progress=advance)
-        batches = (vector_batch(_taken(ids, len(window)), cut(window, says.form.dimensions)) for window in windows)
+        scales = embedder.metadata.normalize
+        batches = (
+            vector_batch(_taken(ids, len(window)), cut(window, says.form.dimensions, scales)) for window in windows
+        )
         return write_vectors(out, batches, says)
 
 

@@ -7,6 +7,7 @@ takes.
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -152,6 +153,10 @@ def _read(corpus: Path) -> list[Document]:
     documents = list(by_text.values())[::-1]
     if len(documents) < len(read):
         _log.info("%s: %s documents are empty or the same as another, and left out", corpus, len(read) - len(documents))
+    if broken := [document.id for document in documents if re.search(r"[\t\r\n]", document.id)]:
+        raise InputError(
+            f"{corpus}: the _id {broken[0]!r} has a tab or line break, which judgements cannot hold. Change it."
+        )
     if len(documents) < 10:
         raise InputError(f"{corpus}: {len(documents)} different documents. Give at least 10, of which 2 are held out.")
     return documents

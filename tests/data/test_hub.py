@@ -144,3 +144,19 @@ def test_an_address_is_written_as_it_is_read() -> None:
         assert str(located(address)) == address
     assert located("hf://a/b:c@d#e") == HubDataset("a/b", "c", "d", "e")
     assert located("a/b.jsonl") == Path("a/b.jsonl")
+
+
+def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", {"query": "a", "positive": "p"})
+    (tmp_path / ".hidden.csv").write_text("no pairs")
+    assert texts(read_pairs(tmp_path)) == [("a", "p", ())]
+    (tmp_path / "b.csv").write_text("query,positive\nb,p\n")
+    assert "it holds .csv and .jsonl files" in fault(tmp_path)
+
+
+def test_a_folder_of_csv_has_the_texts_that_its_files_have(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.csv").write_text("query,positive,negative\na,NA,None\nb,null,n/a\nc,p,\n")
+    assert texts(read_pairs(folder)) == [("a", "NA", ("None",)), ("b", "null", ("n/a",)), ("c", "p", ())]
+    assert texts(read_pairs(folder)) == texts(read_pairs(folder / "a.csv"))

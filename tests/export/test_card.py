@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.card import RESULTS, write_card
+from anchorembed.export.card import RESULTS, _cell, _exported_usage, _literal, write_card
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import Prompts
 from anchorembed.recipe import parse_recipe
 from anchorembed.system.files import hash_content
 from anchorembed.train.run import train
@@ -76,3 +77,13 @@ def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -
 def test_a_folder_of_another_kind_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=r"anchorembed\.json: no such file"):
         write_card(tiny_folder, "title", 32)
+
+
+def test_what_users_name_is_no_markup() -> None:
+    assert _literal("a `b` | c") == "`` a `b` \\| c ``"
+    assert _cell("<script> | `x`\ny_z") == r"\<script\> \| \`x\` y\_z"
+
+
+def test_servers_are_told_of_the_document_prompt() -> None:
+    *_, told = _exported_usage("m", Prompts("", "passage: "))
+    assert "put the document prompt before documents yourself" in told

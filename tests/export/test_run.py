@@ -1,13 +1,15 @@
 """What is refused before any work, and what an export is measured by."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.check import smallest_cosine
+from anchorembed.export.check import own_vectors, smallest_cosine
 from anchorembed.export.run import export
+from anchorembed.model.embedder import Embedder
 
 
 def test_bfloat16_graphs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -21,3 +23,12 @@ def test_the_smallest_cosine() -> None:
     assert smallest_cosine(own, lambda texts, side: turned[side], ["a", "b"]) == pytest.approx(0.8)
     turned["document"][1] = np.nan
     assert smallest_cosine(own, lambda texts, side: turned[side], ["a", "b"]) == 0
+
+
+def test_vectors_of_any_length_are_measured_by_their_directions(tiny_folder: Path) -> None:
+    embedder = Embedder.load(tiny_folder, precision="float32")
+    embedder.metadata = replace(embedder.metadata, normalize=False)
+    texts = ["cat", "dog"]
+    assert np.linalg.norm(embedder.encode(texts), axis=1).min() > 2
+    own = own_vectors(embedder, texts)
+    assert smallest_cosine(own, embedder.encode, texts) == pytest.approx(1)

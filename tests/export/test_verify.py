@@ -1,6 +1,7 @@
 """The right server agrees; each fault of a broken one is named, alone and beside others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.clients import open_endpoint, open_library
+from anchorembed.export.clients import Client, open_endpoint, open_library
 from anchorembed.export.run import export
 from anchorembed.export.verify import Report, compare, verify
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.template import Template, instruct
+from anchorembed.model.template import Prompts, Template, instruct
 from anchorembed.model.tokens import Lengths
 from embeddings_server import Broken, Refusal, serving
 from tiny import save_tiny
@@ -224,3 +225,18 @@ def test_what_llamaindex_does_by_default_is_named_and_cured(model: Embedder, exp
     assert f"query_instruction={PROMPT!r}" in report.causes[0].cure
     cured = module.HuggingFaceEmbedding(model_name=str(exported), query_instruction=PROMPT)
     assert float(np.dot(cured.get_query_embedding("sort"), model.encode(["sort"], side="query")[0])) > 0.9999
+
+
+def test_a_model_that_does_not_normalise_is_served_as_it_is(model: Embedder) -> None:
+    metadata = replace(model.metadata, normalize=False)
+    unscaled = Embedder(model.backbone, model.tokenizer, metadata, model.dtype).eval()
+    client = Client("itself", unscaled.encode, True)
+    report = compare(unscaled, client)
+    assert report.agrees, report.causes
+
+
+def test_how_texts_were_sent_tells_of_a_document_prompt(model: Embedder) -> None:
+    metadata = replace(model.metadata, prompts=Prompts("", "passage: "))
+    prompted = Embedder(model.backbone, model.tokenizer, metadata, model.dtype).eval()
+    client = Client("itself", lambda texts, side: model.encode(texts, side, ""), False)
+    assert "Queries were sent as they are, documents with 'passage: ' before them" in compare(prompted, client).note

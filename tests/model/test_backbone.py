@@ -153,6 +153,8 @@ def test_untied_heads_are_saved(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("./nowhere", "no such folder"),
+        ("my model", "no such folder"),
+        ("a--b", "no such folder"),
         ("nowhere.gguf", "no such file"),
         ("no-such-organisation/no-such-model", "model hub"),
     ],

@@ -179,6 +179,9 @@ def test_names_that_users_know(tiny_folder: Path) -> None:
     for batch_size in (None, 1, 3):
         np.testing.assert_allclose(embedder.encode_query(some, batch_size=batch_size), queries, atol=1e-6)
         np.testing.assert_allclose(embedder.encode_document(some, batch_size=batch_size), documents, atol=1e-6)
+    for below_one in (0, -1):
+        with pytest.raises(InputError, match=f"batch_size: {below_one} is below 1"):
+            embedder.encode_query(some, batch_size=below_one)
     np.testing.assert_allclose(embedder.encode_query(some[0]), queries[0], atol=1e-6)
     np.testing.assert_allclose(embedder.embed_query(some[0]), queries[0], atol=1e-6)
     np.testing.assert_allclose(embedder.embed_documents(some), documents, atol=1e-6)

@@ -1,6 +1,7 @@
 """Encoded files say how their vectors are stored, and others can be stored like them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,13 @@ def test_ranges_of_few_texts_are_said(tiny_folder: Path, tmp_path: Path, said: l
         with pytest.raises(InputError, match="--dimensions"):
             encode(tiny_folder, tmp_path / "few.txt", tmp_path / "x.parquet", **fault)  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.glob("*.parquet")} == {"few.parquet", "one.parquet"}
+
+
+def test_shorter_vectors_of_a_model_that_does_not_normalise_are_as_encode_gives_them(tmp_path: Path) -> None:
+    embedder = Embedder.load(save_tiny(tmp_path / "base"), precision="float32")
+    embedder.metadata = replace(embedder.metadata, normalize=False)
+    embedder.save(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("a\nb\n")
+    encode(tmp_path / "model", tmp_path / "texts.txt", tmp_path / "out.parquet", dimensions=16)
+    vectors = matrix(pq.read_table(tmp_path / "out.parquet")["vector"].combine_chunks())
+    np.testing.assert_allclose(vectors, Embedder.load(tmp_path / "model").encode(["a", "b"], dimensions=16), atol=1e-5)

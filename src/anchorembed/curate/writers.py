@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +23,7 @@ from anchorembed.model.embedder import find_metadata
 from anchorembed.model.load import load_model, quiet
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts
+from anchorembed.system.keys import key_of
 
 KEY_VARIABLE = "ANCHOREMBED_WRITER_KEY"
 TOKENS_A_QUERY = 32  # that a reply may have
@@ -193,7 +193,7 @@ class EndpointWriter:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--writer: {self.url!r} is no http or https URL. Write one such as http://host:8000/v1.")
         is_local = parts.hostname in _LOOPBACK
-        if parts.scheme == "http" and not is_local and os.environ.get(KEY_VARIABLE):
+        if parts.scheme == "http" and not is_local and key_of(KEY_VARIABLE):
             _log.warning("--writer: %s has no encryption, and the key is sent over it. Use https.", self.url)
         proxies = [urllib.request.ProxyHandler({})] if is_local else []
         object.__setattr__(self, "_opener", urllib.request.build_opener(_NoRedirect, *proxies))
@@ -231,7 +231,7 @@ class EndpointWriter:
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := key_of(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._address, body, headers)  # noqa: S310 - the scheme is checked above
         pause, fault = self.pause, ""

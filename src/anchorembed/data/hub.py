@@ -104,16 +104,18 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
     if Path(dataset.name).exists():
         raise InputError(f"{dataset}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
     source = pinned(dataset)
-    return _rows(str(dataset), columns, source.split, path=source.name, name=source.config, revision=source.revision)
+    where = {"path": source.name, "name": source.config or None, "revision": source.revision}
+    return _rows(str(dataset), columns, where, source.split)
 
 
-def folder_rows(folder: Path, columns: Columns) -> Rows:
-    """Stream the rows of a folder of JSONL, CSV or Parquet files, as of a data set on the hub."""
-    return _rows(str(folder), columns, path=str(folder))
+def folder_rows(folder: Path, columns: Columns, suffix: str) -> Rows:
+    """Stream the rows of a folder of files of a kind, as of a data set on the hub; of CSV only empty cells are null."""
+    nulls = {"keep_default_na": False, "na_values": [""]} if suffix in (".csv", ".tsv") else {}
+    return _rows(str(folder), columns, {"path": str(folder)} | nulls)
 
 
-def _rows(location: str, columns: Columns, split: str = "", **where: str) -> Rows:
-    splits = _splits(location, {key: value or None for key, value in where.items()})
+def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "") -> Rows:
+    splits = _splits(location, where)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
     rows = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)

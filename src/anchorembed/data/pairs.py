@@ -259,6 +259,18 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
-    if any(file.is_file() and suffix_of(file) in TABLES for file in folder.rglob("*")):
-        return folder, folder_rows(folder, in_header)
+    kinds = sorted({suffix_of(file) for file in _seen_files(folder)} & {*TABLES})
+    if len(kinds) > 1:  # of which datasets would read one and leave out the others
+        raise InputError(
+            f"{folder}: it holds {' and '.join(kinds)} files. Give a folder of one kind, or name each file."
+        )
+    if kinds:
+        return folder, folder_rows(folder, in_header, kinds[0])
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
+
+
+def _seen_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder and those within it, but those that are hidden."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
+            yield file

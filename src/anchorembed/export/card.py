@@ -5,6 +5,7 @@ in other software, what it was trained on and with what settings, and what was m
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -162,11 +163,16 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 model = HuggingFaceEmbedding(
     model_name={title!r}{prompt if by_name else ""})
 ```"""
-    if prompts.query:
+    named = [f"the {side} prompt before {sides}" for side, sides, prompt in _sides(prompts) if prompt]
+    if named:
         yield (
             "Servers of `/v1/embeddings` (text-embeddings-inference, vLLM, llama.cpp) embed the text they are sent: "
-            "put the query prompt before queries yourself. `anchorembed verify` compares a server with this model."
+            f"put {' and '.join(named)} yourself. `anchorembed verify` compares a server with this model."
         )
+
+
+def _sides(prompts: Prompts) -> tuple[tuple[str, str, str], ...]:
+    return ("query", "queries", prompts.query), ("document", "documents", prompts.document)
 
 
 def _vectors(metadata: Metadata) -> Iterable[str]:
@@ -191,7 +197,7 @@ def _training(stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     names = [source["name"] for source in plan["data.sources"]]
     hashes = [plan[f"data.sources.{name}.content"] for name in names]
     sources = [
-        f"| {name} | {data.get('sources', {}).get(name, '')} | `{content}` |"
+        f"| {_cell(name)} | {data.get('sources', {}).get(name, '')} | `{content}` |"
         for name, content in zip(names, hashes, strict=True)
     ]
     yield f"## Training\n\n{counts}"
@@ -210,12 +216,21 @@ def _results(path: Path) -> Iterable[str]:
         return
     rows = json.loads(path.read_text(encoding="utf-8"))
     columns = list(rows[0])
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(str(row[column]) for column in columns)} |" for row in rows]
+    lines = [f"| {' | '.join(map(_cell, columns))} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
     yield "## Results\n\n" + "\n".join(lines)
 
 
 def _literal(value: object) -> str:
     """A value as code in a cell of a table."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return f"`{text}`".replace("\n", "\\n").replace("|", "\\|") if text else "none"
+    if not text:
+        return "none"
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}".replace("\n", "\\n").replace("|", "\\|")
+
+
+def _cell(value: object) -> str:
+    """A name as plain text in a cell of a table: of it nothing is markup."""
+    return re.sub(r"([\\`*_<>|&])", r"\\\1", " ".join(str(value).split()))

@@ -45,8 +45,8 @@ class Form:
 
 
 def own_vectors(embedder: Embedder, texts: Sequence[str]) -> dict[Side, Floats]:
-    """Our vectors of texts as queries and as documents, each [N, H]."""
-    return {side: embedder.encode(texts, side=side) for side in SIDES}
+    """Our unit vectors of texts as queries and as documents, each [N, H]."""
+    return {side: embedder.encode(texts, side=side, normalize=True) for side in SIDES}
 
 
 def smallest_cosine(own: Mapping[Side, Floats], encode: Encode, texts: Sequence[str]) -> float:

@@ -5,7 +5,6 @@ Axes: N texts, H dimension.
 
 import http.client
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
+from anchorembed.system.keys import key_of
 
 Library = Literal["langchain", "llamaindex", "sentence-transformers"]
 PACKAGES: dict[Library, tuple[str, str]] = {  # what to install, what to import
@@ -118,7 +118,7 @@ def open_endpoint(
         InputError: if the URL is none, or the server cannot be reached or lists no model.
     """
     base = _base(url)
-    key = os.environ.get(api_key_env, "")
+    key = key_of(api_key_env)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     name = served_name or _first_model(f"{base}/models", headers, timeout)
 

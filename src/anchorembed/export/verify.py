@@ -178,11 +178,16 @@ class _Comparison:
         return "" if self.client.puts_prompt else self.model.prompt_of(side)
 
     def _how_sent(self) -> str:
-        if not self.model.prompt:
+        prompts = {side: self.model.prompt_of(side) for side in SIDES}
+        if not any(prompts.values()):
             return "Texts were sent as they are: the model has no instruction."
         if self.client.puts_prompt:
             return "Queries were given to the query method as they are, documents to the document method."
-        return f"Queries were sent with {self.model.prompt!r} before them, as clients have to, documents as they are."
+        queries, documents = (
+            f"with {prompts[side]!r} before them, as clients have to" if prompts[side] else "as they are"
+            for side in ("query", "document")
+        )
+        return f"Queries were sent {queries}, documents {documents}."
 
     def _own(self, side: Side, names: Sequence[str]) -> Floats:
         return self.model.vectors([self.texts[side][name] for name in names], side, NO_FAULTS, self._limit(side))
@@ -284,6 +289,8 @@ class _Comparison:
             self._found(f"cut at {cut.tokens} tokens instead of {limit}", side, CUT)
 
     def _judge_scale(self) -> None:
+        if not self.model.embedder.metadata.normalize:
+            return
         for side in SIDES:
             norms = [float(np.linalg.norm(vector)) for (_, of), vector in self.served.items() if of == side]
             if norms and max(abs(norm - 1.0) for norm in norms) > 0.01:

@@ -261,6 +261,8 @@ class Embedder(nn.Module):
         return vectors
 
     def _encode_side(self, texts: str | Sequence[str], side: Side, batch_size: int | None) -> Floats:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} is below 1. Compute at least one text at once.")
         listed = [texts] if isinstance(texts, str) else list(texts)
         size = batch_size or max(1, len(listed))
         windows = [

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -218,6 +218,8 @@ def _hub_answers(model: str) -> bool:
     """Whether the model hub answers, asked once: a file asked for in vain takes half a minute of retries."""
     try:
         HfApi().model_info(model, timeout=_HUB_SECONDS)
+    except HFValidationError as error:
+        raise InputError(f"model {model!r}: no such folder, and no hub id. Check the path.") from error
     except HfHubHTTPError:  # an answer, such as that there is no such model
         return True
     except Exception:  # the hub's client raises errors of its HTTP library, which differs by version

@@ -56,7 +56,9 @@ class Worker:
         table, job = pq.read_table(self.texts / name), self.job
         says = made_by(self.embedder, job.dimensions, job.precision, job.like)
         vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
-        batch = vector_batch(table["id"].to_pylist(), cut(vectors_NH, says.form.dimensions))
+        batch = vector_batch(
+            table["id"].to_pylist(), cut(vectors_NH, says.form.dimensions, self.embedder.metadata.normalize)
+        )
         return write_vectors(self.vectors / name, [batch], says)
 
 

@@ -40,7 +40,7 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
     Raises:
         InputError: if the pairs cannot be read, or an override is wrong.
     """
-    names = [Path(path).name.split(".")[0] for path in paths]
+    names = [Path(path).name.split(".")[0] or path for path in paths]
     names = names if len(set(names)) == len(names) else list(paths)
     values: dict[str, Any] = {
         "data": {"sources": [{"name": name, "path": path} for name, path in zip(names, paths, strict=True)]},
