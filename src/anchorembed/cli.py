@@ -458,7 +458,7 @@ def read(
 
 @app.command()
 def page(
-    run: Annotated[Path, typer.Argument(help="Recipe of a finished run, or its output folder.")],
+    run: Annotated[Path, typer.Argument(help="Recipe of a finished run, or output folder of train --pairs or fit.")],
     pairs: Annotated[
         Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.", show_default=False)
     ] = None,
@@ -603,7 +603,9 @@ def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_ba
     """Read the recipe, or print the configuration and return None."""
     if path is None:
         if not show:
-            raise InputError("a recipe is needed, for example recipes/demo.yaml. --show-config prints every key.")
+            raise InputError(
+                "a recipe is needed, such as recipes/demo.yaml, or train --pairs. --show-config prints every key."
+            )
         _print(show_config())
         return None
     recipe = read_recipe(path, [*(overrides or ()), *_skipping(skip_bad)])
@@ -619,9 +621,11 @@ def _of_pairs(
     """Make and write the recipe of some pairs, or print its configuration and return None."""
     if recipe is not None or not pairs or base is None or output is None:
         raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and --output DIR.")
+    from anchorembed.model.load import load_config
     from anchorembed.train.default_recipe import recipe_of_pairs, write_recipe
 
     made = recipe_of_pairs(pairs, base, output, set_)
+    load_config(base)  # a model that is not there is said before a recipe that names it is written
     if show:
         _print(show_config(made))
         return None

@@ -44,10 +44,13 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """Keys and values of a recipe and of those it extends."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Name a recipe, such as recipes/demo.yaml.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        cure = f" For a file of pairs: --pairs {path}." if path.suffix in (".csv", ".tsv", ".jsonl") else ""
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}{cure}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")
     base = values.pop("extends", None)

@@ -1,5 +1,6 @@
 """Held-out pairs as a test: nDCG by hand and as ir-measures has it, texts once, tasks before the texts."""
 
+from dataclasses import replace
 from math import log2
 from typing import Any
 
@@ -11,6 +12,7 @@ from anchorembed.evaluate import held_out
 from anchorembed.evaluate.held_out import AskedPair, ndcg_at_10, pair_search, search_by_embedder, search_by_words
 from anchorembed.evaluate.metrics import measure_queries
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import Prompts, instruct
 
 
 def scores(*values: float) -> Any:
@@ -45,19 +47,29 @@ def test_ndcg_is_that_of_ir_measures() -> None:
 def test_each_text_is_in_the_test_once() -> None:
     pairs = [TextPair("a", "x"), TextPair("b", "x"), TextPair("a", "y"), TextPair("a", "x")]
     test = pair_search([AskedPair(pair) for pair in pairs])
-    assert test.queries == [(None, "a"), (None, "b")]
-    assert test.documents == [(None, "x"), (None, "y")]
+    assert test.queries == [((None, False), "a"), ((None, False), "b")]
+    assert test.documents == [((None, False), "x"), ((None, False), "y")]
     assert test.relevant == [{0, 1}, {0}]
     other = pair_search([AskedPair(pair, "Find it") for pair in pairs])
     assert test.digest != other.digest
 
 
-def test_the_embedder_s_vectors_are_compared_each_with_its_task(embedder: Embedder) -> None:
-    rows = [("sort a list", "", ""), ("open file", "find", ""), ("read row", "find", "find"), ("delete", "", "")]
-    asked = [AskedPair(TextPair(text, f"{text} {text}"), of_query, of_document) for text, of_query, of_document in rows]
+def test_the_embedder_s_vectors_are_compared_with_the_prompts_of_training(embedder: Embedder) -> None:
+    embedder.metadata = replace(embedder.metadata, prompts=Prompts("Q: ", "D: "))
+    rows = [("sort a list", None, False), ("open file", "find", False), ("read row", "find", True)]
+    rows += [("delete", "", False), ("write", None, True)]
+    asked = [AskedPair(TextPair(text, f"{text} {text}"), task, symmetric) for text, task, symmetric in rows]
     found = search_by_embedder(pair_search(asked), embedder)
-    queries = [embedder.encode([text], "query", of_query)[0] for text, of_query, _ in rows]
-    documents = np.stack([embedder.encode([f"{t} {t}"], "document", of_document)[0] for t, _, of_document in rows])
+    before = [
+        ("Q: ", "D: "),
+        (instruct("find"), "D: "),
+        (instruct("find"), instruct("find")),
+        ("", "D: "),
+        ("Q: ", "Q: "),
+    ]
+    queries = embedder.encode([of + text for (of, _), (text, *_) in zip(before, rows, strict=True)], "query", "")
+    texts = [f"{of}{text} {text}" for (_, of), (text, *_) in zip(before, rows, strict=True)]
+    documents = embedder.encode(texts, "document", "")
     assert found == pytest.approx([ndcg_at_10(documents @ query, {row}) for row, query in enumerate(queries)])
 
 

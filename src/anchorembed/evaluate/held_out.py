@@ -6,7 +6,7 @@ Axes: Q queries, D documents, H hidden size.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts
 
 Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
+Asked = tuple[str | None, bool]  # an instruction, or None for the model's own prompt; whether documents get it, too
 METRIC = "nDCG@10"
 
 _DEPTH = 10
@@ -25,19 +26,19 @@ _SCORES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class AskedPair:
-    """A pair and the tasks put before its query and before its document; None for what the model itself puts there."""
+    """A pair, the task put before its query, or None for the model's own prompt, and whether documents get it, too."""
 
     pair: TextPair
-    of_query: str | None = None
-    of_document: str | None = None
+    instruction: str | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PairSearch:
-    """A retrieval test: texts with the task put before each, and the rows of each query's documents."""
+    """A retrieval test: texts with what is asked of their prompts, and the rows of each query's documents."""
 
-    queries: list[tuple[str | None, str]]
-    documents: list[tuple[str | None, str]]
+    queries: list[tuple[Asked, str]]
+    documents: list[tuple[Asked, str]]
     relevant: list[set[int]]
 
     @property
@@ -46,13 +47,14 @@ class PairSearch:
         return hash_texts([json.dumps([self.queries, self.documents, [sorted(rows) for rows in self.relevant]])])
 
 
-def pair_search(asked: Iterable[AskedPair]) -> PairSearch:
+def pair_search(pairs: Iterable[AskedPair]) -> PairSearch:
     """The test of some pairs: each text is in it once, and a query's documents are the positives of all its pairs."""
-    queries: dict[tuple[str | None, str], set[int]] = {}
-    documents: dict[tuple[str | None, str], int] = {}
-    for each in asked:
-        row = documents.setdefault((each.of_document, each.pair.positive), len(documents))
-        queries.setdefault((each.of_query, each.pair.query), set()).add(row)
+    queries: dict[tuple[Asked, str], set[int]] = {}
+    documents: dict[tuple[Asked, str], int] = {}
+    for each in pairs:
+        asked = each.instruction, each.symmetric
+        row = documents.setdefault((asked if each.symmetric else (None, False), each.pair.positive), len(documents))
+        queries.setdefault((asked, each.pair.query), set()).add(row)
     return PairSearch(list(queries), list(documents), list(queries.values()))
 
 
@@ -84,14 +86,12 @@ def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
     return float((gains * discounts[: len(best)]).sum() / discounts[: len(relevant)].sum())
 
 
-def _embedded(embedder: Embedder, texts: Sequence[tuple[str | None, str]], side: Side) -> Floats:
-    """Unit vectors [N, H] of texts, each with its task."""
+def _embedded(embedder: Embedder, texts: Sequence[tuple[Asked, str]], side: Side) -> Floats:
+    """Unit vectors [N, H] of texts, each with the prompt that training puts before it."""
     vectors_NH = np.empty((len(texts), embedder.dimension), np.float32)
-    for task, rows in _by_task(texts):
-        vectors_NH[rows] = embedder.encode([texts[row][1] for row in rows], side, task, normalize=True)
+    for asked in dict.fromkeys(asked for asked, _ in texts):
+        prompts = embedder.metadata.prompts.of_pairs(*asked)
+        prompt = prompts.query if side == "query" else prompts.document
+        rows = [row for row, text in enumerate(texts) if text[0] == asked]
+        vectors_NH[rows] = embedder.encode([prompt + texts[row][1] for row in rows], side, "", normalize=True)
     return vectors_NH
-
-
-def _by_task(texts: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str | None, list[int]]]:
-    for task in dict.fromkeys(task for task, _ in texts):
-        yield task, [row for row, text in enumerate(texts) if text[0] == task]

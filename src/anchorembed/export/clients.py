@@ -171,9 +171,9 @@ def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str],
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or first_line(error)
-        raise InputError(
-            f"{url}: no reply: {reason}. Is the server running, and does --timeout ({timeout:g} s) suffice?"
-        ) from error
+        late = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
+        cure = f"Is --timeout ({timeout:g} s) too short?" if late else "Is the server running?"
+        raise InputError(f"{url}: no reply: {reason}. {cure}") from error
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -111,7 +111,7 @@ def find_tests(recipe: Recipe) -> Tests:
     asked = []
     for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
         source = store.sources[store.source_of(index)]
-        asked.append(AskedPair(store[index], source.instruction, source.instruction if source.symmetric else None))
+        asked.append(AskedPair(store[index], source.instruction, source.symmetric))
     names = [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     tasks: Sequence[Task] = ()
     if names:
@@ -126,8 +126,8 @@ def told(verdicts: Sequence[TestVerdict]) -> list[str]:
     """A verdict as lines for the user."""
     if not verdicts:
         return [
-            "verdict: whether training helped is not known, as fewer than 2 pairs are held out. Give 20 pairs or more, "
-            "raise data.held_out, or name a test in evaluate_on."
+            "verdict: whether training helped is not known, as fewer than 2 pairs are held out: data.held_out of "
+            "them, at most a tenth. Give 60 pairs or more, or name a test in evaluate_on."
         ]
     return [line for each in verdicts for line in _lines(each)]
 
