@@ -160,3 +160,14 @@ def test_a_folder_of_csv_has_the_texts_that_its_files_have(tmp_path: Path) -> No
     (folder / "a.csv").write_text("query,positive,negative\na,NA,None\nb,null,n/a\nc,p,\n")
     assert texts(read_pairs(folder)) == [("a", "NA", ("None",)), ("b", "null", ("n/a",)), ("c", "p", ())]
     assert texts(read_pairs(folder)) == texts(read_pairs(folder / "a.csv"))
+
+
+def test_a_folder_where_some_files_are_named_by_a_split_is_refused(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "more.jsonl"):
+        (tmp_path / name).write_text('{"query": "a", "positive": "b"}\n')
+    with pytest.raises(InputError, match=r"more\.jsonl is named by no split.*train-more\.jsonl"):
+        list(read_pairs(tmp_path))
+    (tmp_path / "more.jsonl").rename(tmp_path / "train-more.jsonl")
+    assert len(list(read_pairs(tmp_path))) == 2
+    (tmp_path / "test.jsonl").write_text('{"query": "t", "positive": "u"}\n')
+    assert {pair.query for pair in read_pairs(tmp_path)} == {"a"}

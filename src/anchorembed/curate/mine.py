@@ -226,8 +226,13 @@ def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
 
 
 def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
-    """The pair with chosen negatives before its own, and with the scores of all its texts if there are any."""
+    """The pair with chosen negatives before its own, and with the reranker's scores of all its texts.
+
+    Scores that it has are of its own negatives alone: they are kept where no negative is added, and else dropped.
+    """
     negatives = (*chosen, *(text for text in pair.negatives if text not in chosen))
+    if negatives == pair.negatives and not logits:
+        return pair
     scores = tuple(logits[text] for text in (pair.positive, *negatives)) if logits else ()
     return replace(pair, negatives=negatives, scores=scores)
 

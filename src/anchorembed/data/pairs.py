@@ -39,6 +39,7 @@ NEGATIVE_NAMES = ("negative", "negatives", "neg")
 LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
+_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
 _LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
@@ -265,8 +266,19 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
             f"{folder}: it holds {' and '.join(kinds)} files. Give a folder of one kind, or name each file."
         )
     if kinds:
+        _check_splits_named(folder, [file for file in _seen_files(folder) if suffix_of(file) == kinds[0]])
         return folder, folder_rows(folder, in_header, kinds[0])
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
+
+
+def _check_splits_named(folder: Path, files: list[Path]) -> None:
+    """Refuse files of which some are named by a split and others not: datasets would leave those out."""
+    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
+    if unnamed and len(unnamed) < len(files):
+        raise InputError(
+            f"{folder}: {unnamed[0]} is named by no split, other files there are. Rename it, such as to "
+            f"train-{unnamed[0]}, or name each file."
+        )
 
 
 def _seen_files(folder: Path) -> Iterator[Path]:

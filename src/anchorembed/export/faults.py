@@ -143,7 +143,7 @@ class Simulation:
         if Fault.NO_PROMPT in faults:
             prompt = ""
         elif Fault.PROMPT_TWICE in faults or Fault.PROMPT_ON_DOCUMENTS in faults:
-            prompt += self.prompt
+            prompt = self.prompt + prompt
         if Fault.NEWLINES_OF_TEXT in faults:
             text = text.replace("\n", " ")
         text = prompt + text
