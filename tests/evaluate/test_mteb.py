@@ -1,8 +1,11 @@
 """mteb's tasks: data is kept while items are scored, rules are mteb's, a quick part is that of a local task."""
 
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mteb
+import numpy as np
 import pytest
 from datasets.exceptions import DatasetGenerationError
 from mteb.abstasks import AbsTaskSTS
@@ -89,3 +92,20 @@ def test_a_part_of_a_retrieval_task_of_mteb_is_that_of_a_local_one(
         embedder, tmp_path, Path("SomeRetrieval"), quick=True
     )
     assert (ours.task, ours.items) == (theirs.task, theirs.items)
+
+
+def test_an_undefined_score_is_null_in_mteb_s_file(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(texts: Iterable[str], *_: object, **__: object) -> Iterator[np.ndarray]:
+        yield np.eye(1, 32, dtype=np.float32).repeat(len(list(texts)), 0)
+
+    monkeypatch.setattr(embedder, "stream", stream)
+    task = MtebTask(mteb_task(data / FILES["STS"]))
+    for _ in range(2):
+        (score,) = run_tasks(task_embedder(embedder, tmp_path), [task], tmp_path / "out")
+        assert math.isnan(score.value)
+    files = [file for file in (tmp_path / "out").rglob("*.json") if file.stem == task.name]
+    assert len(files) == 1
+    assert "NaN" not in files[0].read_text(encoding="utf-8")
+    assert "null" in files[0].read_text(encoding="utf-8")

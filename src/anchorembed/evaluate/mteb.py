@@ -41,6 +41,7 @@ from anchorembed.evaluate.task_types import (
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
 from anchorembed.model.vectors import Floats, Side, unit_rows
 from anchorembed.search.vector_cache import Texts
+from anchorembed.system.files import to_json, write_file
 
 _ROUNDING = 1e-5  # mteb's metrics have five digits
 _SHOWN_METRICS = dict(MAIN_METRICS.values())
@@ -69,7 +70,16 @@ class MtebTask:
 
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
         """Evaluate by mteb, or read the result for the same data and model in the folder ``out``."""
-        return _run(self.task, MtebEncoder(embedder), ResultCache(out) if out else None)
+        score = _run(self.task, MtebEncoder(embedder), ResultCache(out) if out else None)
+        if out is not None and math.isnan(score.value):
+            _write_nulls(embedder.result_file(out, self.name))
+        return score
+
+
+def _write_nulls(path: Path) -> None:
+    """Write a result's undefined scores as null: mteb writes NaN, which is no JSON. mteb then measures it anew."""
+    if path.is_file():
+        write_file(path, to_json(json.loads(path.read_text(encoding="utf-8")), indent=2))
 
 
 def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
@@ -171,8 +181,10 @@ def _documents(data: Dataset) -> StoredDocuments:
 def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> TaskScore:
     name, main = task.metadata.name, task.metadata.main_score
     saved = None
-    with suppress(ValueError):  # raised for a result file that was cut short
-        saved = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
+    with suppress(ValueError, TypeError):  # raised for a result file that was cut short, or has an undefined score
+        loaded = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
+        if loaded is not None and math.isfinite(loaded.get_score()):
+            saved = loaded
     same_data = saved is not None and saved.dataset_revision == task.metadata.dataset["revision"]
     with (
         tempfile.TemporaryDirectory() as folder,
