@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ from anchorembed.compare.report import build_report, html, markdown, write_repor
 from anchorembed.compare.results import Evidence, Results, write_comparison
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.statistics import holm, sign_flip_p
+from balanced import Balanced
 
 Items = dict[str, float]
 
 EVIL = '<b>&"'
-VOID = {"meta", "br", "link", "img", "use", "path", "rect", "line", "hr"}
 
 
 def items(seed: int, shift: float) -> dict[str, float]:
@@ -182,24 +181,6 @@ def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
         in first
     )
     assert second == "Plain against missing: not run."
-
-
-class Balanced(HTMLParser):
-    """Checks that every element is closed where it must be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
 
 
 @pytest.mark.slow

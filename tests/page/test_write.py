@@ -4,37 +4,16 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from anchorembed.page.contents import Page
 from anchorembed.page.write import html, write_page
+from balanced import Balanced
 
 EVIL = '<b>&"'  # in the texts of the run
 pytestmark = pytest.mark.slow
-
-
-class Balanced(HTMLParser):
-    """Checks that every element is closed where it must be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.append(tag)
-        self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: object) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        while self.open[-1] != tag and self.open[-1] in ("meta", "br"):
-            self.open.pop()
-        assert self.open.pop() == tag
 
 
 def test_the_page_is_whole_and_alone(page: Page) -> None:

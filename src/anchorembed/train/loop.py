@@ -135,7 +135,8 @@ def fit(
                 metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
             optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
             done = number + 1
-            if schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps):
+            evaluates = schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps)
+            if evaluates:
                 with _within_memory(loop, done, write_checkpoint):
                     metrics |= _evaluated(module, evaluate)
                 if qualities.add(metrics, device):
@@ -150,7 +151,7 @@ def fit(
                 write_checkpoint(done)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
-            if qualities.out_of_patience(device):
+            if evaluates and qualities.out_of_patience(device):
                 _log.info("%s: stopped after step %s, as quality has not risen", loop.name, done)
                 break
     if schedule.keep_best:
