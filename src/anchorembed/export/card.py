@@ -1,7 +1,8 @@
 """The model card of a trained or exported folder: README.md, made from what the folder itself says.
 
-Its metadata are huggingface_hub's `ModelCardData`; its text says what the model was made from, how its vectors are used
-in other software, what it was trained on and with what settings, and what was measured.
+Its metadata are sentence-transformers' card data for a folder that it loads, and huggingface_hub's for others; its text
+says what the model was made from, how its vectors are used in other software, what it was trained on and with what
+settings, and what was measured.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCard, ModelCardData
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import METADATA, Metadata, read_metadata
@@ -19,12 +20,12 @@ from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
-_LIBRARIES = {"native": "transformers", "folder": "sentence-transformers"}
+_LIBRARIES = {"native": "transformers"}
 _GRAPHS = {
     "openvino": ("OpenVINO", "openvino/openvino_model.xml"),
     "onnx": ("ONNX Runtime", "onnx/model.onnx"),
 }
-_TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "anchorembed"]
+_TAGS = ["sentence-similarity", "feature-extraction", "anchorembed"]
 
 
 Use = Literal["native", "folder", "gguf", "openvino", "onnx"]  # what loads a folder: this package, or as `run.To`
@@ -43,13 +44,7 @@ def write_card(folder: Path, title: str, dimension: int, use: Use = "native") ->
     if metadata is None:
         raise InputError(f"{folder / METADATA}: no such file. Name a folder that AnchorEmbed trained or exported.")
     base, license_ = _base(str(metadata.history.get("base", "")))
-    data = ModelCardData(
-        base_model=base if "/" in base else None,
-        license=license_,
-        library_name=_LIBRARIES.get(use, use),
-        pipeline_tag="sentence-similarity",
-        tags=_TAGS if use == "folder" else _TAGS[1:],
-    )
+    data = _card_data(use, title, base if "/" in base else None, license_)
     parts = [
         f"# {title}",
         _introduction(base, license_, metadata, dimension),
@@ -59,6 +54,23 @@ def write_card(folder: Path, title: str, dimension: int, use: Use = "native") ->
         *_results(folder / RESULTS),
     ]
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+
+
+def _card_data(use: Use, title: str, base: str | None, license_: str | None) -> CardData:
+    """The card's metadata, by the classes of the library that loads the folder; ``base`` is a hub id."""
+    if use != "folder":
+        library = _LIBRARIES.get(use, use)
+        return ModelCardData(
+            base_model=base, license=license_, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS
+        )
+    from sentence_transformers.base.model_card import (  # noqa: PLC0415 - takes a second, and only exports need it
+        BaseModelCardData,
+    )
+
+    data = BaseModelCardData(license=license_, model_name=title, local_files_only=True, generate_widget_examples=False)
+    data.add_tags(_TAGS)
+    data.base_model = base
+    return data
 
 
 def _base(name: str) -> tuple[str, str | None]:
