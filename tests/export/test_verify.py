@@ -235,8 +235,42 @@ def test_a_model_that_does_not_normalise_is_served_as_it_is(model: Embedder) -> 
     assert report.agrees, report.causes
 
 
-def test_how_texts_were_sent_tells_of_a_document_prompt(model: Embedder) -> None:
-    metadata = replace(model.metadata, prompts=Prompts("", "passage: "))
-    prompted = Embedder(model.backbone, model.tokenizer, metadata, model.dtype).eval()
+def test_how_texts_were_sent_tells_of_a_document_prompt(model: Embedder, prompted: Embedder) -> None:
     client = Client("itself", lambda texts, side: model.encode(texts, side, ""), False)
-    assert "Queries were sent as they are, documents with 'passage: ' before them" in compare(prompted, client).note
+    assert "documents with 'passage: ' before them" in compare(prompted, client).note
+
+
+@pytest.fixture
+def prompted(model: Embedder) -> Embedder:
+    """A model with a prompt before documents, too."""
+    metadata = replace(model.metadata, prompts=Prompts("query: ", "passage: "))
+    return Embedder(model.backbone, model.tokenizer, metadata, model.dtype).eval()
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "named"),
+    [
+        (lambda text: text.removeprefix("passage: "), {("document prompt missing", "documents")}),
+        (
+            lambda text: text.removeprefix("passage: ").removeprefix("query: "),
+            {("document prompt missing", "documents"), ("query prompt missing", "queries")},
+        ),
+    ],
+)
+def test_a_missing_document_prompt_is_named(
+    prompted: Embedder, rewrite: Callable[[str], str], named: set[tuple[str, str]]
+) -> None:
+    with serving(Broken(prompted, LIMIT, rewrite=rewrite)) as url:
+        report = compare(prompted, open_endpoint(url))
+    assert found(report) == named
+    assert any("sent with 'passage: '" in cause.cure for cause in report.causes)
+
+
+@pytest.mark.slow
+def test_libraries_that_put_no_document_prompt_are_named(prompted: Embedder, tmp_path: Path) -> None:
+    pytest.importorskip("langchain_huggingface")
+    prompted.save(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "exported")
+    report = compare(prompted, open_library("langchain", str(tmp_path / "exported")))
+    assert ("document prompt missing", "documents") in found(report)
+    assert any('encode_kwargs={"prompt_name": "document"}' in cause.cure for cause in report.causes)

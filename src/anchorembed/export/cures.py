@@ -1,6 +1,7 @@
 """What to do about each cause of differing vectors, for endpoints and for each library."""
 
 from anchorembed.export.faults import Fault
+from anchorembed.model.template import Prompts
 
 CUT = "cut at another length"
 REFUSED = "refused"
@@ -32,6 +33,7 @@ _CURES: dict[str, str] = {
     Fault.MEAN: _POOLING,
     Fault.FIRST: _POOLING,
     Fault.NO_PROMPT: "The queries were sent with {prompt!r} before them: find what removes it.",
+    Fault.NO_DOCUMENT_PROMPT: "The documents were sent with {document_prompt!r} before them: find what removes it.",
     Fault.PROMPT_TWICE: "The server puts {prompt!r} before queries itself: turn that off, or send queries without it.",
     Fault.PROMPT_ON_DOCUMENTS: "The server puts {prompt!r} before all texts: turn its default prompt off.",
     Fault.NEWLINES: _NEWLINES,
@@ -56,6 +58,13 @@ _OF_LIBRARY: dict[tuple[str, str], str] = {
         'HuggingFaceEmbeddings(model_name=..., query_encode_kwargs={{"prompt_name": "query"}})'
     ),
     ("llamaindex", Fault.NO_PROMPT): "HuggingFaceEmbedding(model_name=..., query_instruction={prompt!r})",
+    ("langchain", Fault.NO_DOCUMENT_PROMPT): (
+        'HuggingFaceEmbeddings(model_name=..., encode_kwargs={{"prompt_name": "document"}})'
+    ),
+    (
+        "llamaindex",
+        Fault.NO_DOCUMENT_PROMPT,
+    ): "HuggingFaceEmbedding(model_name=..., text_instruction={document_prompt!r})",
     ("langchain", CUT): "LangChain calls encode, which has one limit for both sides: cut texts at {limit} tokens "
     "first, or train with equal data.query_tokens and data.document_tokens.",
     ("llamaindex", CUT): "LlamaIndex calls encode, which has one limit for both sides: cut texts at {limit} tokens "
@@ -68,6 +77,7 @@ for _newlines in (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT):
     )
 
 
-def cure(of: str, client: str, prompt: str, limit: int) -> str:
-    """What to do about a cause, where a client meets it; ``prompt`` is the model's, ``limit`` the side's in tokens."""
-    return _OF_LIBRARY.get((client, of), _CURES[of]).format(prompt=prompt, limit=limit)
+def cure(of: str, client: str, prompts: Prompts, limit: int) -> str:
+    """What to do about a cause where a client meets it; ``limit`` is the side's, in tokens."""
+    text = _OF_LIBRARY.get((client, of), _CURES[of])
+    return text.format(prompt=prompts.query, document_prompt=prompts.document, limit=limit)

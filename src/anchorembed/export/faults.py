@@ -47,6 +47,7 @@ class Fault(StrEnum):
     NO_PROMPT = "query prompt missing"
     PROMPT_TWICE = "query prompt twice"
     PROMPT_ON_DOCUMENTS = "query prompt on documents, too"
+    NO_DOCUMENT_PROMPT = "document prompt missing"
     NEWLINES = "newlines replaced by spaces"
     NEWLINES_OF_TEXT = "newlines of the text, not of the prompt, replaced by spaces"
     STRIPPED = "white space around the text removed"
@@ -57,7 +58,7 @@ _KINDS: tuple[tuple[Fault, ...], ...] = (  # at most one fault of each kind at a
     (Fault.NO_END, Fault.NO_SUFFIX, Fault.END_TWICE),
     (Fault.NO_HEADER, Fault.ONLY_BOS, Fault.NO_BOS, Fault.ANOTHER_BOS, Fault.HEADER_TWICE),
     (Fault.MEAN, Fault.FIRST),
-    (Fault.NO_PROMPT, Fault.PROMPT_TWICE, Fault.PROMPT_ON_DOCUMENTS),
+    (Fault.NO_PROMPT, Fault.PROMPT_TWICE, Fault.PROMPT_ON_DOCUMENTS, Fault.NO_DOCUMENT_PROMPT),
     (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT),
     (Fault.STRIPPED,),
     (Fault.SPECIAL_TOKENS,),
@@ -67,6 +68,7 @@ _OF_SIDE: dict[Fault, Side] = {
     Fault.PROMPT_TWICE: "query",
     Fault.NEWLINES_OF_TEXT: "query",
     Fault.PROMPT_ON_DOCUMENTS: "document",
+    Fault.NO_DOCUMENT_PROMPT: "document",
 }
 Faults = frozenset[Fault]
 NO_FAULTS: Faults = frozenset()
@@ -140,7 +142,7 @@ class Simulation:
     def text_ids(self, text: str, side: Side, faults: Faults) -> Tokens:
         """Token ids of a raw text with its prompt, not cut."""
         prompt = self.prompt_of(side)
-        if Fault.NO_PROMPT in faults:
+        if Fault.NO_PROMPT in faults or Fault.NO_DOCUMENT_PROMPT in faults:
             prompt = ""
         elif Fault.PROMPT_TWICE in faults or Fault.PROMPT_ON_DOCUMENTS in faults:
             prompt = self.prompt + prompt

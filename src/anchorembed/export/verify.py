@@ -312,7 +312,7 @@ class _Comparison:
     # --- What is said ---
 
     def _found(self, what: str, side: Side, of: str, detail: str = "") -> None:
-        told = cure(of, self.client.name, self.model.prompt, self._limit(side).tokens)
+        told = cure(of, self.client.name, self.model.embedder.metadata.prompts, self._limit(side).tokens)
         sides, details, _ = self.causes.setdefault(what, (set(), [], told))
         sides.add(side)
         if detail and detail not in details:
