@@ -49,7 +49,12 @@ def save_cross_encoder(folder: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer.model_max_length = 64
     config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, num_key_value_heads=2, **sizes
+        "llama",
+        vocab_size=len(tokenizer),
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        num_key_value_heads=2,
+        **sizes,
     )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
