@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from anchorembed.page.write import html
 from anchorembed.recipe import parse_recipe
-from anchorembed.train.sizing import Times
+from anchorembed.train.sizing import ENOUGH, StageTimes, Times
 from tiny import WORDS
 
 
@@ -146,9 +147,10 @@ def measured(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
     """Have every step take so many seconds; returns what is measured, as it is."""
     calls: list[str] = []
 
-    def times(recipe: Recipe, texts: list[str], spent: Any) -> tuple[Times, int]:
+    def times(recipe: Recipe, texts: list[str], embeddings: int, loads: int) -> tuple[Times, int]:
         calls.append(str(recipe.data.sources[0].path))
-        return Times(seconds, seconds, 4 * seconds, seconds / 100, 45.0), 16_000
+        stage = StageTimes(seconds, 4 * seconds, seconds)
+        return Times(stage, stage, embeddings * seconds / 100, 10 * seconds), 16_000
 
     monkeypatch.setattr(module, "measure", times)
     return calls
@@ -160,27 +162,53 @@ def test_a_demo_is_sized_once(
     """Begun again, by a machine that is slower now, it has the sizes it was begun with."""
     begun = recipe.model_copy(update={"output": tmp_path})
     calls = measured(monkeypatch, 5.0)
-    sizing = size(begun, made, 10, 0.0)
+    clock = size(begun, made, 10, time.monotonic())
     assert calls == [str(made.train)]
-    assert said[-1].startswith("sizes: about 10 minutes (asked: 10) by the time of the first steps: ")
-    assert sizing is not None
+    assert said[-1].startswith("sizes: an estimate by the time of the first steps: about 10 minutes (asked: 10): ")
+    assert clock is not None
     calls = measured(monkeypatch, 50.0)
-    assert size(begun, made, 10, 0.0) == sizing
+    again = size(begun, made, 10, time.monotonic())
+    assert again is not None
+    assert again.sizing == clock.sizing
     assert calls == []
     assert said[-1].startswith("sizes: as this demo was begun: about 10 minutes")
     with pytest.raises(InputError, match="was begun with --minutes 10, not 0"):
         size(begun, made, 0, 0.0)
     assert json.loads((tmp_path / SIZES).read_text(encoding="utf-8"))["asked"] == 10
+    (tmp_path / SIZES).write_text('{"asked": 10, "sizes": {"minutes": 3}}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"sizes.json: damaged, or of another version .* Delete its folder"):
+        size(begun, made, 10, 0.0)
+
+
+def test_what_the_first_arm_took_decides_stage_one(
+    made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """Steps of half the time leave time for more of Stage I; that is kept, and Stage II is not changed."""
+    measured(monkeypatch, 5.0)
+    clock = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
+    assert clock is not None
+    planned = clock.sizing.sizes
+    log = tmp_path / "log.jsonl"
+    seconds = [2.5] * (planned.contrast_steps - 1) + [12.5]  # the last with evaluations that were to take 20
+    log.write_text("".join(f'{{"step": {n}, "seconds": {s}}}\n' for n, s in enumerate(seconds)), encoding="utf-8")
+    sizes = clock.arm_done(1, log)
+    assert sizes.contrast_steps == planned.contrast_steps
+    assert sizes.reconstruct_steps > 2 * planned.reconstruct_steps
+    assert said[-1].startswith(f"sizes: 10.0 minutes are left: {sizes.reconstruct_steps} steps of Stage I; about 10")
+    again = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
+    assert again is not None
+    assert again.arm_done(1, tmp_path / "none.jsonl") == sizes
+    assert clock.arm_done(2, log).documents == 500
 
 
 def test_a_slow_machine_is_told_before_it_trains(
     made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     measured(monkeypatch, 40.0)
-    sizing = size(recipe.model_copy(update={"output": tmp_path}), made, 10, 0.0)
-    assert sizing is not None
-    assert f"--minutes {sizing.enough} would be, on this machine" in said[-1]
-    assert sizing.longer >= sizing.enough > 10
+    clock = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
+    assert clock is not None
+    assert f"--minutes {clock.sizing.minutes_for(ENOUGH)} would be, on this machine" in said[-1]
+    assert clock.sizing.minutes_for(2 * ENOUGH) > clock.sizing.minutes_for(ENOUGH) > 10
     assert size(recipe.model_copy(update={"output": tmp_path / "other"}), made, 0, 0.0) is None
     assert not (tmp_path / "other").exists()
 
@@ -197,16 +225,17 @@ def test_a_whole_demo_says_a_line_a_stage(
     """No terminal: no bars, and no lines of other libraries; both arms have the same Stage II."""
     measured(monkeypatch, 2000.0)
     monkeypatch.setattr(module, "harvest", lambda output: made)
-    result = module.run(recipe.model_copy(update={"output": tmp_path / "run"}), 1)
+    result = module.run(recipe.model_copy(update={"output": tmp_path / "run"}), 0.01)
     stages = [line for line in said if ": reconstruct: " in line or ": contrast: " in line]
-    assert [line.split(" steps")[0] for line in stages] == [
-        "contrastive only: contrast: 4",
-        "Stage I + contrastive: reconstruct: 4",
-        "Stage I + contrastive: contrast: 4",
-    ]
+    names, steps = zip(*(line.split(" steps")[0].rsplit(" ", 1) for line in stages), strict=True)
+    assert names == (
+        "contrastive only: contrast:",
+        "Stage I + contrastive: reconstruct:",
+        "Stage I + contrastive: contrast:",
+    )
+    assert steps[0] == steps[2] == "4"
     assert [line.split(":")[0] for line in said if line not in stages] == [
-        "sizes",
-        "sizes",
+        *["sizes"] * 4,
         *["evaluation"] * 3,
         next(line for line in said if line.startswith("the export cuts queries and documents at 48 tokens")),
         "export",

@@ -458,7 +458,7 @@ def read(
 
 @app.command()
 def page(
-    run: Annotated[Path, typer.Argument(help="Recipe of a finished run, or output folder of train --pairs or fit.")],
+    run: Annotated[Path, typer.Argument(help="Output folder of a finished run, or its recipe.")],
     pairs: Annotated[
         Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.", show_default=False)
     ] = None,
@@ -618,18 +618,19 @@ def _resolve(path: Path | None, overrides: list[str] | None, show: bool, skip_ba
 def _of_pairs(
     recipe: Path | None, pairs: list[str] | None, base: str | None, output: Path | None, set_: list[str], show: bool
 ) -> Recipe | None:
-    """Make and write the recipe of some pairs, or print its configuration and return None."""
+    """Make the recipe of some pairs, or print its configuration and return None."""
     if recipe is not None or not pairs or base is None or output is None:
         raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and --output DIR.")
     from anchorembed.model.load import load_config
-    from anchorembed.train.default_recipe import recipe_of_pairs, write_recipe
+    from anchorembed.train.default_recipe import recipe_of_pairs
+    from anchorembed.train.kept_recipe import check_kept
 
     made = recipe_of_pairs(pairs, base, output, set_)
-    load_config(base)  # a model that is not there is said before a recipe that names it is written
+    load_config(base)
     if show:
         _print(show_config(made))
         return None
-    write_recipe(output / "recipe.yaml", made, "train")
+    check_kept(made)
     return made
 
 

@@ -1,7 +1,8 @@
 """The demo: harvest docstrings, train with and without Stage I, measure on held-out packages, export, search.
 
-It is sized to take about so many minutes on this machine, by the time that its first steps take. The sizes are kept in
-the output folder, so that an interrupted demo goes on with the same ones. What an earlier run made is reused, and a
+It is sized to take about so many minutes on this machine: Stage II by the time that first steps take, Stage I and the
+documents to measure on by the time that is left then. The sizes are kept in the output folder, so that an interrupted
+demo goes on with the same ones. What an earlier run made is reused, and a
 message says so.
 """
 
@@ -9,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from anchorembed.api import score
 from anchorembed.config import Recipe
 from anchorembed.curate.harvest import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, first_line
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
 from anchorembed.export.run import export
@@ -32,9 +33,22 @@ from anchorembed.page.write import write_page
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import bars_on_terminals_only, progress_bar
+from anchorembed.train.first_steps import measure
 from anchorembed.train.loop import read_log
 from anchorembed.train.run import STAGES, contrast, reconstruct
-from anchorembed.train.sizing import ENOUGH, Sizes, Times, fitting_sizes, measure, minutes_for, resized
+from anchorembed.train.sizing import (
+    ENOUGH,
+    Sizes,
+    StageTimes,
+    Times,
+    corrected,
+    fitting_sizes,
+    minutes_for,
+    refitted,
+    resized,
+    seconds_left,
+)
+from anchorembed.train.stage import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +56,9 @@ DOCUMENTS = 500  # that the models are measured on, at most
 CLEARLY = 5.0  # times chance
 SIZES = "sizes.json"
 _EMBEDDINGS = 7  # texts embedded for each of the documents: with its query by three models, in the index, on the map
+_LOADS = (
+    24  # loads of a model that take as long as the evaluations' and the page's, what the page reads, and the export
+)
 _MEASURED = 32  # documents embedded to see how long that takes
 
 
@@ -55,16 +72,65 @@ class ModelScores:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What a demo of ``asked`` minutes does, by measured times; ``enough`` and ``longer`` are minutes that do more.
+    """What a demo of ``asked`` minutes does, by the times known after so many of its two arms.
 
-    The first of these are expected to end clearly above chance, the second train Stage II twice as long.
+    Attributes:
+        asked: minutes in all.
+        sizes: what is decided, and what is planned.
+        times: as measured first, then as the arms took.
+        most: sizes that are of use.
+        begun: seconds spent before training.
+        spent: seconds spent by the last decision.
+        arms: how many were trained then.
     """
 
     asked: float
     sizes: Sizes
     times: Times
-    enough: int
-    longer: int
+    most: Sizes
+    begun: float
+    spent: float
+    arms: int = 0
+
+    @property
+    def minutes(self) -> float:
+        """What all of it takes, by these times."""
+        return (self.spent + seconds_left(self.sizes, self.times, self.arms)) / 60
+
+    def minutes_for(self, contrast_steps: int) -> int:
+        """Minutes of a demo with so many steps of Stage II."""
+        return minutes_for(contrast_steps, self.begun, self.times, self.most)
+
+    def after(self, arms: int, log: Sequence[Metrics], spent: float) -> "Sizing":
+        """The sizing after an arm, by the log of its Stage II and the seconds spent."""
+        times = corrected(self.times, self.sizes.contrast_steps, log)
+        sizes = refitted(60 * self.asked - spent, times, self.sizes, self.most, arms)
+        return replace(self, sizes=sizes, times=times, spent=spent, arms=arms)
+
+
+class Clock:
+    """A demo's sizes, fitted anew after each arm and kept in a file; time between two commands does not count."""
+
+    def __init__(self, path: Path, sizing: Sizing, started: float) -> None:
+        self.path, self.sizing, self.started = path, sizing, started
+
+    def write(self) -> None:
+        """Keep the sizing."""
+        write_file(self.path, to_json(asdict(self.sizing), indent=2) + "\n")
+
+    def arm_done(self, arms: int, contrast_log: Path) -> Sizes:
+        """The sizes once so many arms are trained."""
+        if arms > self.sizing.arms:
+            self.sizing = self.sizing.after(arms, read_log(contrast_log), time.monotonic() - self.started)
+            self.write()
+            sizes, left = self.sizing.sizes, self.sizing.asked - self.sizing.spent / 60
+            what = (
+                f"{sizes.reconstruct_steps} steps of Stage I"
+                if arms == 1
+                else f"measured on {sizes.documents} documents"
+            )
+            _log.info(f"sizes: {left:.1f} minutes are left: {what}; about {self.sizing.minutes:.0f} minutes in all")
+        return self.sizing.sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +162,11 @@ def run(recipe: Recipe, minutes: float) -> DemoResult:
     with bars_on_terminals_only():
         made = harvest(recipe.output)
         _check(recipe)
-        sizing = size(recipe, made, minutes, started)
-        recipe = resized(recipe, sizing.sizes) if sizing else recipe
-        result = demo(recipe, made, sizing.sizes.documents if sizing else DOCUMENTS)
+        clock = size(recipe, made, minutes, started)
+        result = demo(recipe, made, clock)
         page = write_page(page_of(result), recipe.output / "page.html")
-    longer = sizing.longer if sizing else None
+    sizing = clock.sizing if clock else None
+    longer = sizing.minutes_for(2 * max(ENOUGH, sizing.sizes.contrast_steps)) if sizing else None
     return replace(result, page=page, longer=longer, minutes=(time.monotonic() - started) / 60)
 
 
@@ -119,50 +185,62 @@ def harvest(output: Path) -> Harvest:
     return made
 
 
-def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Sizing | None:
+def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Clock | None:
     """Measure first steps and size the demo, or read how it was sized when it was begun; None for 0 minutes.
 
     Raises:
-        InputError: if it was begun with other minutes.
+        InputError: if it was begun with other minutes, or the file that says so is damaged.
     """
     path = recipe.output / SIZES
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if saved and saved["asked"] != minutes:
+    saved = _read_sizing(path) if path.exists() else None
+    if saved and saved.asked != minutes:
         raise InputError(
-            f"{recipe.output}: its demo was begun with --minutes {saved['asked']:g}, not {minutes:g}. Give that, "
+            f"{recipe.output}: its demo was begun with --minutes {saved.asked:g}, not {minutes:g}. Give that, "
             "delete the folder, or choose another: --set output=DIR"
         )
     if minutes <= 0:
         return None
     if saved:
-        sizing = Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "times": Times(**saved["times"])})
-        _log.info(f"sizes: as this demo was begun: {_described(recipe, sizing)}")
-        return sizing
+        _log.info(f"sizes: as this demo was begun: {_described(recipe, saved)}")
+        return Clock(path, saved, time.monotonic() - saved.spent)
     texts = [document.text for document in list(read_collection(made.collection).documents)[:_MEASURED]]
     with _training_quiet():
-        times, pairs = measure(_with_data(recipe, made), texts, lambda: time.monotonic() - started)
+        times, pairs = measure(_with_data(recipe, made), texts, _EMBEDDINGS, _LOADS)
     epochs = [max(1, pairs // stage.batch_size) for stage in (recipe.reconstruct, recipe.contrast) if stage]
-    most = (epochs[0], epochs[1], DOCUMENTS)
-    sizes = fitting_sizes(minutes, times, most, _EMBEDDINGS)
-    wanted = (ENOUGH, 2 * max(ENOUGH, sizes.contrast_steps))
-    sizing = Sizing(minutes, sizes, times, *(minutes_for(steps, times, most, _EMBEDDINGS) for steps in wanted))
-    write_file(path, to_json(asdict(sizing), indent=2) + "\n")
-    _log.info(f"sizes: {_described(recipe, sizing)}")
-    if not sizes.is_enough:
+    most = Sizes(epochs[0], epochs[1], DOCUMENTS)
+    begun = time.monotonic() - started
+    sizing = Sizing(minutes, fitting_sizes(60 * minutes - begun, times, most), times, most, begun, begun)
+    clock = Clock(path, sizing, started)
+    clock.write()
+    _log.info(f"sizes: an estimate by the time of the first steps: {_described(recipe, sizing)}")
+    if not sizing.sizes.is_enough:
         _log.warning(
-            f"sizes: {sizes.contrast_steps} steps of Stage II are hardly enough to get clearly above chance; "
-            f"--minutes {sizing.enough} would be, on this machine."
+            f"sizes: {sizing.sizes.contrast_steps} steps of Stage II are hardly enough to get clearly above chance; "
+            f"--minutes {sizing.minutes_for(ENOUGH)} would be, on this machine."
         )
-    return sizing
+    return clock
+
+
+def _read_sizing(path: Path) -> Sizing:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        stages = {name: StageTimes(**saved["times"][name]) for name in STAGES}
+        times = Times(**saved["times"] | stages)
+        return Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "most": Sizes(**saved["most"]), "times": times})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged, or of another version ({first_line(error)}). Delete its folder, or choose another: "
+            "--set output=DIR"
+        ) from error
 
 
 def _described(recipe: Recipe, sizing: Sizing) -> str:
     sizes, stages = sizing.sizes, (recipe.reconstruct, recipe.contrast)
     pairs = [stage.batch_size if stage else 0 for stage in stages]
     return (
-        f"about {sizes.minutes:.0f} minutes (asked: {sizing.asked:g}) by the time of the first steps: "
-        f"{sizes.reconstruct_steps} steps of {pairs[0]} pairs of Stage I, {sizes.contrast_steps} of {pairs[1]} of "
-        f"Stage II, with and without it, measured on {sizes.documents} documents"
+        f"about {sizing.minutes:.0f} minutes (asked: {sizing.asked:g}): {sizes.contrast_steps} steps of {pairs[1]} "
+        f"pairs of Stage II, with and without Stage I; {sizes.reconstruct_steps} of {pairs[0]} of Stage I, measured on "
+        f"{sizes.documents} documents"
     )
 
 
@@ -182,20 +260,30 @@ def _with_data(recipe: Recipe, made: Harvest) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
 
 
-def demo(recipe: Recipe, made: Harvest, documents: int = DOCUMENTS) -> DemoResult:
+def demo(recipe: Recipe, made: Harvest, clock: Clock | None = None) -> DemoResult:
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
+
+    Args:
+        recipe: of both stages.
+        made: what to train and measure on.
+        clock: what sizes it; None takes the recipe's steps.
 
     Raises:
         InputError: if the recipe leaves a stage out, or the export would replace something else.
     """
     _check(recipe)
-    collection = subset(read_collection(made.collection), documents)
     recipe = _with_data(recipe, made)
-    contrastive_recipe = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
+    alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
+    contrastive = _trained(resized(alone, clock.sizing.sizes) if clock else alone, "contrastive only")
+    if clock:
+        recipe = resized(recipe, clock.arm_done(1, contrastive.parent / "log.jsonl"))
+    anchored_model = _trained(recipe, "Stage I + contrastive")
+    documents = clock.arm_done(2, anchored_model.parent / "log.jsonl").documents if clock else DOCUMENTS
+    collection = subset(read_collection(made.collection), documents)
     models = {
         "base model": recipe.model.name,
-        "contrastive only": str(_trained(contrastive_recipe, "contrastive only")),
-        "Stage I + contrastive": str(_trained(recipe, "Stage I + contrastive")),
+        "contrastive only": str(contrastive),
+        "Stage I + contrastive": str(anchored_model),
     }
     rows = {"chance": ModelScores(chance(collection))}
     lengths = _lengths(recipe)
@@ -203,7 +291,7 @@ def demo(recipe: Recipe, made: Harvest, documents: int = DOCUMENTS) -> DemoResul
         # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
         embedder = Embedder.load(model, lengths=lengths)
         rows[name] = _measure(recipe.output / "evaluation" / f"{name.replace(' ', '-')}.json", embedder, collection)
-    exported, anchored_model = recipe.output / "export", Path(models["Stage I + contrastive"])
+    exported = recipe.output / "export"
     if exported.exists() and saved_sha256(exported) == saved_sha256(anchored_model):
         _log.info(f"export: kept: {exported}")
     else:

@@ -27,7 +27,8 @@ from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
 from anchorembed.system.files import lock_folder, whole_folder, write_file, write_jsonl
 from anchorembed.system.progress import progress_bar
-from anchorembed.train.default_recipe import default_contrast, write_recipe
+from anchorembed.train.default_recipe import default_contrast
+from anchorembed.train.kept_recipe import KEPT, check_kept
 from anchorembed.train.run import train
 
 _log = logging.getLogger(__name__)
@@ -128,9 +129,9 @@ def fit(
         write_jsonl(output / "data" / "pairs.jsonl", rows)
         _write_test(output / "data" / "held-out-documents", documents, to_test)
         recipe = recipe_of(base, output, len(pairs), overrides)
-        write_recipe(output / "recipe.yaml", recipe, "fit")
+        check_kept(recipe)
     model = train(recipe)
-    return Fitted(model, output / "recipe.yaml", written, dropped, len(pairs), len(to_test))
+    return Fitted(model, output / KEPT, written, dropped, len(pairs), len(to_test))
 
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:

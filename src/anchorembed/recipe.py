@@ -101,7 +101,7 @@ def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> An
 def show_config(recipe: Recipe | None = None) -> str:
     """Every key with its value, or its default without a recipe, and its meaning, as commented YAML."""
     values = recipe.model_dump(mode="json", by_alias=True) if recipe else {}
-    return "\n".join(_lines(Recipe, values, 0)) + "\n"
+    return "\n".join(_lines(type(recipe) if recipe else Recipe, values, 0)) + "\n"
 
 
 def _set(values: dict[str, Any], override: str) -> None:

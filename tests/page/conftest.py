@@ -31,7 +31,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator
         patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
         recipe = parse_recipe(values)
         train(recipe)
-        (folder / "run" / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
         yield recipe
 
 

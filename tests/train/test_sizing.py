@@ -1,65 +1,100 @@
-"""Steps fit into the minutes asked for, in pure numbers; what is measured is a step of each stage."""
+"""What fits into the minutes asked for, in pure numbers, and what the first arm's real times change."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from anchorembed.recipe import parse_recipe
-from anchorembed.train.sizing import ENOUGH, Sizes, Times, fitting_sizes, measure, minutes_for, resized
-from tiny import recipe_values, write_pairs
+from anchorembed.train.sizing import (
+    ENOUGH,
+    Sizes,
+    StageTimes,
+    Times,
+    corrected,
+    fitting_sizes,
+    minutes_for,
+    refitted,
+    resized,
+    seconds_left,
+)
+from tiny import recipe_values
 
-MOST = (2000, 500, 500)
-TWO_CORES = Times(reconstruct=5.0, contrast=5.0, held_out=20.0, text=0.04, spent=25.0)
+MOST = Sizes(2000, 500, 500)
+TWO_CORES = Times(StageTimes(3.0, 17.0, 5.0), StageTimes(5.0, 7.0, 5.0), document=0.15, ending=70.0)
+SPEEDS = [0.001, 0.1, 0.5, 1.0, 2.0, 8.0]
 
 
-def sizes(minutes: float, times: Times = TWO_CORES) -> Sizes:
-    return fitting_sizes(minutes, times, MOST, 7)
+def slower(times: Times, factor: float) -> Times:
+    stages = (times.reconstruct.scaled(factor), times.contrast.scaled(factor))
+    return Times(*stages, factor * times.document, factor * times.ending)
 
 
-def test_ten_minutes_of_two_cores_by_hand() -> None:
-    """555 s are left: 140 s for 500 documents; 0.85 of 415 s train: 352.75, 0.6 of it for both Stages II."""
-    fitted = sizes(10)
-    assert (fitted.documents, fitted.contrast_steps) == (500, 21)  # 211.65 / 10
-    assert fitted.reconstruct_steps == 28  # (352.75 - 210) / 5
-    assert fitted.minutes == pytest.approx((25 + 20 + 140 + 350 / 0.85) / 60)
-    assert fitted.is_enough
+def is_least(sizes: Sizes) -> bool:
+    return sizes.contrast_steps == 4 or sizes.reconstruct_steps == 4 or sizes.documents == 100
 
 
-@pytest.mark.parametrize("slowness", [0.001, 0.1, 1.0, 4.0, 30.0])
+def test_nine_minutes_of_two_cores_by_hand() -> None:
+    """540 s: 22 + 2 * 12 + 70 are fixed, 75 go to 500 documents; half of the other 349 to both Stages II."""
+    assert seconds_left(Sizes(0, 0, 0), TWO_CORES) == 116
+    assert fitting_sizes(540, TWO_CORES, MOST) == Sizes(59, 17, 500)  # 174.5 / (2 * 5); (349 - 170) / 3
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("minutes", [1, 5, 10, 60])
-def test_what_fits_takes_no_longer_than_asked(minutes: int, slowness: float) -> None:
-    """But for the fewest steps and documents, which are said to take longer."""
-    times = Times(*(slowness * value for value in (5.0, 5.0, 4.0, 0.04)), 45.0)
-    fitted = sizes(minutes, times)
-    least = (fitted.contrast_steps, fitted.documents) == (4, 100) or fitted.reconstruct_steps == 4
-    assert fitted.minutes <= minutes + 1e-9 or least
-    assert fitted.contrast_steps in range(4, MOST[1] + 1)
-    assert fitted.reconstruct_steps in range(4, MOST[0] + 1)
-    assert fitted.documents in range(100, MOST[2] + 1)
+def test_what_fits_takes_no_longer_than_is_left(minutes: int, speed: float) -> None:
+    """But for the fewest steps and documents, which are said to take longer; and no more is done than is of use."""
+    times = slower(TWO_CORES, speed)
+    fitted = fitting_sizes(60 * minutes, times, MOST)
+    assert seconds_left(fitted, times) <= 60 * minutes + 1e-6 or is_least(fitted)
+    assert fitted.contrast_steps in range(4, MOST.contrast_steps + 1)
+    assert fitted.reconstruct_steps in range(4, MOST.reconstruct_steps + 1)
+    assert fitted.documents in range(100, MOST.documents + 1)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_a_wrong_first_estimate_is_made_good(speed: float) -> None:
+    """A run whose times are all another multiple of the estimate: it ends in time, with the same Stage II twice."""
+    real = slower(TWO_CORES, speed)
+    planned = fitting_sizes(600, TWO_CORES, MOST)
+    spent = real.contrast.of(planned.contrast_steps)
+    log = [{"step": float(n), "seconds": real.contrast.step} for n in range(planned.contrast_steps)]
+    log[-1]["seconds"] += real.contrast.evaluations
+    known = corrected(TWO_CORES, planned.contrast_steps, log)
+    assert known.contrast.step == pytest.approx(real.contrast.step)
+    assert known.ending == pytest.approx(real.ending)
+    with_stage_one = refitted(600 - spent, known, planned, MOST, 1)
+    spent += real.reconstruct.of(with_stage_one.reconstruct_steps) + real.contrast.of(with_stage_one.contrast_steps)
+    last = refitted(600 - spent, known, with_stage_one, MOST, 2)
+    assert planned.contrast_steps == with_stage_one.contrast_steps == last.contrast_steps
+    assert last.reconstruct_steps == with_stage_one.reconstruct_steps
+    assert spent + seconds_left(last, real, 2) <= 600 + 1e-6 or is_least(last)
+    if speed in (0.5, 1.0):
+        assert last.reconstruct_steps >= planned.reconstruct_steps
+        assert spent + seconds_left(last, real, 2) > 500, "what is left is used"
 
 
 def test_a_fast_machine_trains_an_epoch_and_ends_early() -> None:
-    fitted = sizes(10, Times(0.05, 0.05, 0.5, 0.0002, 60.0))
-    assert (fitted.reconstruct_steps, fitted.contrast_steps, fitted.documents) == MOST
-    assert fitted.minutes < 6
+    fast = slower(TWO_CORES, 0.01)
+    assert fitting_sizes(600, fast, MOST) == MOST
+    assert seconds_left(MOST, fast) < 300
 
 
 def test_a_slow_machine_is_told_which_minutes_would_be_enough() -> None:
-    slow = replace(TWO_CORES, reconstruct=20.0, contrast=20.0, text=0.2, spent=150.0)
-    assert not sizes(10, slow).is_enough
-    minutes = minutes_for(ENOUGH, slow, MOST, 7)
-    assert sizes(minutes, slow).is_enough
+    slow = slower(TWO_CORES, 4.0)
+    assert not fitting_sizes(450, slow, MOST).is_enough
+    minutes = minutes_for(ENOUGH, 150, slow, MOST)
     assert minutes > 10
-    assert not sizes(0.9 * minutes, slow).is_enough
-    assert minutes_for(9999, slow, MOST, 7) >= minutes_for(MOST[1], slow, MOST, 7)
+    assert fitting_sizes(60 * minutes - 150, slow, MOST).is_enough
+    assert 150 + seconds_left(fitting_sizes(60 * minutes - 150, slow, MOST), slow) <= 60 * minutes
+    assert not fitting_sizes(0.85 * 60 * minutes - 150, slow, MOST).is_enough
+    assert minutes_for(9999, 150, slow, MOST) >= minutes_for(MOST.contrast_steps, 150, slow, MOST)
 
 
 def test_what_is_counted_in_steps_keeps_its_share(tiny_folder: Path, tmp_path: Path) -> None:
     stage = {"steps": 100, "batch_size": 8, "warmup_steps": 10, "save_every": 50, "evaluate_every": 25}
     values = recipe_values(tmp_path / "pairs.jsonl", tiny_folder, tmp_path / "run")
     recipe = parse_recipe(values | {"reconstruct": stage, "contrast": stage | {"evaluate_every": 0}})
-    made = resized(recipe, Sizes(20, 200, 500, 10.0))
+    made = resized(recipe, Sizes(20, 200, 500))
     assert made.reconstruct is not None
     assert made.contrast is not None
     assert made.reconstruct.model_dump(include=set(stage)) == {
@@ -70,18 +105,4 @@ def test_what_is_counted_in_steps_keeps_its_share(tiny_folder: Path, tmp_path: P
         "evaluate_every": 5,
     }
     assert (made.contrast.steps, made.contrast.evaluate_every, made.contrast.save_every) == (200, 0, 100)
-    assert resized(recipe, Sizes(1, 1, 1, 1.0)).reconstruct.warmup_steps == 1  # type: ignore[union-attr]
-
-
-@pytest.mark.slow
-def test_a_step_of_each_stage_is_measured_and_nothing_is_written(tiny_folder: Path, tmp_path: Path) -> None:
-    stage = {"steps": 100, "batch_size": 8, "warmup_steps": 1}
-    values = recipe_values(write_pairs(tmp_path / "pairs.jsonl", 60), tiny_folder, tmp_path / "run")
-    times, pairs = measure(
-        parse_recipe(values | {"reconstruct": stage, "contrast": stage}), ["a", "b"] * 8, lambda: 7.0
-    )
-    assert min(times.reconstruct, times.contrast, times.text) > 0
-    assert times.spent == 7
-    assert times.held_out == pytest.approx(0.35 * 6 / 8 * (times.reconstruct + 2 * times.contrast))
-    assert pairs == len((tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()) - 6
-    assert not (tmp_path / "run").exists()
+    assert resized(recipe, Sizes(1, 1, 1)).reconstruct.warmup_steps == 1  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.recipe import read_recipe
+from anchorembed.train.kept_recipe import KEPT
 from anchorembed.train.prepare import open_pairs
 
 _MOST = 500  # pairs to show
@@ -25,13 +26,13 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     """What the page of a run shows, and the run's output folder.
 
     Args:
-        run: recipe, or output folder of a run; one that holds a ``recipe.yaml`` needs no ``pairs``.
+        run: output folder of a run, which holds its ``recipe.yaml``, or a recipe.
         pairs: file of pairs not trained on, of which 500 are shown; by default those that the recipe holds out.
 
     Raises:
         InputError: if there is no trained model, or fewer than 2 pairs to show.
     """
-    beside = run / "recipe.yaml" if run.is_dir() else run
+    beside = run / KEPT if run.is_dir() else run
     recipe = read_recipe(beside) if beside.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
     models = find_models(output)
@@ -88,7 +89,7 @@ def _held_out(run: Path, recipe: Recipe | None) -> list[TextPair]:
     """The first pairs that a recipe holds out."""
     if recipe is None:
         raise InputError(
-            f"{run}: it has no recipe.yaml that says which pairs were held out. Name the recipe instead of the folder, "
+            f"{run}: it has no {KEPT} that says which pairs were held out. Name the recipe instead of the folder, "
             "or a file of pairs that were not trained on: --pairs FILE"
         )
     store = open_pairs(recipe)

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.config import Recipe
-from anchorembed.errors import InputError
-from anchorembed.recipe import parse_recipe, show_config
-from anchorembed.system.files import write_file
+from anchorembed.recipe import parse_recipe
 from anchorembed.train.prepare import open_pairs
 
 _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
@@ -49,18 +47,3 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
     }
     pairs = len(open_pairs(parse_recipe(values, "--pairs", overrides)))
     return parse_recipe(values | {"contrast": default_contrast(pairs)}, "--pairs", overrides)
-
-
-def write_recipe(path: Path, recipe: Recipe, verb: str) -> None:
-    """Write a recipe that a verb made, unless another one is there.
-
-    Raises:
-        InputError: if another one is there: the user may have changed it.
-    """
-    text = f"# Made by `anchorembed {verb}`. To train it: anchorembed train {path}\n{show_config(recipe)}"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
-            "train by this command, delete it, or choose another --output."
-        )
-    write_file(path, text)

@@ -184,14 +184,15 @@ def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[in
     """What the decoder writes from each anchor, the likeliest token each time, to EOS or `_MOST` tokens."""
     backbone, end = embedder.backbone, embedder.pairs.end_id
     written: list[list[int]] = [[] for _ in anchors_NH]
-    while len(written[0]) < _MOST and not all(end in ids for ids in written):
-        layout = decoding(written, end, sink).to(backbone.device)
-        with autocast(backbone.device, embedder.dtype):
+    with autocast(backbone.device, embedder.dtype):  # once: it keeps the weights that it has cast until it ends
+        while len(written[0]) < _MOST and not all(end in ids for ids in written):
+            layout = decoding(written, end, sink).to(backbone.device)
             vectors_TH = insert_anchors(backbone.embed(layout.batch.tokens), anchors_NH, layout.slots)
             states_NH = backbone.states(vectors_TH, layout.batch)[layout.batch.anchors]
-        likeliest = backbone.head.logits(states_NH.float()).argmax(-1).tolist()
-        for ids, token in zip(written, likeliest, strict=True):
-            ids.append(token)
+            with autocast(backbone.device, torch.float32):
+                likeliest = backbone.head.logits(states_NH.float()).argmax(-1).tolist()
+            for ids, token in zip(written, likeliest, strict=True):
+                ids.append(token)
     return [ids[: ids.index(end)] if end in ids else ids for ids in written]
 
 

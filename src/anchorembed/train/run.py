@@ -27,6 +27,7 @@ from anchorembed.system.processes import first_process, gathered_weights, lowest
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
+from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
 from anchorembed.train.memory import check_memory, less_memory
 from anchorembed.train.memory_estimate import ON_CPU, Use, fitting_budget, shape_of, use_of
@@ -120,6 +121,8 @@ def _extended_by(name: str, folder: Path) -> str:
 def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str) -> Path:
     """Train a stage of a recipe from the model ``start``, or go on with it; returns the model's folder.
 
+    The recipe is kept in the output folder.
+
     Only one process of this machine works in the stage's folder at a time.
 
     Raises:
@@ -160,6 +163,7 @@ def _train_stage(
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
     history["before"] = prepared.embedder.metadata.stages
     if accelerator.is_main_process:
+        keep_recipe(recipe)
         write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)

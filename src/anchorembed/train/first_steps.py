@@ -1,0 +1,87 @@
+"""What a step of each stage takes on this machine, and the work around it: the times that a run is sized by."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from torch import nn
+
+from anchorembed.config import Recipe, Schedule
+from anchorembed.system.device import wait_for
+from anchorembed.train.loop import make_optimizer
+from anchorembed.train.prepare import Prepared, load_embedder, prepare
+from anchorembed.train.run import STAGES, plan_memory
+from anchorembed.train.sizing import StageTimes, Times
+from anchorembed.train.stage import Stage, StageName, step
+
+_FORWARD = 0.45  # of a step's time, to evaluate as many pairs
+_PROBES = 2  # steps that are timed
+_LONG = 10.0  # seconds of a step from which no other is timed
+Result = TypeVar("Result")
+
+
+def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: int) -> tuple[Times, int]:
+    """Time steps of each stage, a load of the model and the embedding of some texts.
+
+    Args:
+        recipe: with both stages.
+        texts: to embed.
+        document_texts: how many texts are embedded for each document in all.
+        loads: how often a model is loaded, or what takes as long is done, after the last stage.
+
+    Returns:
+        The times, and the number of pairs to train on.
+    """
+    prepared = prepare(recipe, recipe.model.name)  # with what is done only once, such as fetching the model
+    loading, embedder = _timed(partial(load_embedder, recipe, recipe.model.name, recipe.model.device))
+    embedder.encode(texts[:2])
+    text = _timed(partial(embedder.encode, texts))[0] / len(texts)
+    stages: dict[StageName, StageTimes] = {}
+    for name, kind in STAGES.items():
+        settings = recipe.stage(name)
+        if settings is not None:
+            budget = plan_memory(recipe, kind, settings, recipe.model.name).budget
+            seconds = _step_seconds(recipe, prepared, kind.build(prepared.embedder, settings, budget))
+            evaluations = _evaluations(settings, len(prepared.split.held_out)) * seconds
+            stages[name] = StageTimes(seconds, evaluations, 2 * loading)  # saving takes as long
+    times = Times(stages["reconstruct"], stages["contrast"], document_texts * text, loads * loading)
+    return times, len(prepared.split.train)
+
+
+def _timed(do: Callable[[], Result]) -> tuple[float, Result]:
+    started = time.perf_counter()
+    result = do()
+    return time.perf_counter() - started, result
+
+
+def _evaluations(settings: Schedule, pairs: int) -> float:
+    """How many steps take as long as all evaluations of a stage on so many held-out pairs."""
+    if not settings.evaluate_every:
+        return 0.0
+    return math.ceil(settings.steps / settings.evaluate_every) * pairs / settings.batch_size * _FORWARD
+
+
+def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:
+    """Mean seconds of whole steps of different pairs, after a small one; of one step where that takes long."""
+    optimizer = make_optimizer(stage.module, stage.settings)
+    device = prepared.embedder.backbone.device
+    stage.module.train()
+
+    def whole_step(indices: Sequence[int]) -> None:
+        step(stage, 0, prepared.tokens(indices, stage.hard_negatives))
+        nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        wait_for(device)
+
+    seconds: list[float] = []
+    for indices in islice(prepared.order(stage.settings.batch_size, recipe.seed), _PROBES):
+        if not seconds:
+            whole_step(indices[:2])  # the first step of all takes longer
+        seconds.append(_timed(partial(whole_step, indices))[0])
+        if seconds[-1] > _LONG:
+            break
+    return sum(seconds) / len(seconds)

@@ -1,0 +1,78 @@
+"""The recipe of a run, kept in its output folder: what was trained can be looked up, shown as a page and trained again.
+
+Paths in it are absolute, so it says the same wherever it is read from.
+"""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from anchorembed.config import Recipe
+from anchorembed.errors import InputError
+from anchorembed.recipe import read_as, show_config
+from anchorembed.system.files import write_file
+
+_log = logging.getLogger(__name__)
+
+KEPT = "recipe.yaml"
+_HEADER = "# What anchorembed trains here, which each run writes anew. To train it again: anchorembed train "
+
+
+def keep_recipe(recipe: Recipe) -> None:
+    """Write a recipe into its output folder, over that of an earlier run; a file that someone else wrote stays.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    path = recipe.output / KEPT
+    if _is_other(path):
+        said: Recipe | None = None
+        with suppress(InputError):
+            said = with_absolute_paths(read_as(type(recipe), path))
+        if said != with_absolute_paths(recipe):
+            _log.info("%s: is not written by anchorembed and says something else than what is trained. It stays.", path)
+    elif not path.is_file() or path.read_text(encoding="utf-8") != _text(recipe):
+        write_file(path, _text(recipe))
+
+
+def check_kept(recipe: Recipe) -> None:
+    """Refuse to train a recipe that a verb made where another one is kept, which the user may have changed.
+
+    Raises:
+        InputError: if there is another.
+    """
+    path = recipe.output / KEPT
+    if path.exists() and (_is_other(path) or path.read_text(encoding="utf-8") != _text(recipe)):
+        raise InputError(
+            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
+            "train by this command, delete it, or choose another --output."
+        )
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its paths absolute; what is no path here, such as a name on the hub, stays."""
+    values: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
+    for source in values["data"]["sources"]:
+        source["path"] = _absolute(source["path"])
+    values["model"]["name"] = _absolute(values["model"]["name"])
+    for stage in filter(None, (values["reconstruct"], values["contrast"])):
+        stage["evaluate_on"] = [_absolute(name) for name in stage["evaluate_on"]]
+        stage |= {key: _absolute(stage[key]) for key in ("from", "guide") if stage.get(key)}
+    if values["compare"]:
+        named = values["compare"]["collections"]
+        values["compare"]["collections"] = {key: [_absolute(name) for name in names] for key, names in named.items()}
+    return type(recipe).model_validate(values | {"output": str(recipe.output.absolute())})
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def _text(recipe: Recipe) -> str:
+    return f"{_HEADER}{recipe.output.absolute() / KEPT}\n{show_config(with_absolute_paths(recipe))}"
+
+
+def _is_other(path: Path) -> bool:
+    """Whether there is a file that `keep_recipe` did not write."""
+    return path.exists() and not (path.is_file() and path.read_bytes().startswith(_HEADER.encode()))
