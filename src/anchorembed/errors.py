@@ -50,7 +50,7 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "anchorembed"):  # a wrong import here, which no installation mends
+        if package in ("", "anchorembed"):  # a wrong import in this package, which no installation cures
             raise
         raise InputError(
             f"{package}: this package is not installed. To install it: pip install 'anchorembed[{name}]'"
