@@ -132,7 +132,7 @@ def _used(kind: str, names: list[str]) -> set[str]:
 
 
 def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
-    """What rows with these columns test, and the function that reads one."""
+    """The kind of test that rows with these columns are for, and the function that reads a row."""
     columns = set(names)
     if {"query", "positive", "negative"} <= columns:
         return "Reranking", _candidates
