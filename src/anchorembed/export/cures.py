@@ -68,6 +68,6 @@ for _newlines in (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT):
     )
 
 
-def cure(of: str, client: str, prompt: str, limit: int) -> str:
-    """What to do about a cause, where a client meets it; ``prompt`` is the model's, ``limit`` the side's in tokens."""
-    return _OF_LIBRARY.get((client, of), _CURES[of]).format(prompt=prompt, limit=limit)
+def cure(cause: str, client: str, prompt: str, limit: int) -> str:
+    """What to do about a cause with a client; ``prompt`` is the query prompt, ``limit`` the side's limit in tokens."""
+    return _OF_LIBRARY.get((client, cause), _CURES[cause]).format(prompt=prompt, limit=limit)

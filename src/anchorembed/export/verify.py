@@ -1,8 +1,8 @@
-"""Compare what serves a model with the model itself, and name the cause where their vectors differ.
+"""Compare a served model with the model itself, and name the cause where their vectors differ.
 
-Short texts come first: each is one that some fault changes and others do not. What explains them is then assumed for
-long texts, whose differences are cuts at another length. All vectors are those of one text at a time, but for one
-batch, whose vectors have to be the same.
+Short texts come first: the faults that explain their vectors are then assumed for long texts, whose differences are
+cuts at another length. Texts are sent one at a time. At last the short ones are sent in one request, which must give
+the same vectors.
 
 Axes: P probes, H hidden size.
 """
@@ -34,14 +34,14 @@ from anchorembed.model.vectors import Floats, Side, unit_rows
 
 SIDES: tuple[Side, Side] = ("document", "query")
 _SAME = 1e-3  # 1 - cosine of vectors that are the same
-_IDENTICAL = 1e-5  # of two vectors by one server
-_OF_SPREAD = 0.02  # of how far apart the model's own vectors are: so much nearer are the same, where that is less
-_PRECISION = 20  # times as much is the most that bfloat16 or quantised weights explain
+_IDENTICAL = 1e-5  # 1 - cosine of one server's vectors of the same tokens
+_OF_SPREAD = 0.02  # limit instead of _SAME, as a share of the median 1 - cosine of different texts, where it is smaller
+_PRECISION = 20  # times the limit: the largest 1 - cosine that bfloat16 or quantised weights explain
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One text of a side: the cosine of its served and our own vector; NaN where there is none, and why."""
+    """A text of a side: the cosine of its served vector and ours; NaN if none was served, then ``refused`` says why."""
 
     name: str
     side: Side
@@ -51,7 +51,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why served vectors differ, with details, where (documents, queries or both), and what to do."""
+    """Why served vectors differ, with details, on which side (documents, queries or both), and what to do."""
 
     what: str
     detail: str
@@ -61,7 +61,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was compared and why it differs; ``note`` says how queries were sent, and what else to know."""
+    """Cosines of all probes and the causes of differences; ``note`` says how queries were sent, and other remarks."""
 
     served: str
     probes: list[Probe]
@@ -96,7 +96,7 @@ def verify(
         skip: names of probes to leave out.
 
     Raises:
-        InputError: if the model or the target cannot be used, or what comes back are no vectors.
+        InputError: if the model or the target cannot be used, or the reply holds no vectors.
     """
     for name in skip:
         if name not in PROBES:
@@ -133,12 +133,12 @@ class _Comparison:
         served = next(iter(self.served.values()))
         note = self._how_sent()
         if len(served) > self.model.embedder.dimension:
-            self._found_other_model(f"{len(served)} dimensions, this model has {self.model.embedder.dimension}")
+            self._add_other_model(f"{len(served)} dimensions, this model has {self.model.embedder.dimension}")
             return self._report(note)
         explained = {"document": self._explain("document", NO_FAULTS)}
         explained["query"] = self._explain("query", explained["document"].faults)
         if self._is_other_model(explained["document"]):
-            self._found_other_model("no nearer to their own texts than to others")
+            self._add_other_model("no nearer to their own texts than to others")
             return self._report(note)
         for side in SIDES:
             self._judge(side, explained[side])
@@ -174,7 +174,7 @@ class _Comparison:
         return self._prompt(side) + self.texts[side][name]
 
     def _prompt(self, side: Side) -> str:
-        """What goes before a text that is sent."""
+        """The prompt that is sent before a text of a side."""
         return "" if self.client.puts_prompt else self.model.prompt_of(side)
 
     def _how_sent(self) -> str:
@@ -210,7 +210,7 @@ class _Comparison:
         return explain(self.model, served_PH, texts, side, start, self.tolerance)
 
     def _is_other_model(self, explained: Explanation) -> bool:
-        """Whether, after the best explanation, served documents are no nearer to their own texts than to others."""
+        """Whether, even with the best explanation, served vectors are no nearer to their own texts than to others."""
         names = self._short("document")
         if len(names) < 3 or np.median(explained.left) <= self.most:
             return False
@@ -220,35 +220,35 @@ class _Comparison:
         scores_PP = served_PH @ unit_rows(own_PH[:, : served_PH.shape[1]]).T
         return bool((scores_PP.argmax(axis=1) == np.arange(len(names))).mean() <= 0.5)
 
-    def _found_other_model(self, detail: str) -> None:
+    def _add_other_model(self, detail: str) -> None:
         for side in SIDES:
-            self._found(OTHER_MODEL, side, OTHER_MODEL, detail)
+            self._add_cause(OTHER_MODEL, side, OTHER_MODEL, detail)
 
     def _enough(self, explained: Explanation) -> float:
-        """The largest 1 - cosine of vectors that are the same, from how far all of them are off."""
+        """The largest 1 - cosine of vectors that are the same, given the typical difference of this server."""
         noise = float(np.median(explained.left)) if len(explained.left) else 0.0
         return min(max(self.tolerance, 4 * noise), self.most)
 
     def _judge(self, side: Side, explained: Explanation) -> None:
         for fault in [fault for fault in Fault if fault in explained.faults]:
-            self._found(fault, side, fault, self._detail(fault))
+            self._add_cause(fault, side, fault, self._detail(fault))
         enough, faults = self._enough(explained), explained.faults
         for name in [name for name in self.names if (name, side) in self.refused]:
-            of = REFUSED if name in SHORT else TOO_LONG
-            self._found(f"refuses {name} text", side, of, self.refused[name, side])
+            kind = REFUSED if name in SHORT else TOO_LONG
+            self._add_cause(f"refuses {name} text", side, kind, self.refused[name, side])
         cuts = [self._limit(side)]
         unknown = []
         for name in (OVER_LONG, LONG, *self._short(side)):
-            if any(self._left(name, side, faults, cut) <= enough for cut in cuts):
+            if any(self._left(name, side, faults, known) <= enough for known in cuts):
                 continue
-            found = None if name in SHORT else self._find_cut(name, side, faults, enough)
-            if found is None:
+            cut = None if name in SHORT else self._find_cut(name, side, faults, enough)
+            if cut is None:
                 unknown.append(name)
             else:
-                cuts.append(found)
-                self._found_cut(found, name, side, faults)
+                cuts.append(cut)
+                self._add_cut(cut, name, side, faults)
         if unknown:
-            self._found(UNKNOWN, side, UNKNOWN, f"probes: {', '.join(unknown)}")
+            self._add_cause(UNKNOWN, side, UNKNOWN, f"probes: {', '.join(unknown)}")
 
     def _detail(self, fault: Fault) -> str:
         if fault in (Fault.NO_HEADER, Fault.HEADER_TWICE, Fault.ONLY_BOS):
@@ -256,7 +256,7 @@ class _Comparison:
         return repr(self.model.embedder.metadata.template.end) if fault in (Fault.NO_END, Fault.END_TWICE) else ""
 
     def _left(self, name: str, side: Side, faults: Faults, cut: Cut) -> float:
-        """1 - cosine of a served vector and that of a server with these faults; 0 where none is served."""
+        """1 - cosine of a served vector and that of a server with these faults; 0 if none is served."""
         served_H = self.served.get((name, side))
         if served_H is None:
             return 0.0
@@ -274,27 +274,27 @@ class _Comparison:
 
         return find_cut(self.model, served_H, self.texts[side][name], side, faults, is_same, enough)
 
-    def _found_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
+    def _add_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
         limit = self._limit(side).tokens
         whole = sum(map(len, self.model.around(faults))) + len(
             self.model.text_ids(self.texts[side][name], side, faults)
         )
         if cut.tokens >= whole:
-            self._found(f"not cut at {limit} tokens", side, CUT, f"a text of {whole} is embedded whole")
+            self._add_cause(f"not cut at {limit} tokens", side, CUT, f"a text of {whole} is embedded whole")
         elif cut.kept == "end":
-            self._found(f"cut at {cut.tokens} tokens with the template, so that the EOS is lost", side, CUT)
+            self._add_cause(f"cut at {cut.tokens} tokens with the template, so that the EOS is lost", side, CUT)
         elif cut.kept == "start":
-            self._found(f"the last {cut.tokens} tokens kept instead of the first {limit}", side, CUT)
+            self._add_cause(f"the last {cut.tokens} tokens kept instead of the first {limit}", side, CUT)
         else:
-            self._found(f"cut at {cut.tokens} tokens instead of {limit}", side, CUT)
+            self._add_cause(f"cut at {cut.tokens} tokens instead of {limit}", side, CUT)
 
     def _judge_scale(self) -> None:
         if not self.model.embedder.metadata.normalize:
             return
         for side in SIDES:
-            norms = [float(np.linalg.norm(vector)) for (_, of), vector in self.served.items() if of == side]
+            norms = [float(np.linalg.norm(vector)) for (_, its), vector in self.served.items() if its == side]
             if norms and max(abs(norm - 1.0) for norm in norms) > 0.01:
-                self._found(SCALE, side, SCALE, f"lengths {min(norms):.3g} to {max(norms):.3g}")
+                self._add_cause(SCALE, side, SCALE, f"lengths {min(norms):.3g} to {max(norms):.3g}")
 
     def _judge_batch(self, explained: Explanation) -> None:
         names = self._short("document")
@@ -304,16 +304,17 @@ class _Comparison:
         try:
             together_PH = self.client.embed([self._sent("document", name) for name in names], "document")
         except Refused as refusal:
-            self._found(f"refuses {len(names)} texts in one request", "document", BATCH, str(refusal))
+            self._add_cause(f"refuses {len(names)} texts in one request", "document", BATCH, str(refusal))
             return
         if together_PH.shape != alone_PH.shape or differences(together_PH, alone_PH).max() > self._enough(explained):
-            self._found(BATCH, "document", BATCH)
+            self._add_cause(BATCH, "document", BATCH)
 
-    # --- What is said ---
+    # --- The report ---
 
-    def _found(self, what: str, side: Side, of: str, detail: str = "") -> None:
-        told = cure(of, self.client.name, self.model.prompt, self._limit(side).tokens)
-        sides, details, _ = self.causes.setdefault(what, (set(), [], told))
+    def _add_cause(self, what: str, side: Side, kind: str, detail: str = "") -> None:
+        """Add a cause, or a side and detail to one that is known; ``kind`` is a key of `cures`."""
+        advice = cure(kind, self.client.name, self.model.prompt, self._limit(side).tokens)
+        sides, details, _ = self.causes.setdefault(what, (set(), [], advice))
         sides.add(side)
         if detail and detail not in details:
             details.append(detail)
@@ -331,8 +332,8 @@ class _Comparison:
     def _report(self, note: str) -> Report:
         where = {frozenset(SIDES): "documents and queries", frozenset(["query"]): "queries"}
         causes = [
-            Cause(what, "; ".join(details), where.get(frozenset(sides), "documents"), told)
-            for what, (sides, details, told) in self.causes.items()
+            Cause(what, "; ".join(details), where.get(frozenset(sides), "documents"), advice)
+            for what, (sides, details, advice) in self.causes.items()
         ]
         return Report(self.client.name, list(self._probes()), causes, note)
 

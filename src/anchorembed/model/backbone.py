@@ -20,8 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from anchorembed.model.attention import ATTENTION
 from anchorembed.model.packing import PackedBatch
 
-# Keys of a config that change no vector: names, versions, how weights are stored (their hash says what they hold),
-# special tokens (the tokenizer's count), and what only training or generation uses.
+# Keys of a config that change no vector: names, versions, how weights are stored (their values are hashed), special
+# tokens (those of the tokenizer are used), and settings of training or generation.
 _NOT_FORWARD = {
     "_name_or_path",
     "architectures",
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         name: its architecture, as transformers calls it.
         input_scale: what the model multiplies its input vectors by.
         logit_scale: what it multiplies its logits by.
-        softcap: of its logits; None if it has none.
+        softcap: soft-cap of its logits, or None.
         varlen: whether attention is by the varlen kernel rather than in buckets.
         residual_dtype: of the residual stream between layers.
         peft: LoRA adapters that are not merged, in a list: as an attribute their weights would be registered twice.
@@ -100,9 +100,9 @@ class Backbone(nn.Module):
         vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
         by_kernel = self.varlen if varlen is None else varlen
         layout = {"ends": batch.ends, "longest": batch.longest} if by_kernel else {"offsets": batch.offsets}
-        inputs_1TH = torch.stack([vectors_TH.to(self.residual_dtype)])  # of a view, layers would be compiled apart
+        inputs_1TH = torch.stack([vectors_TH.to(self.residual_dtype)])  # given a view, layers compile again
         if self.peft and torch.is_grad_enabled() and not inputs_1TH.requires_grad:
-            inputs_1TH.requires_grad_()  # as the inputs of later layers, so that the first layer shares their graph
+            inputs_1TH.requires_grad_()  # as inputs of later layers do, so that the first layer shares their graph
         output = self.model.base_model(
             inputs_embeds=inputs_1TH,
             position_ids=batch.positions[None],
@@ -155,7 +155,7 @@ class Backbone(nn.Module):
 
     def recompute_layers(self) -> None:
         """Keep only each layer's input for the backward pass, and compute the rest again there."""
-        with warnings.catch_warnings():  # the name that replaces it is not in all supported versions of transformers
+        with warnings.catch_warnings():  # transformers deprecates the name, and older versions lack the new one
             warnings.simplefilter("ignore", FutureWarning)
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -176,7 +176,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def forward_settings(config: PretrainedConfig) -> str:
-    """What of a config decides the forward pass, beside the weights, as JSON; of unknown keys all count."""
+    """The keys of a config that affect the forward pass, as JSON; unknown keys are included."""
 
     def kept(value: object) -> object:
         if not isinstance(value, dict):

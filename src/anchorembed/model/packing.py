@@ -1,8 +1,8 @@
 """Pack token sequences end to end. Nothing is padded; ``offsets`` marks where each text begins.
 
-What a forward pass needs to know about a batch is computed here, on the CPU: a GPU is not waited for. Only bucketed
-attention needs sequences side by side. A ``Bucket`` holds those of like length, padded on the right, where causal
-attention never looks.
+All that a forward pass needs to know about a batch is computed here, on the CPU, so that nothing waits for a GPU. Only
+bucketed attention needs sequences side by side. A ``Bucket`` holds sequences of like length, padded on the right, where
+causal attention never looks.
 
 Axes: T packed tokens, N sequences, B sequences in a bucket, L tokens in the bucket's longest.
 """

@@ -55,7 +55,7 @@ def own_logits(model: PreTrainedModel, name: str) -> Tensor:
 
 @torch.no_grad()
 def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float, float]:
-    """Measure by what a model multiplies its input vectors, and by what its logits.
+    """Measure the factors by which a model multiplies its input vectors and its logits.
 
     Args:
         backbone: the model on packed tokens.
@@ -135,12 +135,12 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
-        backbone.states(vectors_TH * backbone.input_scale, batch)  # which divides by that scale
+        backbone.states(vectors_TH * backbone.input_scale, batch)  # `states` divides by that scale
     finally:
         hook.remove()
     if not inputs:
         raise InputError(
-            f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
+            f"{backbone.name}: its first layers are not the decoder's. Of a vision model, name the text model."
         )
     inputs_TH, vectors_TH = inputs[0][0].float(), vectors_TH.float()
     scale = float((inputs_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum())

@@ -43,11 +43,11 @@ class VectorFormat:
 def vector_format(
     full: int, dimensions: int | None = None, precision: str = "float32", ranges: Ranges | None = None
 ) -> VectorFormat:
-    """Return the format asked for; ``full`` is H, and what ``dimensions`` is by default.
+    """Return a checked format; ``full`` is H, the default of ``dimensions``.
 
     Raises:
         InputError: if ``dimensions`` is not between 1 and H, or no multiple of 8 where bits are packed, the precision
-            is unknown, or the ranges are not those of so many components.
+            is unknown, or ``ranges`` is of another number of components.
     """
     kept = full if dimensions is None else dimensions
     if not 1 <= kept <= full:
@@ -95,7 +95,7 @@ def cut(vectors_NH: Floats, dimensions: int, normalize: bool = True) -> Floats:
 
 
 def int8_ranges(vectors_ND: Floats, known: Ranges | None = None) -> Ranges:
-    """Smallest and largest value of each component of some vectors, and of those whose ranges are ``known``."""
+    """Smallest and largest value of each component, over these vectors and the ``known`` ranges of others."""
     rows = vectors_ND if known is None else np.vstack([np.array(known, np.float32), vectors_ND])
     return tuple(rows.min(axis=0).tolist()), tuple(rows.max(axis=0).tolist())
 
@@ -117,7 +117,7 @@ def quantize(vectors_ND: Floats, form: VectorFormat) -> Stored:
 
 
 def restore(stored_NB: Stored, form: VectorFormat) -> Floats:
-    """Stored vectors as they are compared: float32 [N, D], of length 1 but where they are stored as float32."""
+    """Stored vectors as they are compared: float32 [N, D], scaled to length 1 unless stored as float32."""
     if form.precision == "float32":
         return stored_NB
     if form.precision == "binary":

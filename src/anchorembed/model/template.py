@@ -3,10 +3,10 @@
 "EOS" is the template's end token. It is always the last, and the state there is the text's embedding. The same
 tokenizer serves training, encoding and the exported folder; truncation cuts the text, never the template.
 
-A special token's name in a text is text, not the token: only the template has special tokens. The tokenizer's setting
-``split_special_tokens`` says so, which transformers and sentence-transformers keep. Engines that read
-``tokenizer.json`` alone (text-embeddings-inference, llama.cpp) make special tokens of such names; so does any engine
-of added tokens that the tokenizer does not call special.
+A special token's name in a text is read as text: only the template has special tokens. The tokenizer's setting
+``split_special_tokens`` asks for that, and transformers and sentence-transformers follow it. Engines that read
+``tokenizer.json`` alone (text-embeddings-inference, llama.cpp) turn such names into special tokens. Added tokens that
+the tokenizer does not call special become tokens in every engine.
 """
 
 import re
@@ -34,7 +34,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What goes before each query and before each document; empty for nothing."""
+    """Prefixes of each query and of each document; empty for none."""
 
     query: str = ""
     document: str = ""

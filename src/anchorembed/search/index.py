@@ -1,9 +1,9 @@
 """An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
-An index is a folder, written whole or not at all: a table, and a manifest that says which model and which corpus made
-it, and how it stores vectors. A query stays float32; its score is the cosine with the stored vector, restored as in
-`model.smaller`. Search is exact: LanceDB proposes candidates in float32, or all int8 or binary vectors are compared;
-the candidates' cosines are computed again in float64, and of equal scores the smaller document id comes first.
+An index is a folder, written whole or not at all: a table, and a manifest (see `manifest`). A query stays float32; its
+score is the cosine with the stored vector, restored as in `model.smaller`. Search is exact: LanceDB proposes candidates
+in float32, or all int8 or binary vectors are compared; the candidates' cosines are computed again in float64, and of
+equal scores the smaller document id comes first.
 
 Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
@@ -38,7 +38,7 @@ _ROWS_PER_WRITE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document found: ``rank`` counts from 1, ``score`` is its cosine with the query."""
+    """A result of a search: ``rank`` counts from 1, ``score`` is the document's cosine with the query."""
 
     rank: int
     id: str
@@ -101,7 +101,7 @@ class Index:
             folder: to write.
             batch: documents to embed at a time.
             progress: called with the number of documents embedded since the last call.
-            corpus_hash: of the corpus file, for the manifest.
+            corpus_hash: SHA-256 of the corpus file, for the manifest.
             form: how vectors are stored, by default float32 and whole; int8's ranges are those of the documents.
 
         Raises:
@@ -149,7 +149,7 @@ class Index:
         else:
             if count != manifest.documents:
                 fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
-        if _identity(folder) != identity:  # replaced in the meantime
+        if _identity(folder) != identity:  # replaced while it was opened
             return cls.open(folder)
         if fault or table is None:
             raise InputError(_damaged(folder, fault))
@@ -180,7 +180,7 @@ class Index:
 
     @contextmanager
     def _replaced_named(self) -> Iterator[None]:
-        """Turn the store's errors into an InputError that says what has become of the folder."""
+        """Turn LanceDB's errors into an InputError: the index is damaged, or was replaced since it was opened."""
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
@@ -195,7 +195,7 @@ class Index:
         return _identity(self.folder) == self._opened
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
-        """Rows of the nearest documents, so many that rounding cannot have left out one of the ``top_k`` best."""
+        """Rows of the nearest documents: enough that none of the ``top_k`` best is missing because of rounding."""
         limit = 2 * top_k
         while True:
             search = cast(LanceVectorQueryBuilder, self._table.search(query_H, vector_column_name="vector"))
@@ -207,9 +207,9 @@ class Index:
             limit *= 4
 
     def _compared(self, query_H: Floats, top_k: int) -> pa.Table:
-        """Rows that rounding allows among the ``top_k`` best of all, which are read a batch at a time."""
+        """Rows that may be among the ``top_k`` best, given rounding; all rows are compared, batch by batch."""
         best: pa.Table | None = None
-        # LanceDB compares no int8, and no bits with floats.
+        # LanceDB does not compare floats with int8 or with packed bits.
         for batch in self._table.search().select(["id", "text", "vector"]).to_batches():
             rows = pa.Table.from_batches([batch])
             rows = rows if best is None else pa.concat_tables([best, rows])
@@ -251,7 +251,7 @@ def open_or_build(
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What tells the manifest file in ``folder`` from the one of an index that replaces it; zeros if there is none."""
+    """Inode and time stamp of the manifest file, which differ once the index is replaced; zeros if there is none."""
     try:
         state = (folder / MANIFEST).stat()
     except OSError:
