@@ -14,7 +14,7 @@ Word = Literal["better", "worse", "cannot be told"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The mean of one model's scores less another's, its interval, and the p of a paired test that there is none."""
+    """The mean difference of two models' scores, its interval, and the p of a paired test against no difference."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Difference:
 
 
 def difference(scores: Mapping[str, float], others: Mapping[str, float]) -> Difference:
-    """Compare two models' scores of the same items, such as queries; ValueError where the items differ or are none."""
+    """Compare two models' scores of the same items, such as queries; raises ValueError if the items differ."""
     first, second = ({item: [score] for item, score in of.items()} for of in (scores, others))
     first_1Q, second_1Q = (np.array([[of[item] for item in sorted(scores)]]) for of in (scores, others))
     p = sign_flip_p(first, second)

@@ -1,6 +1,6 @@
-"""Pairs as a small retrieval test: each query is searched for among the positives of all of them.
+"""Pairs as a small retrieval test: each query is searched among the positives of all pairs.
 
-It needs no package of an extra, so every training can end with it.
+It needs no extra, so every training can end with it.
 
 Axes: Q queries, D documents, H hidden size.
 """
@@ -26,7 +26,7 @@ _SCORES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class AskedPair:
-    """A pair, the task put before its query, or None for the model's own prompt, and whether documents get it, too."""
+    """A pair and the task put before its query (None: the model's prompt), if ``symmetric`` before documents, too."""
 
     pair: TextPair
     instruction: str | None = None
@@ -35,7 +35,7 @@ class AskedPair:
 
 @dataclass(frozen=True, slots=True)
 class PairSearch:
-    """A retrieval test: texts with what is asked of their prompts, and the rows of each query's documents."""
+    """A retrieval test: texts, each with its instruction, and the rows of each query's relevant documents."""
 
     queries: list[tuple[Asked, str]]
     documents: list[tuple[Asked, str]]
@@ -43,12 +43,12 @@ class PairSearch:
 
     @property
     def digest(self) -> str:
-        """Hash of all it holds."""
+        """Hash of all texts, instructions and rows."""
         return hash_texts([json.dumps([self.queries, self.documents, [sorted(rows) for rows in self.relevant]])])
 
 
 def pair_search(pairs: Iterable[AskedPair]) -> PairSearch:
-    """The test of some pairs: each text is in it once, and a query's documents are the positives of all its pairs."""
+    """The test of some pairs: each text occurs once, and a query's documents are the positives of all its pairs."""
     queries: dict[tuple[Asked, str], set[int]] = {}
     documents: dict[tuple[Asked, str], int] = {}
     for each in pairs:
@@ -78,7 +78,7 @@ def _ndcg(test: PairSearch, score: Callable[[slice], Floats]) -> list[float]:
 
 
 def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
-    """nDCG@10 of one query; a wrong document ranks above a right one of the same score, and -inf is not found."""
+    """nDCG@10 of one query; of equal scores, wrong documents rank first; a score of -inf counts as not found."""
     is_right_D = np.isin(np.arange(len(scores_D)), list(relevant))
     best = np.lexsort((is_right_D, -scores_D))[:_DEPTH]
     gains = is_right_D[best] & (scores_D[best] > -np.inf)
