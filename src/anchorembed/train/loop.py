@@ -1,7 +1,4 @@
-"""The loop over a stage's steps: schedule, clipping, checkpoints, log, evaluation, signals, resuming.
-
-What a step computes is the stage's; the loop calls it.
-"""
+"""The loop over a stage's steps: schedule, clipping, checkpoints, log, evaluation, signals, resuming."""
 
 import json
 import logging
@@ -38,7 +35,7 @@ BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; run again, it goes on from its last checkpoint. ``signal`` is the signal's number."""
+    """Training was stopped by the signal ``signal``; run again, it continues from its last checkpoint."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -47,15 +44,25 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What ``fit`` needs beside a stage's functions: its schedule, seed and folder, and what errors name."""
+    """Settings of a stage's loop.
+
+    Attributes:
+        name: of the stage, for logs and errors.
+        schedule: steps, learning rate, checkpoints, evaluations.
+        seed: of dropout.
+        folder: for log and checkpoints.
+        lines_of: sources and lines of pairs, for errors.
+        plan: settings that decide the result, stored in checkpoints.
+        less_memory: advice for the error when memory ends.
+    """
 
     name: str
     schedule: Schedule
     seed: int
     folder: Path
-    lines_of: Callable[[Sequence[int]], str]  # sources and lines of pairs
-    plan: Plan  # what decides the result
-    less_memory: str = LESS_MEMORY  # what to do where memory ends
+    lines_of: Callable[[Sequence[int]], str]
+    plan: Plan
+    less_memory: str = LESS_MEMORY
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -98,8 +105,8 @@ def fit(
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
 
     Raises:
-        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends: what the steps
-            before have made is kept.
+        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends; earlier steps
+            are kept.
         Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
@@ -159,7 +166,7 @@ def fit(
 
 
 class _Qualities:
-    """Qualities of a run's evaluations, in order; those that are undefined do not count."""
+    """Qualities of a run's evaluations, in order, without undefined ones."""
 
     def __init__(self, schedule: Schedule, earlier: Sequence[Metrics]) -> None:
         self.schedule = schedule
@@ -170,7 +177,7 @@ class _Qualities:
         return max(self.values, default=-math.inf)
 
     def add(self, metrics: Metrics, device: torch.device) -> bool:
-        """Note an evaluation; returns whether to keep its weights. What the first process finds decides for all."""
+        """Add an evaluation; returns whether to keep its weights. The first process decides for all."""
         quality = _rounded(metrics.get("quality", math.nan))  # as the log has it, for a resumed run
         better = anywhere(rank() == 0 and quality > self.best, device)
         if math.isfinite(quality):
@@ -178,7 +185,7 @@ class _Qualities:
         return better and self.schedule.keep_best
 
     def out_of_patience(self, device: torch.device) -> bool:
-        """Whether the last ``patience`` evaluations were no better than one before them."""
+        """Whether none of the last ``patience`` evaluations was better than the best one before them."""
         if self.schedule.patience is None:
             return False
         waited = len(self.values) - 1 - self.values.index(self.best) if self.values else 0
@@ -197,7 +204,7 @@ def _load_best(loop: Loop, module: nn.Module, optimizer: torch.optim.Optimizer, 
 def _updated(
     optimizer: torch.optim.Optimizer, schedule: Schedule, rate: float, run: Callable[[Batch], Measured], batch: Batch
 ) -> tuple[Metrics, bool]:
-    """Run a step and update the weights, unless its loss or gradient is not finite: its metrics, and whether it is."""
+    """Run a step, and update the weights if loss and gradient are finite; returns its metrics, and whether they are."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     measured = run(batch)
@@ -228,13 +235,13 @@ def one_ahead(
 def _checkpoint_writer(
     loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Callable[[int], None]:
-    """What writes the checkpoint of a step."""
+    """A function that writes the checkpoint of a step."""
     return lambda done: save_checkpoint(folder, done, module, optimizer, loop.schedule.keep_checkpoints, loop.plan)
 
 
 @contextmanager
 def _within_memory(loop: Loop, done: int, write_checkpoint: Callable[[int], None]) -> Iterator[None]:
-    """Where memory ends within, write a checkpoint if this process is alone, and say what to lower."""
+    """If memory ends in this block, write a checkpoint if there is one process, and raise OutOfMemory with advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -263,7 +270,7 @@ class _Stop(threading.Event):
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second SIGINT stops at once."""
+    """Turn SIGINT and SIGTERM into a flag that is checked between steps; a second SIGINT stops at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -284,7 +291,7 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:
-    """Say that a step is left out, or that it is one too many."""
+    """Warn that a step is left out; raise InputError if more than ``skip_steps`` are."""
     what = (
         f"{loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm {metrics['gradient_norm']}, "
         f"which must be finite; its pairs: {loop.lines_of(indices)}."
@@ -296,7 +303,7 @@ def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, ski
 
 
 def _kept_log(path: Path, done: int) -> list[Metrics]:
-    """Drop lines of steps after the checkpoint, which run once more; returns what is left, in all processes."""
+    """Drop log lines of steps after the checkpoint, which run again; returns the lines kept, in all processes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
@@ -312,7 +319,7 @@ def read_log(log: Path) -> list[Metrics]:
 
 
 def _rounded(value: float) -> float:
-    """To 6 digits after the point; of what is below 1 to 6 digits that count."""
+    """Round to 6 decimal places, or below 1 to 6 significant digits."""
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)
 
 
