@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, product
+from itertools import chain, islice, product, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from anchorembed.curate.check import SourceReport
 from anchorembed.curate.mine import Mined, Rules
 from anchorembed.curate.rerank import by_cross_encoder
 from anchorembed.data.beir import Collection
-from anchorembed.data.documents import Document, read_corpus, read_texts
+from anchorembed.data.documents import read_corpus, read_texts
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError, extra, first_line
@@ -271,11 +271,12 @@ def encode(  # noqa: PLR0913 - the options of a verb
             return encode_by_ray(documents, out, job, workers=workers, progress=advance)
         embedder = Embedder.load(model)
         metadata = made_by(embedder, dimensions, precision, job.like)
-        ids: list[str] = []
-        windows = embedder.stream(_texts(documents, ids), side, instruction, progress=advance)
-        scales = embedder.metadata.normalize
+        documents, embedded = tee(documents)
+        windows = embedder.stream((document.text for document in documents), side, instruction, progress=advance)
+        dimensions, scales = metadata.form.dimensions, embedder.metadata.normalize
         batches = (
-            vector_batch(_taken(ids, len(window)), cut(window, metadata.form.dimensions, scales)) for window in windows
+            vector_batch([document.id for document in islice(embedded, len(window))], cut(window, dimensions, scales))
+            for window in windows
         )
         return write_vectors(out, batches, metadata)
 
@@ -398,16 +399,3 @@ def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar of ``total`` texts or pairs, shown from its first call on."""
     with progress_bar() as bar:
         yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
-
-
-def _taken(ids: list[str], count: int) -> list[str]:
-    """Remove and return the first ids of a list."""
-    taken, ids[:] = ids[:count], ids[count:]
-    return taken
-
-
-def _texts(documents: Iterator[Document], ids: list[str]) -> Iterator[str]:
-    """Yield texts, and append their ids to ``ids``."""
-    for document in documents:
-        ids.append(document.id)
-        yield document.text

@@ -68,7 +68,7 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values over those of the one it extends, section by section; a list replaces a list."""
+    """A recipe's values merged into its base's, section by section; a list replaces a list."""
     merged = base | values
     for key in base.keys() & values.keys():
         if isinstance(base[key], dict) and isinstance(values[key], dict):

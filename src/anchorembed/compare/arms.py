@@ -208,8 +208,8 @@ def choices(recipe: Recipe) -> list[Values]:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
     if not recipe.compare.grid:
         return [{}]
-    own = recipe.contrast.model_dump(include=set(Choice.model_fields))
-    listed = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
+    defaults = recipe.contrast.model_dump(include=set(Choice.model_fields))
+    listed = [defaults | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
     return [choice for number, choice in enumerate(listed) if choice not in listed[:number]]
 
 

@@ -83,7 +83,7 @@ def check(
         store: the pairs.
         tokenizer: of the model to train, with its length limits.
         prompts: of that model.
-        tests: BEIR folders, test files, or folders of them, whose texts should not be trained on.
+        tests: BEIR folders, test files, or folders of test files, whose texts must not be trained on.
         progress: called with the number of pairs done since the last call.
 
     Raises:
@@ -122,7 +122,7 @@ def _check_source(
     columns = map(np.concatenate, zip(*parts, strict=True))
     query_tokens, document_tokens, queries, positives, tested, self_negative = columns
     masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": tested}
-    first = int(store.bounds[number])
+    start = int(store.bounds[number])
     return SourceReport(
         source=source.name,
         pairs=len(queries),
@@ -133,7 +133,7 @@ def _check_source(
         findings={
             name: Finding(
                 int(masks[name].sum()),
-                [_example(store[first + row]) for row in np.flatnonzero(masks[name])[:_EXAMPLES].tolist()],
+                [_example(store[start + row]) for row in np.flatnonzero(masks[name])[:_EXAMPLES].tolist()],
             )
             for name in FINDINGS
         },

@@ -80,10 +80,10 @@ def found_again(
     queries: Sequence[Query],
     documents: int,
     score: Scorer,
-    first: int,
+    within: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[bool]:
-    """Whether each query finds its document, [Q]: fewer than ``first`` documents score above it.
+    """Whether each query finds its document, [Q]: fewer than ``within`` documents score above it.
 
     A document that scores -inf is not found.
     """
@@ -93,7 +93,7 @@ def found_again(
         block = queries[start : start + size]
         for query, scores_D in zip(block, score([query.text for query in block]), strict=True):
             score_of_own = scores_D[query.row]
-            is_found.append(bool(score_of_own > -float("inf") and (scores_D > score_of_own).sum() < first))
+            is_found.append(bool(score_of_own > -float("inf") and (scores_D > score_of_own).sum() < within))
         progress(len(block))
     return is_found
 

@@ -112,8 +112,8 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
 
     def score(queries: list[str]) -> Floats:
         nothing = np.zeros(len(texts), np.float32)
-        wanted = map(words, queries)
-        scores_QD = np.stack([index.get_scores(each) if each and has_words else nothing for each in wanted])
+        split_queries = map(words, queries)
+        scores_QD = np.stack([index.get_scores(query) if query and has_words else nothing for query in split_queries])
         return np.where(scores_QD > 0, scores_QD, -np.inf).astype(np.float32)
 
     return score
@@ -179,8 +179,8 @@ def mine(
     window = max(1, _SCORES_AT_ONCE // len(pool.texts))
     if rerank is not None:
         window = min(window, max(1, RERANKED_AT_ONCE // (rules.last_rank - rules.first_rank + 2)))
-    rest = iter(pairs)
-    while block := list(islice(rest, window)):
+    remaining = iter(pairs)
+    while block := list(islice(remaining, window)):
         scores_QD = score([pair.query for pair in block])
         if rerank is None:
             judged = (_by_search(*each, pool, rules, mined.dropped) for each in zip(block, scores_QD, strict=True))

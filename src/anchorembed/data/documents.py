@@ -83,7 +83,7 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
 
 
 def _id_name(names: Collection[str]) -> str:
-    """The column of ids among those of a row, or an empty string."""
+    """The name of a row's id column, or an empty string."""
     return next((name for name in ID_NAMES if name in names), "")
 
 

@@ -141,7 +141,7 @@ def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
 
 
 def _selected(location: str, tables: Iterator[pyarrow.Table], columns: Columns) -> Iterator[pyarrow.Table]:
-    """Each table with the columns to read alone; a data set that declares no columns may change them between tables."""
+    """Each table with only the columns to read; a data set that declares no columns may change them between tables."""
     for table in tables:
         yield table.select(checked_header(location, table.column_names, columns))
 

@@ -142,7 +142,7 @@ def _pairs(row: Row, source: str, line: int) -> list[TextPair]:
 
 
 def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
-    """Names of the query and the positive column, and of those of negatives in their order, among those of a row."""
+    """Names of a row's query column, positive column, and columns of negatives, in order."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
         raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES[:2], columns)
@@ -209,9 +209,9 @@ def _listed(value: object, key: str) -> object:
 
 
 def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
-    """The given scores of a row, of each positive and then of each negative; a label may be such a list.
+    """A row's scores of each positive and then of each negative, also from a label column that holds lists.
 
-    No column, null or an empty cell means no scores.
+    Empty if there is no such column, or its cell is null or empty.
     """
     labels = [key for key in LABEL_NAMES if isinstance(_listed(row.get(key), key), list)]
     given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if _listed(row.get(key), key) is not None]

@@ -107,7 +107,7 @@ class PairStore:
 
 
 def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = False) -> PairStore:
-    """Open the sources, converting those whose content is not in ``cache`` yet.
+    """Open the sources; a source that is not in ``cache``, by its content hash, is converted first.
 
     Raises:
         InputError: if a source is missing, has a bad line (unless ``skip_bad``), or no usable pair.
@@ -203,7 +203,7 @@ class StoredDocuments:
 
 
 def open_corpus(path: Path, cache: Path) -> StoredDocuments:
-    """A BEIR corpus, memory-mapped from ``cache``, converted if its content is not there yet.
+    """A BEIR corpus, memory-mapped from ``cache``; if it is not there, by its content hash, it is converted first.
 
     Raises:
         InputError: as `read_corpus` does.

@@ -130,7 +130,7 @@ class MtebEncoder:
         prompt_type: PromptType | None = None,
         **kwargs: Any,  # noqa: ANN401 - mteb's protocol
     ) -> Floats:
-        """Vectors of texts, all as queries but those that mteb calls documents."""
+        """Vectors of texts: as documents if mteb says so, else as queries."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self._embed(task_metadata, texts, "document" if prompt_type == PromptType.document else "query")
 

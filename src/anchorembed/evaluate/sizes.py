@@ -12,7 +12,7 @@ def title(score: TaskScore) -> str:
 
 
 def row(score: TaskScore, full: TaskScore) -> str:
-    """The row of a score: size of a vector and metric, both also as a share of those of full vectors."""
+    """The row of a score: size of a vector and metric, each also as a share of the full vectors'."""
     form = score.form
     value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
     share = f"{score.value / full.value:.1%}" if full.value > 0 and not math.isnan(score.value) else "-"

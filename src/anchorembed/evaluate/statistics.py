@@ -42,7 +42,7 @@ def sign_flip_p(scores: Scores, others: Scores, flips: int = 10_000, seed: int =
 def bootstrap_interval(
     scores_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of an arm's mean score: seeds and items are drawn anew, with replacement.
+    """Percentile bootstrap interval of an arm's mean score: seeds and items are drawn with replacement.
 
     A draw takes the same items for each of its seeds. With one seed only items are drawn. With few seeds the interval
     is too narrow, as any bootstrap of few values is.

@@ -30,7 +30,7 @@ class Form:
     Attributes:
         engine: the software that reads it.
         write: writes an embedder into a folder, with weights of a dtype; it may change the embedder.
-        read: opens such a folder in the engine.
+        read: opens a written folder in the engine.
         limits: lower limit of the smallest cosine, by dtype of the weights.
         texts: texts whose vectors are compared.
         cuts: whether the engine cuts texts at the length limit; if not, only texts within the limit are compared.

@@ -110,7 +110,7 @@ def open_endpoint(
 
     Args:
         url: such as ``http://127.0.0.1:8080``; http or https.
-        served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` without such a list.
+        served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` if it lists none.
         api_key_env: environment variable with the API key, sent if it is set.
         timeout: seconds to wait for a reply.
 

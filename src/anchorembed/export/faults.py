@@ -210,7 +210,7 @@ def differences(served_PH: Floats, expected_PH: Floats) -> Errors:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Faults that explain served vectors, and what is left: 1 - cosine of each probe, [P]."""
+    """Faults that explain served vectors, and the difference that is ``left``: 1 - cosine of each probe, [P]."""
 
     faults: Faults
     left: Errors
@@ -222,9 +222,9 @@ def explain(
     """The fewest faults, up to three beyond ``start``, that explain served vectors clearly better than fewer do.
 
     Args:
-        model: what is served.
-        served_PH: vectors of the texts.
-        texts: raw, none of which is cut.
+        model: simulation of the served model.
+        served_PH: served vectors of the texts.
+        texts: raw texts, too short to be cut.
         side: of the texts; the query prompt is before the served ones.
         start: faults to begin from; faults of the other side only are left out.
         enough: largest 1 - cosine of vectors that are the same; once all are, the search ends.
@@ -287,9 +287,9 @@ def find_cut(
     The server itself is asked: a part of the text has the text's vector if the part has all tokens that are kept.
 
     Args:
-        model: what is served.
-        served_H: the text's vector.
-        text: raw.
+        model: simulation of the served model.
+        served_H: served vector of the text.
+        text: raw text.
         side: of the text.
         faults: already found.
         is_same: whether the server gives the text's vector for a part of it.

@@ -46,13 +46,13 @@ def export(
         raise InputError(f"--dtype: {form.engine} takes {', '.join(form.limits)} weights, not {dtype}.")
     embedder = _with_one_limit(Embedder.load(name, precision="float32", device="cpu"))
     texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
-    own = own_vectors(embedder, texts)
+    vectors = own_vectors(embedder, texts)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
         if (results := Path(name) / RESULTS).is_file():
             (folder / RESULTS).write_bytes(results.read_bytes())
         write_card(folder, title or target.name, embedder.dimension, to)
-        smallest = smallest_cosine(own, form.read(folder), texts)
+        smallest = smallest_cosine(vectors, form.read(folder), texts)
         if not smallest > form.limits[dtype]:
             raise InputError(
                 f"{target}: the reloaded export differs from the model: smallest cosine {smallest:.6f}, which must be "

@@ -151,7 +151,7 @@ class _Comparison:
             note += f" The same up to precision: bfloat16 or quantised weights explain 1 - cosine of {largest:.4f}."
         return self._report(note)
 
-    # --- What is served ---
+    # --- Served vectors ---
 
     def _of_side(self, side: Side) -> list[str]:
         return [name for name in self.names if name in self.texts[side]]
@@ -196,7 +196,7 @@ class _Comparison:
         lengths = self.model.embedder.metadata.lengths
         return Cut(lengths.query if side == "query" else lengths.document)
 
-    # --- What explains it ---
+    # --- Causes of differences ---
 
     def _short(self, side: Side) -> list[str]:
         return [name for name in self.names if name in SHORT and (name, side) in self.served]

@@ -60,7 +60,7 @@ def add_lora(backbone: Backbone, settings: LoraSettings) -> None:
     """Freeze all weights and add adapters, in place, to the linear modules named in ``settings.targets``.
 
     Raises:
-        InputError: if the model has none of them.
+        InputError: if the model has no such module.
     """
     config = LoraConfig(
         r=settings.rank,

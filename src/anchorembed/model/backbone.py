@@ -60,8 +60,8 @@ class Backbone(nn.Module):
     Attributes:
         model: transformers' own model; its attention is replaced.
         name: its architecture, as transformers calls it.
-        input_scale: what the model multiplies its input vectors by.
-        logit_scale: what it multiplies its logits by.
+        input_scale: factor of the model's input vectors.
+        logit_scale: factor of its logits.
         softcap: soft-cap of its logits, or None.
         varlen: whether attention is by the varlen kernel rather than in buckets.
         residual_dtype: of the residual stream between layers.
@@ -118,11 +118,11 @@ class Backbone(nn.Module):
         linear = self.model.get_output_embeddings()
         return Head(linear.weight, getattr(linear, "bias", None), self.logit_scale, self.softcap)
 
-    # --- What the model is ---
+    # --- Properties of the model ---
 
     @property
     def has_own_head(self) -> bool:
-        """Whether the output head has weights of its own, not those of the input vectors."""
+        """Whether the output head is not tied to the input vectors."""
         return self.model.get_output_embeddings().weight is not self.model.get_input_embeddings().weight
 
     @property
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype of the weights: float32, or bfloat16, which is also that of weights beside 4-bit ones."""
+        """The dtype of the weights: float32, or bfloat16, also beside 4-bit weights."""
         return cast("Tensor", self.model.get_output_embeddings().weight).dtype
 
     @property
@@ -160,7 +160,7 @@ class Backbone(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def freeze_own_head(self) -> None:
-        """Freeze an output head with weights of its own: embedding does not use it."""
+        """Freeze an untied output head: embedding does not use it."""
         if self.has_own_head:
             self.model.get_output_embeddings().requires_grad_(False)
 

@@ -46,7 +46,7 @@ _OTHERS = {
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
 }
-# Settings of BPE by which a word's tokens are not its merges alone.
+# Settings of BPE with which a word's tokens do not follow from merges alone.
 _NOT_MERGES = ("dropout", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
 
 
@@ -136,7 +136,7 @@ def _parts(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     """The parts of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part is None:
         return []
-    return [inner for each in part[key] for inner in _parts(each, key)] if part["type"] == "Sequence" else [part]
+    return [inner for outer in part[key] for inner in _parts(outer, key)] if part["type"] == "Sequence" else [part]
 
 
 def _is_local_normalizer(part: dict[str, Any]) -> bool:

@@ -67,7 +67,7 @@ class Metadata:
 
     @property
     def stages(self) -> list[dict[str, object]]:
-        """What is known of each stage that trained the model, the last one last."""
+        """The record of each stage that trained the model, in order."""
         earlier = cast("list[dict[str, object]]", self.history.get("before", []))
         last = {key: value for key, value in self.history.items() if key in ("plan", "data")}
         return [*earlier, last] if last else earlier
@@ -305,7 +305,7 @@ class Embedder(nn.Module):
         Args:
             folder: to write to.
             history: what made the weights, added to the metadata's.
-            headless: write the decoder alone, if the output head has no weights of its own.
+            headless: write the decoder without its output head, if the head is tied to the input vectors.
         """
         merge_lora(self.backbone)
         model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
@@ -371,14 +371,14 @@ def find_metadata(name: str) -> Metadata | None:
 
 
 def saved_sha256(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, as its ``anchorembed.json`` says; empty where there is none."""
+    """SHA-256 of a model folder's weights, from its ``anchorembed.json``; empty if it has no such file."""
     if read_metadata(folder) is None:
         return ""
     return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))
 
 
 def read_metadata(folder: Path) -> Metadata | None:
-    """Read a model folder's ``anchorembed.json``, or return None where there is none.
+    """Read a model folder's ``anchorembed.json``, or return None if it has no such file.
 
     Raises:
         InputError: if the file is damaged.

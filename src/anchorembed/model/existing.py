@@ -122,8 +122,8 @@ def _check_pooling(name: str, pooling: Mapping[str, Any]) -> None:
     mode = pooling.get("pooling_mode") or modes
     chosen = [mode] if isinstance(mode, str) else list(mode)
     if chosen != ["lasttoken"]:
-        said = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
-        raise InputError(f"model {name!r} pools by {said}. {_ONLY}")
+        pooling_name = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
+        raise InputError(f"model {name!r} pools by {pooling_name}. {_ONLY}")
 
 
 def _prompts(name: str, prompts: Mapping[str, str | None]) -> Prompts:
@@ -134,7 +134,7 @@ def _prompts(name: str, prompts: Mapping[str, str | None]) -> Prompts:
 
 
 def _read(name: str, file: str) -> Any:  # noqa: ANN401 - JSON
-    """A JSON file beside a model, or None where there is none."""
+    """A JSON file beside a model, or None if there is no such file."""
     path = file_beside(name, file)
     if path is None:
         return None

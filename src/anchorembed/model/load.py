@@ -91,7 +91,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def check_nf4(name: str, device: torch.device) -> None:
-    """Refuse 4-bit weights where they do not work, by quantising some numbers on the device and reading them back.
+    """Refuse 4-bit weights if they do not work: numbers are quantised on the device and read back.
 
     Raises:
         InputError: if bitsandbytes is not installed or does not run there, or the model is a GGUF file.
@@ -122,7 +122,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def file_beside(name: str, file: str) -> Path | None:
-    """Path of a file that lies beside a model's weights, in its folder or on the hub; None if there is none.
+    """Path of a file beside a model's weights, in its folder or on the hub; None if there is no such file.
 
     Files beside a ``.gguf`` file belong to no model.
     """
@@ -220,7 +220,7 @@ def _hub_answers(model: str) -> bool:
         HfApi().model_info(model, timeout=_HUB_SECONDS)
     except HFValidationError as error:
         raise InputError(f"model {model!r}: no such folder, and no hub id. Check the path.") from error
-    except HfHubHTTPError:  # an answer, such as that there is no such model
+    except HfHubHTTPError:  # the hub answers, perhaps that there is no such model
         return True
     except Exception:  # the hub's client raises errors of its HTTP library, which differs by version
         return False
@@ -305,7 +305,7 @@ def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
 
 
 def _gguf_special_tokens(path: Path) -> dict[str, int]:
-    """Ids of a GGUF file's BOS, EOS and padding tokens, where it has them; transformers 5.10 takes its BOS for EOS."""
+    """Ids of a GGUF file's BOS, EOS and padding tokens, if it has them; transformers 5.10 takes its BOS for EOS."""
     import gguf  # noqa: PLC0415 - an extra; `_locate` checks that it is installed
 
     fields = gguf.GGUFReader(path).fields

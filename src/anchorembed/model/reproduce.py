@@ -1,7 +1,7 @@
 """Measure a model's scales and compare our packed forward pass with the model's own, once, when it is loaded.
 
-The model's own logits come first, by its own attention, which `Backbone` then replaces. What is computed here changes
-nothing in the model or its backbone.
+The model's own logits are computed first, with its own attention, which `Backbone` then replaces. Nothing here changes
+the model or its backbone.
 
 Axes: T tokens of all probe sequences, V vocabulary, H hidden size.
 """
@@ -79,7 +79,7 @@ def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float
 
 @torch.no_grad()
 def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
-    """Compare our loss on packed tokens with that of the model's own forward pass.
+    """Compare our loss on packed tokens with the loss of the model's own forward pass.
 
     Both use the weights as they are stored: rounding to 4 bits or bfloat16 is on both sides.
 
@@ -126,7 +126,7 @@ def _products(backbone: Backbone, batch: PackedBatch) -> Tensor:
 
 
 def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
-    """What the model multiplies its input vectors by before its first layer (3 in a Granite, 1 in a Llama)."""
+    """The factor by which the model multiplies its input vectors before its first layer, such as 3 in a Granite."""
     inputs: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Smaller vectors: the first components alone, and each stored as float32, int8 or one bit.
+"""Smaller vectors: only the first components, and each stored as float32, int8 or one bit.
 
 A vector is cut to its first D components and scaled to length 1 again. ``int8`` divides the range of each component
 into 255 steps, and ``binary`` keeps whether a component is positive, eight to a byte: both are sentence-transformers'
@@ -71,8 +71,8 @@ def vector_format(
 
 def vector_formats(full: int, dimensions: Sequence[int], precisions: Sequence[str]) -> list[VectorFormat]:
     """Full vectors first, then each of the dimensions at each of the precisions; raises as `vector_format` does."""
-    asked = [vector_format(full, kept, name) for kept in dimensions or [full] for name in precisions or ["float32"]]
-    return list(dict.fromkeys([VectorFormat(full), *asked]))
+    forms = [vector_format(full, kept, name) for kept in dimensions or [full] for name in precisions or ["float32"]]
+    return list(dict.fromkeys([VectorFormat(full), *forms]))
 
 
 def read_dimensions(listed: str) -> list[int]:

@@ -62,7 +62,7 @@ def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, li
     """The metadata for vectors of ``embedder``: ``like``, or the given dimensions and precision.
 
     Raises:
-        InputError: if ``like`` is of another model, or the model has no vectors of such dimensions or precision.
+        InputError: if ``like`` is of another model, or dimensions or precision do not fit the model.
     """
     if like is None:
         form = vector_format(embedder.dimension, dimensions, precision or "float32")

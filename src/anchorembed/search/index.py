@@ -50,7 +50,7 @@ class Hit:
 class Manifest:
     """What made an index: the model's fingerprint, and the corpus file's SHA-256 (empty if not made from a file).
 
-    ``dimension``, ``precision`` and ``ranges``, which is empty but for int8, say how vectors are stored.
+    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges.
     """
 
     format: str
@@ -290,7 +290,7 @@ def _embedded(
 
 
 def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches into a new table, some thousand rows at a time, and return the number of rows."""
+    """Write batches into a new table, thousands of rows at a time, and return the number of rows."""
     table: Table | None = None
     for rows in _gathered(batches):
         if table is None:
@@ -304,7 +304,7 @@ def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches joined until they have some thousand rows."""
+    """Batches joined into tables of at least `_ROWS_PER_WRITE` rows."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)

@@ -182,7 +182,7 @@ def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # no
 
 
 def _check(folder: Path, sizes: dict[str, int]) -> None:
-    """Refuse an output whose parts are not those of the input, with the same numbers of texts."""
+    """Refuse an output whose parts differ from the input's in name or number of texts."""
     written = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
     if written != sizes:
         raise InputError(f"--engine ray: {len(written)} of {len(sizes)} parts came back whole. Run it again.")

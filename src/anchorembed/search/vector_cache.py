@@ -88,7 +88,7 @@ class VectorCache:
 def made_smaller(vectors_NH: Floats, form: VectorFormat, folder: Path) -> Floats:
     """Vectors as a search compares them after storage in ``form``: float32 [N, D], in a temporary file in ``folder``.
 
-    int8's ranges are those of these vectors.
+    The ranges of int8 are measured on these vectors.
     """
     parts = [slice(start, start + _ROWS) for start in range(0, len(vectors_NH), _ROWS)]
     if not parts:

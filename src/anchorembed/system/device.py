@@ -29,14 +29,14 @@ _LARGEST_KEPT = 32 * 2**20  # bytes, glibc's maximum; few arrays of a step are l
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides whether work can run on a GPU.
+    """The parts of a machine that decide whether work can run on a GPU.
 
     Attributes:
         torch: version of torch, such as ``2.11.0+cu130``.
         build: CUDA or ROCm version that torch is built for; None for a CPU build.
         driver: whether NVIDIA's driver offers a GPU to this process.
         gpus: names of the GPUs that torch finds.
-        fault: torch's error where there is a GPU and torch finds none, else empty.
+        fault: torch's error if there is a GPU and torch finds none, else empty.
         mps: whether torch can use an Apple GPU.
     """
 
@@ -224,7 +224,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed torch for one step of one process, so that a resumed step draws what it would have drawn."""
+    """Seed torch for a step of a process, so that a resumed step draws the same numbers."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -232,7 +232,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def keep_memory() -> None:
     """Tell glibc not to return freed memory to the system: the next step asks for it again, and page faults are slow.
 
-    Does nothing where there is no glibc.
+    It does nothing without glibc.
     """
     if sys.platform != "linux":
         return

@@ -1,7 +1,7 @@
 """Files and folders written whole or not at all, folders locked for one process, content hashes, the cache folder.
 
-What is written goes to a hidden name beside its target and is renamed once it is complete and on the disk. A full disk
-or a missing permission is one InputError that names the target; nothing half-written stays.
+Content is written under a hidden name beside its target, and renamed once it is complete and on the disk. A full disk
+or a missing permission is an InputError that names the target; nothing half-written stays.
 """
 
 import gzip

@@ -9,7 +9,7 @@ from anchorembed.errors import InputError
 
 
 def key_of(variable: str) -> str:
-    """The key in an environment variable, without white space around it; empty where there is none.
+    """The key in an environment variable, without white space around it; empty if the variable is not set.
 
     Raises:
         InputError: if the key cannot be sent in an HTTP header; the message does not show it.

@@ -75,7 +75,7 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 
 def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows of all processes, [N, H], of which process i has ``counts[i]``; gradients flow to this process's rows."""
+    """Rows of all processes, [N, H]: ``counts[i]`` of process i; gradients flow to this process's rows."""
     if processes() == 1:
         return rows_NH
     padded = rows_NH.new_zeros(max(counts), rows_NH.shape[1])
@@ -100,7 +100,7 @@ def leave() -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, for which all processes must call this; any other tensor as it is."""
+    """A sharded tensor gathered whole, if all processes call this; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -117,7 +117,7 @@ def sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free gathered weights: a forward pass without a backward leaves some of them whole."""
+    """Free gathered weights: a forward pass without a backward pass leaves some of them whole."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

@@ -17,7 +17,7 @@ _WIDE = 1000  # columns where standard error is no terminal, so that no line is 
 
 
 class _Rate(ProgressColumn):
-    """Items a second, or seconds an item where that reads better."""
+    """Items a second, or below one a second, seconds for each item."""
 
     def render(self, task: Task) -> Text:
         speed = task.speed

@@ -21,7 +21,7 @@ from anchorembed.system.files import whole_folder
 from anchorembed.system.processes import like, on_first_process, rank, reshard, wait
 
 _log = logging.getLogger(__name__)
-Plan = dict[str, Any]  # what decides a run's result, by key
+Plan = dict[str, Any]  # settings and contents that decide a result, by key
 
 
 def save_checkpoint(
@@ -90,9 +90,9 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             _warn("%s: damaged (%s); using the one before.", path, error)
             continue
-        other = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
-        if other:
-            _warn("%s: written with %s. Going on may differ in the last bits.", path, "; ".join(other))
+        changed = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+        if changed:
+            _warn("%s: written with %s. Going on may differ in the last bits.", path, "; ".join(changed))
         return step
     return 0
 

@@ -109,7 +109,7 @@ class Contrastive:
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
-        """The embedder with adapters; an output head with weights of its own is frozen."""
+        """The embedder with adapters; an untied output head is frozen."""
         embedder.backbone.freeze_own_head()
         if settings.lora is not None:
             lora = settings.lora
@@ -288,12 +288,12 @@ class Contrastive:
     def unused(self, prepared: Prepared) -> list[str]:
         """Warnings of unused hard negatives, and of modules without adapters."""
         sentences = []
-        have, backbone = prepared.store.most_negatives, self.embedder.backbone
+        given, backbone = prepared.store.most_negatives, self.embedder.backbone
         if backbone.peft and (left_out := not_adapted(backbone.model)):
             sentences.append(f"LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
-        if have > self.hard_negatives:
+        if given > self.hard_negatives:
             used = self.hard_negatives
-            sentences.append(f"of up to {have} hard negatives a pair, {used} used: contrast.hard_negatives")
+            sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")
         return sentences
 
     def verdict(self, log: Sequence[Metrics]) -> str:

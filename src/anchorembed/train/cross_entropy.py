@@ -131,15 +131,15 @@ def _loss_and_slope(
     products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
-    wanted = _capped(
+    target_logits = _capped(
         products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
     )
     softmax = _compiled_softmax() if products.is_cuda else _softmax
     normalizer, slope = softmax(products, weights, bias_V, scale, softcap)
-    losses = (normalizer - wanted)[:, 0]
+    losses = (normalizer - target_logits)[:, 0]
     at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
     if softcap is not None:
-        at_target = at_target * (1.0 - (wanted[:, 0] / softcap) ** 2)
+        at_target = at_target * (1.0 - (target_logits[:, 0] / softcap) ** 2)
     return losses, slope.scatter_(1, targets[:, None], at_target[:, None].to(slope.dtype))
 
 

@@ -99,7 +99,7 @@ def fit(
         module: its trainable weights are trained.
         optimizer: of those weights.
         accelerator: for its trackers.
-        make_batch: makes the batch of a step's pairs and says what the step costs; called in a thread, a step ahead.
+        make_batch: returns the batch of a step's pairs and the step's costs; called in a thread, a step ahead.
         run: accumulates the gradients of a batch.
         order: indices of each step's pairs, from a given step on.
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.

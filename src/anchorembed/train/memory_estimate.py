@@ -111,7 +111,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of a stage's peak: ``copies`` are weights in the products' dtype, ``logits`` the head's chunk of them."""
+    """Bytes of a stage's peak: ``copies`` are weights in the products' dtype, ``logits`` a chunk of the head's."""
 
     weights: int
     gradients: int

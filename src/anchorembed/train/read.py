@@ -109,7 +109,7 @@ def read(
         text: text whose likelihood is measured; None if only a vector is given.
         other: a text to compare with.
         side: query or document, for prompt and length.
-        vector_H: a vector instead of that of ``text``.
+        vector_H: vector to read; by default that of ``text``.
 
     Raises:
         InputError: if there is neither a text with tokens nor a vector, or the vector does not fit the model.
