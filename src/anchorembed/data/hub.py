@@ -13,7 +13,16 @@ from typing import Any
 
 import pyarrow
 
-from anchorembed.data.formats import Columns, Rows, arrow_rows, checked_header, listed, split_of_pairs
+from anchorembed.data.formats import (
+    TABLES,
+    Columns,
+    Rows,
+    arrow_rows,
+    checked_header,
+    listed,
+    split_of_pairs,
+    suffix_of,
+)
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
 
@@ -24,6 +33,7 @@ _ADDRESS = re.compile(
     rf"hf://(?P<name>{_NAME}/{_NAME})(:(?P<config>[^@#:/]+))?(@(?P<split>[\w.-]+))?(#(?P<revision>[\w./-]+))?", re.ASCII
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
+_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
 _ROWS_AT_ONCE = 1024
 _MESSAGE_CHARACTERS = 400  # of an error of datasets
 
@@ -107,10 +117,43 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
     return _rows(str(dataset), columns, where, source.split)
 
 
-def folder_rows(folder: Path, columns: Columns, suffix: str) -> Rows:
-    """Stream the rows of a folder of files of one format, read by `datasets`; in CSV only empty cells are null."""
-    nulls = {"keep_default_na": False, "na_values": [""]} if suffix in (".csv", ".tsv") else {}
+def folder_rows(folder: Path, columns: Columns) -> Rows | None:
+    """Stream the rows of a folder of files of one format; in CSV only empty cells are null.
+
+    Returns:
+        The rows; None if the folder has no file of a known format.
+
+    Raises:
+        InputError: if formats differ, only some files are named by a split, or a file cannot be read.
+    """
+    files = list(_visible_files(folder))
+    suffixes = sorted({suffix_of(file) for file in files} & {*TABLES})
+    if not suffixes:
+        return None
+    if len(suffixes) > 1:  # datasets would read one kind and ignore the others
+        raise InputError(
+            f"{folder}: it holds {' and '.join(suffixes)} files. Give a folder of one kind, or name each file."
+        )
+    _check_splits_named(folder, [file for file in files if suffix_of(file) == suffixes[0]])
+    nulls = {"keep_default_na": False, "na_values": [""]} if suffixes[0] in (".csv", ".tsv") else {}
     return _rows(str(folder), columns, {"path": str(folder)} | nulls)
+
+
+def _check_splits_named(folder: Path, files: list[Path]) -> None:
+    """Refuse a folder where some file names have a split and others none: datasets would ignore the others."""
+    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
+    if unnamed and len(unnamed) < len(files):
+        raise InputError(
+            f"{folder}: the name of {unnamed[0]} has no split, other names there have one. Rename it, such as to "
+            f"train-{unnamed[0]}, or name each file."
+        )
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, except hidden ones."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
+            yield file
 
 
 def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "") -> Rows:

@@ -12,7 +12,6 @@ from pathlib import Path
 from anchorembed.data.beir import judged_pair_rows, splits
 from anchorembed.data.formats import (
     FORMATS,
-    TABLES,
     BadRow,
     ColumnNames,
     Columns,
@@ -26,7 +25,6 @@ from anchorembed.data.formats import (
     not_empty,
     required_text,
     split_of_pairs,
-    suffix_of,
     table_rows,
 )
 from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
@@ -39,7 +37,6 @@ NEGATIVE_NAMES = ("negative", "negatives", "neg")
 LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
-_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
 _LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
@@ -261,29 +258,7 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
-    kinds = sorted({suffix_of(file) for file in _visible_files(folder)} & {*TABLES})
-    if len(kinds) > 1:  # datasets would read one kind and ignore the others
-        raise InputError(
-            f"{folder}: it holds {' and '.join(kinds)} files. Give a folder of one kind, or name each file."
-        )
-    if kinds:
-        _check_splits_named(folder, [file for file in _visible_files(folder) if suffix_of(file) == kinds[0]])
-        return folder, folder_rows(folder, in_header, kinds[0])
-    raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
-
-
-def _check_splits_named(folder: Path, files: list[Path]) -> None:
-    """Refuse a folder where some file names have a split and others none: datasets would ignore the others."""
-    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
-    if unnamed and len(unnamed) < len(files):
-        raise InputError(
-            f"{folder}: the name of {unnamed[0]} has no split, other names there have one. Rename it, such as to "
-            f"train-{unnamed[0]}, or name each file."
-        )
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """Files in a folder and its subfolders, except hidden ones."""
-    for file in folder.rglob("*"):
-        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
-            yield file
+    rows = folder_rows(folder, in_header)
+    if rows is None:
+        raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
+    return folder, rows

@@ -28,7 +28,7 @@ from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.older import add_older_settings
-from anchorembed.model.packing import PackedBatch, micro_batches, pack
+from anchorembed.model.packing import PackedBatch, by_length, pack
 from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.smaller import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
@@ -285,10 +285,10 @@ class Embedder(nn.Module):
         training, device = self.training, self.backbone.device
         if training:
             self.eval()
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
+        lengths = [len(sequence) for sequence in sequences]
+        order, runs = by_length(lengths, max([_TOKENS.get(device.type, 8192), *lengths]))
         parts = []
-        for run in micro_batches([len(sequences[i]) for i in order], budget):
+        for run in runs:
             parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
             if progress:
                 progress(len(run))

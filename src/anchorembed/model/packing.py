@@ -114,3 +114,12 @@ def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:
         total += cost
     if start < len(costs):
         yield range(start, len(costs))
+
+
+def by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
+    """Items by cost, highest first, and runs of that order within the budget.
+
+    Texts of like length together make few, large buckets of attention.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return order, list(micro_batches([costs[i] for i in order], budget))

@@ -19,7 +19,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.adapters import LoraSettings, adaptable, add_lora, not_adapted
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
-from anchorembed.model.packing import PackedBatch, pack, send
+from anchorembed.model.packing import PackedBatch, by_length, pack, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import Precision
 from anchorembed.system.processes import gathered, processes, rank, shares
@@ -37,7 +37,7 @@ from anchorembed.train.contrastive_losses import (
 from anchorembed.train.flops import FROZEN, TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
 
 
 @dataclass(frozen=True, slots=True)

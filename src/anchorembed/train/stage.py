@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from anchorembed.config import Data, Lora
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import micro_batches
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train.prepare import Prepared
 
@@ -131,12 +130,3 @@ def read_back(measured: Measured) -> Metrics:
         return {}
     values = torch.stack([value.detach().float().reshape(()) for value in measured.values()]).tolist()
     return dict(zip(measured, values, strict=True))
-
-
-def by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
-    """Items by cost, highest first, and runs of that order within the budget.
-
-    Texts of like length together make few, large buckets of attention.
-    """
-    order = sorted(range(len(costs)), key=lambda i: -costs[i])
-    return order, list(micro_batches([costs[i] for i in order], budget))
