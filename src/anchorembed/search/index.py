@@ -11,11 +11,11 @@ Axes: N texts, D documents, H components of a vector, B numbers that store one.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import cast, get_origin
+from typing import cast
 
 import lancedb
 import numpy as np
@@ -25,13 +25,12 @@ from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.smaller import VectorFormat, cut, restore, vector_format
+from anchorembed.model.smaller import VectorFormat, cut, restore
 from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
-from anchorembed.search.columns import as_ranges, matrix, stored, vector_batch
+from anchorembed.search.columns import matrix, stored, vector_batch
+from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
 from anchorembed.system.files import hash_file, whole_folder
 
-MANIFEST = "manifest.json"
-_FORMAT = "anchorembed-index-1"
 _TABLE = "documents"
 _ROWS_PER_WRITE = 8192
 
@@ -44,28 +43,6 @@ class Hit:
     id: str
     score: float
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What made an index: the model's fingerprint, and the corpus file's SHA-256 (empty if not made from a file).
-
-    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges.
-    """
-
-    format: str
-    model: str
-    dimension: int
-    documents: int
-    corpus: str
-    precision: str
-    ranges: list[list[float]]
-
-    @property
-    def form(self) -> VectorFormat:
-        """How vectors are stored."""
-        ranges = as_ranges(self.ranges) if self.ranges else None
-        return vector_format(self.dimension, self.dimension, self.precision, ranges)
 
 
 class Index:
@@ -109,7 +86,7 @@ class Index:
         """
         if batch < 1:
             raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
-        _read_manifest(folder)
+        read_manifest(folder)
         form = form or VectorFormat(encoder.dimension)
         batches = _embedded(encoder, documents, batch, form.dimensions, progress)
         with (
@@ -124,7 +101,7 @@ class Index:
                 )
             ranges = [list(side) for side in form.ranges or ()]
             manifest = Manifest(
-                _FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
+                FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
             )
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         return cls.open(folder)
@@ -136,8 +113,8 @@ class Index:
         Raises:
             InputError: if there is none or it is damaged.
         """
-        identity = _identity(folder)
-        manifest = _read_manifest(folder)
+        identity = identity_of(folder)
+        manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
         fault, table = "", None
@@ -149,7 +126,7 @@ class Index:
         else:
             if count != manifest.documents:
                 fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
-        if _identity(folder) != identity:  # replaced while it was opened
+        if identity_of(folder) != identity:  # replaced while it was opened
             return cls.open(folder)
         if fault or table is None:
             raise InputError(_damaged(folder, fault))
@@ -192,7 +169,7 @@ class Index:
 
     def _is_as_opened(self) -> bool:
         """Whether the folder holds the index that was opened, by its manifest file."""
-        return _identity(self.folder) == self._opened
+        return identity_of(self.folder) == self._opened
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
         """Rows of the nearest documents: enough that none of the ``top_k`` best is missing because of rounding."""
@@ -236,7 +213,7 @@ def open_or_build(
     Raises:
         InputError: if the folder holds something else, or an index whose manifest is damaged; nothing is changed then.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if not corpus.is_file():
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
@@ -248,15 +225,6 @@ def open_or_build(
     ):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Inode and time stamp of the manifest file, which differ once the index is replaced; zeros if there is none."""
-    try:
-        state = (folder / MANIFEST).stat()
-    except OSError:
-        return 0, 0
-    return state.st_ino, state.st_mtime_ns
 
 
 def _damaged(folder: Path, fault: str) -> str:
@@ -337,41 +305,3 @@ def _refuse_repeated(group: list[Document], seen: set[str]) -> None:
         if document.id in seen:
             raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
         seen.add(document.id)
-
-
-def _read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of the index in ``folder``; None if the folder is missing or empty.
-
-    Raises:
-        InputError: if the folder holds something else, or its manifest is damaged.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{folder}: this is not an index (no {MANIFEST}). Give another folder; this one is left alone."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path}: damaged, not JSON ({error}). Delete the folder {folder} and build it again."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise InputError(
-            f"{path}: not the manifest of an index ({_FORMAT}). Give another folder; this one is left alone."
-        )
-    for name, value in (("precision", "float32"), ("ranges", [])):  # older manifests lack these
-        content.setdefault(name, value)
-    kinds = {field.name: get_origin(field.type) or field.type for field in fields(Manifest)}
-    if {name: type(value) for name, value in content.items()} != kinds:
-        raise InputError(f"{path}: damaged, its keys are not {', '.join(kinds)}. Delete the folder {folder}.")
-    manifest = Manifest(**content)
-    try:
-        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
-    except (InputError, ValueError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise InputError(f"{path}: damaged, it does not say how vectors are stored. Delete the folder {folder}.")
-    return manifest
