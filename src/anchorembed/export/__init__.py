@@ -4,5 +4,5 @@ Read `run` (write, reload, compare, keep), `check` (vectors that are compared), 
 `gguf` (for llama.cpp), `graph` (the decoder as one graph), `onnx` and `openvino` (for engines that run graphs), `card`
 (README.md of a trained or exported folder) and `push` (upload to the model hub). Then, to verify served vectors:
 `clients` (vectors from an endpoint or a library), `faults` (faults of servers, simulated by our model), `probes` (texts
-to send), `cures` (what to do about each fault) and `verify` (why vectors differ).
+to send), `served` (their vectors), `cures` (what to do about each fault) and `verify` (why vectors differ).
 """
