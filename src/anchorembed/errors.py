@@ -8,9 +8,9 @@ LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or da
 
 
 class InputError(Exception):
-    """A fault in what the user gave; the command line prints it alone and exits with code 2.
+    """A fault in the user's input; the command line prints its message without a traceback and exits with code 2.
 
-    The message says where, what is wrong, and what to do:
+    The message names the place, the fault and the cure:
     ``pairs.jsonl:17: "positive" is empty. Remove the line, or drop and count such lines by ...``
     """
 
@@ -26,7 +26,7 @@ def memory_ended(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name where it has none."""
+    """The first line of an error's message, or the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -50,7 +50,7 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "anchorembed"):  # a wrong import here, which no installation mends
+        if package in ("", "anchorembed"):  # a wrong import in this package, which no installation cures
             raise
         raise InputError(
             f"{package}: this package is not installed. To install it: pip install 'anchorembed[{name}]'"

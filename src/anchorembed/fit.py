@@ -1,8 +1,7 @@
-"""An embedder for documents that have no queries: write queries, keep the useful ones, train, say whether it helped.
+"""An embedder for documents without queries: write queries, keep the useful ones, train, measure whether it helped.
 
-All of it is in the output folder: ``data/queries.jsonl`` as written, ``data/pairs.jsonl`` to train on,
-``data/held-out-documents`` (their queries over the whole corpus, a BEIR folder), and ``recipe.yaml``, which `train`
-takes.
+The output folder has ``data/queries.jsonl`` as written, ``data/pairs.jsonl`` to train on, ``data/held-out-documents``
+(a BEIR folder: queries of the held-out documents, over the whole corpus), and ``recipe.yaml`` for `train`.
 """
 
 import logging
@@ -40,13 +39,13 @@ class Writing:
 
     Attributes:
         url: of an OpenAI-compatible endpoint; without it the base model writes.
-        model: the endpoint's name of its model.
+        model: name of the endpoint's model.
         prompt: file of the prompt; by default the package's own.
         count: queries of a document.
         temperature: of the writer; 0 is greedy.
         seed: of the writer.
-        found_by: ``bm25``, or a model, such as the base model, by which a query must find its document again.
-        found_in: among so many documents.
+        found_by: ``bm25``, or a model such as the base model: the search by which a query must find its document again.
+        found_in: rank, from 1, within which it must find it.
         held_out: documents to test on, at most a fifth of all.
     """
 
@@ -72,7 +71,7 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The trained model's folder, and what became of the queries: those written, dropped by reason, and kept."""
+    """The trained model's folder, and numbers of queries: written, dropped by reason, and kept."""
 
     model: Path
     recipe: Path
@@ -91,17 +90,17 @@ class Fitted:
 def fit(
     corpus: str | Path, base: str, output: str | Path, *, writing: Writing | None = None, overrides: Sequence[str] = ()
 ) -> Fitted:
-    """Train an embedder on documents alone; what is done already is kept, so a repeated call goes on.
+    """Train an embedder on documents alone; a repeated call continues after the last finished part.
 
     Args:
-        corpus: JSONL with ``text``, and ``_id`` or not; or ``.txt``, a text a line.
-        base: the decoder to start from, which also writes the queries where ``writing`` names no endpoint.
+        corpus: JSONL with ``text`` and optional ``_id``; or ``.txt``, a text a line.
+        base: the decoder to start from, which also writes the queries unless ``writing`` names an endpoint.
         output: folder of data, recipe and models.
         writing: how queries are written and kept.
         overrides: ``a.b=value`` of the recipe.
 
     Raises:
-        InputError: for what cannot be used, before anything is written; or if too few queries are of use.
+        InputError: if an argument cannot be used, before anything is written; or if too few queries are kept.
     """
     writing, output = writing or Writing(), Path(output)
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -117,13 +116,13 @@ def fit(
         held_out = held_out_rows(texts, writing.held_out)
         to_train = [query for query in kept if query.row not in held_out]
         to_test = list({query.row: query for query in reversed(kept) if query.row in held_out}.values())[::-1]
-        pairs = _found(to_train, texts, writing)
+        pairs = _finding_their_document(to_train, texts, writing)
         dropped[LOST] = len(to_train) - len(pairs)
         if len(pairs) < 2 or len(to_test) < 2:
-            told = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items() if count)
+            reasons = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items() if count)
             raise InputError(
                 f"{corpus}: {len(pairs)} queries to train on and {len(to_test)} to test on are left, of {len(texts)} "
-                f"documents ({told}); 2 of each are needed. Give more documents, or change --prompt."
+                f"documents ({reasons}); 2 of each are needed. Give more documents, or change --prompt."
             )
         rows = ({"query": query.text, "positive": texts[query.row]} for query in pairs)
         write_jsonl(output / "data" / "pairs.jsonl", rows)
@@ -135,7 +134,7 @@ def fit(
 
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
-    """The recipe of so many pairs: contrastive learning alone, measured on the held-out documents' queries."""
+    """The recipe for ``pairs`` pairs: contrastive learning alone, evaluated on the held-out documents' queries."""
     source = {"name": "written", "path": str(output / "data" / "pairs.jsonl")}
     values: dict[str, Any] = {
         "data": {"sources": [source], "query_tokens": 128, "held_out": 0},
@@ -164,7 +163,7 @@ def _read(corpus: Path) -> list[Document]:
 
 
 def _write(documents: Sequence[Document], writing: Writing, base: str, prompt: Prompt, file: Path) -> Written:
-    """Have queries written; of each document at its time, so a killed run goes on."""
+    """Have queries written, with a progress bar; a repeated call continues after the last batch."""
     writer: Writer
     if writing.url is None or writing.model is None:
         writer = ModelWriter(base, writing.temperature, writing.seed)
@@ -183,7 +182,7 @@ def _write(documents: Sequence[Document], writing: Writing, base: str, prompt: P
     return written
 
 
-def _found(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> list[Query]:
+def _finding_their_document(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> list[Query]:
     """The queries that find their document again."""
     if writing.found_by == "bm25":
         scorer = by_bm25(texts)
@@ -192,7 +191,7 @@ def _found(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> 
     with progress_bar() as bar:
         task = bar.add_task("searching", total=len(queries), note="")
         is_found = found_again(queries, len(texts), scorer, writing.found_in, partial(bar.advance, task))
-    return [query for query, found in zip(queries, is_found, strict=True) if found]
+    return [query for query, keep in zip(queries, is_found, strict=True) if keep]
 
 
 def _write_test(folder: Path, documents: Sequence[Document], queries: Sequence[Query]) -> None:

@@ -16,7 +16,7 @@ _REMOVED = {  # keys that recipes may still set, and what to write instead
     "extends this one, with compare.arms and compare.seeds of its own.",
     "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.first.",
 }
-_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # of a comparison: directions, and the arm that has them
+_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # directions of a comparison only, and the arm that has them
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -24,7 +24,8 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; ``overrides`` are ``a.b=value`` strings whose values are YAML.
 
-    A recipe may begin with ``extends: OTHER``, a recipe beside it: what it says then adds to, or replaces, that one's.
+    A recipe may begin with ``extends: OTHER``, a recipe in the same folder. Its keys are then added to those of the
+    other recipe, or replace them.
 
     Raises:
         InputError: listing every fault, with its key path.
@@ -33,7 +34,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read a recipe as `read_recipe` does, but as `Recipe` or what a comparison makes of it."""
+    """Read a recipe as `read_recipe` does, validated by ``schema``: `Recipe`, or the subclass of a comparison."""
     values = _values(Path(path), ())
     for override in overrides:
         _set(values, override)
@@ -57,8 +58,8 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str) or path.resolve() in extending:
-        what = f"extends {base!r}, which is no file's name" if not isinstance(base, str) else "extends itself"
-        raise InputError(f"{path}: {what}. Name another recipe.")
+        fault = f"extends {base!r}, which is no file's name" if not isinstance(base, str) else "extends itself"
+        raise InputError(f"{path}: {fault}. Name another recipe.")
     inherited = _values(path.parent / base, (*extending, path.resolve()))
     try:
         return _merged(inherited, values)
@@ -67,7 +68,7 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values over those of the one it extends, section by section; a list replaces a list."""
+    """A recipe's values merged into its base's, section by section; a list replaces a list."""
     merged = base | values
     for key in base.keys() & values.keys():
         if isinstance(base[key], dict) and isinstance(values[key], dict):
@@ -83,7 +84,7 @@ def parse_recipe(values: dict[str, Any], origin: str = "recipe", overrides: Sequ
 
 
 def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> AnyRecipe:
-    """Validate a recipe as `Recipe`, or as what a comparison makes of it.
+    """Validate a recipe by ``schema``: `Recipe`, or the subclass of a comparison.
 
     Raises:
         InputError: listing every fault, with its key path.
@@ -92,7 +93,7 @@ def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> An
         return schema.model_validate(values)
     except ValidationError as error:
         faults = [dict(fault) for fault in error.errors(include_url=False)]
-        unset = [fault for fault in faults if fault["type"] == UNSET]  # one cause, often of all paths
+        unset = [fault for fault in faults if fault["type"] == UNSET]  # often all paths use the same variable
         lines = [f"{origin}: {_explain(fault, schema)}" for fault in faults if fault not in unset[1:]]
         lines += [f"{origin}: {len(unset) - 1} more values name variables that are not set."] if unset[1:] else []
         raise InputError("\n".join(lines)) from error

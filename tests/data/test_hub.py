@@ -165,7 +165,7 @@ def test_a_folder_of_csv_has_the_texts_that_its_files_have(tmp_path: Path) -> No
 def test_a_folder_where_some_files_are_named_by_a_split_is_refused(tmp_path: Path) -> None:
     for name in ("train.jsonl", "more.jsonl"):
         (tmp_path / name).write_text('{"query": "a", "positive": "b"}\n')
-    with pytest.raises(InputError, match=r"more\.jsonl is named by no split.*train-more\.jsonl"):
+    with pytest.raises(InputError, match=r"the name of more\.jsonl has no split.*train-more\.jsonl"):
         list(read_pairs(tmp_path))
     (tmp_path / "more.jsonl").rename(tmp_path / "train-more.jsonl")
     assert len(list(read_pairs(tmp_path))) == 2

@@ -56,7 +56,9 @@ def test_a_task_whose_data_cannot_be_had_says_so(
         raise fault
 
     monkeypatch.setattr(task.task, "load_data", unreachable)
-    with pytest.raises(InputError, match=r"STSBenchmark: its data cannot be had .*Couldn't reach.*Check the network"):
+    with pytest.raises(
+        InputError, match=r"STSBenchmark: its data cannot be loaded .*Couldn't reach.*Check the network"
+    ):
         next(run_tasks(task_embedder(embedder, tmp_path), [task]))
 
 

@@ -175,6 +175,6 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 def test_one_gpu_is_not_given_to_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"'cuda:0' is one for 2 processes\. Use auto"):
+    with pytest.raises(InputError, match=r"'cuda:0' is one GPU for 2 processes\. Use auto"):
         find_device("cuda:0")
     assert find_device("cpu").type == "cpu"

@@ -87,7 +87,7 @@ def test_what_cannot_be_like_is_one_message(tiny_folder: Path, texts: Path, tmp_
 def test_ranges_of_few_texts_are_said(tiny_folder: Path, tmp_path: Path, said: list[str]) -> None:
     (tmp_path / "few.txt").write_text("read\nwrite\n", encoding="utf-8")
     encode(tiny_folder, tmp_path / "few.txt", tmp_path / "few.parquet", precision="int8")
-    assert said == ["int8: the ranges are those of 2 texts; what is encoded like them is clipped to these"]
+    assert said == ["int8: the ranges are those of 2 texts; vectors encoded with --like are clipped to them"]
     (tmp_path / "one.txt").write_text("read\n", encoding="utf-8")
     with pytest.raises(InputError, match="--precision: int8 takes its ranges from the texts, and there is one"):
         encode(tiny_folder, tmp_path / "one.txt", tmp_path / "one.parquet", precision="int8")

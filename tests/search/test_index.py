@@ -15,7 +15,8 @@ from anchorembed.errors import InputError
 from anchorembed.model.smaller import VectorFormat, cut, int8_ranges, quantize, restore, vector_format
 from anchorembed.model.vectors import Floats, Side, cosines, unit_rows
 from anchorembed.search import index as indexing
-from anchorembed.search.index import MANIFEST, Hit, Index, open_or_build
+from anchorembed.search.index import Hit, Index, open_or_build
+from anchorembed.search.manifest import MANIFEST, Manifest
 from anchorembed.system.files import write_jsonl
 
 
@@ -260,16 +261,16 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_opened_anew(
 ) -> None:
     encoder, folder = BagOfWords(), tmp_path / "index"
     Index.build(encoder, texts(30), folder)
-    read, done = indexing._read_manifest, []
+    read, done = indexing.read_manifest, []
 
-    def replaced_after(folder: Path) -> indexing.Manifest | None:
+    def replaced_after(folder: Path) -> Manifest | None:
         manifest = read(folder)
         if not done:
             done.append(folder)
             Index.build(encoder, texts(40, seed=1), folder)
         return manifest
 
-    monkeypatch.setattr(indexing, "_read_manifest", replaced_after)
+    monkeypatch.setattr(indexing, "read_manifest", replaced_after)
     assert len(Index.open(folder)) == 40
 
 

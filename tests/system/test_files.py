@@ -212,7 +212,7 @@ def test_neither_pipe_nor_folder_is_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in names(tmp_path):
-        with pytest.raises(InputError, match=f"{name}: is no file that can be replaced"):
+        with pytest.raises(InputError, match=f"{name}: not a regular file, so it cannot be replaced"):
             write_file(tmp_path / name, "text")
     assert names(tmp_path) == ["folder", "pipe"]
     assert (tmp_path / "pipe").is_fifo()

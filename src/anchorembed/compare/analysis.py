@@ -1,7 +1,7 @@
-"""The numbers of a comparison's report: scores, intervals and tests of what is finished.
+"""The numbers of a comparison's report: scores, intervals and tests of the finished runs.
 
-Bad news is said in the same words as good news, what was not run is said to be missing, and only tests that were
-declared beforehand are corrected together and called tests; anything else is called exploratory.
+Good and bad results are reported in the same words, and missing runs are named. Tests that were declared beforehand are
+corrected together; all others are called exploratory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ BySeed = dict[int, dict[str, float]]  # an arm's scores of a collection's items,
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """An arm's result on a collection: mean over seeds, each seed's value, 95 % interval where items allow one."""
+    """An arm's result on a collection: mean over seeds, each seed's value, and 95 % interval if items have scores."""
 
     mean: float
     seeds: dict[int, float]
@@ -36,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """An arm, at its own settings, against another, on the seeds that both have; p is adjusted if it was declared.
+    """An arm, at its own settings, against another, on the seeds that both have; ``adjusted`` is p of a declared test.
 
     ``interval`` resamples seeds and queries, ``over_seeds`` is Welch's t of the seeds' means, None with one seed.
     """
@@ -54,18 +54,18 @@ class Test:
 
     @property
     def sure(self) -> bool:
-        """Beyond chance over queries of these trained models: by the adjusted p."""
+        """Whether the difference is beyond chance over queries of these trained models, by the adjusted p."""
         return self.adjusted is not None and self.adjusted < _LEVEL
 
     @property
     def sure_over_seeds(self) -> bool:
-        """Beyond chance over queries, and over seeds, too: neither interval has 0."""
+        """Whether the difference is beyond chance over queries and over seeds: neither interval has 0."""
         return self.sure and self.over_seeds is not None and not any(map(_has_zero, (self.interval, self.over_seeds)))
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """The numbers of the report; ``sentences`` are what the declared tests say."""
+    """The numbers of the report; ``sentences`` sum up the declared tests."""
 
     scores: dict[Key, Score]
     metrics: dict[str, str]  # by collection
@@ -88,7 +88,7 @@ def analyse(evidence: Evidence) -> Analysis:
     exploratory: list[Test] = []
     for test in _tests(comparison, items):
         (declared if _is_declared(comparison, test) else exploratory).append(test)
-    family = dict.fromkeys(_family(comparison, scores), 1.0)  # a test that was not run yet counts as one, too
+    family = dict.fromkeys(_family(comparison, scores), 1.0)  # tests that are not run yet count, too
     adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
     metrics = {cell.collection: cell.metric for cell in evidence.cells}
@@ -101,7 +101,7 @@ def _is_declared(comparison: ComparisonRecord, test: Test) -> bool:
 
 
 def _family(comparison: ComparisonRecord, scores: Mapping[Key, Score]) -> list[tuple[str, str]]:
-    """Declared arms x collections, but for metrics that are no mean over items and cannot be tested."""
+    """Declared arms x collections, without metrics that are no mean over items and so cannot be tested."""
     testable = {collection for (_, _, collection), score in scores.items() if score.interval is not None}
     untestable = {collection for _, _, collection in scores} - testable
     declared = [arm.name for arm in comparison.arms if arm.name in comparison.declared]
@@ -115,7 +115,7 @@ def _score(values: dict[int, float], items: BySeed) -> Score:
 
 
 def _matrix(items: BySeed, seeds: Iterable[int]) -> Floats | None:
-    """Scores [seeds, items] in order of item ids; None where there are no items, or seeds differ in them."""
+    """Scores [seeds, items] in order of item ids; None if there are no items, or seeds have different ones."""
     of_seeds = [items[seed] for seed in seeds]
     names = sorted(of_seeds[0])
     if not names or any(scores.keys() != of_seeds[0].keys() for scores in of_seeds):
@@ -124,7 +124,7 @@ def _matrix(items: BySeed, seeds: Iterable[int]) -> Floats | None:
 
 
 def _tests(comparison: ComparisonRecord, items: Mapping[Key, BySeed]) -> Iterable[Test]:
-    """The primary arm against all others, then those that are explored against the ones named."""
+    """The primary arm against all others, then each arm of ``explore`` against its list."""
     for key in items:
         if key[0] != comparison.primary:
             yield from _test(comparison.primary, key, items)
@@ -135,7 +135,7 @@ def _tests(comparison: ComparisonRecord, items: Mapping[Key, BySeed]) -> Iterabl
 
 
 def _test(arm: str, key: Key, items: Mapping[Key, BySeed]) -> Iterable[Test]:
-    """An arm at its own settings against the results ``key``; none where they share no seed, or items differ."""
+    """An arm at its own settings against the results ``key``; nothing if they share no seed, or items differ."""
     against, setting, collection = key
     arm_items, other_items = items.get((arm, OWN, collection), {}), items[key]
     seeds = sorted(arm_items.keys() & other_items.keys())
@@ -167,23 +167,24 @@ def _by_item(scores_SQ: Floats) -> dict[str, list[float]]:
 
 
 def _sentence(comparison: ComparisonRecord, against: str, declared: Sequence[Test]) -> str:
-    """What the declared tests against one arm say in words, and on which collections there is none."""
+    """The declared tests against one arm in words, and the collections without one."""
     tests = [test for test in declared if test.against == against]
     titles = comparison.titles
     pair = f"{titles.get(comparison.primary, comparison.primary)} against {titles.get(against, against)}"
     if not tests:
         return f"{pair}: not run."
     seeds = " or ".join(dict.fromkeys(seeds_text(test.seeds) for test in tests))
-    told = [f"{pair} on {len(tests)} collections, {seeds}: {_counted(tests)}."]
-    told += [f"Beyond chance over queries of these models: {_counted([test for test in tests if test.sure])}."]
+    sentences = [f"{pair} on {len(tests)} collections, {seeds}: {_counted(tests)}."]
+    sentences += [f"Beyond chance over queries of these models: {_counted([test for test in tests if test.sure])}."]
     if any(test.over_seeds for test in tests):
-        told += [f"Over other seeds, too: {_counted([test for test in tests if test.sure_over_seeds])}."]
+        sentences += [f"Over other seeds, too: {_counted([test for test in tests if test.sure_over_seeds])}."]
     else:
-        told += ["Over other seeds: not known from one."]
+        sentences += ["Over other seeds: not known from one."]
     tested = {test.collection for test in tests}
     missing = [name for name in comparison.revisions if name not in tested]
-    told += [f"No test, as it was not run or has no score per item: {', '.join(missing)}."] if missing else []
-    return " ".join(told)
+    if missing:
+        sentences += [f"No test, as it was not run or has no score per item: {', '.join(missing)}."]
+    return " ".join(sentences)
 
 
 def _counted(tests: Sequence[Test]) -> str:

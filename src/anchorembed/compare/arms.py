@@ -1,7 +1,7 @@
-"""The arms of a comparison: each is an ordinary recipe for what comes before Stage II, and one for Stage II.
+"""The arms of a comparison: each has an ordinary recipe for the stage before Stage II, and one for Stage II.
 
-What an arm does before Stage II gets the compute of the primary arm's Stage I, in model FLOPs (`flops`): a count that
-is the same on every machine. Pairs, their order and Stage II's steps are the same for all.
+An arm's stage before Stage II gets the compute of the primary arm's Stage I, in model FLOPs (`flops`), a count that is
+the same on every machine. Pairs, their order and Stage II's steps are the same for all arms.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.run import build_stage
 from anchorembed.train.stage import Stage
 
-_COUNTED = 20  # steps whose FLOPs are counted to know a stage's mean
+_COUNTED = 20  # steps over which a stage's mean FLOPs are counted
 
 Values = dict[str, Any]
 First = Literal["nothing", "reconstruct", "contrast"]
@@ -30,7 +30,7 @@ First = Literal["nothing", "reconstruct", "contrast"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What is trained: ``first`` is what comes before Stage II, by keys that differ from the recipe's."""
+    """An arm: ``first`` is the stage before Stage II; ``first_keys`` and ``contrast_keys`` replace the recipe's."""
 
     name: str
     title: str
@@ -43,7 +43,7 @@ class Arm:
 
     @property
     def digest(self) -> str:
-        """Of what decides its results: an arm whose settings change is another one."""
+        """Hash of the arm's settings, which decide its results."""
         settings = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -105,10 +105,10 @@ READY = {
 
 
 def find_arms(compare: Compare) -> list[Arm]:
-    """The arms a recipe asks for, its own among them.
+    """The arms of a recipe, ready ones and its own.
 
     Raises:
-        InputError: if a name is not known.
+        InputError: if an arm is unknown or has impossible settings.
     """
     known = dict(READY)
     for name, own in compare.own_arms.items():
@@ -145,7 +145,7 @@ def find_arms(compare: Compare) -> list[Arm]:
 
 
 def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
-    """Refuse keys of an own arm that something else decides."""
+    """Refuse keys of an own arm that another setting decides."""
     chosen = sorted(own.contrast.keys() & set(Choice.model_fields)) if compare.grid else []
     for stage, keys, why in (
         ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
@@ -167,12 +167,12 @@ def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
 
 
 def seeds_of(compare: Compare, arm: Arm) -> list[int]:
-    """Seeds of an arm: all, or only the first for a model that is not trained."""
+    """Seeds of an arm: all, or the first only if the arm is not trained."""
     return compare.seeds if arm.trained else compare.seeds[:1]
 
 
 def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
-    """What an arm trains before Stage II, for ``steps`` steps; None if nothing."""
+    """The recipe of an arm's stage before Stage II, with ``steps`` steps; None if it has none."""
     if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
         return None
     stage_one = recipe.reconstruct.model_dump(mode="json")
@@ -203,18 +203,18 @@ def contrast_recipe(
 
 
 def choices(recipe: Recipe) -> list[Values]:
-    """Stage II settings of the grid, each once; without one, none but what recipe and arm say."""
+    """Stage II settings of the grid, without repetitions; one empty choice if there is no grid."""
     if recipe.compare is None or recipe.contrast is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
     if not recipe.compare.grid:
         return [{}]
-    own = recipe.contrast.model_dump(include=set(Choice.model_fields))
-    found = [own | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
-    return [choice for number, choice in enumerate(found) if choice not in found[:number]]
+    defaults = recipe.contrast.model_dump(include=set(Choice.model_fields))
+    listed = [defaults | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
+    return [choice for number, choice in enumerate(listed) if choice not in listed[:number]]
 
 
 def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
-    """Mean model FLOPs a step of the one stage that a derived recipe has, with the data and base model of all."""
+    """Mean model FLOPs of a step of an arm's recipe, which has one stage, on the comparison's data and base model."""
     backbone = prepared.embedder.backbone
     backbone.requires_grad_(requires_grad=True)
     stage: Stage
@@ -230,12 +230,12 @@ def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
         stage.flops(number, prepared.tokens(indices, stage.hard_negatives))
         for number, indices in enumerate(islice(order, min(_COUNTED, settings.steps)))
     ]
-    merge_lora(backbone)  # untrained, they change no weight
+    merge_lora(backbone)  # untrained adapters change no weight
     return sum(counted) / len(counted)
 
 
 def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
-    """Steps of each arm's compute that the primary arm's Stage I costs, before Stage II or within it (``longer``)."""
+    """Steps of each arm that cost as many FLOPs as the primary's Stage I: before Stage II, or in it if ``longer``."""
     compare = recipe.compare
     if compare is None or recipe.reconstruct is None:
         raise InputError("recipe: compare needs both a compare section and reconstruct. Add what is missing.")
@@ -249,14 +249,13 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     budget = stage_flops(of_primary, prepared) * steps
     matched: dict[str, int] = {}
     for arm in arms:
-        own = first_recipe(recipe, arm, seed, steps, nowhere)
-        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # for all: no key is refused later
-        if arm.longer:
-            own = second
-        if arm.name == primary.name or own is None:
-            matched[arm.name] = steps if own else 0
+        first = first_recipe(recipe, arm, seed, steps, nowhere)
+        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # always made, so that faults show here
+        stage = second if arm.longer else first
+        if arm.name == primary.name or stage is None:
+            matched[arm.name] = steps if stage else 0
         else:
-            matched[arm.name] = max(1, round(budget / stage_flops(own, prepared)))
+            matched[arm.name] = max(1, round(budget / stage_flops(stage, prepared)))
     return matched
 
 

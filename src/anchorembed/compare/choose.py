@@ -1,6 +1,6 @@
 """Choose Stage II's settings from the grid, by accuracy on held-out training pairs.
 
-Each arm tries all choices with its first seed, and all its seeds take the best one. Common settings are the primary
+Each arm trains all choices with its first seed, and uses the best one for all seeds. Common settings are the primary
 arm's best choice.
 """
 
@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 def choose(comparison: Comparison, run: Run) -> dict[str, float]:
-    """Stage II's settings of a run; choices that its arm, or the primary arm, has not tried are trained.
+    """Stage II's settings of a run; missing trials of its arm, or of the primary arm, are trained first.
 
     Raises:
-        InputError: if no pairs are held out, by which to choose.
+        InputError: if no pairs are held out to choose by.
     """
     by_name = {choice_name(choice): choice for choice in choices(comparison.recipe)}
     if len(by_name) == 1:
@@ -35,7 +35,7 @@ def choose(comparison: Comparison, run: Run) -> dict[str, float]:
 
 
 def _best(comparison: Comparison, name: str, *common: str) -> str:
-    """Name of an arm's best choice, after trying all; only the models of that one and the ``common`` one are kept."""
+    """Name of an arm's best choice, after trying all; models of other choices but ``common`` are deleted."""
     arm = comparison.arm_record(name)
     trial = arm.run(OWN, arm.seeds[0])
     for choice in choices(comparison.recipe):

@@ -24,11 +24,11 @@ _DASHES = [
     (0, (6, 2, 2, 2)),
 ]
 _COLUMNS = 2
-_MANY = 60  # points from which markers would be a blur
+_MANY = 60  # points of a line from which it has no markers
 
 
 def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
-    """One panel a collection, one row an arm: mean, seeds and interval."""
+    """A panel for each collection with a row for each arm: mean, seeds and interval."""
     rows = math.ceil(len(panels) / _COLUMNS)
     longest = max(len(arms) for _, arms in panels)
     figure = Figure(figsize=(11, rows * (0.32 * longest + 0.9)), layout="constrained")
@@ -49,7 +49,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
 
 
 def lines(title: str, series: dict[str, list[Points]]) -> str:
-    """One line an arm and seed; an arm's seeds share marker, dash and colour, by its position in ``series``."""
+    """A line for each arm and seed; an arm's seeds share marker, dash and colour, by its position in ``series``."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, runs) in enumerate(series.items()):

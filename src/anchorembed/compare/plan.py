@@ -1,4 +1,4 @@
-"""From a recipe to what is to be run: the comparison's record, its results so far, and what is missing."""
+"""From a recipe to a comparison: its record, its results so far, and its missing runs."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from anchorembed.system.files import hash_content
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A recipe's comparison, opened: arms by name, what is compared, what of it is done, and the tasks to evaluate."""
+    """A recipe's comparison: arms by name, its record, its results so far, and the tasks to evaluate."""
 
     recipe: Recipe
     settings: Compare
@@ -51,15 +51,15 @@ class Comparison:
 
 
 def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparison:
-    """Read what is there of a comparison; counts FLOPs to match compute, trains nothing.
+    """Read a comparison's results so far, and count FLOPs to match compute; nothing is trained.
 
     Args:
         recipe: with a compare section.
         folder: results folder.
-        command: what to type to repeat it, for the report.
+        command: command that repeats the comparison, for the report.
 
     Raises:
-        InputError: if the recipe is not one of a comparison, or names what is not there.
+        InputError: if the recipe has no compare section, contradicts itself, or names unknown arms or tasks.
     """
     if recipe.compare is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
@@ -79,7 +79,7 @@ def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparis
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse what has no effect in a comparison, or contradicts it."""
+    """Refuse settings that have no effect in a comparison, or contradict it."""
     if recipe.model.weights != "float32":
         raise InputError(
             f"model.weights: {recipe.model.weights} is for LoRA alone, and a comparison trains all weights, too. Set "
@@ -129,16 +129,16 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
 
 
 def _portable(text: str) -> str:
-    """Text with the folder of ``$ANCHOREMBED_DATA`` named by that, so that it is true on other machines, too."""
+    """Text with ``$ANCHOREMBED_DATA`` in place of the folder that it names, so that it holds on other machines."""
     folder = os.environ.get("ANCHOREMBED_DATA")
     return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
 
 
 def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
-    """Hash of what decides a cell's value, besides arm and seed.
+    """Hash of all that decides a cell's value, besides arm and seed.
 
-    That is the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
-    and whose choice are the common settings; and the first seed, on whose pairs compute is counted.
+    It covers the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
+    and whose best choice gives the common settings; and the first seed, on whose pairs compute is counted.
     """
     keeps_best = any(keys.get("keep_best") for arm in arms for keys in (arm.first_keys, arm.contrast_keys))
     choosing = {"keep_best": True} if keeps_best else {}
@@ -149,7 +149,7 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
     values = recipe.model_dump(
         mode="json",
         by_alias=True,
-        exclude_none=True,  # so that a setting that is new, and not set, leaves results as they are
+        exclude_none=True,  # so that a new setting changes no key unless it is set
         exclude={
             "output": True,
             "trackers": True,
@@ -170,17 +170,17 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
 
 
 def _content(model: str) -> str:
-    """Hash of what a local model holds, wherever it is; the name of another."""
+    """Content hash of a local model, or the name of any other."""
     return hash_content(Path(model)) if Path(model).exists() else model
 
 
 def choice_name(choice: Mapping[str, float]) -> str:
-    """Name of a choice of Stage II's settings, in results and folders; without a grid they are the recipe's."""
+    """Name of a choice of Stage II's settings in results and folders; ``recipe`` without a grid."""
     return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "recipe"
 
 
 def describe(comparison: Comparison) -> str:
-    """What is to be run, in words, with hours where a finished run tells how long such a one takes."""
+    """A comparison's runs in words, with the hours left once a run is finished."""
     runs, missing, grid = list(comparison.record.runs()), comparison.missing(), len(comparison.record.choices)
     lines = [f"{len(runs)} runs, {len(runs) - len(missing)} of them done; {grid} choices of settings for each arm"]
     for arm in comparison.record.arms:
@@ -195,7 +195,7 @@ def describe(comparison: Comparison) -> str:
 
 
 def hours_left(comparison: Comparison) -> str:
-    """How long what is missing takes, the grid included, by what finished runs took; nothing before the first."""
+    """The time left for missing runs and trials, by the time of finished runs; empty before the first is finished."""
     results = comparison.results
     done = {
         run: sum(cost.seconds for cost in results.record(run).costs.values())
@@ -213,7 +213,7 @@ def hours_left(comparison: Comparison) -> str:
 
 
 def _seconds_of_alike(run: Run, done: Mapping[Run, float]) -> float:
-    """Mean seconds of finished runs of the same arm and setting; if there are none, of that setting, or of all."""
+    """Mean seconds of finished runs of the same arm and setting, else of the same setting, else of all."""
     same_setting = {other: seconds for other, seconds in done.items() if other.setting == run.setting}
     same_arm = [seconds for other, seconds in same_setting.items() if other.arm == run.arm]
     return fmean(same_arm or list(same_setting.values()) or list(done.values()))

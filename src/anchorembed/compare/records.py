@@ -1,4 +1,4 @@
-"""What a results folder holds, as typed records.
+"""The contents of a results folder, as typed records.
 
 A line of ``results.jsonl`` is a `Cell` or a `GridScore`, a file in ``results/`` a `RunRecord`, and
 ``comparison.json`` the `ComparisonRecord`.
@@ -15,13 +15,13 @@ from anchorembed.evaluate.isotropy import Isotropy
 T = TypeVar("T")
 Setting = Literal["own", "common"]
 
-# Whose Stage II settings a run has: the arm's best choice of the grid, or the primary arm's.
+# Stage II settings of a run: the best choice of its own arm, or of the primary arm.
 OWN: Setting = "own"
 COMMON: Setting = "common"
 
 
 def parse(kind: type[T], values: object) -> T:
-    """A record from what JSON holds; keys that it has no field for are left out.
+    """A record from parsed JSON; keys without a field are ignored.
 
     Raises ValueError naming the first key that is missing or has a value of another type.
     """
@@ -34,7 +34,7 @@ def parse(kind: type[T], values: object) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A model to evaluate: the arm that trains it, with a hash of the arm's settings, whose Stage II settings, seed."""
+    """A model to evaluate: its arm, a hash of the arm's settings, own or common Stage II settings, and seed."""
 
     arm: str
     digest: str
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A run's score on a collection whose data have the hash ``revision``."""
+    """A run's score on a collection; ``revision`` is a hash of the collection's data."""
 
     arm: str
     digest: str
@@ -63,18 +63,18 @@ class Cell:
 
     @property
     def run(self) -> Run:
-        """The run it is a score of."""
+        """The run that has this score."""
         return Run(self.arm, self.digest, self.setting, self.seed)
 
     @property
     def identity(self) -> Hashable:
-        """No two cells of a comparison agree in it."""
+        """A key that differs for all cells of a comparison."""
         return self.run, self.collection
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a stage cost: seconds, own tokens of its texts, model FLOPs, peak memory in GB."""
+    """Cost of a stage: seconds, own tokens of its texts, model FLOPs, peak memory in GB."""
 
     seconds: float
     tokens: int = 0
@@ -83,7 +83,7 @@ class Cost:
 
     @classmethod
     def of(cls, log: Sequence[Mapping[str, float]]) -> Self:
-        """Of a training, by its log."""
+        """The cost of a training, from its log."""
         seconds, tokens, flops = (sum(line[name] for line in log) for name in ("seconds", "tokens", "flops"))
         return cls(seconds, int(tokens), flops, max(line["peak_gb"] for line in log))
 
@@ -101,13 +101,13 @@ class GridScore:
 
     @property
     def identity(self) -> Hashable:
-        """No two grid scores of a comparison agree in it."""
+        """A key that differs for all grid scores of a comparison."""
         return self.arm, self.digest, self.seed, self.choice
 
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """Scores of a collection's queries or items, by id, on the data ``revision``; empty where the metric has none."""
+    """Scores of a collection's queries or items, by id, on the data ``revision``; empty if the metric has none."""
 
     revision: str
     scores: dict[str, float]
@@ -115,27 +115,33 @@ class ItemScores:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run leaves besides its cells."""
+    """Results of a run besides its cells.
 
-    costs: dict[str, Cost] = field(default_factory=dict)  # by stage; "evaluate" is all collections together
-    curves: dict[str, list[dict[str, int | float]]] = field(
-        default_factory=dict
-    )  # by stage: metrics by name, with "step"
-    isotropy: dict[str, Isotropy] = field(default_factory=dict)  # of held-out pairs, by which model it is
-    made_with: dict[str, str] = field(default_factory=dict)  # versions, threads, number format
-    items: dict[str, ItemScores] = field(default_factory=dict)  # by collection
+    Attributes:
+        costs: by stage; ``evaluate`` is all collections together.
+        curves: by stage: metrics by name, with ``step``.
+        isotropy: of held-out pairs, by model: before or after Stage II.
+        made_with: versions, threads, number format.
+        items: by collection.
+    """
+
+    costs: dict[str, Cost] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, int | float]]] = field(default_factory=dict)
+    isotropy: dict[str, Isotropy] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    items: dict[str, ItemScores] = field(default_factory=dict)
 
     def scores(self, cell: Cell) -> dict[str, float]:
-        """Scores of a cell's items; none if those kept are of other data."""
+        """Scores of a cell's items; empty if the stored ones are of other data."""
         items = self.items.get(cell.collection)
         return items.scores if items is not None and items.revision == cell.revision else {}
 
 
 @dataclass(frozen=True, slots=True)
 class ArmRecord:
-    """An arm: title, what it is in a sentence, the keys it sets, its seeds, and steps that match the primary's compute.
+    """An arm: title, description in a sentence, its settings and seeds, and steps that match the primary's compute.
 
-    ``steps`` are trained before Stage II, or in addition to Stage II's where the arm is ``longer``.
+    ``steps`` are trained before Stage II, or in addition to Stage II's if the arm is ``longer``.
     """
 
     name: str
@@ -149,15 +155,15 @@ class ArmRecord:
     settings: dict[str, str]
 
     def run(self, setting: Setting, seed: int) -> Run:
-        """Its run with a setting and a seed."""
+        """The arm's run with a setting and a seed."""
         return Run(self.name, self.digest, setting, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRecord:
-    """What is compared, which tests were declared beforehand, and how to repeat it.
+    """A comparison: its arms and collections, the tests declared beforehand, and how to repeat it.
 
-    ``key`` is a hash of what decides results. ``tables`` has the collections of each table of the report, with the
+    ``key`` is a hash of all that decides results. ``tables`` has the collections of each table of the report, with the
     hash of their data.
     """
 
@@ -184,7 +190,7 @@ class ComparisonRecord:
         return {arm.name: arm.title for arm in self.arms}
 
     def runs(self) -> Iterator[Run]:
-        """All runs: every arm's first seed before any second; an arm's common settings with its first seed only."""
+        """All runs, every arm's first seed before any second; common settings are run with the first seed only."""
         for number in range(max(len(arm.seeds) for arm in self.arms)):
             for arm in self.arms:
                 for seed in arm.seeds[number : number + 1]:
@@ -194,11 +200,11 @@ class ComparisonRecord:
 
 
 def tried(grid: Sequence[GridScore], arm: ArmRecord) -> dict[str, float]:
-    """Held-out accuracy of each choice of the grid that an arm has tried, which it does with its first seed."""
+    """Held-out accuracy of each choice of the grid that an arm has tried, with its first seed."""
     identity = (arm.name, arm.digest, arm.seeds[0])
     return {score.choice: score.accuracy for score in grid if (score.arm, score.digest, score.seed) == identity}
 
 
 def best_choice(choices: Sequence[str], accuracy: Mapping[str, float]) -> str:
-    """The choice with the highest accuracy, of equals the first; all must be tried."""
+    """The choice with the highest accuracy, the first of equal ones; all must be tried."""
     return max(choices, key=accuracy.__getitem__)

@@ -15,7 +15,7 @@ from anchorembed.system.files import write_file
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report: what its numbers are, a table, and a figure as SVG, which Markdown leaves out."""
+    """A part of the report: an explanation, a table, and a figure as SVG, which Markdown leaves out."""
 
     title: str
     explained: str = ""
@@ -26,7 +26,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What both forms of the report show."""
+    """The content of both forms of the report."""
 
     comparison: ComparisonRecord
     sentences: list[str]
@@ -35,10 +35,10 @@ class Report:
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.md`` of what a results folder holds; returns their paths.
+    """Write ``report.html`` and ``report.md`` of a results folder; returns their paths.
 
     Raises:
-        InputError: if no comparison was run there, or a file is damaged.
+        InputError: if the folder has no comparison, or a file is damaged.
     """
     report = build_report(read_evidence(folder))
     page, text = folder / "report.html", folder / "report.md"
@@ -48,13 +48,13 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
 
 def build_report(evidence: Evidence) -> Report:
-    """The report of what is finished; sections that have nothing to show are left out."""
+    """The report of all finished runs; empty sections are left out."""
     analysis = analyse(evidence)
     return Report(evidence.comparison, analysis.sentences, list(_sections(evidence, analysis)), _made_with(evidence))
 
 
 def html(report: Report) -> str:
-    """The page, in one file that loads nothing."""
+    """The report as one HTML file that loads no others."""
     environment = Environment(
         loader=PackageLoader("anchorembed.compare", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -62,7 +62,7 @@ def html(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The sentences and tables of the page."""
+    """The report's sentences and tables as Markdown."""
     comparison = report.comparison
     lines = [f"# {_escaped(comparison.title)}", "", *comparison.notes, ""]
     lines += [f"- {_escaped(sentence)}" for sentence in report.sentences]
@@ -98,7 +98,7 @@ def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
 
 
 def _explained(primary: str) -> dict[str, str]:
-    """What the numbers of each part of the page are."""
+    """Explanations of the numbers in each section."""
     return {
         "scores": "Mean over seeds; 95 % interval: seeds, where there are several, then queries or items, resampled "
         "10,000 times as if each were independent, too narrow with few seeds; each seed. Items are queries, texts "
@@ -132,7 +132,7 @@ _ISOTROPY_HEADS = [
 
 
 def _score_rows(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> Iterable[list[str]]:
-    """An arm's row at each setting: mean, interval and seeds of each collection."""
+    """A row for each arm and setting: mean, interval and seeds of each collection."""
     for setting in sorted({cell.setting for cell in evidence.cells} | {OWN}, reverse=True):
         for arm in evidence.comparison.arms:
             scores = [analysis.scores.get((arm.name, setting, name)) for name in names]
@@ -156,7 +156,7 @@ def _test_row(test: Test, titles: dict[str, str]) -> list[str]:
 
 
 def _cost_rows(evidence: Evidence) -> Iterable[list[str]]:
-    """What each stage of each run cost, then each trial of the grid."""
+    """Costs of each stage of each run, then of each trial of the grid."""
     titles = evidence.comparison.titles
     for run, record in evidence.runs.items():
         for stage, cost in record.costs.items():
@@ -179,13 +179,13 @@ def _isotropy_rows(evidence: Evidence) -> Iterable[list[str]]:
 
 
 def _made_with(evidence: Evidence) -> list[str]:
-    """What computed the runs: versions, threads, number format; several lines if machines differed."""
+    """Versions, threads and number format of the runs; several lines if machines differed."""
     described = [record.made_with for record in evidence.runs.values() if record.made_with]
     return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in each.items()) for each in described))
 
 
 def _arm_row(evidence: Evidence, arm: ArmRecord) -> list[str]:
-    """An arm, with its seeds, steps and keys, and what it chose from the grid."""
+    """An arm's title, description, seeds, steps, settings and choice from the grid."""
     done = {cell.seed for cell in evidence.cells if cell.arm == arm.name and cell.setting == OWN}
     settings = {
         "seeds run": ", ".join(str(seed) for seed in arm.seeds if seed in done) or "none",
@@ -205,7 +205,7 @@ def _arm_row(evidence: Evidence, arm: ArmRecord) -> list[str]:
 
 
 def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
-    """Every arm's mean, seeds and interval on each collection of a table, at its own settings."""
+    """The figure of every arm's mean, seeds and interval on each collection of a table, at its own settings."""
     panels = []
     for name in names:
         rows = [
@@ -219,7 +219,7 @@ def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
 
 
 def _series(evidence: Evidence) -> dict[str, dict[str, list[figures.Points]]]:
-    """Curves at own settings by what they show, then by arm: a list of points a seed."""
+    """Curves at own settings, by metric, then by arm: a list of points for each seed."""
     plots: dict[str, dict[str, list[figures.Points]]] = {}
     titles = evidence.comparison.titles
     for run, record in evidence.runs.items():
@@ -254,7 +254,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text with Markdown's characters escaped."""
     for sign in "\\`*_<>|[]#":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("\n", " ")

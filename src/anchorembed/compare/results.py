@@ -1,7 +1,7 @@
-"""The results folder of a comparison: what is finished is kept at once and whole, and never run twice.
+"""The results folder of a comparison: each finished result is written at once, and never computed twice.
 
-``results.jsonl`` has a line a cell or grid score, ``results/`` each run's record, gzipped, and ``comparison.json`` what
-is compared. Copied to another machine, what it holds is skipped there.
+``results.jsonl`` has a line for each cell or grid score, ``results/`` each run's record, gzipped, and
+``comparison.json`` the comparison's. The folder can be copied to another machine and continued there.
 """
 
 import gzip
@@ -23,7 +23,8 @@ _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 class Results:
     """The results folder; only lines of the same comparison (``key``) on the same collections are read.
 
-    ``revisions`` are of the collections' data, by name: results on other data, or other collections, are left alone.
+    ``revisions`` are hashes of the collections' data, by name: results on other data or collections are ignored, and
+    counted in ``others``.
     """
 
     def __init__(self, folder: Path, key: str, revisions: Mapping[str, str]) -> None:
@@ -32,7 +33,7 @@ class Results:
         self.read()
 
     def read(self) -> None:
-        """Take what the folder has now."""
+        """Read the folder again."""
         self.cells: list[Cell] = []
         self.grid: list[GridScore] = []
         self.others = 0
@@ -104,7 +105,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that a report is made from: what is compared, and what of it is finished, in the order of its runs."""
+    """All that a report is made from: the comparison, and the results of its finished runs, in their order."""
 
     comparison: ComparisonRecord
     cells: list[Cell]
@@ -119,7 +120,7 @@ def write_comparison(folder: Path, comparison: ComparisonRecord) -> None:
 
 
 def read_evidence(folder: Path) -> Evidence:
-    """What a results folder holds of the comparison that its ``comparison.json`` names.
+    """The results in a folder of the comparison in its ``comparison.json``.
 
     Raises:
         InputError: if a file is missing or damaged.

@@ -1,6 +1,6 @@
-"""Run a comparison: arms x seeds x collections, each finished cell kept at once and never run twice.
+"""Run a comparison: arms x seeds x collections; each finished cell is written at once and never computed twice.
 
-A run chooses Stage II's settings (`choose`), trains (`training`), measures the model, keeps what it found (`results`)
+A run chooses Stage II's settings (`choose`), trains (`training`), measures the model, writes its results (`results`)
 and deletes the model.
 """
 
@@ -38,7 +38,7 @@ _NOT_IN_CURVES = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gra
 
 
 def run(comparison: Comparison, hours: float | None = None) -> int:
-    """Run what is missing, until it is done or no run should start any more; returns how many runs are still missing.
+    """Run all missing runs, or start none after some hours; returns how many runs are still missing.
 
     Args:
         comparison: from `open_comparison`.
@@ -50,7 +50,7 @@ def run(comparison: Comparison, hours: float | None = None) -> int:
     """
     started = time.monotonic()
     with lock_folder(comparison.results.folder):
-        comparison.results.read()  # what another process may have added
+        comparison.results.read()  # another process may have added some
         write_comparison(comparison.results.folder, comparison.record)
         missing = comparison.missing()
         for number, wanted in enumerate(missing):
@@ -65,7 +65,7 @@ def run(comparison: Comparison, hours: float | None = None) -> int:
 
 
 def _run(comparison: Comparison, wanted: Run) -> None:
-    """Train what is not trained yet, then evaluate it; common settings that are the arm's own are copied."""
+    """Train a run's missing stages, then evaluate it; if common settings equal own ones, copy the results."""
     if not comparison.arms[wanted.arm].trained:
         _measure(comparison, wanted, "", {"base": comparison.recipe.model.name}, {})
         return
@@ -88,7 +88,7 @@ def _run(comparison: Comparison, wanted: Run) -> None:
 
 
 def _copy(comparison: Comparison, source: Run, target: Run) -> None:
-    """Keep the results of a run for another whose model is the same, without cost."""
+    """Copy the results of a run to another with the same model, without costs."""
     results = comparison.results
     missing = {task.name for task in comparison.tasks_left(target)}
     cells = [cell for cell in results.cells_of(source) if cell.collection in missing]
@@ -97,9 +97,9 @@ def _copy(comparison: Comparison, source: Run, target: Run) -> None:
 
 
 def _delete_models(comparison: Comparison, done: Run) -> None:
-    """Delete all models of an arm and a seed once no run of theirs is missing; their recipes make them anew.
+    """Delete all models of an arm and a seed once none of their runs is missing; their recipes can train them again.
 
-    What an arm trained before Stage II is kept until then, as its common settings start from it, too.
+    The model before Stage II is kept until then, because the run with common settings starts from it, too.
     """
     if all((run.arm, run.seed) != (done.arm, done.seed) for run in comparison.missing()):
         for model in run_folder(comparison, done).glob("*/*/model"):
@@ -112,7 +112,7 @@ def _delete_models(comparison: Comparison, done: Run) -> None:
 def _measure(
     comparison: Comparison, wanted: Run, choice: str, models: dict[str, str], logs: dict[str, list[Metrics]]
 ) -> None:
-    """Evaluate the last of a run's ``models``; each collection is kept as soon as it is measured."""
+    """Evaluate the last of a run's ``models``; results of each collection are written at once."""
     results = comparison.results
     recipe = comparison.recipe.model_copy(update={"seed": wanted.seed})
     prepared = prepare(recipe, list(models.values())[-1])
@@ -152,7 +152,7 @@ def _measure(
 
 
 def _evaluate(comparison: Comparison, wanted: Run, embedder: Embedder) -> Iterator[tuple[Task, TaskScore, float]]:
-    """A run's score on each collection that it lacks, with the seconds it took."""
+    """A run's score on each missing collection, with the seconds of its evaluation."""
     with tempfile.TemporaryDirectory() as vectors:
         cache = VectorCache(embedder, Path(vectors))
         task_embedder = TaskEmbedder(cache, wanted.name, comparison.settings.instructions)
@@ -173,7 +173,7 @@ def _made_with(embedder: Embedder) -> dict[str, str]:
 
 
 def _curve(log: Sequence[Metrics]) -> list[Metrics]:
-    """Losses and held-out metrics of every step, without what only counts cost."""
+    """Losses and held-out metrics of every step, without costs."""
     return [{name: value for name, value in line.items() if name not in _NOT_IN_CURVES} for line in log]
 
 

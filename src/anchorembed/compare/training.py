@@ -1,7 +1,7 @@
 """Train the stages of an arm, each by an ordinary recipe, which can be resumed and repeated by hand.
 
-On the CPU the command line trains in a process of its own: it costs only its own memory, and its messages and progress
-bar stay visible. On a GPU all trainings share this process, whose compiled layers serve each of them.
+On the CPU each training is a new process of the command line, whose memory ends with it; its messages and progress bar
+stay visible. On a GPU all trainings share this process, and so its compiled layers.
 """
 
 import signal
@@ -29,12 +29,12 @@ _POLL_SECONDS = 0.5  # between looks for a signal
 
 
 def run_folder(comparison: Comparison, run: Run) -> Path:
-    """Where an arm's stages are trained with a seed."""
+    """Folder of an arm's stages with a seed."""
     return comparison.recipe.output / comparison.record.key[:8] / f"{run.arm}-{run.digest}" / f"seed-{run.seed}"
 
 
 def train_before(comparison: Comparison, run: Run) -> Path | None:
-    """Train what a run's arm does before Stage II; returns that stage's folder, None if it does nothing."""
+    """Train the stage before Stage II of a run's arm; returns the stage's folder, or None if it has none."""
     folder = run_folder(comparison, run) / "first"
     steps = comparison.arm_record(run.arm).steps
     recipe = first_recipe(comparison.recipe, comparison.arms[run.arm], run.seed, steps, folder)
@@ -50,7 +50,7 @@ def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choic
 
 
 def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
-    """Train a recipe of one stage in ``folder`` unless that is done; returns the stage's folder.
+    """Train a recipe of one stage in ``folder`` unless its model exists; returns the stage's folder.
 
     Raises:
         InputError: if the model there has another number of steps than the recipe, or training fails.
@@ -80,7 +80,7 @@ def _train(recipe: ArmRecipe, folder: Path) -> None:
     command = [sys.executable, "-m", "anchorembed", "train-arm", str(path)]
     with _caught_signals() as caught, subprocess.Popen(command) as process:  # noqa: S603 - ourselves
         code = _wait(process, caught)
-    ended_by = code - 128 if code > 128 else -code  # number of a signal that the training was ready for, or not yet
+    ended_by = code - 128 if code > 128 else -code  # 128 + n if the training handled signal n, else -n
     stopped_by = caught[0] if caught else ended_by
     if stopped_by in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         raise Interrupted(stopped_by, "Stopped.")
@@ -92,7 +92,7 @@ def _train(recipe: ArmRecipe, folder: Path) -> None:
 
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """Catch signals that ask to stop, and list their numbers; those that are ignored, as by nohup, stay ignored."""
+    """Catch SIGINT, SIGTERM and SIGHUP, and list their numbers; ignored signals, as by nohup, stay ignored."""
     caught: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: caught.append(number))
@@ -107,14 +107,14 @@ def _caught_signals() -> Iterator[list[int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
-    """Exit code of a training; once a signal is caught, it is asked to stop, and writes a checkpoint.
+    """Exit code of a training; once a signal is caught, the training is stopped by SIGTERM, and writes a checkpoint.
 
-    It is sent SIGTERM, as a terminal sends it SIGINT itself, and a second of those would stop it at once.
+    SIGINT would be wrong: the terminal sends it to the training itself, and a second SIGINT stops it at once.
     """
-    asked = False
+    is_stopping = False
     while True:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_SECONDS)
-        if caught and not asked:
+        if caught and not is_stopping:
             process.terminate()
-            asked = True
+            is_stopping = True

@@ -1,7 +1,7 @@
-"""Make pairs, or look at those there are.
+"""Check, mine and make training pairs.
 
-Read `check` (what is in a recipe's pairs), `rerank` (scores by a cross-encoder), `mine` (hard negatives), `docstrings`
-and `harvest` (pairs from installed packages, with a test held out); then, for documents without queries, `prompt` (how
-queries are asked for), `writers` (who writes them), `write_queries` (kept as they come) and `keep_queries` (which of
-them are of use).
+Read `check` (report on a recipe's pairs), `rerank` (scores by a cross-encoder), `mine` (hard negatives), `docstrings`
+and `harvest` (pairs from installed packages, with a held-out test); then, for documents without queries, `prompt`
+(from a document to a chat), `writers` (chat models), `write_queries` (queries of each document, in a file) and
+`keep_queries` (filters for queries).
 """

@@ -1,4 +1,4 @@
-"""Report what is in a data set: counts, token lengths, duplicates, dropped lines, and texts of tests.
+"""Report on a data set: counts, token lengths, duplicates, dropped lines, and texts that are also in tests.
 
 Pairs are read from the store that training reads. Only 64-bit hashes and lengths of texts are kept in memory.
 """
@@ -20,8 +20,8 @@ from anchorembed.data.store import PairStore, text_key
 from anchorembed.model.template import Prompts
 from anchorembed.model.tokens import PairTokenizer
 
-_EXAMPLES = 3  # of a finding
-_EXAMPLE_CHARACTERS = 80  # of each side
+_EXAMPLES = 3  # for each finding
+_EXAMPLE_CHARACTERS = 80  # for each side of an example
 _PERCENTILES = (50, 90, 99, 100)
 
 Keys = NDArray[np.uint64]
@@ -39,7 +39,7 @@ FINDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How many pairs one of `FINDINGS` is true of, and the first few of them."""
+    """The number of pairs with one of `FINDINGS`, and the first few of them."""
 
     count: int
     examples: list[str]
@@ -56,7 +56,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """What is in one source; ``dropped`` counts the lines without a usable pair, by reason."""
+    """Counts and findings of one source; ``dropped`` counts the lines without a usable pair, by reason."""
 
     source: str
     pairs: int
@@ -76,14 +76,14 @@ def check(
 ) -> Iterator[SourceReport]:
     """Report on each source of a store.
 
-    Texts that differ in letter case and white space alone are equal; texts of tests also where they differ in
-    punctuation, because titles are joined to texts in different ways.
+    Texts that differ only in letter case and white space are equal. Against texts of tests, punctuation is ignored too,
+    because titles are joined to texts in different ways.
 
     Args:
         store: the pairs.
         tokenizer: of the model to train, with its length limits.
         prompts: of that model.
-        tests: BEIR folders, test files, or folders of them, whose texts should not be trained on.
+        tests: BEIR folders, test files, or folders of test files, whose texts must not be trained on.
         progress: called with the number of pairs done since the last call.
 
     Raises:
@@ -122,7 +122,7 @@ def _check_source(
     columns = map(np.concatenate, zip(*parts, strict=True))
     query_tokens, document_tokens, queries, positives, tested, self_negative = columns
     masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": tested}
-    first = int(store.bounds[number])
+    start = int(store.bounds[number])
     return SourceReport(
         source=source.name,
         pairs=len(queries),
@@ -133,7 +133,7 @@ def _check_source(
         findings={
             name: Finding(
                 int(masks[name].sum()),
-                [_example(store[first + row]) for row in np.flatnonzero(masks[name])[:_EXAMPLES].tolist()],
+                [_example(store[start + row]) for row in np.flatnonzero(masks[name])[:_EXAMPLES].tolist()],
             )
             for name in FINDINGS
         },
@@ -141,7 +141,7 @@ def _check_source(
 
 
 def _masks(queries: Keys, positives: Keys) -> dict[str, Mask]:
-    """Which pairs each finding about repetitions is true of, by the hashes of their texts."""
+    """Masks of the pairs with each finding about repetitions, by the hashes of their texts."""
     pairs = queries * np.uint64(0x9E3779B97F4A7C15) + positives  # modulo 2**64; an odd factor loses no bits
     repeated = _seen_before(pairs)
     return {
@@ -153,14 +153,14 @@ def _masks(queries: Keys, positives: Keys) -> dict[str, Mask]:
 
 
 def _seen_before(keys: Keys) -> Mask:
-    """Which keys are repetitions of an earlier one."""
+    """Mask of the keys that repeat an earlier key."""
     repeated = np.ones(len(keys), np.bool_)
     repeated[np.unique(keys, return_index=True)[1]] = False
     return repeated
 
 
 def _tested(pairs: Sequence[TextPair], forbidden: Keys) -> Mask:
-    """Which pairs have a query or positive that is a text of a test."""
+    """Mask of the pairs whose query or positive is a text of a test."""
     sides = ([pair.query for pair in pairs], [pair.positive for pair in pairs])
     queries, positives = (np.isin(_keys(texts, _words), forbidden) for texts in sides)
     return queries | positives
@@ -194,7 +194,7 @@ def _all_texts(tests: Iterable[Path]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """The documents of a corpus file, read anew for each iteration."""
+    """The documents of a corpus file, read from disk in each iteration."""
 
     path: Path
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anchorembed.system.files import hash_texts
 
-PROJECT = "anchorembed"  # whose own docstrings are left out
+PROJECT = "anchorembed"  # its own docstrings are left out
 PAIRS_PER_PACKAGE = 1500
 LARGEST_SOURCE = 1 << 20  # bytes; larger files are generated tables
 LONGEST_POSITIVE = 2000  # characters
@@ -55,7 +55,7 @@ class Docstring:
 
     @property
     def package(self) -> str:
-        """Name of the top-level package that it is from."""
+        """Name of its top-level package."""
         return self.name.partition(".")[0]
 
 
@@ -106,10 +106,10 @@ def collect_docstrings(
     """Collect the usable docstrings of packages, sorted by name.
 
     Args:
-        packages: to read.
-        most: docstrings of one package. Modules are read in the order of a hash of their names until there are so many:
-            a large package neither dominates the corpus nor costs the time to parse it whole.
-        progress: called with the packages done and the number of all.
+        packages: packages to read.
+        most: limit of docstrings of one package, so that large packages do not dominate. Modules are read in the order
+            of a hash of their names until the limit is reached; the rest are not parsed.
+        progress: called with the number of packages done and of all packages.
 
     Returns:
         The docstrings, and the number of files that do not parse.
@@ -132,7 +132,7 @@ def collect_docstrings(
 
 
 def _parse(file: Path) -> ast.Module | None:
-    """Parse a source file: None if it is no readable Python, an empty module if too large or without triple quotes."""
+    """Parse a source file: None if it cannot be parsed, an empty module if it is too large or has no triple quotes."""
     try:
         source = file.read_bytes() if file.stat().st_size <= LARGEST_SOURCE else b""
         with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def _docstrings(tree: ast.Module, module: str) -> Iterator[Docstring]:
 
 
 def _definitions(body: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, _Definition]]:
-    """Walk the public classes, functions and methods, also those under a condition; none that a function holds."""
+    """Walk the public classes, functions and methods, also inside conditions, but not inside functions."""
     for node in body:
         if isinstance(node, _Definition):
             if not node.name.startswith("_"):
@@ -163,7 +163,7 @@ def _definitions(body: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, _D
 
 
 def cut_docstring(docstring: str) -> tuple[str, str] | None:
-    """Cut a docstring into first paragraph and rest; None if either is too short or too long, or is boilerplate."""
+    """Split a docstring into its first paragraph and the rest; None if a part is too short, too long or boilerplate."""
     paragraph, *rest = _PARAGRAPH_BREAK.split(inspect.cleandoc(docstring), maxsplit=1)
     if not rest:
         return None

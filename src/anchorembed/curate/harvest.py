@@ -1,4 +1,4 @@
-"""Docstrings to a data set: duplicates dropped, whole packages held out for testing, near-duplicates of those dropped.
+"""Docstrings to a data set: without duplicates, with whole packages held out, without near-duplicates of held-out ones.
 
 A harvest is a folder: training pairs as JSONL, a BEIR folder of the held-out packages, and a manifest by which the
 folder is reused while the same versions are installed.
@@ -26,14 +26,14 @@ from anchorembed.system.files import hash_texts, whole_folder, write_jsonl
 SHINGLE_WORDS = 5
 LARGEST_OVERLAP = 0.5
 
-_RULES = 1  # part of the fingerprint; raise it when the rules here or in `docstrings` come to give other pairs
+_RULES = 1  # part of the fingerprint; increase it with every change, here or in `docstrings`, that gives other pairs
 _TRAIN, _COLLECTION, _MANIFEST = "train.jsonl", "beir", "manifest.json"
 _FILES = (_TRAIN, "beir/corpus.jsonl", "beir/queries.jsonl", "beir/qrels/test.tsv")
 
 
 @dataclass(frozen=True, slots=True)
 class HarvestCounts:
-    """Pairs written, pairs dropped and files passed over in a harvest."""
+    """Pairs written, pairs dropped and files that do not parse in a harvest."""
 
     train: int
     held_out: int
@@ -44,7 +44,7 @@ class HarvestCounts:
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Where a harvest is: ``train`` is a JSONL of pairs, ``collection`` a BEIR folder of the held-out packages."""
+    """A harvest on disk: ``train`` is a JSONL of pairs, ``collection`` a BEIR folder of the held-out packages."""
 
     folder: Path
     counts: HarvestCounts
@@ -67,7 +67,7 @@ def harvest_docstrings(
 ) -> Harvest:
     """Harvest the public docstrings of the standard library and of every installed distribution into a folder.
 
-    The same installed versions give the same pairs; a harvest of those versions that is there already is reused.
+    The same installed versions give the same pairs; an existing harvest of the same versions is reused.
 
     Raises:
         InputError: as `harvest_packages` does.
@@ -91,11 +91,11 @@ def harvest_packages(
 
     Args:
         folder: to write, whole or not at all.
-        find_packages: called only if there is something to harvest.
+        find_packages: lists the packages; called only if no harvest is reused.
         edition: any text that changes when the content of the packages does.
         held_out_share: share of the pairs that is held out.
         largest_overlap: as in `drop_near_duplicates`.
-        progress: called with the packages done and the number of all.
+        progress: called with the number of packages done and of all packages.
 
     Raises:
         InputError: if the folder holds anything but a harvest, or no package is small enough to be held out.
@@ -127,7 +127,7 @@ def harvest_packages(
 
 
 def drop_duplicates(pairs: Iterable[Docstring]) -> list[Docstring]:
-    """Keep one pair of each query and of each positive, the first; letter case and punctuation make no difference."""
+    """Keep the first pair of each query and of each positive; letter case and punctuation make no difference."""
     queries: set[str] = set()
     positives: set[str] = set()
     kept = []
@@ -143,7 +143,7 @@ def drop_duplicates(pairs: Iterable[Docstring]) -> list[Docstring]:
 def split_packages(pairs: Sequence[Docstring], share: float) -> tuple[list[Docstring], list[Docstring]]:
     """Split pairs into those to train on and those held out, by whole packages, in the order of a hash of their names.
 
-    A package with over half of the wanted number of pairs is not held out, so that several are.
+    A package with over half of the wanted number of pairs is not held out, so that several packages are.
     """
     sizes = Counter(pair.package for pair in pairs)
     wanted = share * len(pairs)
@@ -160,7 +160,7 @@ def split_packages(pairs: Sequence[Docstring], share: float) -> tuple[list[Docst
 def drop_near_duplicates(
     train: Iterable[Docstring], held_out: Iterable[Docstring], largest_overlap: float = LARGEST_OVERLAP
 ) -> list[Docstring]:
-    """Drop a training pair if over ``largest_overlap`` of its 5-word shingles are in one single held-out pair."""
+    """Drop training pairs with more than a share ``largest_overlap`` of their 5-word shingles in one held-out pair."""
     holders: dict[str, list[int]] = {}
     for number, pair in enumerate(held_out):
         for shingle in _shingles(pair):
@@ -187,7 +187,7 @@ def _shingles(pair: Docstring) -> set[str]:
 
 
 def _reusable(folder: Path, fingerprint: str) -> Harvest | None:
-    """Return the harvest in the folder if it is whole and was made from the same things."""
+    """Return the harvest in the folder if it is complete and has the same fingerprint."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["fingerprint"] != fingerprint or manifest["bytes"] != _sizes(folder):

@@ -1,4 +1,4 @@
-"""Which written queries are kept: no copies of their document, no duplicates, none by which it is not found again.
+"""Filter written queries: drop copies of the document, duplicates, and queries that do not find their document again.
 
 Axes: Q queries, D documents.
 """
@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from anchorembed.curate.docstrings import lower_case_words
-from anchorembed.curate.mine import Scorer, words
+from anchorembed.curate.mine import words
 from anchorembed.data.pairs import folded
+from anchorembed.evaluate.held_out import Scorer
 from anchorembed.system.files import hash_texts
 
 NONE, SHORT, ECHO, DUPLICATE, LOST = (
@@ -20,7 +21,7 @@ NONE, SHORT, ECHO, DUPLICATE, LOST = (
     "its document is not found again",
 )
 _RUN = 5  # words
-_MOST_COPIED = 0.5  # of a query's runs of words
+_MOST_COPIED = 0.5  # share of a query's runs of words
 _SCORES_AT_ONCE = 1 << 24
 
 
@@ -33,10 +34,10 @@ class Query:
 
 
 def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tuple[list[Query], Counter[str]]:
-    """Drop queries that are too short, copy their document, or are not alone; returns the rest, and counts by reason.
+    """Drop queries that are too short, copy their document or repeat another; returns the others, and counts by reason.
 
-    Letter case, punctuation and white space make no difference between queries. Of those of several documents that are
-    the same none is kept: which document they ask for is not known. A reply without a query counts, too.
+    Letter case, punctuation and white space make no difference between queries. A query written for several documents
+    is dropped for all of them. Replies without a query are counted, too.
     """
     dropped: Counter[str] = Counter(dict.fromkeys((NONE, SHORT, ECHO, DUPLICATE), 0))
     rows_of: dict[str, set[int]] = {}
@@ -61,7 +62,7 @@ def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tupl
 
 
 def copies(query: str, document: str) -> bool:
-    """Whether over half of a query's runs of five words are in the document; a shorter query copies nothing."""
+    """Whether more than half of a query's runs of five words are in the document; shorter queries have none."""
     runs = _runs(query)
     return len(runs & _runs(document)) > _MOST_COPIED * len(runs)
 
@@ -79,22 +80,22 @@ def found_again(
     queries: Sequence[Query],
     documents: int,
     score: Scorer,
-    first: int,
+    within: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[bool]:
-    """Whether each query finds its document among the ``first``: fewer documents than that score above it, [Q].
+    """Whether each query finds its document, [Q]: fewer than ``within`` documents score above it.
 
     A document that scores -inf is not found.
     """
-    found: list[bool] = []
+    is_found: list[bool] = []
     size = max(1, _SCORES_AT_ONCE // documents)
     for start in range(0, len(queries), size):
         block = queries[start : start + size]
         for query, scores_D in zip(block, score([query.text for query in block]), strict=True):
-            own = scores_D[query.row]
-            found.append(bool(own > -float("inf") and (scores_D > own).sum() < first))
+            score_of_own = scores_D[query.row]
+            is_found.append(bool(score_of_own > -float("inf") and (scores_D > score_of_own).sum() < within))
         progress(len(block))
-    return found
+    return is_found
 
 
 def held_out_rows(texts: Sequence[str], most: int) -> set[int]:

@@ -1,12 +1,12 @@
 """Hard negatives by search: texts that rank high for a query and are not its answer, by BM25 or by an embedder.
 
-The nearest texts are the hardest negatives, and the likeliest to be answers that are missing from the data. Filters
-drop such texts and count them: the query's positives, the query itself, near-duplicates of the positive, and texts
-that score above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A
-cross-encoder can score what search finds anew (`rerank`): its scores then order, filter, and are kept.
+The nearest texts are the hardest negatives, but often they are answers without a label. Filters drop and count such
+texts: the query's positives, the query itself, near-duplicates of the positive, and texts that score above a share of
+the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A cross-encoder can score the
+candidates of the search again (`rerank`); then its scores order and filter them, and are kept with the pairs.
 
-Pairs stream through in windows. What stays in memory: the texts, each once, what search needs of them (BM25's index or
-vectors [D, H]), 16 bytes a pair, and one window of scores.
+Pairs stream through in windows. Memory holds each text once, BM25's index or vectors [D, H], 16 bytes a pair, and one
+window of scores.
 
 Axes: Q queries, D texts, H hidden size.
 """
@@ -25,11 +25,11 @@ from anchorembed.curate.rerank import Reranker
 from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import text_key
 from anchorembed.errors import InputError, extra
+from anchorembed.evaluate.held_out import Scorer
 from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
-Scorer = Callable[[list[str]], Floats]  # queries -> scores of all texts [Q, D], higher is nearer
-_SCORES_AT_ONCE = 1 << 24  # of search
-RERANKED_AT_ONCE = 4096  # pairs of texts, or those of one query if it has more
+_SCORES_AT_ONCE = 1 << 24  # of the search
+RERANKED_AT_ONCE = 4096  # pairs of query and text, or all of one query if it has more
 # Thai to Tibetan, Myanmar, Khmer, kana, Han, and Han beyond the basic plane
 _LETTERS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
 _LETTERS += "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -44,12 +44,12 @@ class Rules:
     """Which texts become negatives.
 
     Attributes:
-        count: negatives of a pair.
-        first_rank: of those to take, from 1; the query's positives have no rank.
-        last_rank: of those to take.
-        margin: a text is dropped that scores above this share of the positive's score; of a cross-encoder's logits,
-            whose zero means nothing, the share is of their sigmoids.
-        near: a text is dropped whose words overlap more than this with the positive's (Jaccard).
+        count: negatives to add to each pair.
+        first_rank: first rank to take, from 1; the query's positives have no rank.
+        last_rank: last rank to take.
+        margin: texts that score above this share of the positive's score are dropped; a cross-encoder's logits have no
+            meaningful zero, so the share is of their sigmoids.
+        near: texts whose words overlap more than this with the positive's (Jaccard) are dropped.
     """
 
     count: int = 1
@@ -71,7 +71,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """What mining counted: ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
+    """Counts of mining: ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
 
     dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys((POSITIVE, QUERY, NEAR, MARGIN), 0)))
     by_negatives: Counter[int] = field(default_factory=Counter)
@@ -104,7 +104,7 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
     with extra("mine"):
         import bm25s  # noqa: PLC0415 - an extra
 
-    kept: dict[str, str] = {}  # each word once, however many texts it is in
+    kept: dict[str, str] = {}  # one string object for each word, to save memory
     split = [[kept.setdefault(word, word) for word in words(text)] for text in texts]
     index = bm25s.BM25(k1=1.2, b=0.75)
     if has_words := any(split):  # bm25s has no index without words
@@ -112,15 +112,15 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
 
     def score(queries: list[str]) -> Floats:
         nothing = np.zeros(len(texts), np.float32)
-        wanted = map(words, queries)
-        scores_QD = np.stack([index.get_scores(each) if each and has_words else nothing for each in wanted])
+        split_queries = map(words, queries)
+        scores_QD = np.stack([index.get_scores(query) if query and has_words else nothing for query in split_queries])
         return np.where(scores_QD > 0, scores_QD, -np.inf).astype(np.float32)
 
     return score
 
 
 def words(text: str) -> list[str]:
-    """What BM25 takes for a text's words: lower-cased words of at least two letters or digits.
+    """A text's words for BM25: lower-case words of at least two letters or digits.
 
     Scripts that put no spaces between words, such as Chinese, Japanese and Thai, give pairs of characters instead.
     """
@@ -166,32 +166,32 @@ def mine(
     mined: Mined,
     rerank: Reranker | None = None,
 ) -> Iterator[TextPair]:
-    """Give each pair negatives, which go before those it has, in windows of pairs.
+    """Add negatives to each pair, before those it has, in windows of pairs.
 
     Args:
         pairs: queries with their positives.
-        pool: texts to mine from, as `gather` returns them of these pairs.
+        pool: texts to mine from, from `gather` with the same pairs.
         score: scores the pool's texts.
         rules: which texts to take.
-        mined: to count in.
-        rerank: scores what ``score`` ranks anew; pairs then have its logits as ``scores``.
+        mined: counts to update.
+        rerank: scores the candidates of ``score`` again; its logits become the pairs' ``scores``.
     """
     window = max(1, _SCORES_AT_ONCE // len(pool.texts))
     if rerank is not None:
         window = min(window, max(1, RERANKED_AT_ONCE // (rules.last_rank - rules.first_rank + 2)))
-    rest = iter(pairs)
-    while block := list(islice(rest, window)):
+    remaining = iter(pairs)
+    while block := list(islice(remaining, window)):
         scores_QD = score([pair.query for pair in block])
         if rerank is None:
             judged = (_by_search(*each, pool, rules, mined.dropped) for each in zip(block, scores_QD, strict=True))
             for pair, texts in zip(block, judged, strict=True):
                 yield _with_negatives(pair, _chosen(texts, rules.count, mined), {})
             continue
-        found = [
+        candidates_of = [
             [pool.texts[row] for row in _usable(pair, scores_D, pool, rules, mined.dropped)]
             for pair, scores_D in zip(block, scores_QD, strict=True)
         ]
-        for pair, candidates, logits in zip(block, found, _logits(block, found, rerank), strict=True):
+        for pair, candidates, logits in zip(block, candidates_of, _logits(block, candidates_of, rerank), strict=True):
             texts = _by_reranker(pair, candidates, logits, rules.margin)
             yield _with_negatives(pair, _chosen(texts, rules.count, mined), logits)
 
@@ -212,7 +212,7 @@ def _by_reranker(pair: TextPair, candidates: list[str], logits: dict[str, float]
 
 
 def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
-    """The first texts that are not above the margin; the others before them are counted."""
+    """The first ``count`` texts that are not above the margin; texts above it are counted."""
     chosen: list[str] = []
     for text, above in judged:
         if above:
@@ -228,7 +228,7 @@ def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
 def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
     """The pair with chosen negatives before its own, and with the reranker's scores of all its texts.
 
-    Scores that it has are of its own negatives alone: they are kept where no negative is added, and else dropped.
+    The pair's own scores do not cover new negatives: they are kept only if no negative is added.
     """
     negatives = (*chosen, *(text for text in pair.negatives if text not in chosen))
     if negatives == pair.negatives and not logits:
@@ -237,15 +237,15 @@ def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float])
     return replace(pair, negatives=negatives, scores=scores)
 
 
-def _logits(block: list[TextPair], found: list[list[str]], rerank: Reranker) -> Iterator[dict[str, float]]:
+def _logits(block: list[TextPair], candidates_of: list[list[str]], rerank: Reranker) -> Iterator[dict[str, float]]:
     """A reranker's logits of each pair's positive, candidates and own negatives, by text."""
-    asked = [
+    texts_of = [
         list(dict.fromkeys((pair.positive, *candidates, *pair.negatives)))
-        for pair, candidates in zip(block, found, strict=True)
+        for pair, candidates in zip(block, candidates_of, strict=True)
     ]
-    flat = [(pair.query, text) for pair, texts in zip(block, asked, strict=True) for text in texts]
+    flat = [(pair.query, text) for pair, texts in zip(block, texts_of, strict=True) for text in texts]
     logits = iter(rerank(flat).tolist())
-    for texts in asked:
+    for texts in texts_of:
         yield dict(zip(texts, logits, strict=False))
 
 
@@ -255,12 +255,12 @@ def _sigmoid(logit: float) -> float:
 
 
 def _limit(positive_score: float, margin: float) -> float:
-    """The score above which a text is dropped: a share of the positive's, or all of it where it is not above 0."""
+    """The score above which a text is dropped: a share of the positive's, or the positive's itself if it is below 0."""
     return margin * positive_score if positive_score > 0 else positive_score
 
 
 def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:
-    """Rows of the ranks asked for, nearest first; a query's positives and texts that score -inf have no rank."""
+    """Rows of the ranks to take, nearest first; a query's positives and texts that score -inf have no rank."""
     rank = 0
     for row in _nearest(scores_D, rules.last_rank + len(positives)):
         if rank == rules.last_rank or scores_D[row] == -np.inf:

@@ -1,8 +1,8 @@
-"""The prompt by which a chat model writes queries for a document: a text file of turns, and the reading of replies.
+"""The prompt that asks a chat model for queries of a document, read from a text file of turns; and the reply's queries.
 
 A line ``### system``, ``### user`` or ``### assistant`` begins a turn; a file without such lines is one user's turn.
-``{document}`` stands for the document, ``{count}`` for the number of queries asked for. Of an assistant's turn, an
-example, so many lines are shown.
+``{document}`` stands for the document, ``{count}`` for the number of queries to write. An assistant's turn is an
+example, of which the first ``{count}`` lines are shown.
 """
 
 import re
@@ -28,7 +28,7 @@ class Prompt:
     turns: tuple[tuple[str, str], ...]
 
     def messages(self, document: str, count: int) -> Messages:
-        """The conversation that asks for ``count`` queries for a document, of which the beginning is shown."""
+        """The conversation that asks for ``count`` queries of a document; long documents are cut."""
         shown = document.strip()[:LONGEST_DOCUMENT]
         return [{"role": role, "content": _filled(role, text, shown, count)} for role, text in self.turns]
 
@@ -40,7 +40,7 @@ def _filled(role: str, text: str, document: str, count: int) -> str:
 
 
 def default_prompt() -> str:
-    """The text of the prompt that is used where none is given."""
+    """The text of the default prompt."""
     return files("anchorembed.curate").joinpath("queries.txt").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from anchorembed.errors import InputError, first_line
 from anchorembed.model.load import file_beside, quiet
 
 _PROBE = [("a query", "a text"), ("a query", "a longer text " * 8)]
-_ROUNDING = 0.05  # of bfloat16
+_ROUNDING = 0.05  # largest difference by bfloat16
 
 Logits = NDArray[np.float64]
 Reranker = Callable[[list[tuple[str, str]]], Logits]  # query-text pairs [N] -> logits [N], higher is more relevant
@@ -30,13 +30,14 @@ def by_cross_encoder(name: str | Path) -> Reranker:
         name: local folder or hub id of a model with one score a pair.
 
     Raises:
-        InputError: if it is no whole cross-encoder, has another number of scores, or a score is no finite number.
+        InputError: if the model is incomplete, is not a cross-encoder with one score, or gives a score that is not
+            finite.
     """
     name = str(name)
     with quiet():
         try:
             model = _load(name)
-            alone, beside = (_predicted(model, pairs)[0] for pairs in (_PROBE[:1], _PROBE))
+            alone, padded = (_predicted(model, pairs)[0] for pairs in (_PROBE[:1], _PROBE))
         except InputError:
             raise
         except Exception as error:  # of sentence-transformers and transformers, of many kinds
@@ -48,9 +49,9 @@ def by_cross_encoder(name: str | Path) -> Reranker:
         raise InputError(
             f"--rerank: {name!r} gives {model.num_labels} scores a pair, not 1. Give a cross-encoder for reranking."
         )
-    if abs(alone - beside) > _ROUNDING * (1 + abs(alone)):
+    if abs(alone - padded) > _ROUNDING * (1 + abs(alone)):
         raise InputError(
-            f"--rerank: {name!r} scores a pair {alone:.3g} alone and {beside:.3g} beside a longer one. The "
+            f"--rerank: {name!r} scores a pair {alone:.3g} alone and {padded:.3g} beside a longer one. The "
             "padding token of its tokenizer is not pad_token_id of its config.json: set that to the tokenizer's."
         )
 
@@ -89,7 +90,7 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
 
 
 def _check_complete(name: str) -> None:
-    """Refuse weights that are missing, which would be random numbers; none are read."""
+    """Refuse a model with missing weights, which would be random numbers, without reading any weights."""
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": "meta"}
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
     if lacking := sorted(loaded[1]["missing_keys"]):

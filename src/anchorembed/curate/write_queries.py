@@ -1,4 +1,4 @@
-"""Queries written for documents, kept as they come: a run that is killed goes on after its last whole batch."""
+"""Have queries written for documents, and append them to a file: a killed run continues after its last batch."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from anchorembed.data.documents import Document
 from anchorembed.errors import InputError, first_line
 from anchorembed.system.files import hash_texts
 
-BATCH = 16  # documents that are written for, and kept, together
+BATCH = 16  # documents whose queries are written, and appended to the file, together
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Queries of each document, in the documents' order, and what those not written before cost."""
+    """Queries of each document, in the documents' order; number of documents, tokens and time of this run alone."""
 
     queries: list[list[str]]
     documents: int
@@ -45,15 +45,15 @@ def write_queries(
     file: Path,
     progress: Callable[[int, int, int], None] = lambda *_: None,
 ) -> Written:
-    """Have ``count`` queries written for each document that has none in ``file`` yet, which is appended to.
+    """Have ``count`` queries written for each document that has none in ``file`` yet, and append them to it.
 
     Args:
-        documents: with ids of their own.
+        documents: documents with different ids.
         writer: a chat model.
-        prompt: how it is asked.
+        prompt: the prompt for each document.
         count: queries of a document.
-        file: JSONL, a line a document. A line counts for a document of the same id and text, and the same writer,
-            prompt and count; damaged lines do not.
+        file: JSONL, a line for each document. A line is used for a document of the same id and text, with the same
+            writer, prompt and count; damaged lines are ignored.
         progress: called with the documents done, and the tokens read and written, since the last call.
 
     Raises:
@@ -61,39 +61,39 @@ def write_queries(
     """
     settings = json.dumps([writer.settings, prompt.turns, count])
     keys = [hash_texts([settings, "\n", document.text])[:32] for document in documents]
-    have = _read(file)
-    todo = [row for row, document in enumerate(documents) if (document.id, keys[row]) not in have]
+    written = _read(file)
+    todo = [row for row, document in enumerate(documents) if (document.id, keys[row]) not in written]
     progress(len(documents) - len(todo), 0, 0)
     started, tokens_in, tokens_out = time.monotonic(), 0, 0
     for rows in (todo[start : start + BATCH] for start in range(0, len(todo), BATCH)):
-        asked = [prompt.messages(documents[row].text, count) for row in rows]
-        replies = writer.reply(asked, TOKENS_A_QUERY * count)
+        conversations = [prompt.messages(documents[row].text, count) for row in rows]
+        replies = writer.reply(conversations, TOKENS_A_QUERY * count)
         lines = []
         for row, reply in zip(rows, replies, strict=True):
             queries = read_reply(reply.text, count)
-            have[documents[row].id, keys[row]] = queries
+            written[documents[row].id, keys[row]] = queries
             costs = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
             lines.append(json.dumps({"id": documents[row].id, "key": keys[row], "queries": queries} | costs) + "\n")
         _append(file, "".join(lines))
-        read, written = sum(reply.tokens_in for reply in replies), sum(reply.tokens_out for reply in replies)
-        tokens_in, tokens_out = tokens_in + read, tokens_out + written
-        progress(len(rows), read, written)
-    queries_of = [have[document.id, key] for document, key in zip(documents, keys, strict=True)]
+        batch_in, batch_out = sum(reply.tokens_in for reply in replies), sum(reply.tokens_out for reply in replies)
+        tokens_in, tokens_out = tokens_in + batch_in, tokens_out + batch_out
+        progress(len(rows), batch_in, batch_out)
+    queries_of = [written[document.id, key] for document, key in zip(documents, keys, strict=True)]
     return Written(queries_of, len(todo), tokens_in, tokens_out, time.monotonic() - started)
 
 
 def _read(file: Path) -> dict[tuple[str, str], list[str]]:
     """Queries by id and key; lines that a crash has cut off are left out."""
-    have: dict[tuple[str, str], list[str]] = {}
+    written: dict[tuple[str, str], list[str]] = {}
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         with suppress(ValueError, LookupError, TypeError):
             record = json.loads(line)
-            have[str(record["id"]), str(record["key"])] = [str(query) for query in record["queries"]]
-    return have
+            written[str(record["id"]), str(record["key"])] = [str(query) for query in record["queries"]]
+    return written
 
 
 def _append(file: Path, lines: str) -> None:
-    """Append lines and wait until they are on the disk; a line that is cut off there is ended first."""
+    """Append lines and flush them to the disk; if the file ends in an incomplete line, begin a new one."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a+b") as stream:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from functools import cached_property
 from http.client import HTTPException
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import torch
@@ -23,22 +23,22 @@ from anchorembed.model.embedder import find_metadata
 from anchorembed.model.load import load_model, quiet
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts
-from anchorembed.system.keys import key_of
+from anchorembed.system.keys import NoRedirect, json_headers, key_of
 
 KEY_VARIABLE = "ANCHOREMBED_WRITER_KEY"
-TOKENS_A_QUERY = 32  # that a reply may have
+TOKENS_A_QUERY = 32  # limit of a reply, for each query
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 8  # requests
 _LARGEST_REPLY = 1 << 22  # bytes
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
+_TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
 _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model wrote, and the tokens it read and wrote; 0 where an endpoint does not say."""
+    """A model's reply, and the tokens it read and wrote; 0 if an endpoint does not say."""
 
     text: str
     tokens_in: int
@@ -50,23 +50,23 @@ class Writer(Protocol):
 
     @property
     def settings(self) -> str:
-        """What decides its replies, as text."""
+        """Name and settings that decide its replies, as text."""
 
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
         """Continue conversations, each by at most so many tokens."""
 
 
-# --- Here ------------------------------------------------------------------------------------------------------------
+# --- A model in this process -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelWriter:
-    """A causal language model in this process, loaded when it first writes; greedy at temperature 0.
+    """A causal language model in this process, loaded at the first reply; greedy at temperature 0.
 
-    Without a chat template the turns' texts follow each other.
+    Without a chat template the turns' texts are joined.
 
     Raises:
-        InputError: if it was trained here as an embedder, and has no chat template any more.
+        InputError: if the model was trained as an embedder, and so writes no text.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ModelWriter:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """It pads on the left."""
+        """The model's tokenizer, which pads on the left."""
         return self._loaded[1]
 
     @property
@@ -103,7 +103,7 @@ class ModelWriter:
 
     @torch.inference_mode()
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
-        """Continue all at once; the same conversations give the same replies."""
+        """Continue all conversations in one batch; the same conversations give the same replies."""
         model: Any = self._loaded[0]
         texts = [self._rendered(messages) for messages in conversations]
         chat = bool(self.tokenizer.chat_template)
@@ -141,7 +141,7 @@ class ModelWriter:
             ) from error
 
     def _without_specials(self, text: str) -> str:
-        """A text in which no name of a special token is one."""
+        """A text in which names of special tokens are broken by a space, so that they are text."""
         for token in self.tokenizer.all_special_tokens:
             if len(token) > 2:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -150,33 +150,24 @@ class ModelWriter:
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of tokens that end a reply."""
-    given: Any = getattr(model.generation_config, "eos_token_id", None)
-    ids = given if isinstance(given, list) else [given]
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
 
 
 def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens before the first that is an end."""
-    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
+    """Tokens before the first end token."""
+    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 # --- An endpoint -----------------------------------------------------------------------------------------------------
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: it would carry the key to another host."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
-        """Follow nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class EndpointWriter:
-    """A model behind ``URL/chat/completions``; requests that fail for the moment are repeated, so many times.
+    """A model behind ``URL/chat/completions``; each request is tried up to ``tries`` times if it fails temporarily.
 
-    The key is read from the environment variable ``ANCHOREMBED_WRITER_KEY``, and is in no message and no file.
+    The key is read from the environment variable ``ANCHOREMBED_WRITER_KEY``, and never shown or written.
     """
 
     url: str
@@ -196,7 +187,7 @@ class EndpointWriter:
         if parts.scheme == "http" and not is_local and key_of(KEY_VARIABLE):
             _log.warning("--writer: %s has no encryption, and the key is sent over it. Use https.", self.url)
         proxies = [urllib.request.ProxyHandler({})] if is_local else []
-        object.__setattr__(self, "_opener", urllib.request.build_opener(_NoRedirect, *proxies))
+        object.__setattr__(self, "_opener", urllib.request.build_opener(NoRedirect, *proxies))
 
     @property
     def settings(self) -> str:
@@ -204,10 +195,10 @@ class EndpointWriter:
         return f"endpoint {self.model} {self.temperature} {self.seed}"
 
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
-        """Ask for all, some at once.
+        """Send a request for each conversation, eight at a time.
 
         Raises:
-            InputError: if the endpoint refuses, keeps failing, or answers something else than a chat completion.
+            InputError: if the endpoint refuses, keeps failing, or its answer is not a chat completion.
         """
         with ThreadPoolExecutor(_AT_ONCE, "writer") as pool:
             return list(pool.map(lambda messages: self._ask(messages, most_tokens), conversations))
@@ -230,10 +221,7 @@ class EndpointWriter:
         return path if path.endswith("/chat/completions") else f"{path}/chat/completions"
 
     def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if key := key_of(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self._address, body, headers)  # noqa: S310 - the scheme is checked above
+        request = urllib.request.Request(self._address, body, json_headers(KEY_VARIABLE))  # noqa: S310 - checked above
         pause, fault = self.pause, ""
         for number in range(self.tries):
             if number:
@@ -245,7 +233,7 @@ class EndpointWriter:
             except urllib.error.HTTPError as error:
                 said = error.read(500).decode(errors="replace").strip()
                 fault = f"HTTP {error.code} {' '.join(said.split())[:200]}"
-                if error.code not in _PASSING:
+                if error.code not in _TEMPORARY:
                     raise InputError(f"--writer: {self._address}: {fault}. {_cure(error.code)}") from error
                 pause = min(_LONGEST_PAUSE, max(2 * pause, _asked_pause(error.headers)))
             except (OSError, HTTPException) as error:  # no connection, a timeout, a connection that breaks

@@ -22,8 +22,8 @@ from anchorembed.data.formats import (
 )
 from anchorembed.errors import InputError
 
-ID_NAMES = ("_id", "id", "doc_id")  # of which the first that a row has is read
-_TEXT_NAMES = ("title", "text", "metadata")  # BEIR's corpora have metadata, which is no text
+ID_NAMES = ("_id", "id", "doc_id")  # the first of these that a row has is its id
+_TEXT_NAMES = ("title", "text", "metadata")  # BEIR's corpora have metadata, which is ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
 
 
 def _id_name(names: Collection[str]) -> str:
-    """The column of ids among those of a row, or an empty string."""
+    """The name of a row's id column, or an empty string."""
     return next((name for name in ID_NAMES if name in names), "")
 
 

@@ -1,7 +1,6 @@
-"""Rows of data sets that `datasets` loads: on the Hugging Face hub, or in a folder like those there.
+"""Rows of data sets that the package `datasets` loads: from the Hugging Face hub, or from a local folder of files.
 
-Rows are streamed: nothing but what is asked for is held in memory, and nothing is kept on the disk. No code that comes
-with a data set is run.
+Rows are streamed: few are in memory at once, and none are stored on disk. Code in a data set's repository is never run.
 """
 
 import logging
@@ -14,7 +13,16 @@ from typing import Any
 
 import pyarrow
 
-from anchorembed.data.formats import Columns, Rows, arrow_rows, checked_header, listed, split_of_pairs
+from anchorembed.data.formats import (
+    TABLES,
+    Columns,
+    Rows,
+    arrow_rows,
+    checked_header,
+    listed,
+    split_of_pairs,
+    suffix_of,
+)
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
 
@@ -25,8 +33,9 @@ _ADDRESS = re.compile(
     rf"hf://(?P<name>{_NAME}/{_NAME})(:(?P<config>[^@#:/]+))?(@(?P<split>[\w.-]+))?(#(?P<revision>[\w./-]+))?", re.ASCII
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
+_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
 _ROWS_AT_ONCE = 1024
-_MESSAGE_CHARACTERS = 400  # of datasets' own
+_MESSAGE_CHARACTERS = 400  # of an error of datasets
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ def located(address: str | Path) -> HubDataset | Path:
 
 
 def pinned(dataset: HubDataset) -> HubDataset:
-    """The data set at the commit that its revision means now, or meant when the hub was last reached.
+    """The data set at the commit that its revision names now, or named when the hub was last reached.
 
     Raises:
         InputError: if there is no such data set or revision, or the hub was never reached.
@@ -66,7 +75,7 @@ def pinned(dataset: HubDataset) -> HubDataset:
     return replace(dataset, revision=_commit(dataset.name, dataset.revision))
 
 
-@cache  # what a process reads is one version
+@cache  # a process reads one version of a data set
 def _commit(name: str, revision: str) -> str:
     if _COMMIT.fullmatch(revision):
         return revision
@@ -96,10 +105,10 @@ def _commit(name: str, revision: str) -> str:
 
 
 def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
-    """Stream the rows of a split, which count from 1; without one it is that of `split_of_pairs`.
+    """Stream the rows of a split, which count from 1; by default of the split that `split_of_pairs` chooses.
 
     Raises:
-        InputError: for what is not there, naming what is, and for what cannot be read.
+        InputError: if there is no such data set, configuration or split, or a row cannot be read.
     """
     if Path(dataset.name).exists():
         raise InputError(f"{dataset}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
@@ -108,10 +117,43 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
     return _rows(str(dataset), columns, where, source.split)
 
 
-def folder_rows(folder: Path, columns: Columns, suffix: str) -> Rows:
-    """Stream the rows of a folder of files of a kind, as of a data set on the hub; of CSV only empty cells are null."""
-    nulls = {"keep_default_na": False, "na_values": [""]} if suffix in (".csv", ".tsv") else {}
+def folder_rows(folder: Path, columns: Columns) -> Rows | None:
+    """Stream the rows of a folder of files of one format; in CSV only empty cells are null.
+
+    Returns:
+        The rows; None if the folder has no file of a known format.
+
+    Raises:
+        InputError: if formats differ, only some files are named by a split, or a file cannot be read.
+    """
+    files = list(_visible_files(folder))
+    suffixes = sorted({suffix_of(file) for file in files} & {*TABLES})
+    if not suffixes:
+        return None
+    if len(suffixes) > 1:  # datasets would read one kind and ignore the others
+        raise InputError(
+            f"{folder}: it holds {' and '.join(suffixes)} files. Give a folder of one kind, or name each file."
+        )
+    _check_splits_named(folder, [file for file in files if suffix_of(file) == suffixes[0]])
+    nulls = {"keep_default_na": False, "na_values": [""]} if suffixes[0] in (".csv", ".tsv") else {}
     return _rows(str(folder), columns, {"path": str(folder)} | nulls)
+
+
+def _check_splits_named(folder: Path, files: list[Path]) -> None:
+    """Refuse a folder where some file names have a split and others none: datasets would ignore the others."""
+    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
+    if unnamed and len(unnamed) < len(files):
+        raise InputError(
+            f"{folder}: the name of {unnamed[0]} has no split, other names there have one. Rename it, such as to "
+            f"train-{unnamed[0]}, or name each file."
+        )
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, except hidden ones."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
+            yield file
 
 
 def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "") -> Rows:
@@ -130,7 +172,7 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
 
 
 def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set, of which nothing is read yet, by name."""
+    """The splits of a data set by name, opened but not read."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
     try:
@@ -142,11 +184,11 @@ def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
 
 
 def _selected(location: str, tables: Iterator[pyarrow.Table], columns: Columns) -> Iterator[pyarrow.Table]:
-    """The columns to read of each table; where nothing declares them, later tables can have others."""
+    """Each table with only the columns to read; a data set that declares no columns may change them between tables."""
     for table in tables:
         yield table.select(checked_header(location, table.column_names, columns))
 
 
 def _words(error: Exception) -> str:
-    """All of an error's message, which may list the names there, as one line."""
+    """The whole message of an error as one line: it may list the names that exist."""
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or first_line(error)

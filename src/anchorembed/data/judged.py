@@ -1,7 +1,7 @@
 """Tests other than retrieval, from JSONL, CSV, TSV or Parquet files (each text format also gzipped), read whole.
 
-The columns of a file say what it tests: ``query, positive, negative`` lists to rerank; ``sentence1, sentence2`` with a
-``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text`` with a ``label`` or ``category``. Lists
+The columns of a file decide its kind: ``query, positive, negative`` with lists to rerank; ``sentence1, sentence2`` with
+a ``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text`` with a ``label`` or ``category``. Lists
 in CSV are JSON. Quotes in TSV have no meaning, as in published test sets.
 """
 
@@ -60,7 +60,7 @@ TestRow = Candidates | SentencePair | LabelledText
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
-    """The rows of a test file; ``kind`` is what they test, as mteb calls it."""
+    """The rows of a test file; ``kind`` is the type of task, by mteb's name."""
 
     name: str
     kind: str
@@ -113,7 +113,7 @@ def test_files(path: Path) -> list[Path]:
 
 
 def stem(path: Path) -> str:
-    """A file's name without its suffix and that of compression."""
+    """A file's name without its suffixes."""
     return Path(path.name.removesuffix(".gz")).stem
 
 
@@ -132,7 +132,7 @@ def _used(kind: str, names: list[str]) -> set[str]:
 
 
 def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
-    """What rows with these columns test, and the function that reads one."""
+    """The kind of test that rows with these columns are for, and the function that reads a row."""
     columns = set(names)
     if {"query", "positive", "negative"} <= columns:
         return "Reranking", _candidates

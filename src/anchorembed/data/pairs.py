@@ -12,7 +12,6 @@ from pathlib import Path
 from anchorembed.data.beir import judged_pair_rows, splits
 from anchorembed.data.formats import (
     FORMATS,
-    TABLES,
     BadRow,
     ColumnNames,
     Columns,
@@ -26,7 +25,6 @@ from anchorembed.data.formats import (
     not_empty,
     required_text,
     split_of_pairs,
-    suffix_of,
     table_rows,
 )
 from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
@@ -39,7 +37,6 @@ NEGATIVE_NAMES = ("negative", "negatives", "neg")
 LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
-_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
 _LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
@@ -75,7 +72,7 @@ def read_pairs(
 
     Args:
         path: of the file or folder, or ``hf://owner/name[:config][@split][#revision]``.
-        source: name of the source, for the pairs to keep.
+        source: name of the source, kept in each pair.
         skip_bad: drop bad rows rather than raise.
         on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
         on_unused: gets the names of columns that are not used, after the last row; without it they are logged.
@@ -94,8 +91,8 @@ def read_pairs(
 
     def no_pair() -> str:
         message = f"{numbered_file}: no usable pair. Give at least one query with its positive."
-        there = f" Columns there: {columns.seen}." if columns.seen and first_fault else ""
-        return " ".join([message + there, *(first_fault if there else ())])
+        known_columns = f" Columns there: {columns.seen}." if columns.seen and first_fault else ""
+        return " ".join([message + known_columns, *(first_fault if known_columns else ())])
 
     pairs = checked(
         numbered_file,
@@ -110,13 +107,13 @@ def read_pairs(
 
 
 def content_of(path: str | Path) -> str:
-    """What decides the pairs that `read_pairs` reads: a content hash, or an address on the hub with its commit.
+    """The identity of the pairs that `read_pairs` reads: a content hash, or an address on the hub with its commit.
 
     Raises:
         InputError: if there is no such file, folder or data set.
     """
-    place = located(path)
-    return str(pinned(place)) if isinstance(place, HubDataset) else hash_content(place)
+    location = located(path)
+    return str(pinned(location)) if isinstance(location, HubDataset) else hash_content(location)
 
 
 def folded(text: str) -> str:
@@ -134,15 +131,15 @@ def _pairs(row: Row, source: str, line: int) -> list[TextPair]:
     scores = _scores(row, len(positives), len(negatives))
     for key in LABEL_NAMES:
         _check_label(row.get(key), key)
-    asked = required_text(row, query)
+    query_text = required_text(row, query)
     return [
-        TextPair(asked, text, negatives, source, line, scores and (scores[number], *scores[len(positives) :]))
+        TextPair(query_text, text, negatives, source, line, scores and (scores[number], *scores[len(positives) :]))
         for number, text in enumerate(positives)
     ]
 
 
 def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
-    """Names of the query and the positive column, and of those of negatives in their order, among those of a row."""
+    """Names of a row's query column, positive column, and columns of negatives, in order."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
         raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES[:2], columns)
@@ -161,6 +158,7 @@ def _is_nullable(name: str) -> bool:
 
 
 def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
+    """The one of the names that is a column, or None; raises BadRow if there are two."""
     given = [name for name in names if name in columns]
     if len(given) > 1:
         raise BadRow(f'both "{given[0]}" and "{given[1]}" are given', " Keep one of them.")
@@ -189,7 +187,7 @@ def _negatives(value: object, key: str) -> tuple[str, ...]:
 
 
 def _check_label(value: object, key: str) -> None:
-    """Refuse a pair that is labelled as anything but a positive: 1, true, or no label; a list holds scores."""
+    """Refuse a pair whose label is not 1, true or missing; a list is of scores, not a label."""
     if value is None or isinstance(_listed(value, key), list):
         return
     try:
@@ -208,9 +206,9 @@ def _listed(value: object, key: str) -> object:
 
 
 def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
-    """The given scores of a row, of each positive and then of each negative; a label may be such a list.
+    """A row's scores of each positive and then of each negative, also from a label column that holds lists.
 
-    No column, null or an empty cell means no scores.
+    Empty if there is no such column, or its cell is null or empty.
     """
     labels = [key for key in LABEL_NAMES if isinstance(_listed(row.get(key), key), list)]
     given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if _listed(row.get(key), key) is not None]
@@ -237,7 +235,7 @@ def _numbers(value: object, key: str, texts: int) -> list[float]:
 
 
 def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDataset | Path, Rows]:
-    """Choose the reader by suffix or by what a folder holds; returns what the numbers of rows are of, and rows."""
+    """Choose the reader by suffix or by a folder's files; returns the path that row numbers refer to, and the rows."""
 
     def in_header(names: list[str]) -> list[str]:
         columns.add(names)
@@ -260,29 +258,7 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
-    kinds = sorted({suffix_of(file) for file in _seen_files(folder)} & {*TABLES})
-    if len(kinds) > 1:  # of which datasets would read one and leave out the others
-        raise InputError(
-            f"{folder}: it holds {' and '.join(kinds)} files. Give a folder of one kind, or name each file."
-        )
-    if kinds:
-        _check_splits_named(folder, [file for file in _seen_files(folder) if suffix_of(file) == kinds[0]])
-        return folder, folder_rows(folder, in_header, kinds[0])
-    raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
-
-
-def _check_splits_named(folder: Path, files: list[Path]) -> None:
-    """Refuse files of which some are named by a split and others not: datasets would leave those out."""
-    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
-    if unnamed and len(unnamed) < len(files):
-        raise InputError(
-            f"{folder}: {unnamed[0]} is named by no split, other files there are. Rename it, such as to "
-            f"train-{unnamed[0]}, or name each file."
-        )
-
-
-def _seen_files(folder: Path) -> Iterator[Path]:
-    """Files in a folder and those within it, but those that are hidden."""
-    for file in folder.rglob("*"):
-        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
-            yield file
+    rows = folder_rows(folder, in_header)
+    if rows is None:
+        raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
+    return folder, rows

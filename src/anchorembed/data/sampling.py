@@ -17,8 +17,7 @@ Indices = NDArray[np.int64]
 class Split:
     """Global indices of pairs to train on and of pairs held out.
 
-    They share no query and no positive, also not a query of one as the positive of the other; hard negatives may be
-    shared.
+    No text is a query or positive in both parts; hard negatives may be in both.
     """
 
     train: Indices
@@ -26,7 +25,7 @@ class Split:
 
 
 def split(store: PairStore, held_out: int, seed: int) -> Split:
-    """Hold out ``held_out`` pairs, at most a tenth of all; pairs that share a text with those are in neither part.
+    """Hold out ``held_out`` pairs, at most a tenth of all; other pairs with a query or positive of theirs are left out.
 
     Raises:
         InputError: if fewer than two pairs are left to train on.
@@ -65,7 +64,7 @@ def batches(
 
 
 def first_epoch(store: PairStore, train: Indices, size: int, seed: int, source: int) -> Iterator[list[int]]:
-    """Yield the steps of one source's pairs in the first epoch, as global indices, each laid out when asked for."""
+    """Yield the steps of one source's pairs in the first epoch, as global indices, computed one by one."""
     return _source_epoch(store, train, size, [seed, 0, source])
 
 
@@ -104,7 +103,7 @@ def _members(store: PairStore, train: Indices, source: int) -> Indices:
 def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> Iterator[list[int]]:
     """Steps of one source's pairs, in an order drawn from ``key``, whose last number is the source.
 
-    They are full, or shorter where a source is too small or repetitive to fill any.
+    All steps are full; if no step can be filled, the shorter ones are yielded.
     """
     order = np.random.default_rng(key).permutation(_members(store, train, key[-1]))
     is_full, shorter = False, list[list[int]]()

@@ -107,7 +107,7 @@ class PairStore:
 
 
 def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = False) -> PairStore:
-    """Open the sources, converting those whose content is not in ``cache`` yet.
+    """Open the sources; a source that is not in ``cache``, by its content hash, is converted first.
 
     Raises:
         InputError: if a source is missing, has a bad line (unless ``skip_bad``), or no usable pair.
@@ -124,7 +124,7 @@ def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = F
 
 
 def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
-    """Return the folder of a source's pairs and notes on what is not used of it, made if it is not there."""
+    """Return the folder with a source's pairs and notes on unused lines and columns; make it if it does not exist."""
     target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
     if not target.exists():
         dropped, unused = _Dropped(), list[str]()
@@ -140,7 +140,7 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 
 
 class _Dropped:
-    """Dropped lines, counted by reason: what is wrong with them, whatever numbers it names."""
+    """Dropped lines, counted by reason; faults that differ only in numbers are one reason."""
 
     def __init__(self) -> None:
         self._first_lines: dict[str, str] = {}
@@ -154,7 +154,7 @@ class _Dropped:
         self._counts[reason] += 1
 
     def counts(self) -> dict[str, int]:
-        """How many lines, by reason, which names the first of them."""
+        """Number of lines by reason; each reason names its first line."""
         return {f"{reason} First on line {self._first_lines[reason]}.": count for reason, count in self._counts.items()}
 
 
@@ -203,7 +203,7 @@ class StoredDocuments:
 
 
 def open_corpus(path: Path, cache: Path) -> StoredDocuments:
-    """A BEIR corpus, memory-mapped from ``cache``, converted if its content is not there yet.
+    """A BEIR corpus, memory-mapped from ``cache``; if it is not there, by its content hash, it is converted first.
 
     Raises:
         InputError: as `read_corpus` does.

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same queries: better, worse, or cannot be told, and by how much."""
+"""Whether one model is better than another on the same queries, with interval and p."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Word = Literal["better", "worse", "cannot be told"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The mean of one model's scores less another's, its interval, and the p of a paired test that there is none."""
+    """The mean difference of two models' scores, its interval, and the p of a paired test against no difference."""
 
     value: float
     low: float
@@ -36,9 +36,9 @@ class Difference:
 
 
 def difference(scores: Mapping[str, float], others: Mapping[str, float]) -> Difference:
-    """Compare two models' scores of the same items, such as queries; ValueError where the items differ or are none."""
-    first, second = ({item: [score] for item, score in of.items()} for of in (scores, others))
-    first_1Q, second_1Q = (np.array([[of[item] for item in sorted(scores)]]) for of in (scores, others))
-    p = sign_flip_p(first, second)
-    low, high = paired_interval(first_1Q, second_1Q, level=LEVEL)
-    return Difference(float(first_1Q.mean() - second_1Q.mean()), low, high, p)
+    """Compare two models' scores of the same items, such as queries; raises ValueError if the items differ."""
+    ours, theirs = ({item: [score] for item, score in by_item.items()} for by_item in (scores, others))
+    p = sign_flip_p(ours, theirs)
+    scores_1Q, others_1Q = (np.array([[by_item[item] for item in sorted(scores)]]) for by_item in (scores, others))
+    low, high = paired_interval(scores_1Q, others_1Q, level=LEVEL)
+    return Difference(float(scores_1Q.mean() - others_1Q.mean()), low, high, p)

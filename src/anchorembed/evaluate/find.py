@@ -14,17 +14,17 @@ from anchorembed.search.vector_cache import VectorCache
 
 
 def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -> list[Task]:
-    """Return the tasks that ``names`` mean, in order.
+    """Return the tasks of these names, in order.
 
     Args:
         names: BEIR folders, test files, folders of test files, or names of mteb's tasks and benchmarks. In a folder
-            of files those named ``*_test`` count if there are any; a classification's training texts are in the file
-            named ``*_train`` beside it.
+            of files only those named ``*_test`` are tasks, if there are any; a classification's training texts are in
+            the file named ``*_train`` beside it.
         split: which qrels of a BEIR folder.
-        quick: a fixed part of each: at most 1,000 documents, or 500 test items; the name says so.
+        quick: a fixed part of each: at most 1,000 documents, or 500 test items; the task's name then ends in -quick.
 
     Raises:
-        InputError: if a name means nothing, two tasks share a name, or mteb is needed and not installed.
+        InputError: if a name is unknown, two tasks share a name, or mteb is needed and not installed.
     """
     tasks = [task for name in names for task in _find(name, split, quick)]
     seen: set[str] = set()
@@ -60,12 +60,12 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], dict[str, float]]:
 
 
 def score_on(tasks: Sequence[Task], embedder: Embedder) -> list[TaskScore]:
-    """Each task's score, of which nothing is kept."""
+    """Each task's score; no file is kept."""
     with tempfile.TemporaryDirectory() as folder:
         return list(run_tasks(TaskEmbedder(VectorCache(embedder, Path(folder)), "training", {}), tasks))
 
 
 def score_by_words(tasks: Sequence[Task], by_words: Callable[[Sequence[str]], Scorer]) -> dict[str, Items]:
-    """nDCG@10 of each query, by task, where a ``Scorer`` such as BM25 ranks; of local retrieval tasks alone."""
+    """nDCG@10 of each query, by task, ranked by a ``Scorer`` such as BM25; for local retrieval tasks only."""
     searched = {task.name: task.collection for task in tasks if isinstance(task, LocalTask) and task.collection}
     return {name: search_by_scores(collection, by_words) for name, collection in searched.items()}

@@ -1,6 +1,6 @@
-"""Pairs as a small retrieval test: each query is searched for among the positives of all of them.
+"""Pairs as a small retrieval test: each query is searched among the positives of all pairs.
 
-It needs no package of an extra, so every training can end with it.
+It needs no extra, so every training can end with it.
 
 Axes: Q queries, D documents, H hidden size.
 """
@@ -17,7 +17,7 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts
 
 Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
-Asked = tuple[str | None, bool]  # an instruction, or None for the model's own prompt; whether documents get it, too
+Instruction = tuple[str | None, bool]  # put before queries, None for the model's prompt; whether before documents, too
 METRIC = "nDCG@10"
 
 _DEPTH = 10
@@ -25,8 +25,8 @@ _SCORES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPair:
-    """A pair, the task put before its query, or None for the model's own prompt, and whether documents get it, too."""
+class InstructedPair:
+    """A pair with the instruction of its query (None: the model's prompt), if ``symmetric`` of its documents, too."""
 
     pair: TextPair
     instruction: str | None = None
@@ -35,26 +35,27 @@ class AskedPair:
 
 @dataclass(frozen=True, slots=True)
 class PairSearch:
-    """A retrieval test: texts with what is asked of their prompts, and the rows of each query's documents."""
+    """A retrieval test: texts, each with its instruction, and the rows of each query's relevant documents."""
 
-    queries: list[tuple[Asked, str]]
-    documents: list[tuple[Asked, str]]
+    queries: list[tuple[Instruction, str]]
+    documents: list[tuple[Instruction, str]]
     relevant: list[set[int]]
 
     @property
     def digest(self) -> str:
-        """Hash of all it holds."""
+        """Hash of all texts, instructions and rows."""
         return hash_texts([json.dumps([self.queries, self.documents, [sorted(rows) for rows in self.relevant]])])
 
 
-def pair_search(pairs: Iterable[AskedPair]) -> PairSearch:
-    """The test of some pairs: each text is in it once, and a query's documents are the positives of all its pairs."""
-    queries: dict[tuple[Asked, str], set[int]] = {}
-    documents: dict[tuple[Asked, str], int] = {}
-    for each in pairs:
-        asked = each.instruction, each.symmetric
-        row = documents.setdefault((asked if each.symmetric else (None, False), each.pair.positive), len(documents))
-        queries.setdefault((asked, each.pair.query), set()).add(row)
+def pair_search(pairs: Iterable[InstructedPair]) -> PairSearch:
+    """The test of some pairs: each text occurs once, and a query's documents are the positives of all its pairs."""
+    queries: dict[tuple[Instruction, str], set[int]] = {}
+    documents: dict[tuple[Instruction, str], int] = {}
+    for instructed in pairs:
+        instruction, pair = (instructed.instruction, instructed.symmetric), instructed.pair
+        of_document = instruction if instructed.symmetric else (None, False)
+        row = documents.setdefault((of_document, pair.positive), len(documents))
+        queries.setdefault((instruction, pair.query), set()).add(row)
     return PairSearch(list(queries), list(documents), list(queries.values()))
 
 
@@ -78,7 +79,7 @@ def _ndcg(test: PairSearch, score: Callable[[slice], Floats]) -> list[float]:
 
 
 def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
-    """nDCG@10 of one query; a wrong document ranks above a right one of the same score, and -inf is not found."""
+    """nDCG@10 of one query; of equal scores, wrong documents rank first; a score of -inf counts as not found."""
     is_right_D = np.isin(np.arange(len(scores_D)), list(relevant))
     best = np.lexsort((is_right_D, -scores_D))[:_DEPTH]
     gains = is_right_D[best] & (scores_D[best] > -np.inf)
@@ -86,12 +87,12 @@ def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
     return float((gains * discounts[: len(best)]).sum() / discounts[: len(relevant)].sum())
 
 
-def _embedded(embedder: Embedder, texts: Sequence[tuple[Asked, str]], side: Side) -> Floats:
+def _embedded(embedder: Embedder, texts: Sequence[tuple[Instruction, str]], side: Side) -> Floats:
     """Unit vectors [N, H] of texts, each with the prompt that training puts before it."""
     vectors_NH = np.empty((len(texts), embedder.dimension), np.float32)
-    for asked in dict.fromkeys(asked for asked, _ in texts):
-        prompts = embedder.metadata.prompts.of_pairs(*asked)
+    for instruction in dict.fromkeys(instruction for instruction, _ in texts):
+        prompts = embedder.metadata.prompts.of_pairs(*instruction)
         prompt = prompts.query if side == "query" else prompts.document
-        rows = [row for row, text in enumerate(texts) if text[0] == asked]
+        rows = [row for row, text in enumerate(texts) if text[0] == instruction]
         vectors_NH[rows] = embedder.encode([prompt + texts[row][1] for row in rows], side, "", normalize=True)
     return vectors_NH

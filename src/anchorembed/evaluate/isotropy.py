@@ -1,4 +1,4 @@
-"""How evenly vectors fill their space.
+"""Isotropy: how evenly vectors fill their space.
 
 Axes: N pairs, H hidden size.
 """
@@ -16,7 +16,7 @@ _COSINES_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Isotropy:
-    """How embeddings are spread; the first two and ``uniformity`` are over documents.
+    """How embeddings are spread; all figures but ``alignment`` are over documents.
 
     ``mean_cosine`` is over all pairs of different texts. ``effective_rank`` is the exponential of the entropy of the
     singular values, divided by their sum, of the unit vectors, not centred (Roy & Vetterli 2007): 1 to min(N, H).

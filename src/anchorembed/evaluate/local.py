@@ -1,4 +1,4 @@
-"""Folders and files as tasks: a BEIR folder is searched; a test file's columns say what it asks.
+"""Folders and files as tasks: a BEIR folder is a retrieval task; a test file's columns decide its kind.
 
 A local task never uses the network. Its revision is a hash of its rows, so results of changed data are not mixed.
 """
@@ -38,9 +38,9 @@ Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as 
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A task on local data; ``revision`` is a hash of it, ``measure`` a function of `task_types` with its data.
+    """A task on local data; ``revision`` is a hash of the data, ``measure`` a function of `task_types` with its data.
 
-    ``collection`` is what a retrieval task searches.
+    ``collection`` is the collection of a retrieval task.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LocalTask:
     collection: Collection | None = None
 
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
-        """Evaluate, or read the result for the same data and model in the folder ``out``."""
+        """Evaluate, or read the result of the same data and model from the folder ``out``."""
         main, metric = MAIN_METRICS[self.kind]
         scores, items = self._read_result(embedder.result_file(out, self.name)) if out else None, Items()
         if scores is None:
@@ -68,11 +68,11 @@ class LocalTask:
         return TaskScore(self.name, self.kind, metric, value, items, scores, embedder.form)
 
     def _read_result(self, path: Path) -> Scores | None:
-        """The scores in a result file, if it is whole and of the same data."""
+        """The scores in a result file; None if it is missing, damaged or of other data."""
         with suppress(OSError, ValueError, LookupError, TypeError):
             result = json.loads(path.read_text(encoding="utf-8"))
             scores: Scores = result["scores"]
-            is_score = isinstance(scores["test"][0]["main_score"], float | None)  # None is an undefined one
+            is_score = isinstance(scores["test"][0]["main_score"], float | None)  # None is an undefined score
             if is_score and result["dataset_revision"] == self.revision:
                 return scores
         return None
@@ -94,13 +94,13 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
     """The tasks of a BEIR folder, a test file or a folder of test files; the arguments are as in `find.find_tasks`.
 
     Raises:
-        InputError: for what cannot be evaluated.
+        InputError: if a file or folder cannot be evaluated.
     """
     return [_local_task(file, split, quick) for file in _files_to_evaluate(path)]
 
 
 def _files_to_evaluate(path: Path) -> list[Path]:
-    """A BEIR folder or a file alone; of a folder of test files those named ``*_test``, or all but training texts."""
+    """The path itself, or in a folder of test files those named ``*_test``; without such, all but ``*_train``."""
     files = test_files(path)
     if files == [path]:
         return files
@@ -124,7 +124,7 @@ def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
 
 
 def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
-    """Refuse pairs of sentences by whose values no figure is defined, or one that says nothing."""
+    """Refuse pairs of sentences for which the metric is undefined or always the same."""
     if test.kind == "STS" and len(rows) < 2:
         raise InputError(f"{test.name}: 1 pair of sentences, whose rank correlates with nothing. Give at least two.")
     if len({row.value for row in rows}) == 1:
@@ -186,7 +186,7 @@ def _shown_rows(rows: Iterable[object]) -> Iterator[str]:
 
 
 def _shown_collection(collection: Collection) -> Iterator[str]:
-    """A tuple of the documents, the queries and the qrels as ``repr`` shows them, one a line; the tuple is not made."""
+    """The ``repr`` of a tuple of documents, of the queries and of the qrels, one a line, without making the tuple."""
     yield "("
     for number, document in enumerate(collection.documents):
         yield f"{', ' if number else ''}{document!r}"

@@ -1,7 +1,7 @@
-"""Metrics as numbers from numbers: no text and no model here.
+"""Metrics of rankings and similarities, computed from numbers alone.
 
-Rankings are scored by trec_eval's definitions (ir-measures), with chance as the yardstick; similarities by Spearman's
-correlation. Names such as ``ndcg_at_10`` are mteb's.
+Rankings are scored by trec_eval's definitions (ir-measures), and by their expectation under chance; similarities by
+Spearman's correlation. Names such as ``ndcg_at_10`` are mteb's.
 
 Axes: N pairs of values.
 """
@@ -61,7 +61,7 @@ def measure_queries(
         raise InputError("qrels: there are no judged queries. Give at least one judgement.")
     measures = {MTEB_MEASURES[name]: name for name in names}
     values = {name: dict.fromkeys(qrels, 0.0) for name in measures.values()}
-    # ir_measures' providers break ties in opposite ways; scores that count down the order have no ties.
+    # ir_measures' providers break ties in opposite ways. Scores that fall with the rank have no ties.
     untied = {
         query: {document: float(-position) for position, document in enumerate(ordered(scores))}
         for query, scores in rankings.items()
@@ -86,7 +86,7 @@ def chance(collection: Collection) -> dict[str, float]:
 
 
 def _chance(grades: Mapping[str, int], ids: set[str]) -> dict[str, float]:
-    """One query's expectations; a relevant document outside the corpus is wanted but never ranked."""
+    """One query's expectations; a relevant document outside the corpus counts as relevant but is never ranked."""
     wanted = relevant(grades)
     if not wanted:
         return dict.fromkeys(METRICS, 0.0)
@@ -131,12 +131,12 @@ def correlation(rows_2N: Array) -> float:
 
 
 def pseudo_values(first_N: Sequence[float] | Array, second_N: Sequence[float] | Array) -> Array:
-    """What each of N pairs of values contributes to Spearman's correlation, [N]; their mean is the correlation.
+    """The contribution of each of N pairs of values to Spearman's correlation, [N]; the mean is the correlation.
 
     Jackknife pseudo-values (Miller, 1974): N times the correlation less N - 1 times that without the pair, shifted by
     their small bias. They spread as the correlation does, so a bootstrap of their mean gives its interval. (Products of
     standardised ranks have the same mean, but spread too much where the correlation is high.) All are nan if a list is
-    constant, or is so without one of the pairs.
+    constant, or would be without one pair.
     """
     pairs_2N = np.stack([np.asarray(first_N, np.float64), np.asarray(second_N, np.float64)])
     ranks_2N = rankdata(pairs_2N, axis=1)

@@ -1,7 +1,7 @@
 """mteb's tasks and benchmarks by name, evaluated by mteb: the one file that needs it installed.
 
-mteb searches through `ranking.rank`, so ties at the cut are broken as trec_eval breaks them. Beside mteb's metrics
-stand the main metric of each query or item, where their mean is the task's.
+mteb searches through `ranking.rank`, so ties at the cut are broken as trec_eval breaks them. Beside mteb's metrics, a
+score has the main metric of each query or item, if their mean is the task's.
 """
 
 import json
@@ -55,7 +55,7 @@ class MtebTask:
 
     @property
     def name(self) -> str:
-        """Mteb's name for it, with ``-quick`` at its end where it is a part."""
+        """Its name in mteb, which ends in ``-quick`` for a fixed part."""
         return self.task.metadata.name
 
     @property
@@ -77,7 +77,7 @@ class MtebTask:
 
 
 def _write_nulls(path: Path) -> None:
-    """Write a result's undefined scores as null: mteb writes NaN, which is no JSON. mteb then measures it anew."""
+    """Write a result's undefined scores as null: mteb writes NaN, which is not JSON. mteb then measures them again."""
     if path.is_file():
         write_file(path, to_json(json.loads(path.read_text(encoding="utf-8")), indent=2))
 
@@ -86,7 +86,7 @@ def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
     """Return mteb's task of this name, or the tasks of its benchmark of this name.
 
     Raises:
-        InputError: if there is none, or it holds more than texts.
+        InputError: if there is no such task or benchmark, or it has more than texts.
     """
     try:
         tasks = [mteb.get_task(name)]
@@ -113,11 +113,11 @@ def _benchmark(name: str) -> list[AbsTask]:
 
 
 class MtebEncoder:
-    """An embedder by mteb's protocols: an encoder for pairs and classes, a search engine for queries."""
+    """An embedder with mteb's interfaces: an encoder for pairs and classes, a search engine for queries."""
 
     def __init__(self, embedder: TaskEmbedder) -> None:
         self.embedder = embedder
-        self.mteb_model_meta = ModelMeta.create_empty(embedder.description())  # what mteb writes beside the results
+        self.mteb_model_meta = ModelMeta.create_empty(embedder.description())  # mteb writes it beside the results
         self.corpus: StoredDocuments  # from `index`, which mteb calls before any search
 
     def encode(
@@ -130,12 +130,12 @@ class MtebEncoder:
         prompt_type: PromptType | None = None,
         **kwargs: Any,  # noqa: ANN401 - mteb's protocol
     ) -> Floats:
-        """Vectors of texts; an instruction goes before all but documents."""
+        """Vectors of texts: as documents if mteb says so, else as queries."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self._embed(task_metadata, texts, "document" if prompt_type == PromptType.document else "query")
 
     def index(self, corpus: Dataset, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
-        """Take a corpus to search: a dataset of ids, texts and maybe titles."""
+        """Keep a corpus for `search`: a dataset of ids, texts and maybe titles."""
         self.corpus = _documents(corpus)
 
     def search(
@@ -170,7 +170,7 @@ class MtebEncoder:
 
 
 def _query_text(row: Mapping[str, Any]) -> str:
-    """A query as mteb's encoders read it: where each query has an instruction, that follows the text."""
+    """A query as mteb's encoders read it: its text, followed by its own instruction if it has one."""
     return " ".join(filter(None, (str(row["text"]), row.get("instruction"))))
 
 
@@ -181,7 +181,7 @@ def _documents(data: Dataset) -> StoredDocuments:
 def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> TaskScore:
     name, main = task.metadata.name, task.metadata.main_score
     saved = None
-    with suppress(ValueError, TypeError):  # raised for a result file that was cut short, or has an undefined score
+    with suppress(ValueError, TypeError):  # of an incomplete result file, or one with an undefined score
         loaded = cache.load_task_result(name, encoder.mteb_model_meta) if cache else None
         if loaded is not None and math.isfinite(loaded.get_score()):
             saved = loaded
@@ -205,7 +205,7 @@ def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> Task
         items = _items(task, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
     result = results.task_results[0]
     value = math.fsum(items.values()) / len(items) if items else math.nan
-    if not abs(value - result.get_score()) <= _ROUNDING:  # a task with its own rules, such as documents it leaves out
+    if not abs(value - result.get_score()) <= _ROUNDING:  # the task has rules of its own, such as excluded documents
         items, value = {}, result.get_score()
     metric = _SHOWN_METRICS.get(main, main)
     return TaskScore(name, task.metadata.type, metric, value, items, result.scores, encoder.embedder.form)
@@ -213,7 +213,7 @@ def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> Task
 
 @contextmanager
 def _loaded(task: AbsTask) -> Iterator[None]:
-    """Keep a task's data, by which items are scored, in memory: mteb unloads what it loaded."""
+    """Keep a task's data in memory, to score items by it: mteb unloads data that it loaded."""
     loaded_before = task.data_loaded
     if not loaded_before:
         _load(task)
@@ -234,7 +234,7 @@ def _load(task: AbsTask) -> None:
         task.load_data()
     except (OSError, RuntimeError, ValueError, DatasetsError) as error:  # RuntimeError: data that a script makes
         raise InputError(
-            f"{task.metadata.name}: its data cannot be had from the hub ({' '.join(str(error).split())}). Check the "
+            f"{task.metadata.name}: its data cannot be loaded from the hub ({' '.join(str(error).split())}). Check the "
             "network and your access to it, or name a local folder."
         ) from error
 
@@ -252,7 +252,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
-    """Main metric of each query, pair or text, from the predictions mteb saved; none if a task has several subsets."""
+    """Main metric of each query, pair or text, from mteb's saved predictions; empty if a task has several subsets."""
     parts = {
         (hf_subset, hf_split): predictions
         for hf_subset, splits in saved.items()

@@ -11,15 +11,15 @@ QUICK_DOCUMENTS, QUICK_ITEMS = 1000, 500
 
 
 def quick_items(count: int) -> list[int]:
-    """Indices of a fixed choice of `QUICK_ITEMS` of ``count`` items, in their order; of all if there are fewer."""
+    """Indices, ascending, of a fixed choice of `QUICK_ITEMS` of ``count`` items, or of all if there are fewer."""
     return sorted(random.Random(0).sample(range(count), min(count, QUICK_ITEMS)))  # noqa: S311 - a fixed choice
 
 
 def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
     """Return a collection of at most ``documents`` documents that depends only on ids, judgements and ``seed``.
 
-    Queries are taken in an order hashed from their ids, each with all its relevant documents where they still fit;
-    other documents, in a like order, fill the rest. Kept are the queries that have all their relevant documents there.
+    Queries are taken in the order of a hash of their ids, each with all its relevant documents if these still fit.
+    Other documents, in the order of such a hash, fill the rest. Queries with all their relevant documents are kept.
 
     Raises:
         InputError: if there are no such queries.

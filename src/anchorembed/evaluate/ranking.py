@@ -1,7 +1,7 @@
 """Rank documents for queries by cosine.
 
-trec_eval compares scores in single precision, and puts the larger document id first where they are equal. `ordered` is
-that rule. It is used both where a ranking is cut and where it is scored, so no metric depends on the documents' order.
+trec_eval compares scores in single precision, and puts the larger document id first where they are equal. `ordered`
+follows that rule, both to cut a ranking and to score it, so no metric depends on the documents' order.
 
 Axes: Q queries, D documents, H hidden size.
 """
@@ -23,8 +23,8 @@ def rank(
 ) -> Rankings:
     """Return each query's ``top_k`` documents by cosine, best first.
 
-    Rows are scaled to length 1, a block at a time, so vectors may be memory-mapped. A float32 product compares blocks;
-    scores so near the cut that its rounding could misplace them are computed exactly, so equal documents tie exactly.
+    Rows are scaled to length 1, a block at a time, so vectors may be memory-mapped. Blocks are compared by a float32
+    product. Scores of documents that its rounding might misplace are computed again, so equal documents tie exactly.
 
     Raises:
         InputError: if vectors are not finite, or ``top_k`` is below 1.

@@ -1,4 +1,4 @@
-"""Size against quality: a table a task, a row for each format in which vectors are stored."""
+"""Size against quality: a table for each task, with a row for each format of stored vectors."""
 
 import math
 
@@ -6,13 +6,13 @@ from anchorembed.evaluate.tasks import TaskScore
 
 
 def title(score: TaskScore) -> str:
-    """The task and the table's head."""
+    """The task, and the header of its table."""
     head = f"{'dimensions':>10}  {'precision':<9}{'bytes':>8}{'size':>9}{score.metric:>12}{'of full':>9}"
     return f"{score.task}: {score.kind}\n{head}"
 
 
 def row(score: TaskScore, full: TaskScore) -> str:
-    """Bytes of a vector, their share of those of ``full``, the metric, and its share of that of ``full``."""
+    """The row of a score: size of a vector and metric, each also as a share of the full vectors'."""
     form = score.form
     value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
     share = f"{score.value / full.value:.1%}" if full.value > 0 and not math.isnan(score.value) else "-"

@@ -19,7 +19,7 @@ Floats = NDArray[np.floating[Any]]
 Scores = Mapping[str, Sequence[float]]  # by item id, one score per seed
 
 _NUMBERS_PER_BLOCK = 1 << 20
-_TIE = 1e-10  # of the mean absolute difference: flipped means this near the observed one are equal to it
+_TIE = 1e-10  # flipped means within this share of the mean absolute difference equal the observed one
 
 
 def sign_flip_p(scores: Scores, others: Scores, flips: int = 10_000, seed: int = 0) -> float:
@@ -42,7 +42,7 @@ def sign_flip_p(scores: Scores, others: Scores, flips: int = 10_000, seed: int =
 def bootstrap_interval(
     scores_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of an arm's mean score: seeds and items are drawn anew, with replacement.
+    """Percentile bootstrap interval of an arm's mean score: seeds and items are drawn with replacement.
 
     A draw takes the same items for each of its seeds. With one seed only items are drawn. With few seeds the interval
     is too narrow, as any bootstrap of few values is.
@@ -53,11 +53,11 @@ def bootstrap_interval(
 def paired_interval(
     scores_SQ: Floats, others_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of an arm's mean less another's, whose items are the same and in the same order.
+    """Percentile interval of the difference of two arms' means, whose items are the same and in the same order.
 
-    A draw takes the same items for both arms, but seeds for each arm on its own, also where the arms' seeds are the
-    same numbers: training two arms with one seed does not make a pair. With few seeds it is too narrow: see
-    ``seeds_interval``. Raises ValueError if the item counts differ.
+    A draw takes the same items for both arms, but draws seeds for each arm independently, even if the arms' seeds are
+    the same numbers: training two arms with one seed does not make a pair. With few seeds the interval is too narrow:
+    see ``seeds_interval``. Raises ValueError if the item counts differ.
     """
     scores_SQ, others_SQ = _checked(scores_SQ), _checked(others_SQ)
     if scores_SQ.shape[1] != others_SQ.shape[1]:
@@ -69,9 +69,9 @@ def paired_interval(
 def seeds_interval(
     means_S: Sequence[float], others_S: Sequence[float], level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Welch's t interval of the difference of two arms' means over seeds; None with fewer than two seeds of either.
+    """Welch's t interval of the difference of two arms' means over seeds; None if an arm has fewer than two seeds.
 
-    It is about training with other seeds on the same items. Unlike a bootstrap it is not too narrow with few seeds.
+    It covers training with other seeds, on the same items. Unlike a bootstrap it is not too narrow with few seeds.
     """
     if min(len(means_S), len(others_S)) < 2:
         return None
@@ -84,7 +84,7 @@ def seeds_interval(
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
-    """Adjust the p of a family of tests by Holm-Bonferroni: the k-th smallest of m times m - k + 1, never decreasing.
+    """Adjust the p of a family of m tests by Holm-Bonferroni: the k-th smallest times m - k + 1, never decreasing.
 
     Raises ValueError if a p is not between 0 and 1.
     """
@@ -99,7 +99,7 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
 
 
 def _differences(scores: Scores, others: Scores) -> Floats:
-    """Mean of an arm's seeds less that of another's, per item in order of id."""
+    """Difference of two arms' means over seeds, per item in order of id."""
     apart = sorted(scores.keys() ^ others.keys())
     if apart:
         raise ValueError(f"{len(apart)} items are in one arm only, such as {', '.join(apart[:3])}")

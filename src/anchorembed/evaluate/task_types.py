@@ -1,8 +1,8 @@
-"""The types of tasks: which texts each embeds, and which metrics it has. They are mteb's, computed without mteb.
+"""The types of tasks: which texts each embeds, and its metrics, which are mteb's, computed without mteb.
 
 Retrieval and reranking are scored as rankings, similarity by Spearman's correlation of cosines, pairs by average
-precision, classification by logistic regressions on a few texts a label. Beside a task's metrics stand the main metric
-of each query, pair or text, whose mean is the task's, for paired tests.
+precision, classification by logistic regressions on a few texts a label. For paired tests, a task also has the main
+metric of each query, pair or text; their mean is the task's.
 
 Axes: Q queries, D documents, N items, H hidden size.
 """
@@ -41,7 +41,7 @@ from anchorembed.search.vector_cache import Texts
 
 _TEXTS_PER_LABEL, _DRAWS, _SEED = 8, 10, 42  # mteb's
 
-# type of task -> main metric, by mteb's name and as it is shown
+# type of task -> main metric: mteb's name, and the name in tables
 MAIN_METRICS = {
     "Retrieval": ("ndcg_at_10", "nDCG@10"),
     "Reranking": ("map_at_1000", "MAP"),
@@ -56,7 +56,7 @@ Items = dict[str, float]  # id of a query, pair or text -> its main metric
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
-    """A task's metrics by mteb's names; no items where the main metric is not a mean over items."""
+    """A task's metrics by mteb's names; no items if the main metric is not a mean over items."""
 
     values: dict[str, Any]
     items: Items
@@ -64,7 +64,7 @@ class TaskMetrics:
 
 @dataclass(frozen=True, slots=True)
 class StrippedTexts:
-    """The texts of documents without the space around them, read as they are iterated over."""
+    """The texts of documents without leading and trailing white space, read while iterating."""
 
     documents: Documents
 
@@ -95,7 +95,7 @@ def retrieval(collection: Collection, embed: Embed) -> TaskMetrics:
 
 
 def search_by_scores(collection: Collection, by_words: Callable[[Sequence[str]], Scorer]) -> Items:
-    """nDCG@10 of each query whose documents a ``Scorer`` of their texts ranks; what scores -inf is not found."""
+    """nDCG@10 of each query, ranked by a ``Scorer`` of the documents' texts; a score of -inf counts as not found."""
     ids, queries = _ids(collection.documents), [query for query in collection.queries if query.id in collection.qrels]
     score, rankings = by_words(list(StrippedTexts(collection.documents))), Rankings()
     for query in queries:
@@ -112,14 +112,14 @@ def reranking(collection: Collection, embed: Embed) -> TaskMetrics:
 
 
 def ranking_metrics(rankings: Rankings, qrels: Qrels, main: str) -> TaskMetrics:
-    """Measures at mteb's cuts, means over queries; the items are of the measure called ``main``."""
+    """All `MTEB_MEASURES`, averaged over queries; the items are the measure ``main`` of each query."""
     measured = measure_queries(rankings, qrels, MTEB_MEASURES)
     means = {name: math.fsum(by_query.values()) / len(qrels) for name, by_query in measured.items()}
     return TaskMetrics(means, measured[main])
 
 
 def similarity(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetrics:
-    """Correlate the pairs' cosines with their values; the main metric is Spearman's, its items `pseudo_values`."""
+    """Correlate the pairs' cosines with their values; the main metric is Spearman's, the items are `pseudo_values`."""
     cosines_N = 1 - pairwise.paired_cosine_distances(*_embed_pairs(pairs, embed))
     both_2N = np.stack([np.array([pair.value for pair in pairs]), cosines_N.astype(np.float64)])
     values_N = pseudo_values(*both_2N)
@@ -128,7 +128,7 @@ def similarity(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetrics:
 
 
 def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetrics:
-    """Tell alike pairs from others; the main metric is the best average precision of five measures of nearness."""
+    """Classify pairs as alike or not; the main metric is the best average precision of five measures of nearness."""
     first_NH, second_NH = _embed_pairs(pairs, embed)
     nearness = {
         "similarity": paired_cosines(first_NH, second_NH),
@@ -145,7 +145,7 @@ def pair_classification(pairs: Sequence[SentencePair], embed: Embed) -> TaskMetr
 def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], embed: Embed) -> TaskMetrics:
     """Fit a logistic regression on 8 texts a label, 10 times; the main metric is the mean accuracy.
 
-    A text's item is the share of the regressions that label it right.
+    A text's item is the share of regressions that predict its label.
     """
     draws = draw_training_texts([row.label for row in train])
     used = sorted({index for draw in draws for index in draw})
@@ -171,7 +171,7 @@ def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], 
 
 
 def draw_training_texts(labels: Sequence[str]) -> list[list[int]]:
-    """Indices of the texts that each regression is fitted on: mteb's draws, each of which shuffles the last order."""
+    """Indices of the texts that each regression is fitted on, as mteb draws them: each draw shuffles the last order."""
     order, draws = list(range(len(labels))), []
     for _ in range(_DRAWS):
         np.random.RandomState(_SEED).shuffle(order)

@@ -1,4 +1,4 @@
-"""What a task is, and running some: an embedder that puts a task's instruction first, a score for each task."""
+"""Tasks: how they embed texts, each with its instruction, and how they are run and scored."""
 
 import json
 import logging
@@ -26,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """A task's result: its main ``value``, and the value of each of its ``items``, whose mean it is.
+    """A task's result: the ``value`` of its main metric, and the main metric of each of its ``items``.
 
-    ``value`` is nan where it is undefined, as a correlation is if a model finds all pairs equally near; in JSON null.
-    ``items`` is empty where the main metric is not a mean over items (average precision of pairs), or where the result
-    was read from a file. Spearman's items are `metrics.pseudo_values`. ``scores`` has all metrics as mteb's files have
-    them: for each split a list of its subsets' metrics by name. ``form`` is how the vectors compared are stored.
+    ``value`` is nan if undefined, as a correlation is if all pairs are equally near; in JSON it is null. It is the mean
+    of ``items``, which are empty if the main metric is not such a mean (average precision of pairs), or if the result
+    was read from a file. Spearman's items are `metrics.pseudo_values`. ``scores`` has all metrics as in mteb's files:
+    for each split a list of its subsets' metrics by name. ``form`` is the format of the vectors.
     """
 
     task: str
@@ -45,11 +45,11 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True)
 class TaskEmbedder:
-    """An embedder as tasks use it: it puts their instructions first, and embeds nothing twice.
+    """An embedder as tasks use it: with each task's instruction, and with a cache of vectors.
 
-    ``instructions`` are by task name, task type or ``default``, instead of the embedder's. ``smaller`` is how vectors
-    are stored, by default as float32 and whole. ``expect`` is called with the number of texts to embed, ``advance``
-    with the numbers done.
+    ``instructions`` are by task name, task type or ``default``, and replace the embedder's. ``smaller`` is the format
+    of vectors, by default float32 and all dimensions. ``expect`` is called with the number of texts to embed,
+    ``advance`` with the number done since the last call.
     """
 
     vectors: VectorCache
@@ -60,10 +60,9 @@ class TaskEmbedder:
     advance: Callable[[int], None] | None = None
 
     def embed(self, task: str, kind: str, texts: Texts, side: Side) -> Floats:
-        """Vectors [N, D] of texts of a task; its instruction goes before all but documents.
+        """Vectors [N, D] of a task's texts, as they are compared after storage in `form`; documents get no instruction.
 
-        They are what comparing sees once they are stored in this format. Queries that search are not stored: they are
-        as long, and float32.
+        Queries of a search are not stored: they are cut to the same dimensions and stay float32.
         """
         self.expect(len(texts))
         instruction = self._instruction(task, kind) if side == "query" else None
@@ -76,7 +75,7 @@ class TaskEmbedder:
 
     @property
     def form(self) -> VectorFormat:
-        """How vectors are stored."""
+        """The format of stored vectors."""
         return self.smaller or VectorFormat(self.vectors.embedder.dimension)
 
     @property
@@ -84,7 +83,7 @@ class TaskEmbedder:
         return self.form == VectorFormat(self.vectors.embedder.dimension)
 
     def _instruction(self, task: str, kind: str) -> str | None:
-        """The instruction told for a task; None for the model's own prompt."""
+        """The instruction given for a task; None for the model's own prompt."""
         for name in (task, task.removesuffix("-quick"), kind, "default"):
             if name in self.instructions:
                 return self.instructions[name]
@@ -92,16 +91,16 @@ class TaskEmbedder:
 
     @property
     def full_name(self) -> str:
-        """Organisation and name, as mteb has them; letters that a folder's name should not have become ``-``.
+        """Organisation and name, as in mteb; characters that are unsafe in a folder's name become ``-``.
 
-        A name of smaller vectors ends in their format.
+        For smaller vectors the name ends in their format.
         """
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "model"
         return f"anchorembed/{name}" + ("" if self._is_whole else f"-{self.form}")
 
     @property
     def revision(self) -> str:
-        """Hash of all that decides vectors: weights, template, lengths, instructions and how they are stored."""
+        """Hash of all that decides vectors: weights, template, lengths, instructions and format."""
         parts = [self.vectors.embedder.fingerprint]
         parts += [json.dumps(dict(self.instructions), sort_keys=True)] if self.instructions else []
         parts += [] if self._is_whole else [str(self.form)]
@@ -121,7 +120,7 @@ class TaskEmbedder:
         }
 
     def result_file(self, out: Path, task: str) -> Path:
-        """Where a task's result is in the folder ``out``, in mteb's layout."""
+        """Path of a task's result in the folder ``out``, in mteb's layout."""
         return out / "results" / self.full_name.replace("/", "__") / self.revision / f"{task}.json"
 
     def describe(self, out: Path) -> None:
@@ -130,7 +129,7 @@ class TaskEmbedder:
 
 
 class Task(Protocol):
-    """What a model can be evaluated on."""
+    """A task that a model can be evaluated on."""
 
     @property
     def name(self) -> str:
@@ -142,14 +141,14 @@ class Task(Protocol):
 
     @property
     def revision(self) -> str:
-        """Which data it has."""
+        """Its revision, which differs for other data."""
 
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
         """Evaluate, or read the result for the same data and model in the folder ``out``."""
 
 
 def run_tasks(embedder: TaskEmbedder, tasks: Iterable[Task], out: Path | None = None) -> Iterator[TaskScore]:
-    """Evaluate on each task, when its score is asked for.
+    """Evaluate on each task, lazily.
 
     Args:
         embedder: the model.
@@ -171,7 +170,7 @@ def _expect(bar: Progress, shown: TaskID, count: int) -> None:
 
 
 def check_instructions(instructions: Iterable[str], tasks: Sequence[Task]) -> None:
-    """Raise InputError if an instruction is for a task that is not there."""
+    """Raise InputError if an instruction names no task, task type or ``default``."""
     known = {name for task in tasks for name in (task.name, task.kind, "default")}
     for name in instructions:
         if name not in known and f"{name}-quick" not in known:

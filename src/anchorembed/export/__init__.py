@@ -1,8 +1,8 @@
-"""From a trained model to what other software loads, and whether that gives the model's vectors.
+"""Export a trained model for other software, and verify the vectors of software that serves it.
 
-Read `run` (written, reloaded, compared, kept), `check` (what is compared), `folder` (sentence-transformers'), `gguf`
-(llama.cpp's), `graph` (tokens to vectors as one graph), `onnx` and `openvino` (which run it), `card` (README.md of a
-trained or exported folder) and `push` (a folder to the model hub). Then what compares served vectors with the model's:
-`clients` (vectors from an endpoint or a library), `faults` (what a server can do wrong, computed by our own model),
-`probes` (the texts), `cures` (what to do about each fault) and `verify` (why vectors differ).
+Read `run` (write, reload, compare, keep), `check` (vectors that are compared), `folder` (for sentence-transformers),
+`gguf` (for llama.cpp), `graph` (the decoder as one graph), `onnx` and `openvino` (for engines that run graphs), `card`
+(README.md of a trained or exported folder) and `push` (upload to the model hub). Then, to verify served vectors:
+`clients` (vectors from an endpoint or a library), `faults` (faults of servers, simulated by our model), `probes` (texts
+to send), `served` (their vectors), `cures` (what to do about each fault) and `verify` (why vectors differ).
 """

@@ -1,4 +1,4 @@
-"""Vectors of what other software loads, compared with ours, over short, long, empty and unusual texts."""
+"""Vectors of a reloaded export, compared with ours, over short, long, empty and unusual texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ WITH_SPECIAL_TOKENS = "Special tokens are text here: </s> <|im_end|> <|endoftext
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of export: how a folder of it is written and read again, and what its vectors are measured by.
+    """A form of export: how to write it, how to read it again, and how its vectors are checked.
 
     Attributes:
         engine: the software that reads it.
         write: writes an embedder into a folder, with weights of a dtype; it may change the embedder.
-        read: opens such a folder in the engine.
-        limits: by dtype of the weights, what the smallest cosine must be above.
-        texts: whose vectors are compared.
-        cuts: whether the engine cuts texts at the limit; if not, only texts that are within it are compared.
+        read: opens a written folder in the engine.
+        limits: lower limit of the smallest cosine, by dtype of the weights.
+        texts: texts whose vectors are compared.
+        cuts: whether the engine cuts texts at the length limit; if not, only texts within the limit are compared.
     """
 
     engine: str
@@ -50,5 +50,5 @@ def own_vectors(embedder: Embedder, texts: Sequence[str]) -> dict[Side, Floats]:
 
 
 def smallest_cosine(own: Mapping[Side, Floats], encode: Encode, texts: Sequence[str]) -> float:
-    """Smallest cosine between our vector of a text and another's, over both sides; 0 where that holds NaN."""
+    """Smallest cosine between our vector and the engine's, over all texts and both sides; 0 if a vector has NaN."""
     return float(min((own[side] * unit_rows(encode(list(texts), side))).sum(axis=1).min() for side in SIDES))

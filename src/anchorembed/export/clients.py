@@ -1,4 +1,4 @@
-"""Where the vectors to verify come from: an OpenAI-compatible endpoint, or a library that loads an exported folder.
+"""Sources of vectors to verify: an OpenAI-compatible endpoint, or a library that loads an exported folder.
 
 Axes: N texts, H dimension.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
-from anchorembed.system.keys import key_of
+from anchorembed.system.keys import NoRedirect, json_headers
 
 Library = Literal["langchain", "llamaindex", "sentence-transformers"]
 PACKAGES: dict[Library, tuple[str, str]] = {  # what to install, what to import
@@ -32,7 +32,7 @@ _NO_SUCH_SERVICE = {401: "the API key", 403: "the API key", 404: "the URL and --
 
 
 class Refused(Exception):
-    """The other side gives no vector for a text, and says why."""
+    """The server gives no vector for a text, and says why."""
 
 
 class _Missing(InputError):
@@ -41,12 +41,12 @@ class _Missing(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Gives the vectors to verify.
+    """A server or library whose vectors are verified.
 
     Attributes:
-        name: of what gives them, for messages.
-        embed: vectors of texts of a side, [N, H], as they come; raises `Refused`.
-        puts_prompt: whether it is asked for a query's vector as such, and has to put the instruction before it.
+        name: of the server or library, for messages.
+        embed: vectors of texts of a side, [N, H], not normalised here; raises `Refused`.
+        puts_prompt: whether it knows queries from documents, and has to add the instruction itself.
     """
 
     name: str
@@ -110,16 +110,15 @@ def open_endpoint(
 
     Args:
         url: such as ``http://127.0.0.1:8080``; http or https.
-        served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` without such a list.
+        served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` if it lists none.
         api_key_env: environment variable with the API key, sent if it is set.
         timeout: seconds to wait for a reply.
 
     Raises:
-        InputError: if the URL is none, or the server cannot be reached or lists no model.
+        InputError: if the URL is not one, the server cannot be reached, or it lists no model.
     """
     base = _base(url)
-    key = key_of(api_key_env)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = json_headers(api_key_env)
     name = served_name or _first_model(f"{base}/models", headers, timeout)
 
     def embed(texts: Sequence[str], side: Side) -> Floats:
@@ -145,27 +144,12 @@ def _base(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: the API key goes to the named server only."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> None:
-        """Follow no redirect."""
-
-
 def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str], timeout: float) -> Any:  # noqa: ANN401
     """The reply to a GET, or to a POST of a body, read as JSON."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_base` checks
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as reply:
+        with urllib.request.build_opener(NoRedirect).open(request, timeout=timeout) as reply:
             content = reply.read(_LARGEST_REPLY)
     except urllib.error.HTTPError as error:
         raise _refusal(url, error) from error
@@ -190,7 +174,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 
 
 def _message(content: bytes) -> str:
-    """What the server says in an error's body, as one line."""
+    """The message in an error's body, as one line."""
     text = content.decode(errors="replace")
     try:
         value = json.loads(text)

@@ -77,7 +77,7 @@ for _newlines in (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT):
     )
 
 
-def cure(of: str, client: str, prompts: Prompts, limit: int) -> str:
-    """What to do about a cause where a client meets it; ``limit`` is the side's, in tokens."""
-    text = _OF_LIBRARY.get((client, of), _CURES[of])
+def cure(cause: str, client: str, prompts: Prompts, limit: int) -> str:
+    """What to do about a cause with a client; ``prompts`` are the model's, ``limit`` the side's limit in tokens."""
+    text = _OF_LIBRARY.get((client, cause), _CURES[cause])
     return text.format(prompt=prompts.query, document_prompt=prompts.document, limit=limit)

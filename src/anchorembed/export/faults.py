@@ -1,12 +1,12 @@
-"""What can go wrong between a text and its served vector, and which of it explains the vectors that are served.
+"""Faults of servers, simulated with our own model, and the search for the faults that explain served vectors.
 
-Each fault is computed with our own model: the tokens that a server with this fault would run, and how it would pool.
-Faults of different kinds combine. The fewest that explain the vectors are the answer; none is, if none explains them
-clearly better.
+A fault changes the tokens that a server runs, or how it pools. Faults of different kinds combine. The answer is the
+smallest set of faults that explains the vectors; a larger set must explain them clearly better.
 
 Axes: P probes, T tokens of a text, H hidden size.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,9 +26,9 @@ from anchorembed.system.device import autocast
 
 Tokens = tuple[int, ...]
 Errors = NDArray[np.float64]
-_MOST_FAULTS = 3  # at once, beyond those found already
+_MOST_FAULTS = 3  # beyond those that the search starts from
 _TOKENS_AT_ONCE = 8192
-_NEAR = (0, -1, 1, -2, 2, -3, 3)  # a part's last characters may be other tokens than in the whole text
+_NEAR = (0, -1, 1, -2, 2, -3, 3)  # the tokens at the end of a part may differ from those in the whole text
 
 
 class Fault(StrEnum):
@@ -92,35 +92,28 @@ class Simulation:
 
     @cached_property
     def prompt(self) -> str:
-        """What goes before a query."""
+        """The query prompt."""
         return self.embedder.metadata.prompts.query
 
     def prompt_of(self, side: Side) -> str:
-        """What goes before a text of a side."""
+        """The prompt of a side."""
         return self.prompt if side == "query" else self.embedder.metadata.prompts.document
 
     @cached_property
     def _backends(self) -> tuple[Tokenizer, Tokenizer]:
         """Tokenizers that read names of special tokens as text, and as these tokens."""
-        ours, other = own_backend(self.embedder.tokenizer), own_backend(self.embedder.tokenizer)
-        other.encode_special_tokens = False
-        return ours, other
-
-    @cached_property
-    def _template(self) -> tuple[Tokens, Tokens]:
-        """Token ids before and after a text."""
-        encoding = self._backends[0].encode("a")
-        text = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
-        return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
+        as_text, as_tokens = own_backend(self.embedder.tokenizer), own_backend(self.embedder.tokenizer)
+        as_tokens.encode_special_tokens = False
+        return as_text, as_tokens
 
     @property
     def header(self) -> str:
-        """What the template has before a text."""
-        return str(self.embedder.tokenizer.decode([*self._template[0]]))
+        """The template's part before a text."""
+        return str(self.embedder.tokenizer.decode(self.embedder.pairs.before))
 
     def around(self, faults: Faults) -> tuple[Tokens, Tokens]:
         """Token ids before and after a text."""
-        before, after = self._template
+        before, after = tuple(self.embedder.pairs.before), tuple(self.embedder.pairs.after)
         bos = self._bos()
         has_bos = before[: len(bos)] == bos
         befores = {
@@ -135,7 +128,7 @@ class Simulation:
         return before, next((ids for fault, ids in afters.items() if fault in faults), after)
 
     def _bos(self) -> Tokens:
-        """The token that engines put first by themselves; none where the tokenizer has no BOS."""
+        """The BOS token, which engines may add by themselves; empty if the tokenizer has none."""
         token = self.embedder.tokenizer.bos_token_id
         return () if token is None else (int(token),)
 
@@ -163,7 +156,7 @@ class Simulation:
         return self._pooled(sequences, Fault.MEAN in faults)
 
     def signature(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> tuple[tuple[Tokens, ...], bool]:
-        """What decides `vectors`: faults of equal signatures cannot be told apart."""
+        """The tokens and the pooling of `vectors`: faults with equal signatures cannot be told apart."""
         return tuple(self._tokens(text, side, faults, cut) for text in texts), Fault.MEAN in faults
 
     def _tokens(self, text: str, side: Side, faults: Faults, cut: Cut) -> Tokens:
@@ -171,7 +164,7 @@ class Simulation:
         ids = self.text_ids(text, side, faults)
         if cut.kept == "text":
             ids = ids[: max(0, cut.tokens - len(before) - len(after))]
-        whole = before + ids + after or (0,)  # of no token at all there is no vector: any other is wrong, too
+        whole = before + ids + after or (0,)  # without tokens there is no vector; any wrong one will do
         if cut.kept != "text":
             whole = whole[: cut.tokens] if cut.kept == "end" else whole[-cut.tokens :]
         return whole[:1] if Fault.FIRST in faults else whole
@@ -184,8 +177,8 @@ class Simulation:
             states_TH = self._states(chosen)
             start = 0
             for ids in chosen:
-                own_TH = states_TH[start : start + len(ids)]
-                self._known[ids, False], self._known[ids, True] = own_TH[-1].numpy(), own_TH.mean(dim=0).numpy()
+                text_TH = states_TH[start : start + len(ids)]
+                self._known[ids, False], self._known[ids, True] = text_TH[-1].numpy(), text_TH.mean(dim=0).numpy()
                 start += len(ids)
 
     def _pooled(self, sequences: list[Tokens], mean: bool) -> Floats:
@@ -193,7 +186,7 @@ class Simulation:
         return np.stack([self._known[ids, mean] for ids in sequences])
 
     def prefix_vectors(self, ids: Tokens, mean: bool) -> Floats:
-        """Vectors of all beginnings of a sequence, [T, H]; none depends on what follows it."""
+        """Vectors of all prefixes of a sequence, [T, H], from one forward pass: attention is causal."""
         states_TH = self._states([ids])
         if mean:
             states_TH = states_TH.cumsum(dim=0) / torch.arange(1, len(ids) + 1)[:, None]
@@ -219,7 +212,7 @@ def differences(served_PH: Floats, expected_PH: Floats) -> Errors:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Faults that explain served vectors, and what is left: 1 - cosine of each probe, [P]."""
+    """Faults that explain served vectors, and the difference that is ``left``: 1 - cosine of each probe, [P]."""
 
     faults: Faults
     left: Errors
@@ -231,12 +224,12 @@ def explain(
     """The fewest faults, up to three beyond ``start``, that explain served vectors clearly better than fewer do.
 
     Args:
-        model: what is served.
-        served_PH: vectors of the texts.
-        texts: raw, none of which is cut.
+        model: simulation of the served model.
+        served_PH: served vectors of the texts.
+        texts: raw texts, too short to be cut.
         side: of the texts; the query prompt is before the served ones.
-        start: faults to begin from; those of the other side are left out.
-        enough: difference up to which vectors are the same: no further faults are searched for.
+        start: faults to begin from; faults of the other side only are left out.
+        enough: largest 1 - cosine of vectors that are the same; once all are, the search ends.
     """
     cut = Cut(2**31)
     start = frozenset(fault for fault in start if _OF_SIDE.get(fault, side) == side)
@@ -291,18 +284,18 @@ def find_cut(
     is_same: Callable[[str], bool],
     enough: float,
 ) -> Cut | None:
-    """Where a server cuts a text that it serves with these faults; None if no cut explains its vector.
+    """Where a server with these faults cuts a text; None if no cut explains the text's vector.
 
-    The server itself is asked: a beginning of the text has the text's vector if it holds all tokens that are kept.
+    The server itself is asked: a part of the text has the text's vector if the part has all tokens that are kept.
 
     Args:
-        model: what is served.
-        served_H: the text's vector.
-        text: raw.
+        model: simulation of the served model.
+        served_H: served vector of the text.
+        text: raw text.
         side: of the text.
         faults: already found.
         is_same: whether the server gives the text's vector for a part of it.
-        enough: largest difference of vectors that are the same.
+        enough: largest 1 - cosine of vectors that are the same.
     """
     before, after = model.around(faults)
     whole = before + model.text_ids(text, side, faults) + after
@@ -325,8 +318,4 @@ def find_cut(
 
 def _smallest(is_enough: Callable[[int], bool], most: int) -> int:
     """The smallest size from 1 to ``most`` that is enough, where all larger ones are."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
-    return low
+    return 1 + bisect_left(range(1, most), True, key=is_enough)

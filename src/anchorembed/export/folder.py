@@ -1,4 +1,4 @@
-"""The sentence-transformers folder, in the layout that all its versions from 5.0 read, and so do servers.
+"""The sentence-transformers folder, in the layout that servers and all versions from 5.0 read.
 
 The folder holds the merged decoder, the baked tokenizer, last-token pooling, normalisation, both prompts and one length
 limit: ``SentenceTransformer(folder)`` gives our vectors without this package. It has the module names and the pooling
@@ -29,7 +29,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     nn.Module.to(embedder.backbone.model, getattr(torch, dtype))
     embedder.save(folder, headless=True)
     tokenizer = embedder.tokenizer
-    # text-embeddings-inference takes a single number for each, where it takes them
+    # text-embeddings-inference takes a single number for each
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": embedder.pairs.end_id}
     if tokenizer.bos_token_id is not None:
         ids["bos_token_id"] = tokenizer.bos_token_id
@@ -40,7 +40,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
         {"max_seq_length": embedder.metadata.lengths.document, "do_lower_case": False},
     )
     settings = {
-        "__version__": {"sentence_transformers": "5.0.0"},  # whose layout this is; later ones would make it warn
+        "__version__": {"sentence_transformers": "5.0.0"},  # of this layout; a later number makes older versions warn
         "prompts": asdict(embedder.metadata.prompts),
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
@@ -51,7 +51,8 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
 
 def read(folder: Path) -> Encode:
     """Open a folder with sentence-transformers, on the CPU."""
-    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]  # named, or it warns
+    # sentence-transformers warns if the dtype is not given
+    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
     with quiet():
         model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     encoders = {"query": model.encode_query, "document": model.encode_document}

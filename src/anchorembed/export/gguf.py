@@ -1,8 +1,8 @@
-"""A GGUF file for llama.cpp and what is built on it, converted by llama.cpp's own converter, read again by xllamacpp.
+"""A GGUF file for llama.cpp and software built on it, converted by llama.cpp's own converter, read again by xllamacpp.
 
-The file tells llama.cpp to add BOS and the end token and to pool the last token. It cannot tell it the rest of the
-template: whoever sends a text puts the header before it, and the suffix after it, as ``prompts.json`` says. The
-converter knows a tokenizer by the ids it gives to one text, so it gets the tokenizer without our template.
+The file makes llama.cpp add BOS and the end token and pool the last token. The format has no place for the rest of the
+template: clients put the header before a text and the suffix after it, as ``prompts.json`` says. The converter knows a
+tokenizer by the ids it gives to one text, so it gets the tokenizer without our template.
 """
 
 import json
@@ -49,7 +49,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         native, converted = Path(work) / "native", Path(work) / "model.gguf"
         embedder.save(native)
-        # of some models the ids that the converter knows begin with BOS
+        # the converter knows some tokenizers by ids that begin with BOS
         for processor in (None, _bos_processor(embedder)):
             _unbake(native, processor)
             error = _convert(native, converted, _OUTTYPES[dtype])
@@ -83,7 +83,7 @@ def read(folder: Path) -> Encode:
 
 
 def parameters(folder: Path) -> xllamacpp.CommonParams:
-    """Of a llama.cpp server: as many tokens at once as a text may have."""
+    """Parameters of a llama.cpp server, which computes as many tokens at once as a text may have."""
     metadata = read_metadata(folder)
     limit = metadata.lengths.document if metadata else 0
     parameters = xllamacpp.CommonParams()
@@ -122,7 +122,7 @@ def _convert(native: Path, target: Path, outtype: str) -> str:
 
 
 def _refusal(embedder: Embedder, error: str) -> str:
-    """Say by name what the converter does not know."""
+    """The message for a model or tokenizer that the converter does not know."""
     model, tokenizer = embedder.backbone.name, type(embedder.tokenizer.backend_tokenizer.model).__name__
     if _UNKNOWN_TOKENIZER in error:
         return (
@@ -134,7 +134,7 @@ def _refusal(embedder: Embedder, error: str) -> str:
 
 
 def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
-    """Copy a GGUF file and set its pooling and what it adds around a text."""
+    """Copy a GGUF file and set its pooling, BOS and end token."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(target, arch=architecture)
@@ -149,11 +149,11 @@ def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
     if template.bos:
         settings[keys.BOS_ID] = (kinds.UINT32, embedder.pairs.templated([""], embedder.metadata.lengths.document)[0][0])
     new = {key: gguf_new_metadata.MetadataDetails(kind, value) for key, (kind, value) in settings.items()}
-    with redirect_stderr(StringIO()):  # a bar
+    with redirect_stderr(StringIO()):  # a progress bar
         gguf_new_metadata.copy_with_new_metadata(reader, writer, new, [])
 
 
-# what llama.cpp is sent is not cut, so the longest is found by doubling; a special token's name is the token there
+# llama.cpp does not cut texts, so texts of doubling length are tried; names of special tokens become those tokens
 FORM = Form(
     "llama.cpp",
     write,

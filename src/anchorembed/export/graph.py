@@ -1,4 +1,4 @@
-"""The decoder as one graph of tokens to unit vectors, for engines that run graphs, and their reading of texts.
+"""The decoder as one graph from token ids to unit vectors, for ONNX Runtime and OpenVINO, and how they encode texts.
 
 Axes: N texts, L tokens of the longest, H hidden size.
 """
@@ -43,7 +43,7 @@ class SentenceModel(nn.Module):
         states_NLH = self.decoder(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions_NL, use_cache=False
         ).last_hidden_state.float()
-        # of `len` the tracer would make a constant
+        # the tracer would make a constant of `len`
         last_N = (attention_mask * torch.arange(input_ids.shape[1])).argmax(1)
         return states_NLH, F.normalize(states_NLH[torch.arange(input_ids.shape[0]), last_N], dim=-1)
 
@@ -80,7 +80,7 @@ def trace(embedder: Embedder) -> tuple[torch.export.ExportedProgram, tuple[Tenso
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Silence what torch says of itself while it traces and converts."""
+    """Silence torch's messages while it traces and converts."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -93,7 +93,7 @@ def silent() -> Iterator[None]:
 
 
 def by_graph(folder: Path, run: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]) -> Encode:
-    """Encode texts by a graph that makes vectors of token ids and their mask, with a written folder's settings.
+    """Encode texts by a graph, with a written folder's tokenizer, prompts and length limit.
 
     Args:
         folder: what `write_settings_only` wrote.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import onnxscript  # noqa: F401 - what torch.onnx needs: without it the extra is missing
+import onnxscript  # noqa: F401 - torch.onnx needs it; a missing package is reported here
 import torch
 
 from anchorembed.export.check import Dtype, Encode, Form
@@ -15,7 +15,7 @@ _FILE = Path("onnx", "model.onnx")
 
 
 def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
-    """Write ``onnx/model.onnx``, with its weights in ``model.onnx.data`` beside it, and the settings; float32 alone."""
+    """Write ``onnx/model.onnx``, with its weights in ``model.onnx.data`` beside it, and the settings; float32 only."""
     write_settings_only(embedder, folder)
     program, example = trace(embedder)
     (folder / _FILE).parent.mkdir()

@@ -14,7 +14,7 @@ _FILE = Path("openvino", "openvino_model.xml")
 
 
 def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
-    """Write ``openvino/openvino_model.xml``, its weights in the ``.bin`` beside it, and the settings; float32 alone.
+    """Write ``openvino/openvino_model.xml``, its weights in the ``.bin`` beside it, and the settings; float32 only.
 
     Raises:
         InputError: if OpenVINO does not know an operation of the model.

@@ -1,4 +1,6 @@
-"""The texts by which a served model is compared: each short one is changed by some fault, and not by others."""
+"""The probes: texts whose served vectors are compared. Each short text is changed by some faults and not by others."""
+
+from bisect import bisect_left
 
 from anchorembed.export.faults import NO_FAULTS, Simulation
 from anchorembed.model.vectors import Side
@@ -19,7 +21,7 @@ PROBES = (*SHORT, LONG, OVER_LONG)
 
 
 def probe_texts(model: Simulation, side: Side) -> dict[str, str]:
-    """The raw text of each probe, without short ones that this side's limit would cut."""
+    """The raw text of each probe; short texts that this side's limit would cut are left out."""
     lengths, end = model.embedder.metadata.lengths, model.embedder.metadata.template.end
     limit = lengths.query if side == "query" else lengths.document
     overhead = sum(map(len, model.around(NO_FAULTS)))
@@ -36,9 +38,8 @@ def _of_tokens(model: Simulation, side: Side, tokens: int) -> str:
     """Words that take about so many tokens with template and prompt, at least one word."""
     overhead = sum(map(len, model.around(NO_FAULTS)))
     words = [f"{_WORDS[number * number % 7]} {_WORDS[number % 11]} {number}" for number in range(tokens)]
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        count = overhead + len(model.text_ids(", ".join(words[:middle]), side, NO_FAULTS))
-        low, high = (middle, high) if count <= tokens else (low, middle - 1)
-    return ", ".join(words[:low])
+
+    def is_too_long(count: int) -> bool:
+        return overhead + len(model.text_ids(", ".join(words[:count]), side, NO_FAULTS)) > tokens
+
+    return ", ".join(words[: 1 + bisect_left(range(2, len(words) + 1), True, key=is_too_long)])

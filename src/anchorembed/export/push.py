@@ -9,7 +9,7 @@ from anchorembed.errors import InputError, first_line
 
 
 def check_repository(repository: str) -> None:
-    """Refuse what is not OWNER/NAME, before any work; raises InputError."""
+    """Raise InputError if a repository is not of the form OWNER/NAME."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII):
         raise InputError(f"--push {repository!r}: not of the form OWNER/NAME, of letters, digits, - _ and dots.")
 
@@ -19,11 +19,11 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
 
     Args:
         folder: an exported folder.
-        repository: OWNER/NAME on the hub; it is made if it is not there. One that is there stays as public as it is.
-        public: whether all may see a new one.
+        repository: OWNER/NAME on the hub, created if it does not exist; an existing one keeps its visibility.
+        public: whether a new repository is public.
 
     Raises:
-        InputError: if the hub does not answer, or refuses; the folder stays.
+        InputError: if the hub does not answer, or refuses; the local folder stays.
     """
     check_repository(repository)
     api = HfApi()

@@ -1,4 +1,4 @@
-"""Export a model in a form that other software loads; it is reloaded there and compared with ours before it is kept."""
+"""Export a model in a form that other software loads; the export is reloaded there and compared before it is kept."""
 
 import logging
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def export(
         target: folder to write; it must not exist.
         to: ``folder`` is sentence-transformers' form, which most servers read.
         dtype: of the weights.
-        title: the name by which it will be loaded, for its card; by default the folder's.
+        title: the model's name in its card; by default the folder's name.
 
     Returns:
-        The smallest cosine between our vector of a text and the export's, over some texts as queries and documents.
+        The smallest cosine between our vector of a text and the export's, over test texts as queries and documents.
 
     Raises:
         InputError: if the target exists, the form cannot hold the model, or a cosine is too small; then nothing is
@@ -46,13 +46,13 @@ def export(
         raise InputError(f"--dtype: {form.engine} takes {', '.join(form.limits)} weights, not {dtype}.")
     embedder = _with_one_limit(Embedder.load(name, precision="float32", device="cpu"))
     texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
-    own = own_vectors(embedder, texts)
+    vectors = own_vectors(embedder, texts)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
         if (results := Path(name) / RESULTS).is_file():
             (folder / RESULTS).write_bytes(results.read_bytes())
         write_card(folder, title or target.name, embedder.dimension, to)
-        smallest = smallest_cosine(own, form.read(folder), texts)
+        smallest = smallest_cosine(vectors, form.read(folder), texts)
         if not smallest > form.limits[dtype]:
             raise InputError(
                 f"{target}: the reloaded export differs from the model: smallest cosine {smallest:.6f}, which must be "
@@ -62,21 +62,21 @@ def export(
 
 
 def find_form(to: str) -> Form:
-    """The form of that name; raises InputError where its extra is not installed."""
+    """The export form of a name; raises InputError if its extra is not installed."""
     with extra(EXTRAS.get(to, "")):
         form: Form = import_module(f"anchorembed.export.{to}").FORM
     return form
 
 
 def _within_limit(embedder: Embedder, texts: Sequence[str]) -> list[str]:
-    """Those of the texts that are not cut, with the longer prompt."""
+    """The texts that are not cut, even with the longer prompt."""
     prefix = max(embedder.metadata.prompts.query, embedder.metadata.prompts.document, key=len)
     counts = embedder.pairs.count([prefix + text for text in texts])
     return [text for text, count in zip(texts, counts, strict=True) if count <= embedder.metadata.lengths.query]
 
 
 def _with_one_limit(embedder: Embedder) -> Embedder:
-    """Cut both sides at the longer limit: only sentence-transformers 6 could cut them apart."""
+    """The embedder with the longer limit for both sides: only sentence-transformers 6 has a limit for each side."""
     lengths = embedder.metadata.lengths
     limit = max(lengths.query, lengths.document)
     if lengths == Lengths(limit, limit):

@@ -1,15 +1,15 @@
-"""Compare what serves a model with the model itself, and name the cause where their vectors differ.
+"""Compare a served model with the model itself, and name the cause where their vectors differ.
 
-Short texts come first: each is one that some fault changes and others do not. What explains them is then assumed for
-long texts, whose differences are cuts at another length. All vectors are those of one text at a time, but for one
-batch, whose vectors have to be the same.
+Short texts come first: the faults that explain their vectors are then assumed for long texts, whose differences are
+cuts at another length. Short texts sent in one request must have the same vectors as alone.
 
 Axes: P probes, H hidden size.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +28,19 @@ from anchorembed.export.faults import (
     explain,
     find_cut,
 )
-from anchorembed.export.probes import LONG, OVER_LONG, PROBES, SHORT, probe_texts
+from anchorembed.export.probes import LONG, OVER_LONG, PROBES, SHORT
+from anchorembed.export.served import SIDES, Served
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.model.vectors import Side, unit_rows
 
-SIDES: tuple[Side, Side] = ("document", "query")
 _SAME = 1e-3  # 1 - cosine of vectors that are the same
-_IDENTICAL = 1e-5  # of two vectors by one server
-_OF_SPREAD = 0.02  # of how far apart the model's own vectors are: so much nearer are the same, where that is less
-_PRECISION = 20  # times as much is the most that bfloat16 or quantised weights explain
+_OF_SPREAD = 0.02  # limit instead of _SAME, as a share of the median 1 - cosine of different texts, where it is smaller
+_PRECISION = 20  # times the limit: the largest 1 - cosine that bfloat16 or quantised weights explain
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One text of a side: the cosine of its served and our own vector; NaN where there is none, and why."""
+    """A text of a side: the cosine of its served vector and ours; NaN if none was served, then ``refused`` says why."""
 
     name: str
     side: Side
@@ -51,7 +50,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why served vectors differ, with details, where (documents, queries or both), and what to do."""
+    """Why served vectors differ, with details, on which side (documents, queries or both), and what to do."""
 
     what: str
     detail: str
@@ -61,7 +60,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was compared and why it differs; ``note`` says how queries were sent, and what else to know."""
+    """Cosines of all probes and the causes of differences; ``note`` says how queries were sent, and other remarks."""
 
     served: str
     probes: list[Probe]
@@ -96,7 +95,7 @@ def verify(
         skip: names of probes to leave out.
 
     Raises:
-        InputError: if the model or the target cannot be used, or what comes back are no vectors.
+        InputError: if the model or the target cannot be used, or the reply holds no vectors.
     """
     for name in skip:
         if name not in PROBES:
@@ -109,146 +108,90 @@ def verify(
 
 def compare(embedder: Embedder, client: Client, skip: Sequence[str] = ()) -> Report:
     """Compare a model's vectors with those of a client, as `verify` does."""
-    return _Comparison(Simulation(embedder), client, [name for name in PROBES if name not in skip]).report()
+    names = [name for name in PROBES if name not in skip]
+    return _Comparison(Served(Simulation(embedder), client, names)).report()
 
 
-@dataclass
 class _Comparison:
-    model: Simulation
-    client: Client
-    names: list[str]
-    served: dict[tuple[str, Side], Floats] = field(default_factory=dict)
-    refused: dict[tuple[str, Side], str] = field(default_factory=dict)
-    causes: dict[str, tuple[set[Side], list[str], str]] = field(default_factory=dict)  # what: where, details, cure
+    """The search for causes of differences; ``causes`` by name: sides, details, cure."""
 
-    def __post_init__(self) -> None:
-        self.texts = {side: probe_texts(self.model, side) for side in SIDES}
-        own_PH = unit_rows(self._own("document", [name for name in self._of_side("document") if name in SHORT]))
+    def __init__(self, served: Served) -> None:
+        self.served, self.model = served, served.model
+        self.dimension = self.model.embedder.dimension
+        self.causes: dict[str, tuple[set[Side], list[str], str]] = {}
+        short = [name for name in served.probes("document") if name in SHORT]
+        own_PH = unit_rows(served.own_vectors("document", short))
         spread = float(np.median(1.0 - own_PH @ own_PH.T)) if len(own_PH) > 1 else 1.0
         self.tolerance = max(1e-5, min(_SAME, _OF_SPREAD * spread))
         self.most = _PRECISION * self.tolerance
 
     def report(self) -> Report:
-        self._ask()
-        served = next(iter(self.served.values()))
-        note = self._how_sent()
-        if len(served) > self.model.embedder.dimension:
-            self._found_other_model(f"{len(served)} dimensions, this model has {self.model.embedder.dimension}")
+        dimension, note = self.served.dimension, self.served.note()
+        if dimension > self.dimension:
+            self._add_other_model(f"{dimension} dimensions, this model has {self.dimension}")
             return self._report(note)
         explained = {"document": self._explain("document", NO_FAULTS)}
         explained["query"] = self._explain("query", explained["document"].faults)
         if self._is_other_model(explained["document"]):
-            self._found_other_model("no nearer to their own texts than to others")
+            self._add_other_model("no nearer to their own texts than to others")
             return self._report(note)
         for side in SIDES:
             self._judge(side, explained[side])
         self._judge_scale()
         self._judge_batch(explained["document"])
-        if len(served) < self.model.embedder.dimension:
-            note += f" Only the first {len(served)} of {self.model.embedder.dimension} dimensions are served."
+        if dimension < self.dimension:
+            note += f" Only the first {dimension} of {self.dimension} dimensions are served."
         largest = max((1.0 - probe.cosine for probe in self._probes() if not math.isnan(probe.cosine)), default=0.0)
         if not self.causes and largest > self.tolerance:
             note += f" The same up to precision: bfloat16 or quantised weights explain 1 - cosine of {largest:.4f}."
         return self._report(note)
 
-    # --- What is served ---
-
-    def _of_side(self, side: Side) -> list[str]:
-        return [name for name in self.names if name in self.texts[side]]
-
-    def _ask(self) -> None:
-        for side in SIDES:
-            for name in self._of_side(side):
-                try:
-                    (vector,) = self.client.embed([self._sent(side, name)], side)
-                except Refused as refusal:
-                    self.refused[name, side] = str(refusal)
-                else:
-                    self.served[name, side] = vector
-        if not self.served:
-            raise InputError(f"{self.client.name}: refuses all texts: {next(iter(self.refused.values()))}")
-        if len(sizes := {len(vector) for vector in self.served.values()}) > 1:
-            raise InputError(f"{self.client.name}: vectors of different dimensions: {sorted(sizes)}.")
-
-    def _sent(self, side: Side, name: str) -> str:
-        return self._prompt(side) + self.texts[side][name]
-
-    def _prompt(self, side: Side) -> str:
-        """What goes before a text that is sent."""
-        return "" if self.client.puts_prompt else self.model.prompt_of(side)
-
-    def _how_sent(self) -> str:
-        prompts = {side: self.model.prompt_of(side) for side in SIDES}
-        if not any(prompts.values()):
-            return "Texts were sent as they are: the model has no instruction."
-        if self.client.puts_prompt:
-            return "Queries were given to the query method as they are, documents to the document method."
-        queries, documents = (
-            f"with {prompts[side]!r} before them, as clients have to" if prompts[side] else "as they are"
-            for side in ("query", "document")
-        )
-        return f"Queries were sent {queries}, documents {documents}."
-
-    def _own(self, side: Side, names: Sequence[str]) -> Floats:
-        return self.model.vectors([self.texts[side][name] for name in names], side, NO_FAULTS, self._limit(side))
-
-    def _limit(self, side: Side) -> Cut:
-        lengths = self.model.embedder.metadata.lengths
-        return Cut(lengths.query if side == "query" else lengths.document)
-
-    # --- What explains it ---
-
-    def _short(self, side: Side) -> list[str]:
-        return [name for name in self.names if name in SHORT and (name, side) in self.served]
-
     def _explain(self, side: Side, start: Faults) -> Explanation:
-        names = self._short(side)
-        if not names:
+        texts = self.served.short_texts(side)
+        if not texts:
             return Explanation(start, np.zeros(0))
-        served_PH = np.stack([self.served[name, side] for name in names])
-        texts = [self.texts[side][name] for name in names]
-        return explain(self.model, served_PH, texts, side, start, self.tolerance)
+        return explain(self.model, self.served.short_vectors(side), texts, side, start, self.tolerance)
 
     def _is_other_model(self, explained: Explanation) -> bool:
-        """Whether, after the best explanation, served documents are no nearer to their own texts than to others."""
-        names = self._short("document")
-        if len(names) < 3 or np.median(explained.left) <= self.most:
+        """Whether, even with the best explanation, served vectors are no nearer to their own texts than to others."""
+        texts = self.served.short_texts("document")
+        if len(texts) < 3 or np.median(explained.left) <= self.most:
             return False
-        texts = [self.texts["document"][name] for name in names]
-        own_PH = self.model.vectors(texts, "document", explained.faults, self._limit("document"))
-        served_PH = unit_rows(np.stack([self.served[name, "document"] for name in names]))
+        own_PH = self.model.vectors(texts, "document", explained.faults, self.served.limit("document"))
+        served_PH = unit_rows(self.served.short_vectors("document"))
         scores_PP = served_PH @ unit_rows(own_PH[:, : served_PH.shape[1]]).T
-        return bool((scores_PP.argmax(axis=1) == np.arange(len(names))).mean() <= 0.5)
+        return bool((scores_PP.argmax(axis=1) == np.arange(len(texts))).mean() <= 0.5)
 
-    def _found_other_model(self, detail: str) -> None:
+    def _add_other_model(self, detail: str) -> None:
         for side in SIDES:
-            self._found(OTHER_MODEL, side, OTHER_MODEL, detail)
+            self._add_cause(OTHER_MODEL, side, OTHER_MODEL, detail)
 
     def _enough(self, explained: Explanation) -> float:
-        """The largest 1 - cosine of vectors that are the same, from how far all of them are off."""
+        """The largest 1 - cosine of vectors that are the same, given the typical difference of this server."""
         noise = float(np.median(explained.left)) if len(explained.left) else 0.0
         return min(max(self.tolerance, 4 * noise), self.most)
 
     def _judge(self, side: Side, explained: Explanation) -> None:
+        """Add the causes of a side: faults, refused texts, and cuts of long ones."""
         for fault in [fault for fault in Fault if fault in explained.faults]:
-            self._found(fault, side, fault, self._detail(fault))
+            self._add_cause(fault, side, fault, self._detail(fault))
         enough, faults = self._enough(explained), explained.faults
-        for name in [name for name in self.names if (name, side) in self.refused]:
-            of = REFUSED if name in SHORT else TOO_LONG
-            self._found(f"refuses {name} text", side, of, self.refused[name, side])
-        cuts = [self._limit(side)]
+        for name in [name for name in self.served.names if (name, side) in self.served.refused]:
+            kind = REFUSED if name in SHORT else TOO_LONG
+            self._add_cause(f"refuses {name} text", side, kind, self.served.refused[name, side])
+        cuts = [self.served.limit(side)]
         unknown = []
-        for name in (OVER_LONG, LONG, *self._short(side)):
-            if any(self._left(name, side, faults, cut) <= enough for cut in cuts):
+        for name in (OVER_LONG, LONG, *self.served.short(side)):
+            if any(self._left(name, side, faults, known) <= enough for known in cuts):
                 continue
-            found = None if name in SHORT else self._find_cut(name, side, faults, enough)
-            if found is None:
+            cut = None if name in SHORT else self._find_cut(name, side, faults, enough)
+            if cut is None:
                 unknown.append(name)
             else:
-                cuts.append(found)
-                self._found_cut(found, name, side, faults)
+                cuts.append(cut)
+                self._add_cut(cut, name, side, faults)
         if unknown:
-            self._found(UNKNOWN, side, UNKNOWN, f"probes: {', '.join(unknown)}")
+            self._add_cause(UNKNOWN, side, UNKNOWN, f"probes: {', '.join(unknown)}")
 
     def _detail(self, fault: Fault) -> str:
         if fault in (Fault.NO_HEADER, Fault.HEADER_TWICE, Fault.ONLY_BOS):
@@ -256,85 +199,76 @@ class _Comparison:
         return repr(self.model.embedder.metadata.template.end) if fault in (Fault.NO_END, Fault.END_TWICE) else ""
 
     def _left(self, name: str, side: Side, faults: Faults, cut: Cut) -> float:
-        """1 - cosine of a served vector and that of a server with these faults; 0 where none is served."""
-        served_H = self.served.get((name, side))
+        """1 - cosine of a served vector and that of a server with these faults; 0 if none is served."""
+        served_H = self.served.vectors.get((name, side))
         if served_H is None:
             return 0.0
-        expected_1H = self.model.vectors([self.texts[side][name]], side, faults, cut)
+        expected_1H = self.model.vectors([self.served.texts[side][name]], side, faults, cut)
         return float(differences(served_H[None], expected_1H)[0])
 
     def _find_cut(self, name: str, side: Side, faults: Faults, enough: float) -> Cut | None:
-        served_H, prompt = self.served[name, side], self._prompt(side)
+        served_H, text = self.served.vectors[name, side], self.served.texts[side][name]
+        return find_cut(self.model, served_H, text, side, faults, partial(self.served.is_same, name, side), enough)
 
-        def is_same(part: str) -> bool:
-            try:
-                return bool(differences(self.client.embed([prompt + part], side), served_H[None])[0] <= _IDENTICAL)
-            except Refused:
-                return False
-
-        return find_cut(self.model, served_H, self.texts[side][name], side, faults, is_same, enough)
-
-    def _found_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
-        limit = self._limit(side).tokens
-        whole = sum(map(len, self.model.around(faults))) + len(
-            self.model.text_ids(self.texts[side][name], side, faults)
-        )
+    def _add_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
+        limit, text = self.served.limit(side).tokens, self.served.texts[side][name]
+        whole = sum(map(len, self.model.around(faults))) + len(self.model.text_ids(text, side, faults))
         if cut.tokens >= whole:
-            self._found(f"not cut at {limit} tokens", side, CUT, f"a text of {whole} is embedded whole")
+            self._add_cause(f"not cut at {limit} tokens", side, CUT, f"a text of {whole} is embedded whole")
         elif cut.kept == "end":
-            self._found(f"cut at {cut.tokens} tokens with the template, so that the EOS is lost", side, CUT)
+            self._add_cause(f"cut at {cut.tokens} tokens with the template, so that the EOS is lost", side, CUT)
         elif cut.kept == "start":
-            self._found(f"the last {cut.tokens} tokens kept instead of the first {limit}", side, CUT)
+            self._add_cause(f"the last {cut.tokens} tokens kept instead of the first {limit}", side, CUT)
         else:
-            self._found(f"cut at {cut.tokens} tokens instead of {limit}", side, CUT)
+            self._add_cause(f"cut at {cut.tokens} tokens instead of {limit}", side, CUT)
 
     def _judge_scale(self) -> None:
         if not self.model.embedder.metadata.normalize:
             return
         for side in SIDES:
-            norms = [float(np.linalg.norm(vector)) for (_, of), vector in self.served.items() if of == side]
+            vectors = [self.served.vectors.get((name, side)) for name in self.served.names]
+            norms = [float(np.linalg.norm(vector_H)) for vector_H in vectors if vector_H is not None]
             if norms and max(abs(norm - 1.0) for norm in norms) > 0.01:
-                self._found(SCALE, side, SCALE, f"lengths {min(norms):.3g} to {max(norms):.3g}")
+                self._add_cause(SCALE, side, SCALE, f"lengths {min(norms):.3g} to {max(norms):.3g}")
 
     def _judge_batch(self, explained: Explanation) -> None:
-        names = self._short("document")
-        if len(names) < 2:
+        alone_PH = self.served.short_vectors("document")
+        if len(alone_PH) < 2:
             return
-        alone_PH = np.stack([self.served[name, "document"] for name in names])
         try:
-            together_PH = self.client.embed([self._sent("document", name) for name in names], "document")
+            together_PH = self.served.together("document")
         except Refused as refusal:
-            self._found(f"refuses {len(names)} texts in one request", "document", BATCH, str(refusal))
+            self._add_cause(f"refuses {len(alone_PH)} texts in one request", "document", BATCH, str(refusal))
             return
         if together_PH.shape != alone_PH.shape or differences(together_PH, alone_PH).max() > self._enough(explained):
-            self._found(BATCH, "document", BATCH)
+            self._add_cause(BATCH, "document", BATCH)
 
-    # --- What is said ---
-
-    def _found(self, what: str, side: Side, of: str, detail: str = "") -> None:
-        told = cure(of, self.client.name, self.model.embedder.metadata.prompts, self._limit(side).tokens)
-        sides, details, _ = self.causes.setdefault(what, (set(), [], told))
+    def _add_cause(self, what: str, side: Side, kind: str, detail: str = "") -> None:
+        """Add a cause, or a side and detail to one that is known; ``kind`` is a key of `cures`."""
+        prompts = self.model.embedder.metadata.prompts
+        advice = cure(kind, self.served.client.name, prompts, self.served.limit(side).tokens)
+        sides, details, _ = self.causes.setdefault(what, (set(), [], advice))
         sides.add(side)
         if detail and detail not in details:
             details.append(detail)
 
     def _probes(self) -> Iterator[Probe]:
-        for name in self.names:
-            for side in [side for side in SIDES if name in self.texts[side]]:
-                served_H = self.served.get((name, side))
-                if served_H is None or len(served_H) > self.model.embedder.dimension:
-                    yield Probe(name, side, math.nan, self.refused.get((name, side), ""))
+        for name in self.served.names:
+            for side in [side for side in SIDES if name in self.served.texts[side]]:
+                served_H = self.served.vectors.get((name, side))
+                if served_H is None or len(served_H) > self.dimension:
+                    yield Probe(name, side, math.nan, self.served.refused.get((name, side), ""))
                 else:
-                    left = differences(served_H[None], self._own(side, [name]))[0]
+                    left = differences(served_H[None], self.served.own_vectors(side, [name]))[0]
                     yield Probe(name, side, 1.0 - float(left))
 
     def _report(self, note: str) -> Report:
         where = {frozenset(SIDES): "documents and queries", frozenset(["query"]): "queries"}
         causes = [
-            Cause(what, "; ".join(details), where.get(frozenset(sides), "documents"), told)
-            for what, (sides, details, told) in self.causes.items()
+            Cause(what, "; ".join(details), where.get(frozenset(sides), "documents"), advice)
+            for what, (sides, details, advice) in self.causes.items()
         ]
-        return Report(self.client.name, list(self._probes()), causes, note)
+        return Report(self.served.client.name, list(self._probes()), causes, note)
 
 
 def table(report: Report) -> str:

@@ -1,10 +1,9 @@
 """From texts to vectors.
 
-Read `load` (find and read a model), `intact` (refuse one that is not whole), `template` (what surrounds a text),
-`tokens` (text to token ids), `cutting` (of long texts no more than is kept), `positions` (how long they may be),
-`packing` (texts end to end), `attention` (which keeps them apart), `backbone` (the decoder as three functions),
-`adapters` (LoRA on it), `reproduce` (its scales measured, its logits compared with the model's own), `fast` (the varlen
-kernel, compiled layers), `older` (what transformers 4 reads of a saved model), `vectors` (unit vectors, cosines),
-`smaller` (fewer components, int8, bits), `existing` (what a sentence-transformers embedder says of itself) and
-`embedder` (all of it as one class).
+Read `load` (find and read a model), `intact` (refuse damaged weights), `template` (tokens around a text), `tokens`
+(text to token ids), `cutting` (only the beginning of long texts is tokenised), `positions` (length limits), `packing`
+(texts end to end), `attention` (causal, within each text), `backbone` (the decoder as three functions), `adapters`
+(LoRA), `reproduce` (scales are measured, logits compared with the model's own), `fast` (the varlen kernel, compiled
+layers), `older` (settings for transformers 4), `vectors` (unit vectors, cosines), `smaller` (fewer components, int8,
+bits), `existing` (settings of a sentence-transformers embedder) and `embedder` (all of it as one class).
 """

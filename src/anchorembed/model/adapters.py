@@ -35,7 +35,8 @@ class LoraSettings:
 class AdapterDropout(nn.Module):
     """Dropout before adapters, in the dtype of the products that follow, not the wider one of their input.
 
-    torch draws a random number an element, which on the CPU takes a third of Stage II's time. Here 16 bits of one do.
+    torch draws a random number for each element, which on the CPU takes a third of Stage II's time. Here each element
+    takes 16 bits of one.
     """
 
     def __init__(self, rate: float) -> None:
@@ -59,7 +60,7 @@ def add_lora(backbone: Backbone, settings: LoraSettings) -> None:
     """Freeze all weights and add adapters, in place, to the linear modules named in ``settings.targets``.
 
     Raises:
-        InputError: if the model has none of them.
+        InputError: if the model has no such module.
     """
     config = LoraConfig(
         r=settings.rank,
@@ -79,7 +80,7 @@ def merge_lora(backbone: Backbone) -> None:
 
 
 def adaptable(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Return those of the names that linear modules of a model have.
+    """Return the names in ``targets`` that linear modules of the model have.
 
     Raises:
         InputError: if there are none.
@@ -107,7 +108,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Put adapters on a model, in place, with `AdapterDropout` before them."""
-    with warnings.catch_warnings():  # peft asks transformers in a way that transformers deprecates
+    with warnings.catch_warnings():  # peft calls what transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
         peft: PeftModel = get_peft_model(model, config)
     for module in peft.modules():

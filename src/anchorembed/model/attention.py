@@ -31,7 +31,7 @@ except ImportError as error:
 ATTENTION = "anchorembed_packed"
 LARGEST_HEAD = 256  # D that varlen_attn supports
 _SCORES_AT_ONCE = 2**21  # in bucketed attention: 4 MB in bfloat16, which stay in a CPU's cache
-# varlen_attn of torch 2.11 groups heads without being told
+# varlen_attn of torch 2.11 always groups heads and lacks the option
 _GROUPED: Any = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
@@ -56,7 +56,7 @@ def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of trans
     ``longest`` the varlen kernel runs, with ``offsets`` (on the CPU) the bucketed operator.
 
     Raises:
-        InputError: if a model asks for what neither supports, or does not pass on the layout of its batch.
+        InputError: if a model needs what neither implementation supports, or does not pass on the batch's layout.
     """
     if unknown.get("s_aux") is not None or unknown.get("position_bias") is not None:
         raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported.")
@@ -69,7 +69,7 @@ def packed_attention(  # noqa: PLR0913, PLR0917 - the signature is that of trans
         mixed: Tensor = by_kernel(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, **_GROUPED)
         return mixed[None], None
     if offsets is None:
-        raise InputError(f"{type(module).__name__}: this model does not hand on what packed attention needs.")
+        raise InputError(f"{type(module).__name__}: this model does not pass on the arguments of packed attention.")
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout:
         return _with_dropout(q, k, v, offsets, scale, dropout, sliding_window, softcap)[None], None
@@ -85,7 +85,7 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 @functools.lru_cache(maxsize=8)
 def _cached_buckets(offsets: bytes, device: torch.device) -> tuple[Bucket, ...]:
-    """Buckets of a batch on a device, kept from its first layer for the others."""
+    """Buckets of a batch on a device, laid out for its first layer and cached for the others."""
     buckets = lay_out(torch.frombuffer(bytearray(offsets), dtype=torch.long))
     return tuple(Bucket(*(send(part, device) for part in (b.index, b.real, b.tokens, b.slots))) for b in buckets)
 
@@ -201,7 +201,7 @@ def _end_to_end(x_NRD: Tensor, bucket: Bucket, heads: int) -> Tensor:
 
 
 def _blocks(heads: int, scores: int) -> Iterator[slice]:
-    """Cut heads into even slices whose scores, so many a head, stay in the cache from one product to the next."""
+    """Cut heads into even slices whose scores, ``scores`` for each head, fit in the CPU's cache."""
     count = min(heads, -(-heads * scores // _SCORES_AT_ONCE))
     for number in range(count):
         yield slice(heads * number // count, heads * (number + 1) // count)
@@ -219,7 +219,7 @@ def _scores(queries_NRD: Tensor, keys_NLD: Tensor, scale: float, window: int | N
 
 
 def _allowed(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query attends to, [L, L]: its token's and those before, at most ``window`` in all."""
+    """Which keys each query attends to, [L, L]: its own token's and earlier ones, at most ``window`` in all."""
     allowed_LL = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return allowed_LL if window is None else allowed_LL.triu(1 - window)
 
@@ -234,7 +234,7 @@ def _with_dropout(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same by autograd, text by text, for the few models with dropout of attention's probabilities in training."""
+    """Attention by autograd, text by text, for the few models that drop out attention probabilities in training."""
     groups, lengths = q_TAD.shape[1] // k_TKD.shape[1], offsets.diff().tolist()
     wide = (q_TAD, k_TKD.repeat_interleave(groups, 1), v_TKD.repeat_interleave(groups, 1))
     mixed = []

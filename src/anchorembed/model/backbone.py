@@ -20,8 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from anchorembed.model.attention import ATTENTION
 from anchorembed.model.packing import PackedBatch
 
-# Keys of a config that change no vector: names, versions, how weights are stored (their hash says what they hold),
-# special tokens (the tokenizer's count), and what only training or generation uses.
+# Keys of a config that change no vector: names, versions, how weights are stored (their values are hashed), special
+# tokens (those of the tokenizer are used), and settings of training or generation.
 _NOT_FORWARD = {
     "_name_or_path",
     "architectures",
@@ -60,9 +60,9 @@ class Backbone(nn.Module):
     Attributes:
         model: transformers' own model; its attention is replaced.
         name: its architecture, as transformers calls it.
-        input_scale: what the model multiplies its input vectors by.
-        logit_scale: what it multiplies its logits by.
-        softcap: of its logits; None if it has none.
+        input_scale: factor of the model's input vectors.
+        logit_scale: factor of its logits.
+        softcap: soft-cap of its logits, or None.
         varlen: whether attention is by the varlen kernel rather than in buckets.
         residual_dtype: of the residual stream between layers.
         peft: LoRA adapters that are not merged, in a list: as an attribute their weights would be registered twice.
@@ -100,9 +100,9 @@ class Backbone(nn.Module):
         vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
         by_kernel = self.varlen if varlen is None else varlen
         layout = {"ends": batch.ends, "longest": batch.longest} if by_kernel else {"offsets": batch.offsets}
-        inputs_1TH = torch.stack([vectors_TH.to(self.residual_dtype)])  # of a view, layers would be compiled apart
+        inputs_1TH = torch.stack([vectors_TH.to(self.residual_dtype)])  # given a view, layers compile again
         if self.peft and torch.is_grad_enabled() and not inputs_1TH.requires_grad:
-            inputs_1TH.requires_grad_()  # as the inputs of later layers, so that the first layer shares their graph
+            inputs_1TH.requires_grad_()  # as inputs of later layers do, so that the first layer shares their graph
         output = self.model.base_model(
             inputs_embeds=inputs_1TH,
             position_ids=batch.positions[None],
@@ -118,11 +118,11 @@ class Backbone(nn.Module):
         linear = self.model.get_output_embeddings()
         return Head(linear.weight, getattr(linear, "bias", None), self.logit_scale, self.softcap)
 
-    # --- What the model is ---
+    # --- Properties of the model ---
 
     @property
     def has_own_head(self) -> bool:
-        """Whether the output head has weights of its own, not those of the input vectors."""
+        """Whether the output head is not tied to the input vectors."""
         return self.model.get_output_embeddings().weight is not self.model.get_input_embeddings().weight
 
     @property
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype of the weights: float32, or bfloat16, which is also that of weights beside 4-bit ones."""
+        """The dtype of the weights: float32, or bfloat16, also beside 4-bit weights."""
         return cast("Tensor", self.model.get_output_embeddings().weight).dtype
 
     @property
@@ -155,12 +155,12 @@ class Backbone(nn.Module):
 
     def recompute_layers(self) -> None:
         """Keep only each layer's input for the backward pass, and compute the rest again there."""
-        with warnings.catch_warnings():  # the name that replaces it is not in all supported versions of transformers
+        with warnings.catch_warnings():  # transformers deprecates the name, and older versions lack the new one
             warnings.simplefilter("ignore", FutureWarning)
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def freeze_own_head(self) -> None:
-        """Freeze an output head with weights of its own: embedding does not use it."""
+        """Freeze an untied output head: embedding does not use it."""
         if self.has_own_head:
             self.model.get_output_embeddings().requires_grad_(False)
 
@@ -176,7 +176,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def forward_settings(config: PretrainedConfig) -> str:
-    """What of a config decides the forward pass, beside the weights, as JSON; of unknown keys all count."""
+    """The keys of a config that affect the forward pass, as JSON; unknown keys are included."""
 
     def kept(value: object) -> object:
         if not isinstance(value, dict):

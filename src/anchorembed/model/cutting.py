@@ -1,16 +1,17 @@
-"""The first tokens of long texts, without tokenising the rest, in time and memory that follow the tokens kept.
+"""The first tokens of long texts, without tokenising all of them: time and memory grow with the tokens kept.
 
-A text is cut between a letter and a space or a mark of punctuation, further on while its tokens are too few. The kept
-tokens are exactly the whole text's, because no part of the tokenizer looks across such a cut:
+A text is cut between a letter and a mark: a space or a punctuation mark. If its tokens are too few, a later cut is
+taken. The tokens kept are exactly the first tokens of the whole text, because no part of the tokenizer looks across a
+cut:
 
-- a normalizer that is known to work character by character, or NFC and NFKC: none of these marks joins a letter;
-- added tokens: a mark that one of them holds behind a letter, in any form that NFKC makes equal, is no cut;
-- a pre-tokenizer whose regex is made of known alternatives: each letter is in a match, none matches a letter and a
-  mark after it, and none looks past the character after its match; so a match ends at the cut in any text;
-- without such a regex, BPE by merges alone: they make entries of the vocabulary only, so a mark that no entry holds
-  behind a letter keeps both sides of the cut apart.
+- Normalizers work character by character, or are NFC or NFKC, which join none of these marks to a letter.
+- Added tokens: a mark that follows a letter inside an added token, both in NFKC, is not used for cuts.
+- Pre-tokenizers with a regex made of known alternatives: each letter is in a match, no alternative matches a letter
+  and a mark after it, and none looks further than one character past its match. So a match always ends at the cut.
+- BPE without such a regex: merges give entries of the vocabulary only. A mark that follows a letter in no entry is
+  never merged with it.
 
-Where a tokenizer has any other part, or a text no such cut, texts are tokenised whole.
+A text without a cut is tokenised whole, and so is every text if the tokenizer has any other part.
 """
 
 import json
@@ -23,7 +24,7 @@ from tokenizers import Tokenizer
 
 _LETTERS = "A-Za-z\u4e00-\u9fa5\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"  # stable in NFC and NFKC
 _MARKS = " \n\t.,;:!?\u3002\u3001\uff0c\uff01\uff1f\uff1b\uff1a"
-_CHARACTERS_A_TOKEN = 8  # cut there at first; most text has fewer
+_CHARACTERS_A_TOKEN = 8  # for the first cut; most texts have fewer
 _LOOK_BACK = 512  # characters in which to look for a cut
 _AT_ONCE = 2**21  # characters tokenised at once; each takes about 150 bytes
 
@@ -45,16 +46,16 @@ _OTHERS = {
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
 }
-# Settings of BPE by which a word's tokens are not its merges alone.
+# Settings of BPE with which a word's tokens do not follow from merges alone.
 _NOT_MERGES = ("dropout", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
 
 
 def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
-    """A pattern of the letter before a cut and the mark after it; None if nothing is known to be one."""
+    """A pattern of the letter before a cut and the mark after it; None if no cut is known to be safe."""
     rules: dict[str, Any] = json.loads(backend.to_str())
     stages = _parts(rules["pre_tokenizer"], "pretokenizers")
     splits = [_splits_after_letters(stage) for stage in stages]
-    maps_characters = [stage["type"] in ("ByteLevel", "Metaspace") for stage in stages]  # a later regex sees others
+    maps_characters = [stage["type"] in ("ByteLevel", "Metaspace") for stage in stages]  # before a later regex
     if not all(map(_is_local_normalizer, _parts(rules["normalizer"], "normalizers"))) or any(maps_characters[:-1]):
         return None
     if None in splits:
@@ -68,7 +69,7 @@ def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
         if any(stage["type"] == "ByteLevel" for stage in stages):
             return None
         vocabulary = {entry.replace("\u2581", " ") for entry in model["vocab"]}
-        # Others are unknown tokens, which may fuse.
+        # Marks outside the vocabulary are unknown tokens, which may fuse.
         marks = "".join(mark for mark in marks if {mark, _normal(mark)} <= vocabulary)
         pieces |= vocabulary
     behind_letters = re.compile(f"[{_LETTERS}](?=([{re.escape(_MARKS)}]))")
@@ -78,7 +79,7 @@ def find_cuts(backend: Tokenizer) -> re.Pattern[str] | None:
 
 
 def _normal(text: str) -> str:
-    """A text in NFKC, with spaces for the character that stands for them."""
+    """A text in NFKC, with spaces in place of Metaspace's character for them."""
     return unicodedata.normalize("NFKC", text).replace("\u2581", " ")
 
 
@@ -132,10 +133,10 @@ def _beginning(text: str, size: int, cuts: re.Pattern[str] | None) -> str:
 
 
 def _parts(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, those of sequences one by one."""
+    """The parts of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part is None:
         return []
-    return [inner for each in part[key] for inner in _parts(each, key)] if part["type"] == "Sequence" else [part]
+    return [inner for outer in part[key] for inner in _parts(outer, key)] if part["type"] == "Sequence" else [part]
 
 
 def _is_local_normalizer(part: dict[str, Any]) -> bool:

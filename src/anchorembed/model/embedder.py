@@ -28,7 +28,7 @@ from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import file_beside, load_model, quiet
 from anchorembed.model.older import add_older_settings
-from anchorembed.model.packing import PackedBatch, micro_batches, pack
+from anchorembed.model.packing import PackedBatch, by_length, pack
 from anchorembed.model.positions import check_lengths, default_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.smaller import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
 _CHARACTERS = 2**26  # of texts read ahead, at most one text more
-_RULES = 3  # part of the fingerprint; raise it when the same weights and texts come to give other vectors
+_RULES = 3  # part of the fingerprint; increase it with every change by which equal weights and texts give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
 
 
@@ -67,14 +67,14 @@ class Metadata:
 
     @property
     def stages(self) -> list[dict[str, object]]:
-        """What is known of each stage that trained the model, the last one last."""
+        """The record of each stage that trained the model, in order."""
         earlier = cast("list[dict[str, object]]", self.history.get("before", []))
         last = {key: value for key, value in self.history.items() if key in ("plan", "data")}
         return [*earlier, last] if last else earlier
 
 
 class Embedder(nn.Module):
-    """Turns texts into vectors: the decoder's final state at each text's EOS. Threads may share it, but to train."""
+    """Turns texts into vectors: the decoder's final state at each text's EOS. Threads may share it to encode."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Embedder(nn.Module):
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes no Apple GPU, which is untested.
             template: by default the folder's, or derived from the tokenizer.
             lengths: by default the folder's, or 512 tokens a side where the model takes as many.
-            instruction: of queries; by default the folder's, or none.
+            instruction: task put before queries; by default the folder's, or none.
 
         Raises:
             InputError: if the model cannot be loaded, is not a causal decoder that packed tokens reproduce, or takes no
@@ -122,16 +122,16 @@ class Embedder(nn.Module):
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
         torch_device = find_device(device)
         dtype = compute_dtype(precision, torch_device, weights)
-        own = find_metadata(name) or find_existing(name)
-        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(own, Existing))
+        settings = find_metadata(name) or find_existing(name)
+        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(settings, Existing))
         check_causal(name, model.config)
         own_TV = own_logits(model, name)
         backbone = Backbone(model)
         backbone.input_scale, backbone.logit_scale = measure_scales(backbone, own_TV, name)
         check_reproduced(backbone, own_TV, name)
         use_varlen(backbone, dtype)
-        metadata = describe(name, own, model.config, tokenizer, template)
-        if isinstance(own, Existing) and lengths not in (None, metadata.lengths):
+        metadata = describe(name, settings, model.config, tokenizer, template)
+        if isinstance(settings, Existing) and lengths not in (None, metadata.lengths):
             _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
         query_prompt = metadata.prompts.query if instruction is None else instruct(instruction)
         metadata = replace(
@@ -159,7 +159,7 @@ class Embedder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, instruction, these files' rules."""
+        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, prompts, and `_RULES`."""
         settings = [
             _RULES,
             self.weights_sha256,
@@ -194,16 +194,15 @@ class Embedder(nn.Module):
             texts: any iterable of strings; a generator is read 4,096 texts or 64 million characters ahead.
             side: ``query`` or ``document``; they differ in length limit and in the default instruction.
             instruction: a task to put before each text; by default the model's own prompt of that side.
-            normalize: scale to unit length; by default as the model does, which is so but for some that exist already.
+            normalize: scale to unit length; by default as the model's settings say, which is True for most.
             progress: called with the number of texts done since the last call.
             dimensions: keep the first so many components; ``normalize`` is of these.
-            precision: of the vectors returned, as in `smaller`: ``float32``, ``int8`` or ``binary``. That of matrix
-                products is `load`'s.
+            precision: of the vectors returned, as in `smaller`: ``float32``, ``int8`` or ``binary``.
             ranges: for int8, `smaller.int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:
             InputError: if ``texts`` is one string, ``side`` is unknown, an instruction leaves no room for text, or
-                there are no such smaller vectors.
+                ``dimensions``, ``precision`` or ``ranges`` do not fit the model.
         """
         form = vector_format(self.dimension, dimensions, precision, ranges)
         windows = self.stream(texts, side, instruction, normalize, progress)
@@ -223,8 +222,8 @@ class Embedder(nn.Module):
             raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
             raise InputError(f"encode: side is {side!r}. Use 'query' or 'document'.")
-        own = self.metadata.prompts.query if side == "query" else self.metadata.prompts.document
-        prefix = own if instruction is None else instruct(instruction)
+        prompt = self.metadata.prompts.query if side == "query" else self.metadata.prompts.document
+        prefix = prompt if instruction is None else instruct(instruction)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
         self.pairs.check_room(prefix, limit)
         for window in _windows(texts):
@@ -232,7 +231,7 @@ class Embedder(nn.Module):
             vectors = self.encode_tokens(sequences, progress)
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if self._scales(normalize) else vectors.numpy()
 
-    # --- By the names that sentence-transformers and LangChain have ---
+    # --- Methods that sentence-transformers and LangChain have ---
 
     def encode_query(self, texts: str | Sequence[str], batch_size: int | None = None) -> Floats:
         """Embed queries, as `SentenceTransformer.encode_query` does: float32 [N, H], or [H] of one string.
@@ -252,11 +251,11 @@ class Embedder(nn.Module):
         return np.asarray(unit_rows(np.atleast_2d(first_NH)) @ unit_rows(np.atleast_2d(second_MH)).T)
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query, as LangChain's vector stores ask for it."""
+        """Embed a query, as a method of LangChain's `Embeddings`."""
         return [float(value) for value in self.encode_query(text)]
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, as LangChain's vector stores ask for them."""
+        """Embed documents, as a method of LangChain's `Embeddings`."""
         vectors: list[list[float]] = self.encode_document(texts).tolist()
         return vectors
 
@@ -286,10 +285,10 @@ class Embedder(nn.Module):
         training, device = self.training, self.backbone.device
         if training:
             self.eval()
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        budget = max([_TOKENS.get(device.type, 8192), *map(len, sequences)])
+        lengths = [len(sequence) for sequence in sequences]
+        order, runs = by_length(lengths, max([_TOKENS.get(device.type, 8192), *lengths]))
         parts = []
-        for run in micro_batches([len(sequences[i]) for i in order], budget):
+        for run in runs:
             parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
             if progress:
                 progress(len(run))
@@ -306,11 +305,11 @@ class Embedder(nn.Module):
         Args:
             folder: to write to.
             history: what made the weights, added to the metadata's.
-            headless: write the decoder alone, if the output head has no weights of its own.
+            headless: write the decoder without its output head, if the head is tied to the input vectors.
         """
         merge_lora(self.backbone)
         model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # of its last call
+        backend.no_truncation()  # which the last call may have set
         backend.no_padding()
         saved: PreTrainedModel = model
         if headless and not self.backbone.has_own_head:
@@ -326,16 +325,16 @@ class Embedder(nn.Module):
 
 def describe(
     name: str,
-    own: Metadata | Existing | None,
+    settings: Metadata | Existing | None,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None = None,
 ) -> Metadata:
-    """What a model says of its vectors, in files of this package or of sentence-transformers, or by its chat template.
+    """A model's metadata: from its files of this package or of sentence-transformers, or from its chat template.
 
     Args:
         name: what the user calls the model.
-        own: what `find_metadata` or else `find_existing` gives.
+        settings: what `find_metadata` or else `find_existing` gives.
         config: of the model.
         tokenizer: of the model.
         template: instead of the model's.
@@ -343,12 +342,13 @@ def describe(
     Raises:
         InputError: if the model's template cannot be found out.
     """
-    if isinstance(own, Metadata):
-        return replace(own, template=template or own.template)
-    if own is None:
-        return Metadata(template or derive_template(tokenizer), default_lengths(config), history={"base": name})
-    lengths = own.lengths(config, tokenizer)
-    return Metadata(template or own_template(name, tokenizer), lengths, own.prompts, own.normalize, {"base": name})
+    if isinstance(settings, Metadata):
+        return replace(settings, template=template or settings.template)
+    history: dict[str, object] = {"base": name}
+    if settings is None:
+        return Metadata(template or derive_template(tokenizer), default_lengths(config), history=history)
+    lengths = settings.lengths(config, tokenizer)
+    return Metadata(template or own_template(name, tokenizer), lengths, settings.prompts, settings.normalize, history)
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -371,14 +371,14 @@ def find_metadata(name: str) -> Metadata | None:
 
 
 def saved_sha256(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, as its ``anchorembed.json`` says; empty where there is none."""
+    """SHA-256 of a model folder's weights, from its ``anchorembed.json``; empty if it has no such file."""
     if read_metadata(folder) is None:
         return ""
     return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))
 
 
 def read_metadata(folder: Path) -> Metadata | None:
-    """Read a model folder's ``anchorembed.json``, or return None where there is none.
+    """Read a model folder's ``anchorembed.json``, or return None if it has no such file.
 
     Raises:
         InputError: if the file is damaged.

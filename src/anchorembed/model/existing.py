@@ -1,7 +1,7 @@
-"""An embedder that exists, as a sentence-transformers folder: what it puts around a text, and how long a text may be.
+"""Settings of an existing sentence-transformers embedder: its template, prompts, length limit and normalisation.
 
-Its tokens around a text, its prompts, its length limit and its normalisation are kept, so that its vectors are those of
-sentence-transformers. What pools otherwise than at the last token is refused by name.
+They are kept, so that vectors equal those of sentence-transformers. Models that pool other than at the last token are
+refused.
 """
 
 import json
@@ -22,17 +22,13 @@ from anchorembed.model.tokens import Lengths
 _log = logging.getLogger(__name__)
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
-_PROBES = (
-    "sort a list",
-    "Wie spät ist es?",
-    "向量 🙂",
-)  # the template must give the tokenizer's own ids of them
+_PROBES = ("sort a list", "Wie spät ist es?", "向量 🙂")  # the template must give the tokenizer's own ids of these
 _ONLY = "AnchorEmbed trains causal decoders whose vector is the state of their last token."
 
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """What a sentence-transformers folder says of its vectors.
+    """Settings of a sentence-transformers folder.
 
     Attributes:
         prompts: before queries and documents, as ``encode_query`` and ``encode_document`` put them.
@@ -45,14 +41,14 @@ class Existing:
     normalize: bool
 
     def lengths(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Lengths:
-        """Its limit for both sides, or what the model's positions and the tokenizer allow."""
+        """One limit for both sides: the folder's or else the tokenizer's, and at most the model's positions."""
         most, _ = most_positions(config)
         limit = min(most, self.most_tokens or int(tokenizer.model_max_length))
         return Lengths(limit, limit)
 
 
 def find_existing(name: str) -> Existing | None:
-    """What a sentence-transformers embedder says of itself; None for a model that is no such folder.
+    """The settings of a sentence-transformers embedder; None for any other model.
 
     Args:
         name: a folder or hub id.
@@ -75,21 +71,21 @@ def find_existing(name: str) -> Existing | None:
     settings = _read(name, "config_sentence_transformers.json") or {}
     limits = _read(name, "sentence_bert_config.json") or {}
     if settings.get("similarity_fn_name") in ("dot", "dot_product") and "Normalize" not in paths:
-        raise InputError(f"model {name!r} compares by dot product of vectors of any length; only cosines are.")
+        raise InputError(f"model {name!r} compares by dot product, not by cosine, which is not supported.")
     if limits.get("do_lower_case"):
         raise InputError(f"model {name!r} lower-cases texts before its tokenizer, which is not supported.")
     return Existing(_prompts(name, settings.get("prompts") or {}), limits.get("max_seq_length"), "Normalize" in paths)
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
-    """Refuse a model whose tokens see those that follow.
+    """Refuse a model with bidirectional attention.
 
     Raises:
         InputError: if its configuration says so.
     """
-    told = config.get_text_config()
-    if getattr(told, "is_causal", True) is False or getattr(told, "use_bidirectional_attention", None) in (True, "all"):
-        raise InputError(f"model {name!r} is bidirectional ({told.model_type}). {_ONLY}")
+    text = config.get_text_config()
+    if getattr(text, "is_causal", True) is False or getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        raise InputError(f"model {name!r} is bidirectional ({text.model_type}). {_ONLY}")
 
 
 def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -126,19 +122,19 @@ def _check_pooling(name: str, pooling: Mapping[str, Any]) -> None:
     mode = pooling.get("pooling_mode") or modes
     chosen = [mode] if isinstance(mode, str) else list(mode)
     if chosen != ["lasttoken"]:
-        said = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
-        raise InputError(f"model {name!r} pools by {said}. {_ONLY}")
+        pooling_name = " and ".join(chosen).replace("_tokens", "").replace("_token", "") or "mean"
+        raise InputError(f"model {name!r} pools by {pooling_name}. {_ONLY}")
 
 
 def _prompts(name: str, prompts: Mapping[str, str | None]) -> Prompts:
-    """The prompts that sentence-transformers takes for queries and for documents; others are logged."""
+    """The prompts that sentence-transformers puts before queries and documents; unused ones are logged."""
     if others := [key for key, text in prompts.items() if text and key not in ("query", "document")]:
         _log.info("%s: its prompts %s are not used; data.instruction sets that of queries", name, ", ".join(others))
     return Prompts(prompts.get("query") or "", prompts.get("document") or "")
 
 
 def _read(name: str, file: str) -> Any:  # noqa: ANN401 - JSON
-    """A JSON file beside a model, or None where there is none."""
+    """A JSON file beside a model, or None if there is no such file."""
     path = file_beside(name, file)
     if path is None:
         return None

@@ -11,12 +11,12 @@ from anchorembed.model.reproduce import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)
-_GRAPHS = 64  # a kind of layer may have so many: for models, adapters, modes and devices of this process
+_GRAPHS = 64  # at most, of each kind of layer: models, adapters, modes and devices of a process have their own
 _LARGEST_DIFFERENCE = 0.03  # relative, in bfloat16, between states by the varlen kernel and by buckets
 
 
 def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
-    """Let attention run by the varlen kernel on a GPU, if the model allows it and the kernel gives what buckets give.
+    """Use the varlen kernel on a GPU if the model allows it and the kernel agrees with bucketed attention.
 
     It needs compute capability 8.0, products in bfloat16, heads of at most 256, and neither soft-caps nor dropout in
     attention. Otherwise attention stays in buckets, and a warning says why.

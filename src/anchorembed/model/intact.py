@@ -1,4 +1,4 @@
-"""Refuse a model whose files do not hold one whole model, by the names of what is wrong, before it is used.
+"""Refuse a model with missing, unknown or damaged weights, by their names, before it is used.
 
 transformers fills weights that are missing with random numbers, and loads weights that are NaN.
 """
@@ -15,7 +15,7 @@ _NAMED = 3  # names in a message; the rest are counted
 
 
 def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> None:
-    """Refuse a checkpoint without all of the model's weights, or with some that the model does not have.
+    """Refuse a checkpoint that lacks weights of the model, or has weights that the model lacks.
 
     Args:
         name: what the user calls the model.
@@ -35,7 +35,7 @@ def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> N
 
 @torch.no_grad()
 def check_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuse weights that are not finite numbers; of 4-bit ones, their scales are looked at.
+    """Refuse weights that are not finite numbers; of 4-bit weights, the scales are checked.
 
     Raises:
         InputError: with the weights' names.
@@ -51,7 +51,7 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
 def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a baked tokenizer whose texts, template or padding have token ids without an input vector in the model.
 
-    Other special tokens, such as Gemma 3's for images, need none: no text gives them.
+    Other special tokens, such as Gemma 3's for images, need none: no text contains them.
 
     Raises:
         InputError: with both numbers.

@@ -57,17 +57,17 @@ _WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db5
 def load_model(
     name: str, weights: Weights = "float32", device: torch.device | None = None, *, tie_head: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in evaluation mode, with attention as transformers spells it out.
+    """Load a causal language model and its tokenizer, in evaluation mode, with transformers' eager attention.
 
     Args:
         name: ``smollm2-135m``, a hub id, a local folder, or a ``.gguf`` file.
         weights: how its weights are stored; ``nf4`` is 4-bit NormalFloat with doubly quantised scales (QLoRA; Dettmers
             et al., 2023), of all linear modules but the output head, beside bfloat16 for the rest.
         device: where to put the weights; the CPU by default.
-        tie_head: of a model saved without its output head, use the input vectors as one.
+        tie_head: if the model was saved without its output head, use the input vectors as one.
 
     Raises:
-        InputError: if the name gives no model, or it cannot be stored so; it says what was tried and what to do.
+        InputError: if no model can be loaded by this name, or its weights cannot be stored so.
     """
     device = device or torch.device("cpu")
     if weights == "nf4":
@@ -91,7 +91,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def check_nf4(name: str, device: torch.device) -> None:
-    """Refuse 4-bit weights where they do not work, by quantising some numbers on the device and reading them back.
+    """Refuse 4-bit weights if they do not work: numbers are quantised on the device and read back.
 
     Raises:
         InputError: if bitsandbytes is not installed or does not run there, or the model is a GGUF file.
@@ -122,9 +122,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def file_beside(name: str, file: str) -> Path | None:
-    """Path of a file that lies beside a model's weights, in its folder or on the hub; None if there is none.
+    """Path of a file beside a model's weights, in its folder or on the hub; None if there is no such file.
 
-    What lies beside a ``.gguf`` file is not the model's.
+    Files beside a ``.gguf`` file belong to no model.
     """
     folder, gguf = _locate(name)
     if gguf:
@@ -190,7 +190,7 @@ def _download_default(folder: Path) -> Path:
 
 
 def _locate(name: str) -> tuple[str, str | None]:
-    """Return what transformers needs of a name: a folder or hub id, and the name of the GGUF file in it or None."""
+    """Return a model's folder or hub id, and the name of the GGUF file in it or None, as transformers takes them."""
     path = Path(name).expanduser()
     if name == DEFAULT_MODEL:
         return str(default_model_folder()), None
@@ -215,12 +215,12 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 @cache
 def _hub_answers(model: str) -> bool:
-    """Whether the model hub answers, asked once: a file asked for in vain takes half a minute of retries."""
+    """Whether the model hub answers, asked once: each file requested in vain takes half a minute of retries."""
     try:
         HfApi().model_info(model, timeout=_HUB_SECONDS)
     except HFValidationError as error:
         raise InputError(f"model {model!r}: no such folder, and no hub id. Check the path.") from error
-    except HfHubHTTPError:  # an answer, such as that there is no such model
+    except HfHubHTTPError:  # the hub answers, perhaps that there is no such model
         return True
     except Exception:  # the hub's client raises errors of its HTTP library, which differs by version
         return False
@@ -262,7 +262,7 @@ def _read(
 
 
 def _tie_missing_head(name: str, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
-    """Make the input vectors the output head, if that is missing, which no vector depends on; returns its weight."""
+    """Use the input vectors as the output head if it is missing; returns its weight's name. No vector depends on it."""
     head = next(key for key, module in model.named_modules() if module is model.get_output_embeddings())
     tied = {f"{head}.weight"} & set(missing)
     if tied:
@@ -305,7 +305,7 @@ def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
 
 
 def _gguf_special_tokens(path: Path) -> dict[str, int]:
-    """Ids of a GGUF file's BOS, EOS and padding tokens, where it has them; transformers 5.10 takes its BOS for EOS."""
+    """Ids of a GGUF file's BOS, EOS and padding tokens, if it has them; transformers 5.10 takes its BOS for EOS."""
     import gguf  # noqa: PLC0415 - an extra; `_locate` checks that it is installed
 
     fields = gguf.GGUFReader(path).fields
@@ -324,7 +324,7 @@ def _cannot_load(name: str, reason: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars, that of GGUF's tensors too, and messages below errors."""
+    """Silence transformers' progress bars, including the one of GGUF tensors, and messages below errors."""
     verbosity, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""What transformers 4 reads of a saved model, beside what version 5 writes, so that both load it with equal vectors.
+"""Settings for transformers 4 in a saved model, beside those of version 5, so that both load it with equal vectors.
 
-transformers 5 keeps rotary settings under ``rope_parameters``, of which version 4 knows nothing: it would take its
-defaults without a word. It names the tokenizer's class ``TokenizersBackend``, which version 4 does not have.
+transformers 5 keeps rotary settings under ``rope_parameters``. Version 4 ignores that key and would silently take its
+defaults. Version 5 names the tokenizer's class ``TokenizersBackend``, which version 4 does not have.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 
 
 def add_older_settings(folder: Path, **more: object) -> None:
-    """Add to a saved model's ``config.json`` and ``tokenizer_config.json`` what transformers 4 reads.
+    """Add the settings of transformers 4 to a saved model's ``config.json`` and ``tokenizer_config.json``.
 
     Args:
-        folder: what ``save_pretrained`` of model and tokenizer wrote to.
-        more: other keys of ``config.json``, by their names.
+        folder: where ``save_pretrained`` wrote model and tokenizer.
+        more: other keys to set in ``config.json``.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= older_rope(config.get("rope_parameters") or {}) | {"torch_dtype": config["dtype"]} | more

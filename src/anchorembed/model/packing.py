@@ -1,8 +1,8 @@
 """Pack token sequences end to end. Nothing is padded; ``offsets`` marks where each text begins.
 
-What a forward pass needs to know about a batch is computed here, on the CPU: a GPU is not waited for. Only bucketed
-attention needs sequences side by side. A ``Bucket`` holds those of like length, padded on the right, where causal
-attention never looks.
+All that a forward pass needs to know about a batch is computed here, on the CPU, so that nothing waits for a GPU. Only
+bucketed attention needs sequences side by side. A ``Bucket`` holds sequences of like length, padded on the right, where
+causal attention never looks.
 
 Axes: T packed tokens, N sequences, B sequences in a bucket, L tokens in the bucket's longest.
 """
@@ -114,3 +114,12 @@ def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:
         total += cost
     if start < len(costs):
         yield range(start, len(costs))
+
+
+def by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
+    """Items by cost, highest first, and runs of that order within the budget.
+
+    Texts of like length together make few, large buckets of attention.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return order, list(micro_batches([costs[i] for i in order], budget))

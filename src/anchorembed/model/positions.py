@@ -1,7 +1,7 @@
-"""How long a text may be: up to the positions that a model has, and as long as its rotary frequencies stay the same.
+"""The longest text of a model: within its positions, and within the context for which its rotary frequencies are fixed.
 
 Dynamic NTK and LongRoPE take other frequencies for a whole batch once its longest text is longer than the original
-context. Up to that length no text's vector depends on its company.
+context. Up to that length no text's vector depends on the other texts of its batch.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def check_lengths(name: str, config: PretrainedConfig, lengths: Lengths) -> None
 
 
 def most_positions(config: PretrainedConfig) -> tuple[int, str]:
-    """Most tokens of a text, and what they are called."""
+    """The most tokens of a text, and the name of that limit."""
     text_config = config.get_text_config()
     most = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
     limits = [(int(most), "the max_position_embeddings")]

@@ -1,7 +1,7 @@
 """Measure a model's scales and compare our packed forward pass with the model's own, once, when it is loaded.
 
-The model's own logits come first, by its own attention, which `Backbone` then replaces. What is computed here changes
-nothing in the model or its backbone.
+The model's own logits are computed first, with its own attention, which `Backbone` then replaces. Nothing here changes
+the model or its backbone.
 
 Axes: T tokens of all probe sequences, V vocabulary, H hidden size.
 """
@@ -55,7 +55,7 @@ def own_logits(model: PreTrainedModel, name: str) -> Tensor:
 
 @torch.no_grad()
 def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float, float]:
-    """Measure by what a model multiplies its input vectors, and by what its logits.
+    """Measure the factors by which a model multiplies its input vectors and its logits.
 
     Args:
         backbone: the model on packed tokens.
@@ -79,7 +79,7 @@ def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float
 
 @torch.no_grad()
 def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
-    """Compare our loss on packed tokens with that of the model's own forward pass.
+    """Compare our loss on packed tokens with the loss of the model's own forward pass.
 
     Both use the weights as they are stored: rounding to 4 bits or bfloat16 is on both sides.
 
@@ -126,7 +126,7 @@ def _products(backbone: Backbone, batch: PackedBatch) -> Tensor:
 
 
 def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
-    """What the model multiplies its input vectors by before its first layer (3 in a Granite, 1 in a Llama)."""
+    """The factor by which the model multiplies its input vectors before its first layer, such as 3 in a Granite."""
     inputs: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,12 +135,12 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
-        backbone.states(vectors_TH * backbone.input_scale, batch)  # which divides by that scale
+        backbone.states(vectors_TH * backbone.input_scale, batch)  # `states` divides by that scale
     finally:
         hook.remove()
     if not inputs:
         raise InputError(
-            f"{backbone.name}: its first layers are not its decoder's; of a model that sees, name the text model."
+            f"{backbone.name}: its first layers are not the decoder's. Of a vision model, name the text model."
         )
     inputs_TH, vectors_TH = inputs[0][0].float(), vectors_TH.float()
     scale = float((inputs_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum())

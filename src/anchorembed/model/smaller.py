@@ -1,4 +1,4 @@
-"""Smaller vectors: the first components alone, and each stored as float32, int8 or one bit.
+"""Smaller vectors: only the first components, and each stored as float32, int8 or one bit.
 
 A vector is cut to its first D components and scaled to length 1 again. ``int8`` divides the range of each component
 into 255 steps, and ``binary`` keeps whether a component is positive, eight to a byte: both are sentence-transformers'
@@ -43,11 +43,11 @@ class VectorFormat:
 def vector_format(
     full: int, dimensions: int | None = None, precision: str = "float32", ranges: Ranges | None = None
 ) -> VectorFormat:
-    """Return the format asked for; ``full`` is H, and what ``dimensions`` is by default.
+    """Return a checked format; ``full`` is H, the default of ``dimensions``.
 
     Raises:
         InputError: if ``dimensions`` is not between 1 and H, or no multiple of 8 where bits are packed, the precision
-            is unknown, or the ranges are not those of so many components.
+            is unknown, or ``ranges`` is of another number of components.
     """
     kept = full if dimensions is None else dimensions
     if not 1 <= kept <= full:
@@ -71,8 +71,8 @@ def vector_format(
 
 def vector_formats(full: int, dimensions: Sequence[int], precisions: Sequence[str]) -> list[VectorFormat]:
     """Full vectors first, then each of the dimensions at each of the precisions; raises as `vector_format` does."""
-    asked = [vector_format(full, kept, name) for kept in dimensions or [full] for name in precisions or ["float32"]]
-    return list(dict.fromkeys([VectorFormat(full), *asked]))
+    forms = [vector_format(full, kept, name) for kept in dimensions or [full] for name in precisions or ["float32"]]
+    return list(dict.fromkeys([VectorFormat(full), *forms]))
 
 
 def read_dimensions(listed: str) -> list[int]:
@@ -95,7 +95,7 @@ def cut(vectors_NH: Floats, dimensions: int, normalize: bool = True) -> Floats:
 
 
 def int8_ranges(vectors_ND: Floats, known: Ranges | None = None) -> Ranges:
-    """Smallest and largest value of each component of some vectors, and of those whose ranges are ``known``."""
+    """Smallest and largest value of each component, over these vectors and the ``known`` ranges of others."""
     rows = vectors_ND if known is None else np.vstack([np.array(known, np.float32), vectors_ND])
     return tuple(rows.min(axis=0).tolist()), tuple(rows.max(axis=0).tolist())
 
@@ -117,7 +117,7 @@ def quantize(vectors_ND: Floats, form: VectorFormat) -> Stored:
 
 
 def restore(stored_NB: Stored, form: VectorFormat) -> Floats:
-    """Stored vectors as they are compared: float32 [N, D], of length 1 but where they are stored as float32."""
+    """Stored vectors as they are compared: float32 [N, D], scaled to length 1 unless stored as float32."""
     if form.precision == "float32":
         return stored_NB
     if form.precision == "binary":

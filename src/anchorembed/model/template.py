@@ -3,10 +3,10 @@
 "EOS" is the template's end token. It is always the last, and the state there is the text's embedding. The same
 tokenizer serves training, encoding and the exported folder; truncation cuts the text, never the template.
 
-A special token's name in a text is text, not the token: only the template has special tokens. The tokenizer's setting
-``split_special_tokens`` says so, which transformers and sentence-transformers keep. Engines that read
-``tokenizer.json`` alone (text-embeddings-inference, llama.cpp) make special tokens of such names; so does any engine
-of added tokens that the tokenizer does not call special.
+A special token's name in a text is read as text: only the template has special tokens. The tokenizer's setting
+``split_special_tokens`` asks for that, and transformers and sentence-transformers follow it. Engines that read
+``tokenizer.json`` alone (text-embeddings-inference, llama.cpp) turn such names into special tokens. Added tokens that
+the tokenizer does not call special become tokens in every engine.
 """
 
 import re
@@ -34,7 +34,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What goes before each query and before each document; empty for nothing."""
+    """Prefixes of each query and of each document; empty for none."""
 
     query: str = ""
     document: str = ""
@@ -51,11 +51,11 @@ def instruct(task: str) -> str:
 
 
 def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Derive the template of a model from its chat template, or from BOS and EOS where it has none.
+    """Derive the template of a model from its chat template, or from BOS and EOS if it has none.
 
-    The header is what a chat template puts before a user's text, beginning with the user marker. It is read from the
-    *second* user turn of a conversation, because a default system turn or a date may precede the first. The end token
-    is the first special token after the user's text that also closes the assistant's turn, else ``eos_token``.
+    The header is the chat template's part before a user's text, from the user marker on. It is read from the *second*
+    user turn of a conversation, because a default system turn or a date may precede the first. The end token is the
+    first special token after the user's text that also closes the assistant's turn, else ``eos_token``.
 
     Raises:
         InputError: if the tokenizer has no ``eos_token``, or its chat template cannot be understood.
@@ -146,7 +146,7 @@ def _special_pieces(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _split(text: str, specials: set[str]) -> list[str]:
-    """Cut a text into special tokens and what is between them."""
+    """Cut a text into special tokens and the parts between them."""
     if not specials:
         return [text] if text else []
     longest_first = sorted(specials, key=len, reverse=True)
@@ -154,7 +154,7 @@ def _split(text: str, specials: set[str]) -> list[str]:
 
 
 def _without_common_start(text: str, start: str, specials: set[str]) -> str:
-    """Cut ``start`` off the beginning of ``text``, or as many of its pieces between special tokens as are there."""
+    """Cut ``start`` off the beginning of ``text``, or as many leading pieces of it as the text has."""
     if text.startswith(start):
         return text[len(start) :]
     pieces, start_pieces = _split(text, specials), _split(start, specials)
@@ -169,7 +169,7 @@ def _ids(backend: Tokenizer, text: str) -> list[int]:
 
 
 def _leading_ids(backend: Tokenizer, header: str) -> list[int]:
-    """Token ids of the header as it is before a text; a token that also holds the text's start is left out."""
+    """Token ids of the header before a text; a token that also holds the start of the text is left out."""
     if not header:
         return []
     encoding = backend.encode(header + _TEXT, add_special_tokens=False)

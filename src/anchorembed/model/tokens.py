@@ -18,7 +18,7 @@ class TokenPair:
     """A pair as token ids: both sides and the negatives in their template, and both sides without it for Stage I.
 
     ``query_text`` and ``document_text``, which Stage I predicts, hold neither template nor instruction; ``text`` is the
-    pair that all of it is made from.
+    pair before tokenising.
     """
 
     query: list[int]
@@ -43,7 +43,9 @@ class PairTokenizer:
     Threads may share it.
 
     Attributes:
-        overhead: tokens of the template.
+        before: token ids of the template before a text.
+        after: token ids of the template after a text; the last is the end token's.
+        overhead: number of tokens of the template.
         end_id: the end token's id.
 
     Raises:
@@ -57,9 +59,9 @@ class PairTokenizer:
         self._cuts = find_cuts(self._backend)
         encoding = self._backend.encode("a")
         text = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
-        self._before, self._after = encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
-        self.overhead = len(self._before) + len(self._after)
-        self.end_id: int = self._after[-1]
+        self.before, self.after = encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
+        self.overhead = len(self.before) + len(self.after)
+        self.end_id: int = self.after[-1]
         for name, length in (("query", lengths.query), ("document", lengths.document)):
             if length <= self.overhead:
                 raise InputError(
@@ -82,7 +84,7 @@ class PairTokenizer:
 
     def templated(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each text in its template, at most ``length`` each, EOS always last."""
-        return [[*self._before, *ids, *self._after] for ids in self.plain(texts, length)]
+        return [[*self.before, *ids, *self.after] for ids in self.plain(texts, length)]
 
     def count(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Number of tokens of each text in its template, not truncated, [N]."""
@@ -103,9 +105,9 @@ class PairTokenizer:
 
         Args:
             pairs: to tokenise.
-            instructions: what goes before the query of each.
-            of_documents: what goes before the positive and the negatives of each; by default nothing.
-            most_negatives: how many negatives of a pair to use, the first; by default all.
+            instructions: prefix of each pair's query.
+            of_documents: prefix of each pair's positive and negatives; by default none.
+            most_negatives: use the first so many negatives of each pair; by default all.
         """
         negatives = [pair.negatives[:most_negatives] for pair in pairs]
         queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]

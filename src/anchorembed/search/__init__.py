@@ -1,5 +1,5 @@
-"""From a corpus to the texts nearest a query.
+"""From a corpus to the documents nearest a query.
 
-Read `columns` (vectors in Arrow tables and Parquet files), `index` (a corpus in LanceDB), `vector_cache` (texts
-embedded once, for evaluation) and `ray` (embedding on many machines).
+Read `columns` (vectors in Arrow tables and Parquet files), `manifest` and `index` (a corpus in LanceDB), `vector_cache`
+(texts embedded once, for evaluation) and `ray` (embedding on many machines).
 """

@@ -1,6 +1,7 @@
-"""Vectors as columns of Arrow tables and Parquet files: a list of float32, of int8, or of bytes of packed bits a text.
+"""Vectors as columns of Arrow tables and Parquet files: a list of float32, int8, or bytes of packed bits for each text.
 
-A file's metadata says what made its vectors, so that others can be stored, and compared, in the same way.
+A file's metadata names the model and the format of its vectors, so that other vectors can be stored in the same way and
+compared.
 """
 
 import json
@@ -23,24 +24,24 @@ from anchorembed.system.files import whole_file
 
 _log = logging.getLogger(__name__)
 _KEY = b"anchorembed"  # in a file's metadata
-_FEW = 100  # texts whose ranges others may well leave
+_FEW = 100  # texts; values of other texts often lie outside the ranges of so few
 
 
 @dataclass(frozen=True, slots=True)
 class MadeBy:
-    """What a file's metadata says of its vectors: the model's fingerprint, and how they are stored."""
+    """A file's metadata: the fingerprint of the model that made its vectors, and how they are stored."""
 
     model: str
     form: VectorFormat
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
-        """A table's schema with this as its metadata."""
+        """A table's schema with this metadata."""
         record = {"model": self.model, "dimensions": self.form.dimensions, "precision": self.form.precision}
         return schema.with_metadata({_KEY: json.dumps(record | {"ranges": self.form.ranges})})
 
 
 def read_made_by(path: Path) -> MadeBy:
-    """What made the vectors of a Parquet file, or of a folder of parts.
+    """The metadata of a Parquet file of vectors, or of a folder of parts.
 
     Raises:
         InputError: if it cannot be read, or `encode` did not write it.
@@ -53,15 +54,15 @@ def read_made_by(path: Path) -> MadeBy:
         return MadeBy(str(record["model"]), vector_format(dimensions, dimensions, record["precision"], ranges))
     except (OSError, LookupError, TypeError, ValueError, InputError) as error:
         raise InputError(
-            f"--like: {path} says no way to store vectors ({error}). Give a file that encode wrote."
+            f"--like: {path} does not say how its vectors are stored ({error}). Give a file that encode wrote."
         ) from error
 
 
 def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
-    """What a file is to say of vectors of ``embedder``: those of ``like``, or the dimensions and precision given.
+    """The metadata for vectors of ``embedder``: ``like``, or the given dimensions and precision.
 
     Raises:
-        InputError: if another model made those of ``like``, or there are no such smaller vectors.
+        InputError: if ``like`` is of another model, or dimensions or precision do not fit the model.
     """
     if like is None:
         form = vector_format(embedder.dimension, dimensions, precision or "float32")
@@ -81,7 +82,7 @@ def as_ranges(lists: Sequence[Sequence[float]]) -> Ranges:
 
 
 def vector_batch(ids: Sequence[str], vectors_NB: Stored, **texts: Sequence[str]) -> pa.RecordBatch:
-    """Columns ``id``, those named and ``vector``, a list of B numbers a row."""
+    """Columns ``id``, ``texts`` by their names, and ``vector``: a list of B numbers in each row."""
     columns = {name: pa.array(values, pa.string()) for name, values in {"id": ids, **texts}.items()}
     return pa.RecordBatch.from_pydict(columns | {"vector": _column(vectors_NB)})
 
@@ -96,9 +97,9 @@ def matrix(column: pa.Array) -> Stored:
 def stored(
     batches: Iterable[pa.RecordBatch], form: VectorFormat, folder: Path
 ) -> Iterator[tuple[VectorFormat, Iterator[pa.RecordBatch]]]:
-    """Batches of float32 vectors [N, D] as batches in a format, which comes with int8's ranges.
+    """Batches of float32 vectors [N, D] as batches in a format, and that format with int8's ranges.
 
-    Ranges that are not given are those of all vectors, which wait for them in a temporary file in ``folder``.
+    Without given ranges, all vectors are first written to a temporary file in ``folder`` to measure their ranges.
     """
     if form.precision != "int8" or form.ranges is not None:
         yield form, (_stored(batch, form) for batch in batches)
@@ -120,10 +121,10 @@ def stored(
 
 
 def write_vectors(out: Path, batches: Iterable[pa.RecordBatch], made_by: MadeBy) -> int:
-    """Write batches of one float32 vector or more to a Parquet file, stored as ``made_by`` says; returns their number.
+    """Write batches of float32 vectors to a Parquet file, stored as ``made_by`` says; returns the number of vectors.
 
     Raises:
-        InputError: if it cannot be written, or int8's ranges would be those of one text.
+        InputError: if the file cannot be written, or int8's ranges would be those of one text.
     """
     count = 0
     with whole_file(out) as unfinished, stored(batches, made_by.form, out.parent) as (form, small):
@@ -142,7 +143,7 @@ def _check_calibrated(texts: int) -> None:
     if texts < 2:
         raise InputError("--precision: int8 takes its ranges from the texts, and there is one. Give more, or --like.")
     if texts < _FEW:
-        _log.warning(f"int8: the ranges are those of {texts} texts; what is encoded like them is clipped to these")
+        _log.warning(f"int8: the ranges are those of {texts} texts; vectors encoded with --like are clipped to them")
 
 
 def _stored(batch: pa.RecordBatch, form: VectorFormat) -> pa.RecordBatch:

@@ -1,9 +1,9 @@
 """An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
-An index is a folder, written whole or not at all: a table, and a manifest that says which model and which corpus made
-it, and how it stores vectors. A query stays float32; its score is the cosine with the stored vector, restored as in
-`model.smaller`. Search is exact: LanceDB proposes candidates in float32, or all int8 or binary vectors are compared;
-the candidates' cosines are computed again in float64, and of equal scores the smaller document id comes first.
+An index is a folder, written whole or not at all: a table, and a manifest (see `manifest`). A query stays float32; its
+score is the cosine with the stored vector, restored as in `model.smaller`. Search is exact: LanceDB proposes candidates
+in float32, or all int8 or binary vectors are compared; the candidates' cosines are computed again in float64, and of
+equal scores the smaller document id comes first.
 
 Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
@@ -11,11 +11,11 @@ Axes: N texts, D documents, H components of a vector, B numbers that store one.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import cast, get_origin
+from typing import cast
 
 import lancedb
 import numpy as np
@@ -25,47 +25,24 @@ from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.smaller import VectorFormat, cut, restore, vector_format
+from anchorembed.model.smaller import VectorFormat, cut, restore
 from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
-from anchorembed.search.columns import as_ranges, matrix, stored, vector_batch
+from anchorembed.search.columns import matrix, stored, vector_batch
+from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
 from anchorembed.system.files import hash_file, whole_folder
 
-MANIFEST = "manifest.json"
-_FORMAT = "anchorembed-index-1"
 _TABLE = "documents"
 _ROWS_PER_WRITE = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document found: ``rank`` counts from 1, ``score`` is its cosine with the query."""
+    """A result of a search: ``rank`` counts from 1, ``score`` is the document's cosine with the query."""
 
     rank: int
     id: str
     score: float
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What made an index: the model's fingerprint, and the corpus file's SHA-256 (empty if not made from a file).
-
-    ``dimension``, ``precision`` and ``ranges``, which is empty but for int8, say how vectors are stored.
-    """
-
-    format: str
-    model: str
-    dimension: int
-    documents: int
-    corpus: str
-    precision: str
-    ranges: list[list[float]]
-
-    @property
-    def form(self) -> VectorFormat:
-        """How vectors are stored."""
-        ranges = as_ranges(self.ranges) if self.ranges else None
-        return vector_format(self.dimension, self.dimension, self.precision, ranges)
 
 
 class Index:
@@ -101,7 +78,7 @@ class Index:
             folder: to write.
             batch: documents to embed at a time.
             progress: called with the number of documents embedded since the last call.
-            corpus_hash: of the corpus file, for the manifest.
+            corpus_hash: SHA-256 of the corpus file, for the manifest.
             form: how vectors are stored, by default float32 and whole; int8's ranges are those of the documents.
 
         Raises:
@@ -109,7 +86,7 @@ class Index:
         """
         if batch < 1:
             raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
-        _read_manifest(folder)
+        read_manifest(folder)
         form = form or VectorFormat(encoder.dimension)
         batches = _embedded(encoder, documents, batch, form.dimensions, progress)
         with (
@@ -124,7 +101,7 @@ class Index:
                 )
             ranges = [list(side) for side in form.ranges or ()]
             manifest = Manifest(
-                _FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
+                FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
             )
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         return cls.open(folder)
@@ -136,8 +113,8 @@ class Index:
         Raises:
             InputError: if there is none or it is damaged.
         """
-        identity = _identity(folder)
-        manifest = _read_manifest(folder)
+        identity = identity_of(folder)
+        manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
         fault, table = "", None
@@ -149,7 +126,7 @@ class Index:
         else:
             if count != manifest.documents:
                 fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
-        if _identity(folder) != identity:  # replaced in the meantime
+        if identity_of(folder) != identity:  # replaced while it was opened
             return cls.open(folder)
         if fault or table is None:
             raise InputError(_damaged(folder, fault))
@@ -180,7 +157,7 @@ class Index:
 
     @contextmanager
     def _replaced_named(self) -> Iterator[None]:
-        """Turn the store's errors into an InputError that says what has become of the folder."""
+        """Turn LanceDB's errors into an InputError: the index is damaged, or was replaced since it was opened."""
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
@@ -192,10 +169,10 @@ class Index:
 
     def _is_as_opened(self) -> bool:
         """Whether the folder holds the index that was opened, by its manifest file."""
-        return _identity(self.folder) == self._opened
+        return identity_of(self.folder) == self._opened
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
-        """Rows of the nearest documents, so many that rounding cannot have left out one of the ``top_k`` best."""
+        """Rows of the nearest documents: enough that none of the ``top_k`` best is missing because of rounding."""
         limit = 2 * top_k
         while True:
             search = cast(LanceVectorQueryBuilder, self._table.search(query_H, vector_column_name="vector"))
@@ -207,9 +184,9 @@ class Index:
             limit *= 4
 
     def _compared(self, query_H: Floats, top_k: int) -> pa.Table:
-        """Rows that rounding allows among the ``top_k`` best of all, which are read a batch at a time."""
+        """Rows that may be among the ``top_k`` best, given rounding; all rows are compared, batch by batch."""
         best: pa.Table | None = None
-        # LanceDB compares no int8, and no bits with floats.
+        # LanceDB does not compare floats with int8 or with packed bits.
         for batch in self._table.search().select(["id", "text", "vector"]).to_batches():
             rows = pa.Table.from_batches([batch])
             rows = rows if best is None else pa.concat_tables([best, rows])
@@ -236,7 +213,7 @@ def open_or_build(
     Raises:
         InputError: if the folder holds something else, or an index whose manifest is damaged; nothing is changed then.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if not corpus.is_file():
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
@@ -248,15 +225,6 @@ def open_or_build(
     ):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """What tells the manifest file in ``folder`` from the one of an index that replaces it; zeros if there is none."""
-    try:
-        state = (folder / MANIFEST).stat()
-    except OSError:
-        return 0, 0
-    return state.st_ino, state.st_mtime_ns
 
 
 def _damaged(folder: Path, fault: str) -> str:
@@ -290,7 +258,7 @@ def _embedded(
 
 
 def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches into a new table, some thousand rows at a time, and return the number of rows."""
+    """Write batches into a new table, thousands of rows at a time, and return the number of rows."""
     table: Table | None = None
     for rows in _gathered(batches):
         if table is None:
@@ -304,7 +272,7 @@ def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches joined until they have some thousand rows."""
+    """Batches joined into tables of at least `_ROWS_PER_WRITE` rows."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)
@@ -337,41 +305,3 @@ def _refuse_repeated(group: list[Document], seen: set[str]) -> None:
         if document.id in seen:
             raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
         seen.add(document.id)
-
-
-def _read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of the index in ``folder``; None if the folder is missing or empty.
-
-    Raises:
-        InputError: if the folder holds something else, or its manifest is damaged.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{folder}: this is not an index (no {MANIFEST}). Give another folder; this one is left alone."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path}: damaged, not JSON ({error}). Delete the folder {folder} and build it again."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise InputError(
-            f"{path}: not the manifest of an index ({_FORMAT}). Give another folder; this one is left alone."
-        )
-    for name, value in (("precision", "float32"), ("ranges", [])):  # older manifests lack these
-        content.setdefault(name, value)
-    kinds = {field.name: get_origin(field.type) or field.type for field in fields(Manifest)}
-    if {name: type(value) for name, value in content.items()} != kinds:
-        raise InputError(f"{path}: damaged, its keys are not {', '.join(kinds)}. Delete the folder {folder}.")
-    manifest = Manifest(**content)
-    try:
-        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
-    except (InputError, ValueError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise InputError(f"{path}: damaged, it does not say how vectors are stored. Delete the folder {folder}.")
-    return manifest

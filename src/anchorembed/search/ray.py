@@ -1,6 +1,6 @@
 """Embed a corpus over many machines: Ray Data hands parts of it to workers, each of which holds the model.
 
-A part is a Parquet file of texts that becomes one of vectors with the same name. It is written whole or not at all, so
+A part is a Parquet file of texts. Its vectors become a Parquet file of the same name, written whole or not at all, so
 the part of a worker that died is done again. All machines must see the output's folder and the model under one path.
 """
 
@@ -25,13 +25,13 @@ from anchorembed.model.vectors import Side
 from anchorembed.search.columns import MadeBy, made_by, vector_batch, write_vectors
 from anchorembed.system.files import whole_folder
 
-PART = 1024  # texts a part
-_TRIES = 4  # of a part, before it is given up
+PART = 1024  # texts in a part
+_TRIES = 4  # for each part
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How texts are embedded: by which model, and how vectors are stored: by default as float32 or as ``like``."""
+    """How texts are embedded, and vectors stored: as ``like`` says, or by dimensions and precision."""
 
     model: str
     side: Side = "document"
@@ -54,12 +54,12 @@ class Worker:
 
     def _part(self, name: str) -> int:
         table, job = pq.read_table(self.texts / name), self.job
-        says = made_by(self.embedder, job.dimensions, job.precision, job.like)
+        metadata = made_by(self.embedder, job.dimensions, job.precision, job.like)
         vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
         batch = vector_batch(
-            table["id"].to_pylist(), cut(vectors_NH, says.form.dimensions, self.embedder.metadata.normalize)
+            table["id"].to_pylist(), cut(vectors_NH, metadata.form.dimensions, self.embedder.metadata.normalize)
         )
-        return write_vectors(self.vectors / name, [batch], says)
+        return write_vectors(self.vectors / name, [batch], metadata)
 
 
 def encode_by_ray(
@@ -78,10 +78,10 @@ def encode_by_ray(
     Args:
         documents: streamed.
         out: folder to write, whole or not at all; it must not exist.
-        job: its model the same on all machines.
+        job: how texts are embedded; its model must be the same on all machines.
         workers: processes, each with the model; by default one a GPU, or one a machine if there is no GPU.
         progress: called with the number of texts done since the last call.
-        part: texts a part.
+        part: texts in a part.
 
     Raises:
         InputError: if Ray is not installed, the folder exists, vectors are to be int8 without ranges, or Ray cannot
@@ -96,7 +96,7 @@ def encode_by_ray(
         raise InputError(f"{out}: is there already. Name another folder, or delete it.")
     with extra("ray"):
         import ray  # noqa: PLC0415 - an extra
-    load_tokenizer(job.model)  # a wrong name shows before anything starts
+    load_tokenizer(job.model)  # so that a wrong name is reported at once
     if Path(job.model).exists():
         job = replace(job, model=str(Path(job.model).absolute()))  # workers run in another folder
     with whole_folder(out) as vectors:
@@ -106,7 +106,7 @@ def encode_by_ray(
         _run(ray, list(sizes), (job, texts, vectors), workers, progress)
         _check(vectors, sizes)
         shutil.rmtree(texts)
-        for unfinished in vectors.glob(".*"):  # by workers that died
+        for unfinished in vectors.glob(".*"):  # left by workers that died
             unfinished.unlink()
     return sum(sizes.values())
 
@@ -158,7 +158,7 @@ def _run(
 
 
 def _reason(message: str) -> str:
-    """What a message of Ray says to the user: the InputError of a worker in it if there is one, else its last line."""
+    """The part of Ray's message for the user: a worker's InputError if there is one, else the last line."""
     lines = message.strip().splitlines() or ["no message"]
     input_errors = (line.partition(f"{InputError.__name__}: ")[2] for line in lines)
     return next(filter(None, input_errors), lines[-1])
@@ -182,7 +182,7 @@ def _share(ray: Any, workers: int | None) -> tuple[int, dict[str, float]]:  # no
 
 
 def _check(folder: Path, sizes: dict[str, int]) -> None:
-    """Refuse an output whose parts are not those of the input, with the same numbers of texts."""
+    """Refuse an output whose parts differ from the input's in name or number of texts."""
     written = {file.name: pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")}
     if written != sizes:
         raise InputError(f"--engine ray: {len(written)} of {len(sizes)} parts came back whole. Run it again.")

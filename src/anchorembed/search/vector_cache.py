@@ -1,4 +1,4 @@
-"""Vectors kept on disk under a hash of all that decides them, and read back memory-mapped."""
+"""Vectors kept on disk, named by a hash of model, texts and settings, and read back memory-mapped."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from anchorembed.model.smaller import Ranges, VectorFormat, cut, int8_ranges, qu
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts, whole_file
 
-_ROWS = 1 << 16  # made smaller at once
+_ROWS = 1 << 16  # quantised at once
 
 
 class Texts(Protocol):
@@ -41,7 +41,7 @@ class VectorCache:
         instruction: str | None,
         progress: Callable[[int], None] | None = None,
     ) -> Floats:
-        """Unit vectors of texts, float32 [N, H], from disk if they are there, else embedded now.
+        """Unit vectors of texts, float32 [N, H]: read from disk, or else embedded and written.
 
         Args:
             texts: N texts.
@@ -86,9 +86,9 @@ class VectorCache:
 
 
 def made_smaller(vectors_NH: Floats, form: VectorFormat, folder: Path) -> Floats:
-    """Vectors as they are compared once a format has stored them: float32 [N, D], in a temporary file in ``folder``.
+    """Vectors as a search compares them after storage in ``form``: float32 [N, D], in a temporary file in ``folder``.
 
-    Ranges of int8 are those of these vectors.
+    The ranges of int8 are measured on these vectors.
     """
     parts = [slice(start, start + _ROWS) for start in range(0, len(vectors_NH), _ROWS)]
     if not parts:

@@ -1,5 +1,5 @@
-"""What machine this is, and what all other folders need of it.
+"""The machine, as all other folders use it.
 
 Read `device` (CPU or GPU, number format, random state, memory), `files` (written whole, locked, hashed), `processes`
-(several that train as one), `keys` (API keys) and `progress` (the progress bar).
+(multi-process training), `keys` (API keys) and `progress` (the progress bar).
 """

@@ -1,4 +1,4 @@
-"""What machine this is: device, number format, random state, memory. The only file that asks it."""
+"""The machine: device, number format, random state, memory."""
 
 import ctypes
 import hashlib
@@ -24,19 +24,19 @@ Weights = Literal["float32", "bfloat16", "nf4"]
 _OLDEST_TORCH = (2, 11)
 _COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_KEPT = 32 * 2**20  # bytes, the most that glibc takes; a step has few larger arrays
+_LARGEST_KEPT = 32 * 2**20  # bytes, glibc's maximum; few arrays of a step are larger
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides whether work can run on a GPU.
+    """The parts of a machine that decide whether work can run on a GPU.
 
     Attributes:
         torch: version of torch, such as ``2.11.0+cu130``.
         build: CUDA or ROCm version that torch is built for; None for a CPU build.
         driver: whether NVIDIA's driver offers a GPU to this process.
         gpus: names of the GPUs that torch finds.
-        fault: torch's error where there is a GPU and torch finds none, else empty.
+        fault: torch's error if there is a GPU and torch finds none, else empty.
         mps: whether torch can use an Apple GPU.
     """
 
@@ -79,9 +79,9 @@ def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: i
 
     Args:
         name: ``auto`` is the GPU numbered as the process, or the CPU, with a warning where torch cannot use the GPU.
-        machine: what is there.
+        machine: its torch and its GPUs.
         local_rank: number of this process on the machine, from 0.
-        processes: how many train together, on all machines.
+        processes: number of processes that train together, on all machines.
 
     Raises:
         InputError: if the machine has no such device, or torch is too old.
@@ -98,7 +98,7 @@ def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: i
         return torch.device("cuda", local_rank) if machine.gpus else torch.device("cpu")
     device = _parsed(name)
     if device.index is not None and processes > 1:
-        raise InputError(f"model.device: {name!r} is one for {processes} processes. Use auto: each takes its own.")
+        raise InputError(f"model.device: {name!r} is one GPU for {processes} processes. Use auto: each takes its own.")
     if device.type == "mps" and not machine.mps:
         raise InputError(f"model.device: {name!r} asked for, but torch finds no Apple GPU. Use auto or cpu.")
     if device.type == "cuda" and not machine.gpus:
@@ -152,10 +152,10 @@ def check_torch(version: str) -> None:
 
 
 def check_card(card: Card) -> None:
-    """Refuse a GPU that torch has no code for: one that is too new for it, or too old.
+    """Refuse a GPU that is too new or too old for this build of torch.
 
     Raises:
-        InputError: if code for none of ``card.architectures`` runs on it.
+        InputError: if torch's code for ``card.architectures`` does not run on the GPU.
     """
     compiled = [name for name in card.architectures if name.startswith(("sm_", "compute_"))]  # none of ROCm's
     if compiled and not any(_runs_on(name, card.capability) for name in compiled):
@@ -183,12 +183,12 @@ def compute_dtype(precision: Precision, device: torch.device, weights: Weights =
 
 
 def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> torch.dtype:
-    """The dtype of matrix products: bfloat16 where the hardware multiplies it, unless another is asked for.
+    """The dtype of matrix products: bfloat16 where the hardware supports it, unless ``precision`` is float32.
 
     On a GPU without bfloat16 it is float32, with a warning: the range of float16 is too small for gradients.
 
     Args:
-        precision: what is asked for.
+        precision: the requested dtype, or ``auto``.
         weights: how the weights are stored; products with bfloat16 or 4-bit weights are bfloat16.
         card: the GPU, or None on the CPU.
 
@@ -224,7 +224,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed torch for one step of one process, so that a resumed step draws what it would have drawn."""
+    """Seed torch for a step of a process, so that a resumed step draws the same numbers."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -232,7 +232,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def keep_memory() -> None:
     """Tell glibc not to return freed memory to the system: the next step asks for it again, and page faults are slow.
 
-    Does nothing where there is no glibc.
+    It does nothing without glibc.
     """
     if sys.platform != "linux":
         return
@@ -245,7 +245,7 @@ def keep_memory() -> None:
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes this process ever held, of the GPU's memory or, on the CPU, of main memory.
 
-    0 on Windows, which does not say.
+    0 on Windows, which does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -263,15 +263,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the bytes that this process can have at most: on a GPU what is free or already its own, else main memory.
+    """Return the most bytes that this process can use: on a GPU the free memory and its own, else main memory.
 
-    Main memory is the machine's, or less if a container limits it; 0 where the system does not say.
+    Main memory is the machine's, or less if a container limits it; 0 where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -289,14 +289,14 @@ def versions() -> dict[str, str]:
 
 
 def _machine() -> Machine:
-    """Ask torch and the operating system."""
+    """This machine, by torch and the operating system."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     driver = not hidden and any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg"))
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else None
     build = f"ROCm {torch.version.hip}" if torch.version.hip else build
     with warnings.catch_warnings():  # torch warns of a driver that is too old, and counts no GPU
         warnings.simplefilter("ignore")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counting does not ask the driver
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # device_count does not test the driver
         gpus = tuple(torch.cuda.get_device_name(number) for number in range(count))
         fault = _cuda_error() if driver and build and not gpus else ""
     return Machine(torch.__version__, build, driver, gpus, fault, torch.backends.mps.is_available())

@@ -1,7 +1,7 @@
 """Files and folders written whole or not at all, folders locked for one process, content hashes, the cache folder.
 
-What is written goes to a hidden name beside its target and is renamed once it is complete and on the disk. A full disk
-or a missing permission is one InputError that names the target; nothing half-written stays.
+Content is written under a hidden name beside its target, and renamed once it is complete and on the disk. A full disk
+or a missing permission is an InputError that names the target; nothing half-written stays.
 """
 
 import gzip
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from anchorembed.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
-_READING_RULES = b"5"  # part of a content hash; raise it when the same bytes come to be read differently
+_READING_RULES = b"5"  # part of a content hash; increase it with every change in how the same bytes are read
 
 
 def cache_folder() -> Path:
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield a hidden path beside ``target`` to write to; the file is renamed to ``target`` when the block ends well.
 
-    A link stays, and what it leads to is written.
+    If ``target`` is a symbolic link, the link stays and the file it points to is written.
 
     Raises:
         InputError: if the file cannot be written, as on a full disk, or ``target`` is a folder or a device.
@@ -50,7 +50,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.stem}.{uuid4().hex[:12]}.partial{target.suffix}")
     with _folder_made(target.parent, target), _errors_named(target, partial):
         if target.exists() and not target.is_file():  # as root, a device would be replaced
-            raise InputError(f"{target}: is no file that can be replaced. Choose another output.")
+            raise InputError(f"{target}: not a regular file, so it cannot be replaced. Choose another output.")
         try:
             yield partial
             _sync(partial)
@@ -64,7 +64,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield a hidden folder beside ``target`` to fill; it is renamed to ``target`` when the block ends well.
 
-    A folder that has the name already can be read until then. It is replaced, or stays where the new one fails.
+    An existing ``target`` can be read until then. It is replaced, or kept if writing fails.
 
     Raises:
         InputError: if the folder cannot be written, as on a full disk.
@@ -90,7 +90,7 @@ def write_file(target: Path, content: str | bytes) -> None:
 
 
 def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """A value as JSON; a number that is none, such as an undefined score, is null, which every parser takes."""
+    """A value as JSON; NaN and infinite numbers, such as undefined scores, become null, which every parser accepts."""
     return json.dumps(_defined(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
@@ -109,7 +109,7 @@ def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """
     count = 0
     with whole_file(target) as partial, partial.open("wb") as raw:
-        # Without file name and time stamp in its header.
+        # Without file name and time stamp in the gzip header.
         binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
         with TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
             for row in rows:
@@ -120,7 +120,7 @@ def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 @contextmanager
 def _folder_made(folder: Path, target: Path) -> Iterator[None]:
-    """Make a folder and its parents, for ``target``; those that were made are removed afterwards if they are empty."""
+    """Make a folder and its parents for ``target``; new folders that stay empty are removed afterwards."""
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,11 +136,11 @@ def _folder_made(folder: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def _errors_named(target: Path, partial: Path) -> Iterator[None]:
-    """Turn an error of writing ``partial`` into an InputError that names ``target``; those of other files pass."""
+    """Turn an error of writing ``partial`` into an InputError that names ``target``; let errors of other files pass."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        path = getattr(error, "filename", None)  # none where the disk is full
+        path = getattr(error, "filename", None)  # the error of a full disk names no file
         if isinstance(path, str | os.PathLike):
             path = Path(path)
             if path != target and not path.is_relative_to(partial) and not partial.is_relative_to(path):
@@ -153,7 +153,7 @@ def _cannot_be_written(target: Path, error: Exception) -> InputError:
 
 
 def _rename_over(new: Path, target: Path) -> None:
-    """Rename a folder to ``target``; an older one there is set aside, and put back if the renaming fails."""
+    """Rename a folder to ``target``; an existing ``target`` is set aside, and put back if the renaming fails."""
     if not target.exists():
         new.rename(target)
         return
@@ -172,7 +172,7 @@ def _hidden_beside(path: Path, purpose: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows can do so for files alone."""
+    """Flush a file or folder to the disk; Windows can flush files only."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -189,7 +189,7 @@ def _sync(path: Path) -> None:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder if need be, and keep other processes out of it until the block, or this process, ends.
 
-    The lock file is in the cache, never in the locked folder. Folders that were made are removed if they stay empty.
+    The lock file is in the cache, never in the locked folder. New folders that stay empty are removed.
     Where the cache's file system has no locks, a warning says so and nothing is locked.
 
     Raises:
@@ -208,7 +208,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)
-        if isinstance(lock, SoftFileLock):  # filelock's substitute, which a killed process would hold for ever
+        if isinstance(lock, SoftFileLock):  # filelock's fallback, which a killed process would never release
             lock.release()
             raise OSError("no advisory locks")
     except Timeout as error:
@@ -229,7 +229,7 @@ def hash_file(path: Path) -> str:
 def hash_content(path: Path) -> str:
     """Content hash of a file, or of all files in a folder with their names: 32 hexadecimal digits.
 
-    Of a file the suffixes count, which decide how it is read.
+    A file's suffixes are part of its hash, because they decide how it is read.
 
     Raises:
         InputError: if there is no such file or folder.

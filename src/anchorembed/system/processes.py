@@ -1,7 +1,7 @@
-"""Several processes that train as one: each takes a part of a step's pairs, and what must be whole is gathered.
+"""Multi-process training: each process takes a part of a step's pairs; vectors, sums and weights are gathered.
 
 The parts are consecutive, so together they are the step of a single process. DDP and FSDP average gradients over the
-processes; a loss is therefore multiplied by their number. A process alone does nothing here.
+processes; a loss is therefore multiplied by their number. A single process communicates nothing.
 
 Axes: N rows of all processes, H hidden size.
 """
@@ -32,12 +32,12 @@ def rank() -> int:
 
 
 def first_process() -> bool:
-    """Whether this process is the first of several, or alone; before they are joined, as their launcher says."""
+    """Whether this process is the first or the only one; before the process group exists, by the variable RANK."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def shares(items: Sequence[T]) -> list[Sequence[T]]:
-    """Cut items into consecutive parts, one a process; where they do not divide, the first parts have one more."""
+    """Cut items into consecutive parts, one for each process; a remainder goes to the first parts, one item each."""
     size, rest = divmod(len(items), processes())
     bounds = [0]
     for number in range(processes()):
@@ -46,7 +46,7 @@ def shares(items: Sequence[T]) -> list[Sequence[T]]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over processes."""
+    """The sum over processes, in place."""
     if processes() > 1:
         dist.all_reduce(values)
     return values
@@ -70,12 +70,12 @@ def lowest(value: int, device: torch.device) -> int:
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process. A process alone does not use the device."""
+    """Whether the flag is set in any process. A single process does not use the device."""
     return flag if processes() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)
 
 
 def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows of all processes, [N, H], of which process i has ``counts[i]``; gradients flow to this process's rows."""
+    """Rows of all processes, [N, H]: ``counts[i]`` of process i; gradients flow to this process's rows."""
     if processes() == 1:
         return rows_NH
     padded = rows_NH.new_zeros(max(counts), rows_NH.shape[1])
@@ -100,7 +100,7 @@ def leave() -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, for which all processes must call this; any other tensor as it is."""
+    """A sharded tensor gathered whole, if all processes call this; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -117,14 +117,14 @@ def sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free gathered weights: a forward pass without a backward leaves some of them whole."""
+    """Free gathered weights: a forward pass without a backward pass leaves some of them whole."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def on_first_process(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Gather tensors one by one onto the CPU of the first process; the others must call this too and get none."""
+    """Gather tensors one by one onto the first process's CPU; all processes must call this, the others get none."""
     gathered_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
         value = whole(tensor.detach())

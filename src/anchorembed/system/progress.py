@@ -13,11 +13,11 @@ from anchorembed.system.processes import first_process
 
 SHOWN = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")  # while training
 _ROOMY = 120  # columns of a terminal from which the bar is longer
-_WIDE = 1000  # columns of what is no terminal: a line is never broken
+_WIDE = 1000  # columns where standard error is no terminal, so that no line is broken
 
 
 class _Rate(ProgressColumn):
-    """Items a second, or seconds an item where that reads better."""
+    """Items a second, or below one a second, seconds for each item."""
 
     def render(self, task: Task) -> Text:
         speed = task.speed
@@ -32,7 +32,7 @@ _TERMINAL_ONLY = ContextVar("terminal_only", default=False)
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Within, what is no terminal gets no bars: for verbs that say in lines of their own what is done."""
+    """Show bars on terminals only, within the block: for verbs that log their progress line by line."""
     token = _TERMINAL_ONLY.set(True)
     try:
         yield
@@ -41,9 +41,10 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 
 def progress_bar() -> Progress:
-    """A progress bar, shown by the first process alone; its tasks need a field ``note``. No name is markup.
+    """A progress bar, shown by the first process only; its tasks need a field ``note``.
 
-    What is no terminal gets one line at the end. A note that has no room goes on in the next line.
+    Where standard error is no terminal, one line is printed at the end. Long notes wrap. Names and notes are plain
+    text, not rich's markup.
     """
     console = Console(stderr=True)
     name = TextColumn("{task.description}", markup=False)
@@ -63,5 +64,5 @@ def progress_bar() -> Progress:
 
 
 def metrics_note(metrics: Mapping[str, float]) -> str:
-    """What the bar of training shows beside steps, rate and time left: those of the metrics that are in `SHOWN`."""
+    """The metrics in `SHOWN`, as the progress bar of training shows them."""
     return "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)

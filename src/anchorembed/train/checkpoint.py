@@ -21,7 +21,7 @@ from anchorembed.system.files import whole_folder
 from anchorembed.system.processes import like, on_first_process, rank, reshard, wait
 
 _log = logging.getLogger(__name__)
-Plan = dict[str, Any]  # what decides a run's result, by key
+Plan = dict[str, Any]  # settings and contents that decide a result, by key
 
 
 def save_checkpoint(
@@ -29,8 +29,8 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of a step into ``folder`` and delete all but the last ``keep``; all processes must call it.
 
-    Weights and optimizer state are whole in it, so any number of processes can go on from it. Random state, schedule
-    and the place in the data are not in it: they follow from the ``plan`` and the step (`device.seed_step`).
+    It holds whole weights and optimizer state, so any number of processes can continue from it. Random state, schedule
+    and the position in the data are not stored: they follow from the ``plan`` and the step (`device.seed_step`).
     """
     parameters = _trainable(module)
     moments = (
@@ -50,10 +50,10 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Ten
         for name, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    have = checkpoints(folder)
-    here = have.index(target)
-    for old in have[:here] + have[here + keep :]:  # newer ones were not usable, or this one would not be written
-        shutil.rmtree(old)
+    newest_first = checkpoints(folder)
+    index = newest_first.index(target)
+    for path in newest_first[:index] + newest_first[index + keep :]:  # newer ones are damaged: training began before
+        shutil.rmtree(path)
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -71,9 +71,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Continue from the newest whole checkpoint: a damaged one is named and the one before is used.
+    """Load the newest undamaged checkpoint; a warning names each damaged one.
 
-    Where other versions of libraries wrote it, that is said: the rest of the run may then differ in its last bits.
+    A warning also names libraries of other versions than the checkpoint's: results may then differ in their last bits.
 
     Returns:
         The step reached, 0 if there is no checkpoint.
@@ -88,17 +88,17 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
             tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer")}
             _restore(module, optimizer, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            _say("%s: damaged (%s); using the one before.", path, error)
+            _warn("%s: damaged (%s); using the one before.", path, error)
             continue
-        other = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
-        if other:
-            _say("%s: written with %s. Going on may differ in the last bits.", path, "; ".join(other))
+        changed = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+        if changed:
+            _warn("%s: written with %s. Going on may differ in the last bits.", path, "; ".join(changed))
         return step
     return 0
 
 
-def _say(message: str, *values: object) -> None:
-    """Warn, in the first process alone."""
+def _warn(message: str, *values: object) -> None:
+    """Warn, in the first process only."""
     if rank() == 0:
         _log.warning(message, *values)
 

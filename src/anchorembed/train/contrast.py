@@ -19,7 +19,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.adapters import LoraSettings, adaptable, add_lora, not_adapted
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
-from anchorembed.model.packing import PackedBatch, pack, send
+from anchorembed.model.packing import PackedBatch, by_length, pack, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import Precision
 from anchorembed.system.processes import gathered, processes, rank, shares
@@ -37,14 +37,15 @@ from anchorembed.train.contrastive_losses import (
 from anchorembed.train.flops import FROZEN, TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a step compares: texts are counted, and documents left out, before anything is embedded.
+    """The queries and documents that a step compares, laid out before anything is embedded.
 
-    ``queries`` is Q; documents are positives, then hard negatives. ``excluded_QD`` marks what is no negative of what.
+    ``queries`` is Q; documents are positives, then hard negatives. ``excluded_QD`` marks documents that must not be a
+    query's negatives, ``positives_Q`` is the row of each query's positive, ``given`` holds scores to distill.
     """
 
     queries: int
@@ -58,12 +59,12 @@ class ContrastiveBatch:
     """A step's texts on the device: this process's chunks, and how all processes' rows make up the comparison.
 
     Attributes:
-        comparison: what is compared with what.
+        comparison: queries and documents of all processes.
         chunks: this process's texts, long ones first; the last ones may be idle.
         chunk_rows: row of each text of this process among the chunks' embeddings.
         counts: texts of each process.
         gathered_rows: rows of all queries, then positives, then negatives among the gathered embeddings.
-        pairs: this process's, for the guide.
+        pairs: this process's pairs, for the guide.
     """
 
     comparison: Comparison
@@ -78,8 +79,8 @@ class ContrastiveBatch:
 class Contrastive:
     """Stage II on a step's pairs, by GradCache if they exceed the token budget.
 
-    ``guide`` is the model by whose vectors ``settings.mask_above`` judges. ``unsynced`` opens a context in which
-    gradients stay in this process: all chunks but the last.
+    ``guide`` is the model whose vectors decide ``settings.mask_above``. ``unsynced`` opens a context without gradient
+    averaging between processes, for all chunks but the last.
     """
 
     settings: Contrast
@@ -100,7 +101,7 @@ class Contrastive:
 
     @classmethod
     def build(cls, embedder: Embedder, settings: Contrast, budget: int) -> Self:
-        """Make the stage ready to train ``embedder``, at most ``budget`` tokens at once; adapters are added."""
+        """Build the stage for ``embedder``, with at most ``budget`` tokens at once; adapters are added."""
         module = cls.trained_module(embedder, settings)
         if settings.recompute:
             embedder.backbone.recompute_layers()
@@ -108,7 +109,7 @@ class Contrastive:
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
-        """The embedder, its adapters added; an output head of its own stays as it is."""
+        """The embedder with adapters; an untied output head is frozen."""
         embedder.backbone.freeze_own_head()
         if settings.lora is not None:
             lora = settings.lora
@@ -117,7 +118,7 @@ class Contrastive:
 
     @staticmethod
     def step_size(settings: Contrast, data: Data) -> StepSize:
-        """What a step holds in memory: the longest texts, and all similarities."""
+        """Sizes of a step that decide its memory: the longest texts, and all similarities."""
         queries, documents = settings.batch_size, settings.batch_size * (1 + settings.hard_negatives)
         return StepSize(
             longest=max(data.query_tokens, data.document_tokens),
@@ -129,10 +130,10 @@ class Contrastive:
 
     @staticmethod
     def check_stored(settings: Contrast, stored: str) -> None:
-        """Refuse weights that are not stored in float32 where no adapters train instead of them.
+        """Refuse weights that are not stored in float32 if they are trained, as without adapters.
 
         Raises:
-            InputError: naming what to change.
+            InputError: naming the settings to change.
         """
         if stored != "float32" and settings.lora is None:
             raise InputError(
@@ -145,7 +146,7 @@ class Contrastive:
         """Refuse settings that cannot work with these pairs and this model.
 
         Raises:
-            InputError: naming the first of them.
+            InputError: naming the first such setting.
         """
         if settings.distill and not prepared.store.scored:
             raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
@@ -157,20 +158,20 @@ class Contrastive:
         if settings.lora is not None:
             adaptable(prepared.embedder.backbone.model, settings.lora.targets)
         if settings.guide is not None:
-            load_tokenizer(settings.guide)  # a model that is not there has none
+            load_tokenizer(settings.guide)  # so that a wrong name is reported at once
 
     @staticmethod
     def teaches(settings: Contrast, pairs: Sequence[TokenPair]) -> bool:
-        """Whether any query has a negative."""
+        """Whether any query has a negative, without which the loss is 0."""
         queries, positives, negatives = _texts(pairs, settings.hard_negatives)
         return has_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
 
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same with its module wrapped for several processes."""
+        """The same stage with a module that is wrapped for several processes."""
         return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
     def with_budget(self, budget: int) -> Self:
-        """The same with another number of tokens at once."""
+        """The same stage with another token budget."""
         return replace(self, budget=budget)
 
     # A step
@@ -182,7 +183,7 @@ class Contrastive:
         roles = [role for part in parts for role, texts in enumerate(part) for _ in texts]  # query, positive, negative
         gathered_rows = torch.tensor(sorted(range(len(roles)), key=lambda row: roles[row]))
         chunks, rows = zip(*(self._chunks([text for texts in part for text in texts]) for part in parts), strict=True)
-        # Sharded weights are gathered in each forward, so all processes must do equally many: some for nothing.
+        # Sharded weights are gathered in each forward pass, so all processes must do equally many: some are idle.
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
             self._comparison(pairs),
@@ -214,7 +215,7 @@ class Contrastive:
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
-        """Loss on held-out pairs, each the others' negatives; accuracy is the share that finds its own first."""
+        """Loss on held-out pairs as one batch; accuracy is the share of queries whose positive ranks first."""
         comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
@@ -240,8 +241,8 @@ class Contrastive:
         count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
-            judging = embeddings if guided is None else guided
-            left_out_QD = left_out_QD | too_similar(judging[:count], judging[count:], positives_Q, margin)
+            vectors = embeddings if guided is None else guided
+            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], positives_Q, margin)
 
         def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
             value = info_nce(queries_QH, documents_DH, positives_Q, scale, left_out_QD)
@@ -272,31 +273,31 @@ class Contrastive:
         return embeddings
 
     def quality(self, metrics: Metrics) -> float | None:
-        """The share of held-out queries that find their own document first."""
+        """The share of held-out queries whose positive ranks first."""
         return metrics.get("held_out_accuracy")
 
-    # What it costs, and what went wrong
+    # Cost and warnings
 
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
-        """Model FLOPs of a step: all texts once."""
+        """Model FLOPs of a step: each text is embedded once."""
         backbone = self.embedder.backbone
         encoded = sum(len(text) for texts in _texts(pairs, self.hard_negatives) for text in texts)
         weights = (weight for name, weight in backbone.named_parameters() if "lora_" not in name)
         return float((TRAINED if any(w.requires_grad for w in weights) else FROZEN) * weight_count(backbone) * encoded)
 
     def unused(self, prepared: Prepared) -> list[str]:
-        """Hard negatives that pairs have and no step uses, modules without adapters."""
+        """Warnings of unused hard negatives, and of modules without adapters."""
         sentences = []
-        have, backbone = prepared.store.most_negatives, self.embedder.backbone
+        given, backbone = prepared.store.most_negatives, self.embedder.backbone
         if backbone.peft and (left_out := not_adapted(backbone.model)):
             sentences.append(f"LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
-        if have > self.hard_negatives:
+        if given > self.hard_negatives:
             used = self.hard_negatives
-            sentences.append(f"of up to {have} hard negatives a pair, {used} used: contrast.hard_negatives")
+            sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")
         return sentences
 
     def verdict(self, log: Sequence[Metrics]) -> str:
-        """Nothing is known to go wrong."""
+        """No warning: no failure of this stage shows in its log."""
         return ""
 
 
@@ -317,7 +318,7 @@ def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[i
 
 
 def _given_scores(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Of each pair, the documents that have given scores, as `_texts` orders them, and the scores."""
+    """Each pair's documents with given scores, as rows in the order of `_texts`, and these scores."""
     documents: list[list[int]] = []
     scores: list[list[float]] = []
     next_negative = len(pairs)

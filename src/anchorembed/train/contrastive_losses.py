@@ -58,7 +58,7 @@ def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashab
 def false_negatives(
     query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
 ) -> Tensor:
-    """Mark, [Q, D], documents that must not be negatives of a query, as they would be right.
+    """Mark, [Q, D], documents that must not be negatives of a query because they answer it.
 
     Their text equals the query's positive, the positive of another query with the same text, or the query itself.
     """
@@ -87,10 +87,10 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, m
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocuments:
-    """Documents with scores that another model gave: C at most a query, those of fewer filled up.
+    """Candidates of each query with scores by another model: C for each query, padded where a query has fewer.
 
     ``documents_QC`` are indices into the documents, ``targets_QC`` the log softmax of the given scores, minus infinity
-    where filled up; ``weights_Q`` is 1 / n for each of the n queries with two candidates or more, 0 for the others.
+    for padding; ``weights_Q`` is 1 / n for each of the n queries with two candidates or more, 0 for the others.
     """
 
     documents_QC: Tensor
@@ -105,14 +105,14 @@ class ScoredDocuments:
 def scored_documents(documents: Sequence[Sequence[int]], given: Sequence[Sequence[float]]) -> ScoredDocuments:
     """Tabulate, on the CPU, each query's candidates and their given scores: logits, of which only differences matter.
 
-    A query with fewer than two teaches nothing and is left out of the mean.
+    A query with fewer than two candidates has no gradient and is left out of the mean.
     """
     most = max([1, *map(len, documents)])
     table, scores = torch.zeros(len(documents), most, dtype=torch.long), torch.full((len(documents), most), -torch.inf)
     for row, (chosen, values) in enumerate(zip(documents, given, strict=True)):
         table[row, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
         scores[row, : len(chosen)] = torch.tensor(values, dtype=torch.float32)
-        scores[row, len(chosen) : 1] = 0.0  # one without any is filled up with a document that counts for nothing
+        scores[row, len(chosen) : 1] = 0.0  # padding of a query without candidates, whose weight is 0
     teaches = torch.tensor([float(len(chosen) > 1) for chosen in documents])
     return ScoredDocuments(table, scores.log_softmax(1), teaches / teaches.sum().clamp(min=1))
 
@@ -127,16 +127,16 @@ def distillation(queries_QH: Tensor, documents_DH: Tensor, given: ScoredDocument
         scale: inverse temperature of the cosines.
     """
     scores_QC = (scale * similarities(queries_QH, documents_DH)).gather(1, given.documents_QC)
-    filled_up_QC = given.targets_QC == -torch.inf
-    ours_QC = scores_QC.masked_fill(filled_up_QC, -torch.inf).log_softmax(1)
-    terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(filled_up_QC, 0.0)
+    padding_QC = given.targets_QC == -torch.inf
+    ours_QC = scores_QC.masked_fill(padding_QC, -torch.inf).log_softmax(1)
+    terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(padding_QC, 0.0)
     return (terms_QC.sum(1) * given.weights_Q).sum()
 
 
 def matryoshka(
     loss: Callable[[Tensor, Tensor], Tensor], queries_QH: Tensor, documents_DH: Tensor, dimensions: Sequence[int]
 ) -> Tensor:
-    """Mean of a loss over the first ``dimensions`` of the vectors, so that cut vectors still compare (Kusupati, 2022).
+    """Mean of a loss over vectors cut to each of ``dimensions``, so that cut vectors work, too (Kusupati, 2022).
 
     Raises:
         ValueError: if a dimension is below 1 or above H.

@@ -1,7 +1,7 @@
-"""Cross-entropy of the output head in chunks: no more logits exist at once than fit, in forward and in backward.
+"""Cross-entropy of the output head in chunks: no more than a chunk of logits exists at once, forward and backward.
 
-A *bag* is asked of one state alone: its text's targets, EOS and repeats among them, in any order, each by the one
-distribution that the head makes of the state (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has none.
+A *bag* is all targets of a text, EOS and repeats included, predicted from a single state without order: each by the
+head's distribution for that state (Li et al., Llama2Vec, 2024, arXiv 2312.15503). The paper has no bags.
 
 Axes: T states, H hidden size, V vocabulary, N texts.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 from anchorembed.errors import first_line
 
 _log = logging.getLogger(__name__)
-Context = Any  # torch gives autograd contexts no type that has what they have
+Context = Any  # torch has no type with the attributes of autograd contexts
 Softmax = Callable[[Tensor, Tensor, Tensor | None, float, float | None], tuple[Tensor, Tensor]]
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # that exist at once, and their gradient; 2 bytes each in bfloat16
-_SLICE = 8192  # words whose gradient is made at once where a product cannot sum in float32 itself
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # logits at once, with as many gradients; 2 bytes each in bfloat16
+_SLICE = 8192  # words whose gradient is computed at once where a product cannot sum in float32
 
 
 def linear_cross_entropy(
@@ -37,8 +37,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
 
-    Each state has one target, or those of its bag: ``bags`` says how many each state has, in order, and names each
-    target's state, [T].
+    Each state has one target, or with ``bags`` several: ``bags`` is the number of targets of each state, in order, and
+    the state's index of each target, [T].
 
     Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
     positions at a time; nothing waits for a GPU.
@@ -83,20 +83,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = weight_VH.detach().to(options.dtype)
             for start in range(0, len(states_TH), step):
                 rows = slice(start, min(start + step, len(states_TH)))
-                asked = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # of the targets
+                chosen = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # targets of the rows
                 states = states_TH[rows].to(options.dtype)
                 problem = (
                     states @ weight.T,
-                    targets_T[asked],
-                    weights_T[asked],
+                    targets_T[chosen],
+                    weights_T[chosen],
                     bias_V,
                     options.scale,
                     options.softcap,
                 )
                 if options.bags is None:
-                    losses_T[asked], slope = _loss_and_slope(*problem)
+                    losses_T[chosen], slope = _loss_and_slope(*problem)
                 else:
-                    losses_T[asked], slope = _bag_and_slope(options.bags[1][asked] - start, *problem)
+                    losses_T[chosen], slope = _bag_and_slope(options.bags[1][chosen] - start, *problem)
                 if grad_states is not None:
                     grad_states[rows] = slope @ weight
                 if grad_weight is not None:
@@ -118,7 +118,7 @@ _apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
 
 
 def _add_product(total_VH: Tensor, slope_TV: Tensor, states_TH: Tensor) -> None:
-    """Add ``slope.T @ states`` to a float32 total: in float32 throughout on a GPU, a slice of words elsewhere."""
+    """Add ``slope.T @ states`` to a float32 total: in one product on a GPU, elsewhere in slices of the vocabulary."""
     if total_VH.device.type == "cuda" and slope_TV.dtype != torch.float32:
         torch.addmm(total_VH, slope_TV.T, states_TH, out_dtype=torch.float32, out=total_VH)
         return
@@ -131,22 +131,22 @@ def _loss_and_slope(
     products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
-    wanted = _capped(
+    target_logits = _capped(
         products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
     )
     softmax = _compiled_softmax() if products.is_cuda else _softmax
     normalizer, slope = softmax(products, weights, bias_V, scale, softcap)
-    losses = (normalizer - wanted)[:, 0]
+    losses = (normalizer - target_logits)[:, 0]
     at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
     if softcap is not None:
-        at_target = at_target * (1.0 - (wanted[:, 0] / softcap) ** 2)
+        at_target = at_target * (1.0 - (target_logits[:, 0] / softcap) ** 2)
     return losses, slope.scatter_(1, targets[:, None], at_target[:, None].to(slope.dtype))
 
 
 def _softmax(
     products: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Log of the softmax's sum, [T, 1], and the gradient of the weighted losses but for what each target adds to it."""
+    """Log of the softmax's sum, [T, 1], and the gradient of the weighted losses without the targets' own terms."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
     slope = (logits - normalizer).exp_().mul_(weights[:, None] * scale)
@@ -157,11 +157,11 @@ def _softmax(
 
 @functools.cache
 def _compiled_softmax() -> Softmax:
-    """The same in one pass over the GPU's memory; as it is where it cannot be compiled, which is said."""
+    """`_softmax` compiled into one pass over the GPU's memory; uncompiled, with a warning, if that fails."""
     compiled: Softmax = torch.compile(_softmax, dynamic=True)
     try:
         compiled(torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16), torch.ones(2, device="cuda"), None, 1.0, None)
-    except Exception as error:  # the compiler raises many kinds; each means that it does not work here
+    except Exception as error:  # the compiler raises errors of many kinds
         _log.warning("the loss is not compiled, slower: %s", first_line(error))
         return _softmax
     return compiled
@@ -176,12 +176,12 @@ def _bag_and_slope(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_loss_and_slope`, with any number of targets a row; ``rows`` names each target's."""
+    """As `_loss_and_slope`, with any number of targets for each row; ``rows`` is each target's row."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
     losses = normalizer[rows, 0] - logits[rows, targets]
-    asked = torch.zeros(len(products), device=products.device).index_add_(0, rows, weights)
-    slope = (logits - normalizer).exp() * asked[:, None]
+    weights_of_rows = torch.zeros(len(products), device=products.device).index_add_(0, rows, weights)
+    slope = (logits - normalizer).exp() * weights_of_rows[:, None]
     slope = slope.index_put_((rows, targets), -weights, accumulate=True) * scale
     if softcap is not None:
         slope = slope * (1.0 - (logits / softcap) ** 2)

@@ -1,7 +1,6 @@
-"""Model FLOPs: those of the products with weights that the method asks for, a forward and, for gradients, a backward.
+"""Model FLOPs: products with weights that the method needs, in a forward pass and, for gradients, a backward pass.
 
-Attention's own products and whatever is computed twice to save memory are left out. What a step of a stage costs is
-``Stage.flops``.
+Attention's own products, and recomputation to save memory, are left out. ``Stage.flops`` counts a step of a stage.
 """
 
 from torch import nn
@@ -13,7 +12,7 @@ FROZEN = 4  # without the weight's gradient
 
 
 def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
-    """(out, in) of each weight of the decoder's layers that a token is multiplied with."""
+    """Shapes (out, in) of the linear weights of the decoder's layers, without adapters."""
     return [
         (module.out_features, module.in_features)  # 4-bit weights have another shape
         for name, module in backbone.model.base_model.named_modules()
@@ -22,7 +21,7 @@ def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
 
 
 def weight_count(backbone: Backbone) -> int:
-    """Weights of the decoder's layers that each token is multiplied with; embedding and head are not among them."""
+    """Number of linear weights in the decoder's layers, without adapters, input embedding and output head."""
     return sum(out * into for out, into in product_shapes(backbone))
 
 

@@ -29,8 +29,8 @@ def cached_backward(
         chunks: the batch, in order.
         loss: a scalar from the embeddings [N, H] of all chunks.
         device: where chunks are embedded, and dropout draws.
-        factor: what gradients are multiplied by.
-        unsynced: opens a context in which gradients stay in this process: all chunks but the last.
+        factor: multiplies the gradients.
+        unsynced: opens a context without gradient averaging between processes, for all chunks but the last.
 
     Returns:
         The loss, without gradient.

@@ -1,7 +1,4 @@
-"""The loop over a stage's steps: schedule, clipping, checkpoints, log, evaluation, signals, resuming.
-
-What a step computes is the stage's; the loop calls it.
-"""
+"""The loop over a stage's steps: schedule, clipping, checkpoints, log, evaluation, signals, resuming."""
 
 import json
 import logging
@@ -38,7 +35,7 @@ BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; run again, it goes on from its last checkpoint. ``signal`` is the signal's number."""
+    """Training was stopped by the signal ``signal``; run again, it continues from its last checkpoint."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -47,15 +44,25 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What ``fit`` needs beside a stage's functions: its schedule, seed and folder, and what errors name."""
+    """Settings of a stage's loop.
+
+    Attributes:
+        name: of the stage, for logs and errors.
+        schedule: steps, learning rate, checkpoints, evaluations.
+        seed: of dropout.
+        folder: for log and checkpoints.
+        lines_of: sources and lines of pairs, for errors.
+        plan: settings that decide the result, stored in checkpoints.
+        less_memory: advice for the error when memory ends.
+    """
 
     name: str
     schedule: Schedule
     seed: int
     folder: Path
-    lines_of: Callable[[Sequence[int]], str]  # sources and lines of pairs
-    plan: Plan  # what decides the result
-    less_memory: str = LESS_MEMORY  # what to do where memory ends
+    lines_of: Callable[[Sequence[int]], str]
+    plan: Plan
+    less_memory: str = LESS_MEMORY
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -92,122 +99,164 @@ def fit(
         module: its trainable weights are trained.
         optimizer: of those weights.
         accelerator: for its trackers.
-        make_batch: makes the batch of a step's pairs and says what the step costs; called in a thread, a step ahead.
+        make_batch: returns the batch of a step's pairs and the step's costs; called in a thread, a step ahead.
         run: accumulates the gradients of a batch.
         order: indices of each step's pairs, from a given step on.
         evaluate: called every ``evaluate_every`` steps and after the last, on held-out pairs.
 
     Raises:
-        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends: what the steps
-            before have made is kept.
+        InputError: if a loss or gradient is not finite, a checkpoint cannot be written, or memory ends; earlier steps
+            are kept.
         Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    schedule, checkpoints = loop.schedule, loop.folder / "checkpoints"
-    device = next(module.parameters()).device
-    done = load_checkpoint(checkpoints, module, optimizer)
+    schedule, log = loop.schedule, loop.folder / "log.jsonl"
+    done = load_checkpoint(loop.folder / "checkpoints", module, optimizer)
     if done:
         _log.info("%s: resumed after step %s of %s", loop.name, done, schedule.steps)
-    log = loop.folder / "log.jsonl"
-    earlier = _kept_log(log, done)
-    module.train()
-    write_checkpoint = _checkpoint_writer(loop, checkpoints, module, optimizer)
+    training = _Training(loop, module, optimizer, _kept_log(log, done))
     shown: Metrics = {}
-    skipped = sum("skipped" in entry for entry in earlier)
-    qualities = _Qualities(schedule, earlier)
+    module.train()
     with (
         (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
         _stop_signals() as stop,
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
-        last = done if qualities.out_of_patience(device) else schedule.steps
+        last = done if training.out_of_patience() else schedule.steps
         steps = zip(range(done, last), order(done), strict=False)
         for number, indices, future in one_ahead(make_batch, steps):
-            started = time.perf_counter()
-            seed_step(loop.seed, number, rank())
-            with _within_memory(loop, number, write_checkpoint):
-                batch, costs = future.result()
-                metrics, is_finite = _updated(optimizer, schedule, learning_rate(number, schedule), run, batch)
-                metrics = costs | metrics
-            if not is_finite:
-                skipped += 1
-                _skip(loop, number, indices, metrics, skipped)
-                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
-            optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
-            done = number + 1
+            started, done = time.perf_counter(), number + 1
+            metrics = training.step(number, indices, future, run)
             evaluates = schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps)
             if evaluates:
-                with _within_memory(loop, done, write_checkpoint):
-                    metrics |= _evaluated(module, evaluate)
-                if qualities.add(metrics, device):
-                    save_checkpoint(loop.folder / BEST, done, module, optimizer, 1, loop.plan)
-            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(device) / 1e9}
+                metrics |= training.evaluate(done, evaluate)
+            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(training.device) / 1e9}
             _record(sink, accelerator, loop.name, done, metrics | spent)
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
-            stopping = anywhere(stop.is_set(), device)
+            stopping = anywhere(stop.is_set(), training.device)
             if done % schedule.save_every == 0 or stopping:
-                write_checkpoint(done)
+                training.save(done)
             if stopping:
                 raise Interrupted(stop.number, f"Stopped after step {done}.")
-            if evaluates and qualities.out_of_patience(device):
+            if evaluates and training.out_of_patience():
                 _log.info("%s: stopped after step %s, as quality has not risen", loop.name, done)
                 break
     if schedule.keep_best:
-        _load_best(loop, module, optimizer, qualities.best)
+        training.load_best()
 
 
-class _Qualities:
-    """Qualities of a run's evaluations, in order; those that are undefined do not count."""
+class _Training:
+    """The weights of a stage in training: a step, an evaluation, checkpoints. ``log`` has the steps before it."""
 
-    def __init__(self, schedule: Schedule, earlier: Sequence[Metrics]) -> None:
-        self.schedule = schedule
-        self.values = [entry["quality"] for entry in earlier if "quality" in entry]
+    def __init__(self, loop: Loop, module: nn.Module, optimizer: torch.optim.Optimizer, log: Sequence[Metrics]) -> None:
+        self.loop, self.module, self.optimizer = loop, module, optimizer
+        self.device = next(module.parameters()).device
+        self._skipped = sum("skipped" in entry for entry in log)
+        self._qualities = [entry["quality"] for entry in log if "quality" in entry]  # defined ones, in order
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint of a step."""
+        keep = self.loop.schedule.keep_checkpoints
+        save_checkpoint(self.loop.folder / "checkpoints", done, self.module, self.optimizer, keep, self.loop.plan)
+
+    def step(
+        self,
+        number: int,
+        indices: Sequence[int],
+        future: Future[tuple[Batch, Metrics]],
+        run: Callable[[Batch], Measured],
+    ) -> Metrics:
+        """Run a step and update the weights; a step whose loss or gradient is not finite is skipped."""
+        seed_step(self.loop.seed, number, rank())
+        with self._within_memory(number):
+            batch, costs = future.result()
+            metrics = costs | self._updated(learning_rate(number, self.loop.schedule), run, batch)
+        self.optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
+        if _is_finite(metrics):
+            return metrics
+        self._skip(number, indices, metrics)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
+
+    def _updated(self, rate: float, run: Callable[[Batch], Measured], batch: Batch) -> Metrics:
+        """Run a batch, and update the weights if loss and gradient are finite; returns the step's metrics."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        measured = run(batch)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, self.loop.schedule.max_gradient_norm))
+        metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+        if _is_finite(metrics):
+            self.optimizer.step()
+        return metrics
+
+    def _skip(self, number: int, indices: Sequence[int], metrics: Metrics) -> None:
+        """Warn that a step is left out; raise InputError if more than ``skip_steps`` are."""
+        self._skipped += 1
+        most = self.loop.schedule.skip_steps
+        what = (
+            f"{self.loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm "
+            f"{metrics['gradient_norm']}, which must be finite; its pairs: {self.loop.lines_of(indices)}."
+        )
+        if self._skipped > most:
+            cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
+            raise InputError(f"{what} {cure}")
+        _log.warning("%s Left out, %s of at most %s.", what, self._skipped, most)
+
+    def evaluate(self, done: int, evaluate: Callable[[], Metrics]) -> Metrics:
+        """Evaluate without dropout, and keep the weights if they are the best so far and the schedule asks for it."""
+        with self._within_memory(done):
+            self.module.eval()
+            metrics = evaluate()
+            self.module.train()
+        quality = _rounded(metrics.get("quality", math.nan))  # as the log has it, for a resumed run
+        is_better = anywhere(rank() == 0 and quality > self._best, self.device)  # the first process decides for all
+        if math.isfinite(quality):
+            self._qualities.append(quality)
+        if is_better and self.loop.schedule.keep_best:
+            save_checkpoint(self.loop.folder / BEST, done, self.module, self.optimizer, 1, self.loop.plan)
+        return metrics
 
     @property
-    def best(self) -> float:
-        return max(self.values, default=-math.inf)
+    def _best(self) -> float:
+        return max(self._qualities, default=-math.inf)
 
-    def add(self, metrics: Metrics, device: torch.device) -> bool:
-        """Note an evaluation; returns whether to keep its weights. What the first process finds decides for all."""
-        quality = _rounded(metrics.get("quality", math.nan))  # as the log has it, for a resumed run
-        better = anywhere(rank() == 0 and quality > self.best, device)
-        if math.isfinite(quality):
-            self.values.append(quality)
-        return better and self.schedule.keep_best
-
-    def out_of_patience(self, device: torch.device) -> bool:
-        """Whether the last ``patience`` evaluations were no better than one before them."""
-        if self.schedule.patience is None:
+    def out_of_patience(self) -> bool:
+        """Whether none of the last ``patience`` evaluations was better than the best one before them."""
+        patience = self.loop.schedule.patience
+        if patience is None:
             return False
-        waited = len(self.values) - 1 - self.values.index(self.best) if self.values else 0
-        return anywhere(rank() == 0 and waited >= self.schedule.patience, device)
+        waited = len(self._qualities) - 1 - self._qualities.index(self._best) if self._qualities else 0
+        return anywhere(rank() == 0 and waited >= patience, self.device)
+
+    def load_best(self) -> None:
+        """Go back to the weights of the best evaluation."""
+        step = load_checkpoint(self.loop.folder / BEST, self.module, self.optimizer)
+        if step:
+            _log.info("%s: kept step %s, whose quality is %.4f", self.loop.name, step, self._best)
+        else:
+            _log.warning("%s: no evaluation has a defined quality, so the last step is kept", self.loop.name)
+
+    @contextmanager
+    def _within_memory(self, done: int) -> Iterator[None]:
+        """If memory ends in this block, write a checkpoint (in a single process), and raise OutOfMemory with advice."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not memory_ended(error):
+                raise
+            kept = "No step is lost" if not done else "The last checkpoint is kept"
+            if done and processes() == 1:
+                with suppress(RuntimeError, MemoryError, InputError):
+                    self.save(done)
+                    kept = f"Steps up to {done} are kept"
+            why = f"{self.loop.name}: memory ended after step {done}: {first_line(error)}"
+            raise OutOfMemory(f"{why} {self.loop.less_memory} {kept}.") from error
 
 
-def _load_best(loop: Loop, module: nn.Module, optimizer: torch.optim.Optimizer, best: float) -> None:
-    """Go back to the weights of the best evaluation."""
-    chosen = load_checkpoint(loop.folder / BEST, module, optimizer)
-    if chosen:
-        _log.info("%s: kept step %s, whose quality is %.4f", loop.name, chosen, best)
-    else:
-        _log.warning("%s: no evaluation has a defined quality, so the last step is kept", loop.name)
-
-
-def _updated(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, rate: float, run: Callable[[Batch], Measured], batch: Batch
-) -> tuple[Metrics, bool]:
-    """Run a step and update the weights, unless its loss or gradient is not finite: its metrics, and whether it is."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    measured = run(batch)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm))
-    metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
-    is_finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])
-    if is_finite:
-        optimizer.step()
-    return metrics, is_finite
+def _is_finite(metrics: Metrics) -> bool:
+    return math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])
 
 
 def one_ahead(
@@ -225,45 +274,13 @@ def one_ahead(
             yield current
 
 
-def _checkpoint_writer(
-    loop: Loop, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Callable[[int], None]:
-    """What writes the checkpoint of a step."""
-    return lambda done: save_checkpoint(folder, done, module, optimizer, loop.schedule.keep_checkpoints, loop.plan)
-
-
-@contextmanager
-def _within_memory(loop: Loop, done: int, write_checkpoint: Callable[[int], None]) -> Iterator[None]:
-    """Where memory ends within, write a checkpoint if this process is alone, and say what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not memory_ended(error):
-            raise
-        kept = "No step is lost" if not done else "The last checkpoint is kept"
-        if done and processes() == 1:
-            with suppress(RuntimeError, MemoryError, InputError):
-                write_checkpoint(done)
-                kept = f"Steps up to {done} are kept"
-        why = f"{loop.name}: memory ended after step {done}: {first_line(error)}"
-        raise OutOfMemory(f"{why} {loop.less_memory} {kept}.") from error
-
-
-def _evaluated(module: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
-    """Evaluate, without dropout."""
-    module.eval()
-    metrics = evaluate()
-    module.train()
-    return metrics
-
-
 class _Stop(threading.Event):
     number = signal.SIGINT
 
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second SIGINT stops at once."""
+    """Turn SIGINT and SIGTERM into a flag that is checked between steps; a second SIGINT stops at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -283,20 +300,8 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _skip(loop: Loop, number: int, indices: Sequence[int], metrics: Metrics, skipped: int) -> None:
-    """Say that a step is left out, or that it is one too many."""
-    what = (
-        f"{loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm {metrics['gradient_norm']}, "
-        f"which must be finite; its pairs: {loop.lines_of(indices)}."
-    )
-    if skipped > loop.schedule.skip_steps:
-        cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
-        raise InputError(f"{what} {cure}")
-    _log.warning("%s Left out, %s of at most %s.", what, skipped, loop.schedule.skip_steps)
-
-
 def _kept_log(path: Path, done: int) -> list[Metrics]:
-    """Drop lines of steps after the checkpoint, which run once more; returns what is left, in all processes."""
+    """Drop log lines of steps after the checkpoint, which run again; returns the lines kept, in all processes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
@@ -312,7 +317,7 @@ def read_log(log: Path) -> list[Metrics]:
 
 
 def _rounded(value: float) -> float:
-    """To 6 digits after the point; of what is below 1 to 6 digits that count."""
+    """Round to 6 decimal places, or below 1 to 6 significant digits."""
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)
 
 

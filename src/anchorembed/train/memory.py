@@ -1,4 +1,4 @@
-"""Refuse a stage that cannot fit into memory, with the figures and what to change; say what to lower where it ends."""
+"""Refuse a stage that cannot fit into memory, with figures and the settings to change; the same advice once it ends."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,22 +7,22 @@ from anchorembed.errors import InputError
 from anchorembed.system.device import Weights
 from anchorembed.train.memory_estimate import Shape, Use, estimate, gb
 
-_SMALLEST = 256  # tokens below which a micro-batch is not lowered
+_SMALLEST = 256  # tokens of a micro-batch; none is made smaller
 
 
 def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, strict: bool) -> str:
-    """Say what a stage takes, or refuse it.
+    """Return a sentence on the memory that a stage takes, or refuse the stage.
 
     Args:
         stage: its name in the recipe.
         shape: the decoder's sizes.
-        use: what the stage does with it.
-        have: bytes there are; 0 where that is not known.
-        where: what has them, such as ``cuda:0``.
-        strict: refuse also for activations, which are estimated, not only for what is exactly known.
+        use: settings of the stage that decide its memory.
+        have: bytes of memory; 0 if that is not known.
+        where: name of the memory, such as ``cuda:0``.
+        strict: refuse also for activations, which are estimated; otherwise only for weights, gradients and moments.
 
     Raises:
-        InputError: if it cannot fit, with the figures and what makes it fit.
+        InputError: if the stage cannot fit, with the figures and the settings that make it fit.
     """
     needs = estimate(shape, use)
     if have and needs.fixed > have:
@@ -41,7 +41,7 @@ def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, s
 
 
 def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
-    """What makes a stage fit into so many bytes, the one that costs least first; as a sentence."""
+    """A sentence with the settings that make a stage fit into ``have`` bytes at the least cost."""
 
     def fits(other: Use) -> bool:
         return estimate(shape, other).total <= have
@@ -65,7 +65,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
 
 
 def lower_budget(use: Use, fits: Callable[[Use], bool]) -> int | None:
-    """The token budget halved until the stage fits; None if that does not do."""
+    """The token budget, halved until the stage fits; None if it does not fit even then."""
     budget = use.budget // 2
     while budget >= max(_SMALLEST, use.longest):
         if fits(replace(use, budget=budget)):
@@ -75,7 +75,7 @@ def lower_budget(use: Use, fits: Callable[[Use], bool]) -> int | None:
 
 
 def less_memory(stage: str, use: Use) -> str:
-    """What to lower, and to what, where memory has ended in a step; as a sentence."""
+    """A sentence with the setting to lower after memory has ended in a step."""
     half = use.budget // 2
     if half >= max(_SMALLEST, use.longest):
         return _set(f"{stage}.tokens_per_micro_batch", half, use.budget)

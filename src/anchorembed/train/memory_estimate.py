@@ -1,7 +1,7 @@
-"""How many bytes a stage takes, before it is run: counted from the model's configuration, without its weights.
+"""Estimate the bytes that a stage takes from the model's configuration, before it is run and without its weights.
 
-Weights, gradients and AdamW's moments are exact sums. Activations are what transformers' layers of Llama's shape keep
-for the backward pass when compiled one by one; a layer that is not compiled keeps up to 1.7 times as much.
+Weights, gradients and AdamW's moments are exact sums. Activations are those that transformers' layers of Llama's shape
+keep for the backward pass when compiled one by one; a layer that is not compiled keeps up to 1.7 times as many.
 
 Axes: T tokens of a micro-batch, H hidden size, F feed-forward size, V vocabulary, r rank of the adapters.
 """
@@ -19,11 +19,11 @@ from anchorembed.train.stage import StepSize
 
 GB = 1e9
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a byte a block of 64, and a float32 each 256 of those
-_BYTES_A_LOGIT = 3 * _FLOAT32  # beside the product: logits, their softmax and slope in float32
-_NOT_COMPILED = 1.7  # times as much is kept by a layer that is not compiled
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a byte for each block of 64, a float32 for 256 blocks
+_BYTES_A_LOGIT = 3 * _FLOAT32  # beside the product: logits, their softmax and gradient in float32
+_NOT_COMPILED = 1.7  # activations of a layer that is not compiled, relative to a compiled one
 
-ON_CPU = 8192  # tokens of a micro-batch where the recipe leaves it open
+ON_CPU = 8192  # tokens of a micro-batch by default
 _BUDGETS = [2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536]  # to choose from on a GPU
 
 
@@ -32,17 +32,17 @@ class Shape:
     """Sizes of a decoder.
 
     Attributes:
-        layers: how many there are.
+        layers: number of layers.
         hidden: H.
         inner: F, the feed-forward size.
         queries: length of a token's queries, over all heads.
         keys: length of its keys, over all heads.
         heads: heads of the queries.
-        normed: whether queries and keys have norms of their own.
+        normed: whether queries and keys are normalised.
         vocabulary: V.
         linear: name, outputs and inputs of each linear module of all layers.
-        head: weights of an output head of its own; 0 where it is the embedding.
-        count: weights in all.
+        head: weights of the output head; 0 if it is tied to the embedding.
+        count: number of all weights.
     """
 
     layers: int
@@ -65,23 +65,23 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a stage does with a decoder.
+    """Settings of a stage that decide its memory, in each process.
 
     Attributes:
-        weights: how they are stored.
+        weights: how the decoder's weights are stored.
         product: bytes of a number in matrix products: 2 for bfloat16, 4 for float32.
         stream: bytes of a number in the states between layers.
-        rank: r, of the adapters; 0 where the weights themselves train.
+        rank: r, of the adapters; 0 if the weights themselves train.
         adapted: names of the linear modules with adapters.
         dropout: whether there is dropout before the adapters.
-        trains_head: whether an output head of its own trains.
+        trains_head: whether an untied output head trains.
         budget: tokens computed at once.
         longest: tokens that cannot be split up: those of a pair in Stage I, of a text in Stage II.
         most: tokens of a process's whole step.
-        logits: logits that exist at once, at most; 0 where there are none.
-        queries: queries whose similarities exist at once; 0 in Stage I.
-        documents: documents they are compared with.
-        compiled: whether layers are.
+        logits: most logits at once; 0 in Stage II.
+        queries: queries that are compared at once; 0 in Stage I.
+        documents: documents that the queries are compared with.
+        compiled: whether layers are compiled.
         recompute: whether a layer's activations are computed again in the backward pass.
         shards: processes that weights, gradients and moments are spread over.
     """
@@ -111,7 +111,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of a stage's peak: ``copies`` are weights in the products' dtype, ``logits`` the head's chunk of them."""
+    """Bytes of a stage's peak: ``copies`` are weights in the products' dtype, ``logits`` a chunk of the head's."""
 
     weights: int
     gradients: int
@@ -123,12 +123,12 @@ class Estimate:
 
     @property
     def fixed(self) -> int:
-        """What is there whatever the micro-batch."""
+        """The part that does not depend on the micro-batch."""
         return self.weights + self.gradients + self.moments
 
     @property
     def total(self) -> int:
-        """The peak: logits are gone when embeddings are compared."""
+        """The peak; logits and compared embeddings do not exist at the same time."""
         return self.fixed + self.copies + self.activations + max(self.logits, self.embeddings)
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ class Estimate:
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """The sizes of the decoder that a configuration describes, built without memory for its weights."""
+    """Sizes of a configuration's decoder, which is built without memory for its weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
@@ -178,17 +178,17 @@ def use_of(
     sharded: bool = False,
     compiled: bool = True,
 ) -> Use:
-    """What a stage of a recipe does, in each process.
+    """The settings of a recipe's stage that decide its memory.
 
     Args:
         recipe: the whole recipe.
-        settings: those of the stage.
-        size: what one of its steps holds.
+        settings: the stage's section of the recipe.
+        size: sizes of one step.
         dtype: of matrix products.
-        logits: logits that exist at once, at most.
-        processes: how many share a step's pairs.
-        sharded: whether weights, gradients and moments are spread over them.
-        compiled: whether layers are, where weights are not spread.
+        logits: most logits at once.
+        processes: number of processes that share a step's pairs.
+        sharded: whether weights, gradients and moments are spread over the processes.
+        compiled: whether layers are compiled, unless weights are sharded.
     """
     lora = size.lora
     return Use(
@@ -212,7 +212,7 @@ def use_of(
 
 
 def fitting_budget(shape: Shape, use: Use, have: int) -> int:
-    """Tokens to compute at once on a GPU: as many as fit into nine tenths of what it has, 65,536 at most."""
+    """Tokens to compute at once on a GPU: as many as fit into 90 % of ``have`` bytes, at most 65,536."""
     budgets = [size for size in _BUDGETS if estimate(shape, replace(use, budget=size)).total <= 0.9 * have]
     return max(budgets, default=_BUDGETS[0])
 
@@ -233,28 +233,28 @@ def estimate(shape: Shape, use: Use) -> Estimate:
 
 
 def trained_weights(shape: Shape, use: Use) -> int:
-    """How many weights train: the adapters' if there are any."""
+    """Number of weights that train: those of the adapters if there are any."""
     if use.rank:
         return sum(use.rank * (out + into) for name, out, into in shape.linear if name in use.adapted)
     return shape.count - (0 if use.trains_head else shape.head)
 
 
 def stored_bytes(shape: Shape, weights: Weights) -> int:
-    """Bytes of the decoder's own weights, stored so."""
+    """Bytes of the decoder's weights in a storage format, without adapters."""
     if weights == "nf4":
         return int(_NF4 * shape.products) + _BFLOAT16 * (shape.count - shape.products)
     return (_FLOAT32 if weights == "float32" else _BFLOAT16) * shape.count
 
 
 def _copies(shape: Shape, use: Use) -> int:
-    """Weights in the products' dtype, which autocast makes of all float32 ones, and 4-bit ones become one by one."""
+    """Copies of weights in the products' dtype: of all float32 weights by autocast, of 4-bit ones one at a time."""
     if use.weights == "nf4":
         return use.product * max((out * into for _, out, into in shape.linear), default=0)
     return use.product * shape.products if use.weights == "float32" and use.product < _FLOAT32 else 0
 
 
 def _activations_a_token(shape: Shape, use: Use) -> int:
-    """Bytes that all layers keep of a token; with ``recompute`` each layer's input and one layer's activations."""
+    """Bytes that all layers keep for each token; with ``recompute`` each layer's input and one layer's activations."""
     ends = 2 * use.stream * shape.hidden + 2 * _FLOAT32 * shape.queries // shape.heads  # final norm; positions' angles
     layer = layer_bytes(shape, use) if use.compiled else int(_NOT_COMPILED * layer_bytes(shape, use))
     if use.recompute:
@@ -263,10 +263,10 @@ def _activations_a_token(shape: Shape, use: Use) -> int:
 
 
 def layer_bytes(shape: Shape, use: Use) -> int:
-    """Bytes that one layer keeps of a token for its backward pass.
+    """Bytes that one layer keeps for each token for its backward pass.
 
-    In the products' dtype: queries, keys, values, what attention gives, gate and up, a normed state, and the inputs of
-    the modules that train. In the dtype of the weights: the layer's input. In float32: scales of norms and heads.
+    In the products' dtype: queries, keys, values, attention's output, gate and up, a normalised state, and the inputs
+    of the modules that train. In the dtype of the stream: the layer's input. In float32: scales of norms and heads.
     """
     kept = 2 * shape.inner + shape.hidden + 2 * shape.queries + 2 * shape.keys
     scales = 2 + shape.heads
@@ -278,7 +278,7 @@ def layer_bytes(shape: Shape, use: Use) -> int:
 
 
 def _inputs(shape: Shape, use: Use) -> tuple[int, int]:
-    """Numbers kept of a layer's inputs to what trains, and bytes of dropout's masks."""
+    """Numbers kept as inputs of a layer's trained modules, and bytes of dropout masks."""
     if not use.rank:
         return shape.inner + 2 * shape.hidden, 0
     adapted = [
@@ -286,21 +286,21 @@ def _inputs(shape: Shape, use: Use) -> tuple[int, int]:
     ]
     dropped = sum(into for _, into in adapted)
     low = use.rank * len(adapted)
-    if use.dropout:  # each adapter drops other numbers of its input
+    if use.dropout:  # so each adapter keeps its own input
         return dropped + low, dropped
     groups = {_group(name): into for name, into in adapted}
     return sum(groups.values()) + low, 0
 
 
 def _group(name: str) -> str:
-    """Modules of one name have one input."""
+    """A name for the input of a module: modules with the same input have the same."""
     if name in ("q_proj", "k_proj", "v_proj"):
         return "attention"
     return "feed-forward" if name in ("gate_proj", "up_proj") else name
 
 
 def _logits(shape: Shape, use: Use) -> int:
-    """The head's chunk of logits; its weight in the products' dtype, and that weight's gradient before it is added."""
+    """Bytes of a chunk of logits, of the head's weight in the products' dtype, and of that weight's new gradient."""
     if not use.logits:
         return 0
     at_once = min(use.logits, use.tokens * shape.vocabulary)
@@ -309,12 +309,12 @@ def _logits(shape: Shape, use: Use) -> int:
 
 
 def _compared(shape: Shape, use: Use) -> int:
-    """A step's embeddings and their gradients, similarities with mask, softmax and gradients."""
+    """Bytes of a step's embeddings and their gradients, and of similarities with mask, softmax and gradients."""
     vectors = 2 * _FLOAT32 * (use.queries + use.documents) * shape.hidden
     return vectors + (4 * _FLOAT32 + 1) * use.queries * use.documents
 
 
 def gb(size: float) -> str:
-    """Bytes in GB with two digits that count."""
+    """Bytes in GB with two significant digits."""
     value = size / GB
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

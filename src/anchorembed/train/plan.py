@@ -1,4 +1,4 @@
-"""What decides a stage's result: its plan, kept with checkpoints and models, so that nothing else is continued."""
+"""The plan of a stage: all that decides its result. It is kept in checkpoints, so that no other plan continues them."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from anchorembed.train.checkpoint import Plan
 
 
 def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
-    """What decides a stage's result, flat, as JSON values; what only decides its cost is left out.
+    """The settings and contents that decide a stage's result, by dotted key; settings of cost only are left out.
 
-    Data and local models stand there by what they hold, so that a run goes on where folders were moved.
+    Data and local models are in it by content hash, so that a run continues after folders are moved.
     """
-    stage_one_only = {"weights"} if name == "reconstruct" else set()  # its weights are float32 whatever Stage II's are
+    stage_one_only = {"weights"} if name == "reconstruct" else set()  # Stage I always trains float32 weights
     parts = {
         "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
         "model": recipe.model.model_dump(mode="json", exclude={"device", "name"} | stage_one_only),
@@ -29,7 +29,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
 
 def model_content(model: str) -> str:
-    """SHA-256 of the weights of a model we saved, or of the files of another local one; the name of one on the hub."""
+    """SHA-256 of a saved embedder's weights, a hash of another local model's files, or the name of a hub model."""
     path = Path(model).expanduser()
     return saved_sha256(path) or (hash_content(path) if path.exists() else model)
 
@@ -42,9 +42,9 @@ def _flatten(values: object, prefix: str = "") -> Plan:
 
 
 def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = "") -> None:
-    """Refuse to continue what was started with other settings, and say which.
+    """Refuse to continue a stage that was started with another plan, and name the differences.
 
-    ``extended_by`` are the settings that train the model of a complete stage further.
+    ``extended_by`` names the settings that train a complete stage's model further.
     """
     if not isinstance(before, dict):
         return

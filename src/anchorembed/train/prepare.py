@@ -1,4 +1,4 @@
-"""From a recipe to what a stage trains on: its pairs on disk, their split and order, and the model that embeds them."""
+"""From a recipe to the data and model of a stage: pairs on disk, their split, order and tokens, and the embedder."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The data of a run: pairs on disk, how they are split, and how they become tokens."""
+    """Data and model of a run: pairs on disk, their split, their tokenizer, and the embedder to train."""
 
     store: PairStore
     split: Split
@@ -37,20 +37,20 @@ class Prepared:
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
 
     def first_epoch(self, size: int, seed: int, source: int) -> Iterator[list[int]]:
-        """Pairs of each step of a source in the first epoch."""
+        """Pairs of each step of one source in the first epoch."""
         return first_epoch(self.store, self.split.train, size, seed, source)
 
     def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
-        """Read and tokenise the pairs of a step, of each all hard negatives or the first so many."""
+        """Read and tokenise the pairs of a step, each with at most ``most_negatives`` hard negatives."""
         pairs: list[TextPair] = [self.store[index] for index in indices]
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
-        own = self.embedder.metadata.prompts
-        prompts = [own.of_pairs(source.instruction, source.symmetric) for source in sources]
-        before_queries, before_documents = [prompt.query for prompt in prompts], [prompt.document for prompt in prompts]
-        return self.tokenizer.tokenize(pairs, before_queries, before_documents, most_negatives)
+        defaults = self.embedder.metadata.prompts
+        prompts = [defaults.of_pairs(source.instruction, source.symmetric) for source in sources]
+        of_queries, of_documents = [prompt.query for prompt in prompts], [prompt.document for prompt in prompts]
+        return self.tokenizer.tokenize(pairs, of_queries, of_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
-        """How many pairs there are, by source, are trained on and held out; which lines were dropped, and why."""
+        """Numbers of pairs in all, by source, to train on and held out, and of dropped lines by reason."""
         sizes = zip(self.store.sources, self.store.bounds[1:] - self.store.bounds[:-1], strict=True)
         dropped = {
             source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
@@ -65,7 +65,7 @@ class Prepared:
         }
 
     def lines_of(self, indices: Sequence[int]) -> str:
-        """Source and line of pairs, the first ten."""
+        """Source and line of the first ten pairs."""
         named = [f"{self.store[index].source}:{self.store[index].line}" for index in indices[:10]]
         return ", ".join(named) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
 
@@ -91,8 +91,8 @@ def prepare(recipe: Recipe, start: str) -> Prepared:
 
 
 def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
-    """Load the model ``start`` as the recipe wants it."""
-    told = recipe.data.instructions
+    """Load the model ``start`` with the recipe's precision, weights, template, lengths and instruction."""
+    instructions = recipe.data.instructions
     embedder = Embedder.load(
         start,
         precision=recipe.model.precision,
@@ -100,7 +100,7 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
         device=device,
         template=own_template(recipe),
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
-        instruction=told[0] if len(told) == 1 else None,
+        instruction=instructions[0] if len(instructions) == 1 else None,
     )
     if recipe.model.residual == "bfloat16":
         embedder.backbone.residual_dtype = torch.bfloat16
@@ -108,20 +108,14 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
 
 
 def open_pairs(recipe: Recipe) -> PairStore:
-    """Open the recipe's sources, converting what is not in the cache yet."""
+    """Open the recipe's sources, converting those that are not in the cache yet."""
     data = recipe.data
     sources = [
-        SourceFile(
-            source.name,
-            source.path,
-            data.instruction_of(source),
-            source.symmetric,
-        )
-        for source in data.sources
+        SourceFile(source.name, source.path, data.instruction_of(source), source.symmetric) for source in data.sources
     ]
     return open_store(sources, cache_folder() / "pairs", skip_bad=data.skip_bad)
 
 
 def own_template(recipe: Recipe) -> Template | None:
-    """The recipe's template, where it does not leave it to the model."""
+    """The recipe's template, or None for the model's own."""
     return Template(**recipe.model.template.model_dump()) if recipe.model.template else None

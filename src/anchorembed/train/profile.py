@@ -1,4 +1,4 @@
-"""What a recipe does on this machine: tokens a second, memory, share of the peak, where the time goes."""
+"""Profile a recipe on this machine: tokens a second, memory, share of peak FLOP/s, time by kind of work."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ from anchorembed.train.prepare import prepare
 from anchorembed.train.run import STAGES, plan_memory
 from anchorembed.train.stage import StageName, step
 
-_KINDS = {  # of what torch's profiler calls a piece of work, first match
+_KINDS = {  # kind of work -> parts of an operation's name in torch's profiler; the first match counts
     "matrix products": ("mm", "matmul", "linear", "convolution"),
     "optimizer": ("adam", "optimizer", "_foreach", "clip_grad"),
     "copies, gathers, sums of gradients": ("copy", "index", "cat", "zero", "fill", "add_", "AccumulateGrad", "empty"),
@@ -68,10 +68,10 @@ def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device
 def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) -> Profile:
     """Run a few steps of a stage on the recipe's own data, from its base model; nothing is written.
 
-    That is done in a process of its own, whose peak memory is this stage's.
+    The steps run in a new process, whose peak memory is the stage's.
 
     Raises:
-        InputError: if the recipe has no such stage, too few pairs, or more memory is needed than there is.
+        InputError: if the recipe has no such stage, too few pairs, or needs more memory than there is.
     """
     settings = recipe.stage(name)
     if settings is None:
@@ -88,7 +88,7 @@ def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) ->
 
 
 def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, measured: range) -> Profile:
-    """Run steps up to the end of ``measured``, time those, and watch one more."""
+    """Run steps up to the end of ``measured`` and time those in it; torch's profiler records one more step."""
     prepared = prepare(recipe, recipe.model.name)
     stage = STAGES[name].build(prepared.embedder, settings, budget)
     module = stage.module
@@ -102,7 +102,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)
     for number, indices in zip(range(measured.stop + 1), order, strict=False):
-        with _watched(times) if number == measured.stop else nullcontext():
+        with _profiled(times) if number == measured.stop else nullcontext():
             started = time.perf_counter()
             pairs = prepared.tokens(indices, stage.hard_negatives)
             step(stage, number, pairs)
@@ -129,8 +129,8 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
 
 
 @contextmanager
-def _watched(times: dict[str, float]) -> Iterator[None]:
-    """Fill ``times`` with the share of each kind of work within."""
+def _profiled(times: dict[str, float]) -> Iterator[None]:
+    """Fill ``times`` with each kind of work's share of the time in this block."""
     on_gpu = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with torch.profiler.profile(activities=kinds) as profiler:
@@ -138,7 +138,7 @@ def _watched(times: dict[str, float]) -> Iterator[None]:
     sums = dict.fromkeys([*_KINDS, _OTHER], 0.0)
     for event in profiler.key_averages():
         if on_gpu and str(event.device_type) != "DeviceType.CUDA":
-            continue  # what an operation costs the GPU stands at its kernels, too
+            continue  # an operation's time on the GPU is counted at its kernels
         kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), _OTHER)
         sums[kind] += float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
     total = sum(sums.values()) or 1.0
@@ -146,7 +146,7 @@ def _watched(times: dict[str, float]) -> Iterator[None]:
 
 
 def report(measured: Profile) -> str:
-    """Lines for the screen."""
+    """The profile as text."""
     lines = [
         f"{measured.stage}: {measured.pairs_per_second:.2f} pairs/s, {measured.tokens_per_second:.0f} pair tokens/s, "
         f"peak memory {measured.peak_gb:.2f} GB",

@@ -1,8 +1,8 @@
-"""Read a vector: the most likely tokens of its bag, and what the decoder writes from it, beside another text's.
+"""Read a vector: the likeliest words of its bag, and the text that the decoder writes from it, beside another text's.
 
-Both are read as Stage I trained them (`reconstruct`): the bag is the output head's distribution of the anchor itself;
-the decoder starts from the anchor, after a sink or not. How far the decoder reads the vector at all is how much more
-likely a text is from its own vector than from another's.
+Both are read as in Stage I (`reconstruct`): the bag is the output head's distribution for the anchor itself; the
+decoder starts from the anchor, with or without a sink before it. The decoder reads a vector if a text is likelier from
+its own vector than from other texts' vectors.
 
 Axes: N vectors, P target tokens of all, V vocabulary, H hidden size.
 """
@@ -43,14 +43,14 @@ NEUTRAL = (
     "Light takes eight minutes from the sun to the earth.",
     "Our shop sells shoes, bags and umbrellas.",
 )
-_WORDS = 10
+_WORDS = 10  # of a bag
 _MOST = 32  # tokens to write
-_CANDIDATES = 200  # likely tokens among which words are looked for
+_CANDIDATES = 200  # likeliest tokens, from which the words are taken
 
 
 @dataclass(frozen=True, slots=True)
 class VectorReading:
-    """What one vector says: the most likely words of its bag with their probabilities, and what the decoder writes."""
+    """The likeliest words of a vector's bag with their probabilities, and the text that the decoder writes from it."""
 
     words: list[tuple[str, float]]
     writes: str
@@ -60,9 +60,9 @@ class VectorReading:
 class Reading:
     """A vector beside that of the text ``other``.
 
-    ``ratio`` is how much more likely the text is from its own vector than from the other's, in nats a token over its
-    ``tokens`` tokens, EOS among them; ``below`` of `NEUTRAL`'s vectors make it less likely than its own. All are None
-    where only a vector is given.
+    ``ratio`` is the text's log likelihood from its own vector less that from the other's, in nats a token over its
+    ``tokens`` tokens, EOS included; ``below`` is how many of `NEUTRAL`'s vectors make the text less likely than its
+    own. All three are None if only a vector is given.
     """
 
     own: VectorReading
@@ -74,12 +74,12 @@ class Reading:
 
     @property
     def is_read(self) -> bool:
-        """Whether no other vector makes the text as likely as its own does: by chance one text in 20."""
+        """Whether the text is likelier from its own vector than from every other: by chance one text in 20 is."""
         return self.ratio is not None and self.ratio > 0 and self.below == len(NEUTRAL)
 
     @property
     def verdict(self) -> str:
-        """How far the decoder reads the vector, as a sentence."""
+        """A sentence on whether the decoder reads the vector."""
         if self.ratio is None:
             return "Give the vector's text, too, to see how much of it the decoder reads."
         numbers = f"{self.ratio:+.3f} nats a token over {self.tokens} tokens"
@@ -99,17 +99,17 @@ def read(
     side: Side = "document",
     vector_H: Floats | None = None,
 ) -> Reading:
-    """What the vector of ``text`` says, or a given vector, beside that of the text ``other``.
+    """Read the vector of ``text``, or a given vector, beside that of the text ``other``.
 
-    A vector of length 1 has lost its length, and gets the mean length of the model's own vectors of `NEUTRAL`. Anchors
-    that Stage I centred are centred here on all texts at hand: this one, the other and `NEUTRAL`.
+    A vector of length 1 was normalised, and is scaled to the mean length of the model's own vectors of `NEUTRAL`. If
+    Stage I centred anchors, they are centred here on the text, the other and `NEUTRAL`.
 
     Args:
-        embedder: any model; without a Stage I in its history it is read as the default Stage I would be.
-        text: whose likelihood is measured; None if only a vector is given.
+        embedder: any model; without a Stage I in its history it is read by the default Stage I's settings.
+        text: text whose likelihood is measured; None if only a vector is given.
         other: a text to compare with.
-        side: what the texts are, which decides prompt and length.
-        vector_H: instead of the vector of ``text``.
+        side: query or document, for prompt and length.
+        vector_H: vector to read; by default that of ``text``.
 
     Raises:
         InputError: if there is neither a text with tokens nor a vector, or the vector does not fit the model.
@@ -131,7 +131,7 @@ def read(
 
 
 def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tensor, sink: bool, limit: int) -> Reading:
-    """What anchors say: the text's own, the other's, and then those that tell what is noise."""
+    """Read anchors: the text's own, the other text's, and those of `NEUTRAL`, which show the noise."""
     decode, pair_2H = embedder.tokenizer.decode, anchors_NH[:2]
     own, against = (
         VectorReading(words, str(decode(ids, skip_special_tokens=True)).strip())
@@ -146,13 +146,13 @@ def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tenso
 
 
 def stage_one_form(metadata: Metadata) -> tuple[bool, bool]:
-    """Whether the model's last Stage I had a sink, and centred its anchors; without one as the default Stage I."""
+    """Whether the model's last Stage I had a sink, and centred its anchors; the default settings without a Stage I."""
     default = Reconstruct()
     plan = {"reconstruct.sink": default.sink, "reconstruct.anchor": default.anchor}
     for stage in metadata.stages:
-        of_stage = stage.get("plan")
-        if isinstance(of_stage, dict) and "reconstruct.steps" in of_stage:
-            plan |= of_stage
+        stage_plan = stage.get("plan")
+        if isinstance(stage_plan, dict) and "reconstruct.steps" in stage_plan:
+            plan |= stage_plan
     return bool(plan["reconstruct.sink"]), plan["reconstruct.anchor"] == "centred"
 
 
@@ -169,7 +169,7 @@ def _with_length(vector_H: Floats, anchors_NH: Tensor) -> Tensor:
 
 
 def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]]:
-    """The likeliest tokens that are words, or parts of one, by the output head alone, for each anchor."""
+    """The likeliest words, or parts of words, by the output head alone, with their probabilities, for each anchor."""
     shares_NV = embedder.backbone.head.logits(anchors_NH).softmax(-1)
     likely = shares_NV.topk(min(_CANDIDATES, shares_NV.shape[1]))
     bags = []
@@ -181,7 +181,7 @@ def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]
 
 
 def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[int]]:
-    """What the decoder writes from each anchor, the likeliest token each time, to EOS or `_MOST` tokens."""
+    """The tokens that the decoder writes from each anchor, greedily, up to EOS or `_MOST` tokens."""
     backbone, end = embedder.backbone, embedder.pairs.end_id
     written: list[list[int]] = [[] for _ in anchors_NH]
     with autocast(backbone.device, embedder.dtype):  # once: it keeps the weights that it has cast until it ends

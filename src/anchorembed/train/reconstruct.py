@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anchorembed.config import Data, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import PackedBatch, micro_batches, pack, send
+from anchorembed.model.packing import PackedBatch, by_length, micro_batches, pack, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
 from anchorembed.train.decoding import Decoding, centred, decoding, target_count
@@ -25,7 +25,7 @@ from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.reconstruction_module import ReconstructionModule
-from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
 
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
 DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")

@@ -17,7 +17,7 @@ from anchorembed.train.decoding import Decoding, insert_anchors
 
 
 class ReconstructionModule(nn.Module):
-    """Both passes, head and loss of Stage I in one ``forward``, so that whatever wraps it sees all of a step."""
+    """Both passes, head and loss of Stage I in one ``forward``, so that DDP or FSDP wraps all of them."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class ReconstructionModule(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Write text i of ``targets`` from the anchor of source i, or from anchor i; without either, after EOS alone.
 
-        With ``bag_weight`` the anchor alone, without decoding, must tell the same targets in any order, too. ``centre``
-        is applied to the anchors of sources before they enter.
+        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``centre`` is applied
+        to the anchors of sources before they enter the decoder.
 
         Returns:
             The loss weighted by ``weights_P``, and each target token's losses [P] in nats, by decoding and by the bag;
-            zeros where there is no such loss. Without targets, the anchors of the sources, [N, H].
+            zeros for a loss that is not computed. Without targets, the anchors of the sources, [N, H].
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
@@ -51,7 +51,7 @@ class ReconstructionModule(nn.Module):
                 if anchors_NH is None:
                     return ()
                 if processes() > 1 and torch.is_grad_enabled():
-                    # DDP waits for a gradient of every weight, also of a head that this pass has no use for
+                    # DDP waits for a gradient of every weight, also of the head, which this pass does not use
                     anchors_NH = anchors_NH + 0.0 * backbone.head.weight.sum()
                 return (anchors_NH,)
             loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
@@ -59,10 +59,9 @@ class ReconstructionModule(nn.Module):
                 states_PH = self._decoded(anchors_NH, targets)
                 loss, losses_P = self._cross_entropy(states_PH, targets.targets, weights_P)
             if bag_weight and anchors_NH is not None:
-                asked_P = bag_weight * weights_P
                 bags = (targets.counts, targets.owners)
-                bag, bags_P = self._cross_entropy(anchors_NH, targets.targets, asked_P, bags)
-                loss = loss + bag
+                bag_loss, bags_P = self._cross_entropy(anchors_NH, targets.targets, bag_weight * weights_P, bags)
+                loss = loss + bag_loss
         return loss, losses_P, bags_P
 
     def _decoded(self, anchors_NH: Tensor | None, targets: Decoding) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a training stage is: settings and a module in, a step's gradients, metrics and costs out.
+"""The interface of a training stage: settings and a module in, a step's gradients, metrics and costs out.
 
-``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) are the two there are. The loop,
-the profile and the comparison know nothing of a stage but what is here.
+``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) implement it. The loop, the
+profile and the comparison use nothing else of a stage.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,26 +14,25 @@ from torch import Tensor, nn
 
 from anchorembed.config import Data, Lora
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import micro_batches
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train.prepare import Prepared
 
 StageName = Literal["reconstruct", "contrast"]
 Metrics = dict[str, float]
-Measured = dict[str, Tensor]  # metrics that still are on the device, scalars
+Measured = dict[str, Tensor]  # metrics that are still on the device, as scalar tensors
 
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a step holds in memory at most, in tokens and texts; `memory_estimate` turns it into bytes.
+    """Largest sizes of a step, in tokens and texts; `memory_estimate` turns them into bytes.
 
     Attributes:
         longest: tokens that cannot be split up: those of a pair in Stage I, of a text in Stage II.
         most: tokens of the whole step.
-        writes: whether targets are written, which takes logits.
-        queries: queries whose similarities exist at once.
-        documents: documents they are compared with.
-        lora: adapters, where the weights themselves do not train.
+        writes: whether the decoder writes targets, which takes logits.
+        queries: queries that are compared at once.
+        documents: documents that the queries are compared with.
+        lora: settings of the adapters; None if the weights themselves train.
     """
 
     longest: int
@@ -55,11 +54,11 @@ class Stage(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """What holds the weights that train; in several processes, what wraps it."""
+        """The module with the weights that train, wrapped if there are several processes."""
 
     @property
     def embedder(self) -> Embedder:
-        """What is trained."""
+        """The embedder that is trained."""
 
     @property
     def hard_negatives(self) -> int:
@@ -67,7 +66,7 @@ class Stage(Protocol):
 
     @classmethod
     def build(cls, embedder: Embedder, settings: Any, budget: int) -> Self:  # noqa: ANN401
-        """Make the stage ready to train ``embedder``, at most ``budget`` tokens at once; adapters are added."""
+        """Build the stage for ``embedder``, with at most ``budget`` tokens at once; adapters are added."""
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Any) -> nn.Module:  # noqa: ANN401
@@ -75,11 +74,11 @@ class Stage(Protocol):
 
     @staticmethod
     def step_size(settings: Any, data: Data) -> StepSize:  # noqa: ANN401
-        """What a step holds in memory."""
+        """Largest sizes of a step, for the estimate of its memory."""
 
     @staticmethod
     def check_stored(settings: Any, stored: str) -> None:  # noqa: ANN401
-        """Refuse weights that are not stored in float32 where the stage trains them: small updates would be lost."""
+        """Refuse weights that are not stored in float32 if the stage trains them: small updates would be lost."""
 
     @staticmethod
     def check(settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
@@ -87,34 +86,34 @@ class Stage(Protocol):
 
     @staticmethod
     def teaches(settings: Any, pairs: Sequence[TokenPair]) -> bool:  # noqa: ANN401
-        """Whether a step of these pairs has anything to learn from."""
+        """Whether a step of these pairs has a gradient."""
 
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same with its module wrapped for several processes; see ``unsynced`` of `gradcache.cached_backward`."""
+        """The same stage with a wrapped module; ``unsynced`` is as in `gradcache.cached_backward`."""
 
     def with_budget(self, budget: int) -> Self:
-        """The same with another number of tokens at once."""
+        """The same stage with another token budget."""
 
     def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> Any:  # noqa: ANN401
         """Lay out step ``number`` on the CPU and send it to the device."""
 
     def run(self, batch: Any) -> Measured:  # noqa: ANN401
-        """Accumulate the gradients of what was laid out; waits for nothing."""
+        """Accumulate the gradients of a batch, without waiting for the device."""
 
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
-        """Measure held-out pairs."""
+        """Metrics of held-out pairs."""
 
     def quality(self, metrics: Metrics) -> float | None:
-        """What the best evaluation is chosen by, from a report; None where it has not got it."""
+        """The metric of a report by which the best evaluation is chosen; None if the report lacks it."""
 
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
         """Model FLOPs of step ``number``; see `flops`."""
 
     def unused(self, prepared: Prepared) -> list[str]:
-        """Sentences on what pairs or model have that the settings leave unused."""
+        """Sentences on parts of the pairs or of the model that these settings do not use."""
 
     def verdict(self, log: Sequence[Metrics]) -> str:
-        """A sentence on a finished stage's log where something is wrong with what it trained; else empty."""
+        """A warning if a finished stage's log shows that training failed; else empty."""
 
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
@@ -126,17 +125,8 @@ def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
 
 
 def read_back(measured: Measured) -> Metrics:
-    """Metrics as numbers: the one time in a step that the CPU waits for the device."""
+    """Metrics as numbers: the only time in a step that the CPU waits for the device."""
     if not measured:
         return {}
     values = torch.stack([value.detach().float().reshape(()) for value in measured.values()]).tolist()
     return dict(zip(measured, values, strict=True))
-
-
-def by_length(costs: Sequence[int], budget: int) -> tuple[list[int], list[range]]:
-    """Items by cost, highest first, and runs of that order within the budget.
-
-    Like lengths together make few and large buckets of attention.
-    """
-    order = sorted(range(len(costs)), key=lambda i: -costs[i])
-    return order, list(micro_batches([costs[i] for i in order], budget))

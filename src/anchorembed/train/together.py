@@ -1,4 +1,4 @@
-"""Several processes as one, by accelerate: DDP or FSDP2, and the run's trackers."""
+"""Multi-process training by accelerate: DDP or FSDP2, and the run's trackers."""
 
 import warnings
 from datetime import timedelta
@@ -17,19 +17,19 @@ from anchorembed.system.device import find_device
 from anchorembed.train.prepare import load_embedder
 from anchorembed.train.stage import AnyStage, Stage
 
-_PATIENCE = timedelta(hours=3)  # that processes wait for one at work alone, which is 10 minutes on GPUs otherwise
+_PATIENCE = timedelta(hours=3)  # processes wait so long for the first one's work; torch's default on GPUs is 10 minutes
 
 
 def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
-    """What makes this process one of several, and keeps the run's trackers."""
+    """Join the processes of a launcher, if there is one, and open the run's trackers."""
     _check_trackers(recipe.trackers)
     accelerator = Accelerator(
         cpu=find_device(recipe.model.device).type == "cpu",
         log_with=recipe.trackers or None,
         project_dir=str(folder),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # passes differ in number
-            InitProcessGroupKwargs(timeout=_PATIENCE),  # of all while the first converts, downloads or writes
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # processes differ in their number of passes
+            InitProcessGroupKwargs(timeout=_PATIENCE),  # while the first process converts, downloads or writes
         ],
     )
     _supported(accelerator, settings)
@@ -43,20 +43,20 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
 
 def wrap_for_processes(accelerator: Accelerator, stage: AnyStage, optimizer: torch.optim.Optimizer) -> AnyStage:
     """Have accelerate wrap or shard the module that a stage trains."""
-    if accelerator.is_fsdp2:  # it asks the module itself for its layers' classes, and ours is not transformers' own
+    if accelerator.is_fsdp2:  # accelerate reads the layers' classes of the module, which is not transformers' own
         layers = [*(stage.embedder.backbone.model._no_split_modules or [])]
         plugin = accelerator.state.fsdp_plugin
         plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
-    with warnings.catch_warnings():  # accelerate passes on broadcast_buffers by a name that torch deprecates
+    with warnings.catch_warnings():  # accelerate passes broadcast_buffers by a name that torch deprecates
         warnings.simplefilter("ignore", FutureWarning)
         wrapped, _ = accelerator.prepare(stage.module, optimizer)  # sharding gives the optimizer its shards in place
-    if accelerator.is_fsdp2:  # without synchronising it would keep whole gradients until the last micro-batch
+    if accelerator.is_fsdp2:  # without averaging, it would keep whole gradients until the last micro-batch
         return stage.with_module(wrapped, None)
     return stage.with_module(wrapped, lambda: accelerator.no_sync(wrapped))
 
 
 def _supported(accelerator: Accelerator, settings: Schedule) -> None:
-    """Refuse ways of working together that this loop does not know."""
+    """Refuse settings of accelerate that the loop does not support."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
         kind == DistributedType.FSDP and not accelerator.is_fsdp2
@@ -76,7 +76,7 @@ def _supported(accelerator: Accelerator, settings: Schedule) -> None:
 def embedder_with(
     recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, weights: dict[str, Tensor]
 ) -> Embedder:
-    """The model that a stage starts from, on the CPU, with the weights it has trained."""
+    """A stage's start model, on the CPU, with the trained ``weights``."""
     embedder = load_embedder(recipe, start, "cpu")
     with torch.no_grad():
         for name, parameter in stage_class.trained_module(embedder, settings).named_parameters():

@@ -1,7 +1,7 @@
-"""Whether training helped on the user's own data: the trained model against the one before it and against BM25.
+"""Whether training helped on the user's own data: the trained model against the model before it and against BM25.
 
-Measured are held-out pairs, as a small retrieval test, and the tasks of ``evaluate_on``. Each of the three is measured
-once and kept in the output folder under a hash of all that decides its scores, so a repeated run says the same.
+The tests are held-out pairs, as a small retrieval test, and the tasks of ``evaluate_on``. Scores are kept in the output
+folder under a hash of all that decides them, so a repeated run gives the same verdict.
 """
 
 import json
@@ -20,7 +20,7 @@ from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import Difference, difference
 from anchorembed.evaluate.held_out import (
     METRIC,
-    AskedPair,
+    InstructedPair,
     PairSearch,
     pair_search,
     search_by_embedder,
@@ -32,20 +32,20 @@ from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.train.plan import model_content
 from anchorembed.train.prepare import load_embedder, open_pairs
 
-if TYPE_CHECKING:  # tasks need packages of an extra, which are imported where a recipe has tasks
+if TYPE_CHECKING:  # tasks need an extra, which is imported only if a recipe has tasks
     from anchorembed.evaluate.tasks import Task
 
 _log = logging.getLogger(__name__)
 
 VERDICT = "verdict.json"
 HELD_OUT = "held-out pairs"
-_MOST_PAIRS = 1000  # of the test: more tell little more, and all are compared with all
+_MOST_PAIRS = 1000  # in the test; time grows with their square
 Measured = dict[str, dict[str, Any]]  # test -> its metric, its value, and the score of each of its items
 
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """What a recipe's models are measured on; ``pairs`` is None where none are held out."""
+    """The tests of a recipe's models; ``pairs`` is None if fewer than two are held out."""
 
     pairs: PairSearch | None
     tasks: "Sequence[Task]"
@@ -58,7 +58,7 @@ class Tests:
 
 @dataclass(frozen=True, slots=True)
 class TestVerdict:
-    """A test's scores, and how the trained model's differ; None is what was not measured or has no score an item."""
+    """A test's scores and the trained model's differences; None if not measured, or if items have no scores."""
 
     test: str
     metric: str
@@ -71,7 +71,7 @@ class TestVerdict:
 
 
 def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
-    """Measure what training began with, what it ended with, and BM25; log the verdict and write ``verdict.json``.
+    """Measure the model before training, the trained model, and BM25; log the verdict and write ``verdict.json``.
 
     Args:
         recipe: of the finished run.
@@ -80,7 +80,7 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     tests = find_tests(recipe)
     before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
     kept = recipe.output / "verdict"
-    if recipe.model.weights == "nf4":  # what is trained on them is saved in bfloat16, and so used
+    if recipe.model.weights == "nf4":  # the trained model is saved, and later used, in bfloat16
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
     settings = recipe.model.model_dump_json(exclude={"name", "device"})
     settings += recipe.data.model_dump_json(exclude={"sources"})
@@ -108,10 +108,10 @@ def find_tests(recipe: Recipe) -> Tests:
     """A recipe's held-out pairs, at most 1,000 of them, and the tasks that its stages are evaluated on."""
     store = open_pairs(recipe)
     held_out = split(store, recipe.data.held_out, recipe.seed).held_out
-    asked = []
+    pairs = []
     for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
         source = store.sources[store.source_of(index)]
-        asked.append(AskedPair(store[index], source.instruction, source.symmetric))
+        pairs.append(InstructedPair(store[index], source.instruction, source.symmetric))
     names = [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     tasks: Sequence[Task] = ()
     if names:
@@ -119,7 +119,7 @@ def find_tests(recipe: Recipe) -> Tests:
             from anchorembed.evaluate.find import find_tasks  # noqa: PLC0415 - an extra
 
         tasks = find_tasks(list(dict.fromkeys(names)))
-    return Tests(pair_search(asked) if len(asked) > 1 else None, tasks)
+    return Tests(pair_search(pairs) if len(pairs) > 1 else None, tasks)
 
 
 def told(verdicts: Sequence[TestVerdict]) -> list[str]:
@@ -168,14 +168,14 @@ def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
 
 
 def _difference(trained: Mapping[str, Any], other: Mapping[str, Any] | None) -> Difference | None:
-    """None where one of them has no items' scores."""
+    """The difference of two models; None if either has no scores of items."""
     if not other or not trained["items"] or trained["items"].keys() != other["items"].keys():
         return None
     return difference(trained["items"], other["items"])
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value  # undefined, which JSON has as null
+    return math.nan if value is None else value  # null in JSON is an undefined score
 
 
 def _put_on_card(trained: Path, verdicts: Sequence[TestVerdict]) -> None:
@@ -210,7 +210,7 @@ def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
     if tests.pairs:
         measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
     if tests.tasks:
-        from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has asked for
+        from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has checked
 
         for score in score_on(tests.tasks, embedder):
             measured[score.task] = {"metric": score.metric, "value": score.value, "items": dict(score.items)}
@@ -236,7 +236,7 @@ def _measured(scores_Q: Sequence[float]) -> dict[str, Any]:
 
 
 def _kept(path: Path, key: str, measure: Callable[[], Measured]) -> Measured:
-    """What was measured under the same key before, else what is measured now."""
+    """The measurement in a file if it has the same key; otherwise measure, and write the file."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["key"] == key:

@@ -1,6 +1,6 @@
 """The functions behind the command line's verbs: each loads a model, reads files, shows progress, returns a value.
 
-Training is in `train.run`, exporting in `export.run`, comparing in `compare.run`.
+Training is in `train.run`, export in `export.run`, comparisons in `compare.run`.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, product
+from itertools import chain, islice, product, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from anchorembed.curate.check import SourceReport
 from anchorembed.curate.mine import Mined, Rules
 from anchorembed.curate.rerank import by_cross_encoder
 from anchorembed.data.beir import Collection
-from anchorembed.data.documents import Document, read_corpus, read_texts
+from anchorembed.data.documents import read_corpus, read_texts
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError, extra, first_line
@@ -58,7 +58,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hits of one query, and whether the index was there already."""
+    """Hits of a query, the index's folder, and whether an existing index was reused."""
 
     hits: "list[Hit]"
     index: Path
@@ -85,14 +85,14 @@ def evaluate(  # noqa: PLR0913 - the options of a verb
         split: which qrels of a BEIR folder.
         instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
             before the texts of symmetric tasks, never before documents.
-        quick: a fixed part of each task only; its name then ends in ``-quick``.
-        out: folder for result files in mteb's form; tasks whose result is there are not run again.
-        dimensions: score vectors of so many components, too; texts are embedded once.
-        precision: score vectors stored so, too, of each of the dimensions; full float32 vectors always come first.
+        quick: a fixed part of each task only; the task's name then ends in ``-quick``.
+        out: folder for result files in mteb's form; results that are already there are read.
+        dimensions: also score vectors cut to these dimensions; texts are embedded once.
+        precision: also score vectors stored in these formats; full float32 vectors always come first.
         on_score: called with each task's score as soon as it is known.
 
     Raises:
-        InputError: for what cannot be evaluated, and where the packages of the extra ``eval`` are not installed.
+        InputError: if a task is unknown or cannot be evaluated, or the extra ``eval`` is not installed.
     """
     with extra("eval"):
         from anchorembed.evaluate.find import find_tasks
@@ -112,7 +112,7 @@ def evaluate(  # noqa: PLR0913 - the options of a verb
 
 
 def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, Isotropy]:
-    """How evenly each model's vectors of the first ``most`` pairs of a file fill their space, by model.
+    """Isotropy of each model's vectors of the first ``most`` pairs of a file, by model.
 
     Raises:
         InputError: if there are fewer than two pairs.
@@ -131,15 +131,14 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
 
 
 def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
-    """Report what is in a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
+    """Report on a recipe's pairs, source by source; lines without a usable pair are counted, not refused.
 
     Args:
-        recipe: its model's tokenizer and template count the tokens; its limits say what is cut.
-        tests: whose texts should not be trained on, as in `curate.check.check`; the recipe's local ones are added.
+        recipe: its data, and the model, template and limits by which tokens are counted.
+        tests: tests whose texts must not be trained on, as in `curate.check.check`; the recipe's local ones are added.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
-    settings = recipe.compare
-    named = [name for names in settings.collections.values() for name in names] if settings else []
+    named = [name for names in recipe.compare.collections.values() for name in names] if recipe.compare else []
     named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     paths = {name: Path(name).expanduser() for name in named}
     if elsewhere := [name for name, path in paths.items() if not path.exists()]:
@@ -147,8 +146,8 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
     tokenizer = load_tokenizer(recipe.model.name)
     name = recipe.model.name
-    own = find_metadata(name) or find_existing(name)
-    model = describe(name, own, load_config(name), tokenizer, own_template(recipe))
+    settings = find_metadata(name) or find_existing(name)
+    model = describe(name, settings, load_config(name), tokenizer, own_template(recipe))
     store = open_pairs(recipe)
     lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
@@ -166,7 +165,7 @@ def mine(
     rerank: str | Path | None = None,
     skip_bad: bool = False,
 ) -> Mined:
-    """Write pairs with hard negatives mined for them, as JSONL that trains as it is.
+    """Mine hard negatives, and write the pairs with them as JSONL to train on.
 
     Args:
         pairs: file, folder or hub data set of pairs, as in `read_pairs`.
@@ -174,12 +173,12 @@ def mine(
         by: ``bm25``, or a model as in `evaluate`.
         corpus: corpus file to mine from, besides the pairs' positives.
         rules: which texts become negatives.
-        rerank: cross-encoder, a local folder or hub id, that scores what is found anew; its logits are written as
+        rerank: cross-encoder, a local folder or hub id, that scores the candidates again; its logits are written as
             ``scores``, for ``contrast.distill``.
         skip_bad: drop unusable lines, and log how many.
 
     Raises:
-        InputError: for files it cannot use, and where BM25 is asked for without the extra ``mine``.
+        InputError: if a file cannot be used, or BM25's extra ``mine`` is not installed.
     """
     _check_out(Path(out))
     if Path(out).resolve() in {Path(path).resolve() for path in (pairs, corpus) if path}:
@@ -217,7 +216,7 @@ def _rows(pairs: Iterator[TextPair], progress: Callable[[int], None]) -> Iterato
 
 
 def score(embedder: Embedder, collection: Collection) -> "RankingScores":
-    """Score an embedder on a collection, with a progress bar; its vectors are cached. It needs the extra ``eval``."""
+    """Score an embedder on a collection, with a progress bar; vectors are cached. It needs the extra ``eval``."""
     with extra("eval"):
         from anchorembed.evaluate.task_types import evaluate_collection
     vectors = VectorCache(embedder, cache_folder() / "vectors")
@@ -249,9 +248,9 @@ def encode(  # noqa: PLR0913 - the options of a verb
         side: query or document.
         instruction: as in `Embedder.encode`.
         dimensions: components to keep of each vector; by default all.
-        precision: how they are stored: ``float32``, the default, ``int8``, whose ranges are those of the texts, or
+        precision: format of the vectors: ``float32``, the default, ``int8`` with the ranges of these texts, or
             ``binary``, packed bits.
-        like: file of vectors of the same model, whose dimensions, precision and ranges are taken.
+        like: file of vectors of the same model, whose dimensions, precision and ranges are used.
         engine: ``ray`` for many machines or processes.
         workers: of Ray, as in `search.ray.encode_by_ray`.
     """
@@ -262,27 +261,28 @@ def encode(  # noqa: PLR0913 - the options of a verb
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
     if like and (dimensions is not None or precision):
         raise InputError(f"--like: {like} says dimensions and precision. Leave --dimensions and --precision out.")
-    wanted = Job(str(model), side, instruction, dimensions, precision, read_made_by(Path(like)) if like else None)
+    job = Job(str(model), side, instruction, dimensions, precision, read_made_by(Path(like)) if like else None)
     if engine == "local":
         _check_out(out)
     documents = read_texts(Path(texts))
-    documents = chain([next(documents)], documents)  # a fault in the first line shows before the model is loaded
+    documents = chain([next(documents)], documents)  # a fault in the first line is reported before the model is loaded
     with _bar("embedding", None) as advance:
         if engine == "ray":
-            return encode_by_ray(documents, out, wanted, workers=workers, progress=advance)
+            return encode_by_ray(documents, out, job, workers=workers, progress=advance)
         embedder = Embedder.load(model)
-        says = made_by(embedder, dimensions, precision, wanted.like)
-        ids: list[str] = []
-        windows = embedder.stream(_texts(documents, ids), side, instruction, progress=advance)
-        scales = embedder.metadata.normalize
+        metadata = made_by(embedder, dimensions, precision, job.like)
+        documents, embedded = tee(documents)
+        windows = embedder.stream((document.text for document in documents), side, instruction, progress=advance)
+        dimensions, scales = metadata.form.dimensions, embedder.metadata.normalize
         batches = (
-            vector_batch(_taken(ids, len(window)), cut(window, says.form.dimensions, scales)) for window in windows
+            vector_batch([document.id for document in islice(embedded, len(window))], cut(window, dimensions, scales))
+            for window in windows
         )
-        return write_vectors(out, batches, says)
+        return write_vectors(out, batches, metadata)
 
 
 def _check_out(out: Path) -> None:
-    """Refuse, before any work, what cannot become a file."""
+    """Refuse a path that cannot be written as a file, before any work."""
     if out.is_dir():
         raise InputError(f"{out}: it is a folder. Name a file.")
     parent = next(path for path in out.absolute().parents if path.exists())
@@ -302,10 +302,10 @@ def search(
 ) -> SearchResult:
     """Search a corpus by meaning; the index is reused if it was made from the same corpus by the same model.
 
-    ``dimensions`` and ``precision`` are of the index's vectors, as in `encode`, with int8's ranges those of the corpus.
+    ``dimensions`` and ``precision`` are those of the index's vectors, as in `encode`; int8's ranges are the corpus's.
 
     Raises:
-        InputError: for a query, corpus or index it cannot use, and where the extra ``search`` is not installed.
+        InputError: if query, corpus or index cannot be used, or the extra ``search`` is not installed.
     """
     with extra("search"):
         from anchorembed.search.index import open_or_build
@@ -335,18 +335,18 @@ def read(
     vectors: str | Path | None = None,
     id_: str | None = None,
 ) -> Reading:
-    """What a text's vector says, or a stored one: its bag's words, and what the decoder writes, beside another text's.
+    """Read a text's vector, or a stored one: its bag's words, and the text that the decoder writes, beside another's.
 
     Args:
         model: as in `evaluate`.
-        text: to embed; with ``vectors`` it is only measured how likely the stored vector makes it.
+        text: text to embed; with ``vectors``, the text whose likelihood is measured.
         other: a text to compare with.
         side: query or document.
-        vectors: Parquet file as `encode` writes it, of float vectors.
-        id_: which vector of that file.
+        vectors: Parquet file of float vectors, from `encode`.
+        id_: id of the vector in that file.
 
     Raises:
-        InputError: as `train.read.read` does, and for a file or id that gives no float vector.
+        InputError: as `train.read.read` does, or if the file has no float vector with this id.
     """
     vector_H = None
     if vectors is not None:
@@ -396,19 +396,6 @@ def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | 
 
 @contextmanager
 def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a progress bar of ``total`` texts or pairs by a number of them; it shows from the first on."""
+    """Yield a function that advances a progress bar of ``total`` texts or pairs, shown from its first call on."""
     with progress_bar() as bar:
         yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
-
-
-def _taken(ids: list[str], count: int) -> list[str]:
-    """The first ids of a list, which then lacks them."""
-    done, ids[:] = ids[:count], ids[count:]
-    return done
-
-
-def _texts(documents: Iterator[Document], ids: list[str]) -> Iterator[str]:
-    """Yield texts and note their ids."""
-    for document in documents:
-        ids.append(document.id)
-        yield document.text

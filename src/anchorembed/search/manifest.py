@@ -1,0 +1,80 @@
+"""The manifest of an index: the model and corpus that made it, and the format of its vectors."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from anchorembed.errors import InputError
+from anchorembed.model.smaller import VectorFormat, vector_format
+from anchorembed.search.columns import as_ranges
+
+MANIFEST = "manifest.json"
+FORMAT = "anchorembed-index-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The model's fingerprint, and the corpus file's SHA-256 (empty if the index was not made from a file).
+
+    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges. An older manifest
+    without a precision is of float32 vectors.
+    """
+
+    format: str
+    model: str
+    dimension: int
+    documents: int
+    corpus: str
+    precision: str = "float32"
+    ranges: list[list[float]] = field(default_factory=list)
+
+    @property
+    def form(self) -> VectorFormat:
+        """How vectors are stored."""
+        ranges = as_ranges(self.ranges) if self.ranges else None
+        return vector_format(self.dimension, self.dimension, self.precision, ranges)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of the index in ``folder``; None if the folder is missing or empty.
+
+    Raises:
+        InputError: if the folder holds something else, or its manifest is damaged.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: this is not an index (no {MANIFEST}). Give another folder; this one is left alone."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged, not JSON ({error}). Delete the folder {folder} and build it again."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not the manifest of an index ({FORMAT}). Give another folder; this one is left alone."
+        )
+    try:
+        manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
+        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
+    except (InputError, ValueError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"{path}: damaged, its keys or values are not an index's. Delete the folder {folder}.")
+    return manifest
+
+
+def identity_of(folder: Path) -> tuple[int, int]:
+    """Inode and time stamp of the manifest file, which differ once the index is replaced; zeros if there is none."""
+    try:
+        state = (folder / MANIFEST).stat()
+    except OSError:
+        return 0, 0
+    return state.st_ino, state.st_mtime_ns
