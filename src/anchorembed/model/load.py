@@ -130,10 +130,7 @@ def file_beside(name: str, file: str) -> Path | None:
     if gguf:
         return None
     path = cached_file(
-        folder,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
     return Path(path) if path else None
 

@@ -240,11 +240,7 @@ def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
 
 
 def _embedded(
-    encoder: Encoder,
-    documents: Iterable[Document],
-    batch: int,
-    dimensions: int,
-    progress: Callable[[int], None] | None,
+    encoder: Encoder, documents: Iterable[Document], batch: int, dimensions: int, progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
     """Ids, texts and float32 vectors of documents, ``batch`` at a time."""
     seen: set[str] = set()
