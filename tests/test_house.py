@@ -8,7 +8,7 @@ import pytest
 import anchorembed
 
 SOURCE = Path(anchorembed.__file__).parent
-# From what everything needs to what users call; system to page are folders, the others files.
+# From what everything needs to what users call; system to api are folders, the others files.
 ORDER = [
     "errors",
     "config",

@@ -19,12 +19,13 @@ from anchorembed.curate.mine import by_bm25, by_embedder
 from anchorembed.curate.prompt import Prompt, read_prompt
 from anchorembed.curate.write_queries import Written, write_queries
 from anchorembed.curate.writers import EndpointWriter, ModelWriter, Writer
+from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
-from anchorembed.system.files import lock_folder, whole_folder, write_file, write_jsonl
+from anchorembed.system.files import lock_folder, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.kept_recipe import KEPT, check_kept
@@ -126,7 +127,11 @@ def fit(
             )
         rows = ({"query": query.text, "positive": texts[query.row]} for query in pairs)
         write_jsonl(output / "data" / "pairs.jsonl", rows)
-        _write_test(output / "data" / "held-out-documents", documents, to_test)
+        queries = (
+            (Document(f"q{number}", query.text), documents[query.row].id) for number, query in enumerate(to_test)
+        )
+        with whole_folder(output / "data" / "held-out-documents") as folder:
+            write_collection(folder, documents, queries)
         recipe = recipe_of(base, output, len(pairs), overrides)
         check_kept(recipe)
     model = train(recipe)
@@ -192,14 +197,3 @@ def _finding_their_document(queries: Sequence[Query], texts: Sequence[str], writ
         task = bar.add_task("searching", total=len(queries), note="")
         is_found = found_again(queries, len(texts), scorer, writing.found_in, partial(bar.advance, task))
     return [query for query, keep in zip(queries, is_found, strict=True) if keep]
-
-
-def _write_test(folder: Path, documents: Sequence[Document], queries: Sequence[Query]) -> None:
-    """Write the held-out documents' queries and the whole corpus as a BEIR folder."""
-    ids = [f"q{number}" for number in range(len(queries))]
-    qrels = "".join(f"{name}\t{documents[query.row].id}\t1\n" for name, query in zip(ids, queries, strict=True))
-    with whole_folder(folder) as partial_folder:
-        write_jsonl(partial_folder / "corpus.jsonl", ({"_id": each.id, "text": each.text} for each in documents))
-        rows = ({"_id": name, "text": query.text} for name, query in zip(ids, queries, strict=True))
-        write_jsonl(partial_folder / "queries.jsonl", rows)
-        write_file(partial_folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")

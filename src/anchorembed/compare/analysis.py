@@ -87,17 +87,14 @@ def analyse(evidence: Evidence) -> Analysis:
     declared: list[Test] = []
     exploratory: list[Test] = []
     for test in _tests(comparison, items):
-        (declared if _is_declared(comparison, test) else exploratory).append(test)
+        is_declared = test.arm == comparison.primary and test.setting == OWN and test.against in comparison.declared
+        (declared if is_declared else exploratory).append(test)
     family = dict.fromkeys(_family(comparison, scores), 1.0)  # tests that are not run yet count, too
     adjusted = holm(family | {(test.against, test.collection): test.p for test in declared})
     declared = [replace(test, adjusted=adjusted[test.against, test.collection]) for test in declared]
     metrics = {cell.collection: cell.metric for cell in evidence.cells}
     sentences = [_sentence(comparison, name, declared) for name in comparison.declared]
     return Analysis(scores, metrics, declared, exploratory, sentences)
-
-
-def _is_declared(comparison: ComparisonRecord, test: Test) -> bool:
-    return test.arm == comparison.primary and test.setting == OWN and test.against in comparison.declared
 
 
 def _family(comparison: ComparisonRecord, scores: Mapping[Key, Score]) -> list[tuple[str, str]]:

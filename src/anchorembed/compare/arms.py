@@ -125,11 +125,7 @@ def find_arms(compare: Compare) -> list[Arm]:
             contrast_keys=like.contrast_keys | own.contrast,
         )
     explored = [name for first, others in compare.explore.items() for name in (first, *others)]
-    for where, names in (
-        ("declared", compare.declared),
-        ("explore", explored),
-        ("arms", compare.arms),
-    ):
+    for where, names in (("declared", compare.declared), ("explore", explored), ("arms", compare.arms)):
         for name in names:
             _named(name, known, f"compare.{where}")
     chosen = [known[name] for name in compare.arms]

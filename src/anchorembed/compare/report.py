@@ -125,10 +125,7 @@ _TEST_HEADS = [
     *("95 % interval", "95 %, seeds' t", "p", "p, Holm"),
 ]
 _COST_HEADS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
-_ISOTROPY_HEADS = [
-    *("arm", "settings", "seed", "model"),
-    *("mean cosine", "effective rank", "alignment", "uniformity"),
-]
+_ISOTROPY_HEADS = [*("arm", "settings", "seed", "model"), *("mean cosine", "effective rank", "alignment", "uniformity")]
 
 
 def _score_rows(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> Iterable[list[str]]:

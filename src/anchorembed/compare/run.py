@@ -116,7 +116,7 @@ def _measure(
     results = comparison.results
     recipe = comparison.recipe.model_copy(update={"seed": wanted.seed})
     prepared = prepare(recipe, list(models.values())[-1])
-    earlier = results.record(wanted)
+    earlier, dtype = results.record(wanted), str(prepared.embedder.dtype).removeprefix("torch.")
     costs = {name: Cost.of(log) for name, log in logs.items()}
     seconds = earlier.costs["evaluate"].seconds if "evaluate" in earlier.costs else 0.0
     record = RunRecord(
@@ -127,7 +127,7 @@ def _measure(
             for name, model in models.items()
             if len(prepared.split.held_out) > 1
         },
-        made_with=_made_with(prepared.embedder),
+        made_with=versions() | {"threads": str(torch.get_num_threads()), "matrix products": dtype},
         items=earlier.items,
     )
     _log.info("evaluating")
@@ -165,11 +165,6 @@ def _evaluate(comparison: Comparison, wanted: Run, embedder: Embedder) -> Iterat
                     "Leave the task out of compare.collections."
                 )
             yield task, score, time.perf_counter() - began
-
-
-def _made_with(embedder: Embedder) -> dict[str, str]:
-    threads, dtype = str(torch.get_num_threads()), str(embedder.dtype).removeprefix("torch.")
-    return versions() | {"threads": threads, "matrix products": dtype}
 
 
 def _curve(log: Sequence[Metrics]) -> list[Metrics]:

@@ -172,16 +172,13 @@ def cut_docstring(docstring: str) -> tuple[str, str] | None:
         return None
     if len(lower_case_words(query)) < QUERY_WORDS.start or len(lower_case_words(positive)) < FEWEST_POSITIVE_WORDS:
         return None
-    return (query, positive) if _is_encodable(query + positive) else None
+    is_encodable = not re.search("[\ud800-\udfff\0]", query + positive)
+    return (query, positive) if is_encodable else None
 
 
 def _shorten(text: str) -> str:
     """Cut a text at the last space within the limit."""
     return text if len(text) <= LONGEST_POSITIVE else text[: LONGEST_POSITIVE + 1].rsplit(maxsplit=1)[0].rstrip()
-
-
-def _is_encodable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text) and "\0" not in text
 
 
 def lower_case_words(text: str) -> list[str]:

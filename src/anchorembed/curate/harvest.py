@@ -20,6 +20,8 @@ from anchorembed.curate.docstrings import (
     installed_packages,
     lower_case_words,
 )
+from anchorembed.data.beir import write_collection
+from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
 from anchorembed.system.files import hash_texts, whole_folder, write_jsonl
 
@@ -210,13 +212,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _write(folder: Path, train: list[Docstring], held_out: list[Docstring], manifest: dict[str, object]) -> None:
-    judgements = "".join(f"q:{pair.name}\t{pair.name}\t1\n" for pair in held_out)
     with whole_folder(folder) as partial:
         write_jsonl(partial / _TRAIN, ({"query": p.query, "positive": p.positive, "name": p.name} for p in train))
-        collection = partial / _COLLECTION
-        (collection / "qrels").mkdir(parents=True)
-        write_jsonl(collection / "corpus.jsonl", ({"_id": p.name, "text": p.positive} for p in held_out))
-        write_jsonl(collection / "queries.jsonl", ({"_id": f"q:{p.name}", "text": p.query} for p in held_out))
-        (collection / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}", encoding="utf-8")
+        queries = ((Document(f"q:{pair.name}", pair.query), pair.name) for pair in held_out)
+        write_collection(partial / _COLLECTION, (Document(pair.name, pair.positive) for pair in held_out), queries)
         content = json.dumps(manifest | {"bytes": _sizes(partial)}, indent=1)
         (partial / _MANIFEST).write_text(f"{content}\n", encoding="utf-8")

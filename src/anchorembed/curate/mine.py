@@ -159,12 +159,7 @@ def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
 
 
 def mine(
-    pairs: Iterable[TextPair],
-    pool: Pool,
-    score: Scorer,
-    rules: Rules,
-    mined: Mined,
-    rerank: Reranker | None = None,
+    pairs: Iterable[TextPair], pool: Pool, score: Scorer, rules: Rules, mined: Mined, rerank: Reranker | None = None
 ) -> Iterator[TextPair]:
     """Add negatives to each pair, before those it has, in windows of pairs.
 

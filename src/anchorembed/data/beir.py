@@ -7,6 +7,7 @@ from pathlib import Path
 from anchorembed.data.documents import Document, Documents, read_corpus
 from anchorembed.data.formats import BadRow, Rows, existing, lines, listed
 from anchorembed.errors import InputError
+from anchorembed.system.files import write_file, write_jsonl
 
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
@@ -48,6 +49,18 @@ def read_collection(
     if not kept:
         raise InputError(f"{qrels_path}: no judgement above 0. Give at least one relevant document.")
     return Collection(folder.resolve().name, documents, tuple(query for query in queries if query.id in kept), kept)
+
+
+def write_collection(folder: Path, documents: Iterable[Document], queries: Iterable[tuple[Document, str]]) -> None:
+    """Write a BEIR folder of documents, and of queries, each with the id of its one relevant document.
+
+    Raises InputError as `write_file` does.
+    """
+    judged = list(queries)
+    write_jsonl(folder / "corpus.jsonl", ({"_id": document.id, "text": document.text} for document in documents))
+    write_jsonl(folder / "queries.jsonl", ({"_id": query.id, "text": query.text} for query, _ in judged))
+    rows = [_QRELS_HEADER, *([query.id, document, "1"] for query, document in judged)]
+    write_file(folder / "qrels" / "test.tsv", "".join("\t".join(row) + "\n" for row in rows))
 
 
 def judged_pair_rows(folder: Path, qrels: Path) -> Rows:

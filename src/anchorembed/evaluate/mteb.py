@@ -71,15 +71,10 @@ class MtebTask:
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
         """Evaluate by mteb, or read the result for the same data and model in the folder ``out``."""
         score = _run(self.task, MtebEncoder(embedder), ResultCache(out) if out else None)
-        if out is not None and math.isnan(score.value):
-            _write_nulls(embedder.result_file(out, self.name))
+        if out is not None and math.isnan(score.value) and (file := embedder.result_file(out, self.name)).is_file():
+            # Undefined scores become null: mteb writes NaN, which is not JSON. mteb then measures them again.
+            write_file(file, to_json(json.loads(file.read_text(encoding="utf-8")), indent=2))
         return score
-
-
-def _write_nulls(path: Path) -> None:
-    """Write a result's undefined scores as null: mteb writes NaN, which is not JSON. mteb then measures them again."""
-    if path.is_file():
-        write_file(path, to_json(json.loads(path.read_text(encoding="utf-8")), indent=2))
 
 
 def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:

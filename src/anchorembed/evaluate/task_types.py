@@ -161,10 +161,7 @@ def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], 
         predicted = regression.predict(test_NH)
         right_N += predicted == labels
         experiments.append(
-            {
-                "accuracy": float(np.mean(predicted == labels)),
-                "f1": float(f1_score(labels, predicted, average="macro")),
-            }
+            {"accuracy": float(np.mean(predicted == labels)), "f1": float(f1_score(labels, predicted, average="macro"))}
         )
     means = {name: float(np.mean([metrics[name] for metrics in experiments])) for name in experiments[0]}
     return TaskMetrics(means | {"scores_per_experiment": experiments}, numbered(right_N / _DRAWS))

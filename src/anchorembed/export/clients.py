@@ -22,10 +22,15 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.keys import NoRedirect, json_headers
 
 Library = Literal["langchain", "llamaindex", "sentence-transformers"]
-PACKAGES: dict[Library, tuple[str, str]] = {  # what to install, what to import
+PACKAGES: dict[Library, tuple[str, str]] = {  # package to install, module to import
     "langchain": ("langchain-huggingface", "langchain_huggingface"),
     "llamaindex": ("llama-index-embeddings-huggingface", "llama_index.embeddings.huggingface"),
     "sentence-transformers": ("sentence-transformers", "sentence_transformers"),
+}
+_METHODS: dict[Library, tuple[str, str, str, str]] = {  # class, its argument, methods of documents and of a query
+    "langchain": ("HuggingFaceEmbeddings", "model_name", "embed_documents", "embed_query"),
+    "llamaindex": ("HuggingFaceEmbedding", "model_name", "get_text_embedding_batch", "get_query_embedding"),
+    "sentence-transformers": ("SentenceTransformer", "model_name_or_path", "encode_document", "encode_query"),
 }
 _LARGEST_REPLY = 2**28  # bytes
 _NO_SUCH_SERVICE = {401: "the API key", 403: "the API key", 404: "the URL and --served-name", 405: "the URL"}
@@ -63,44 +68,23 @@ def open_library(library: Library, folder: str) -> Client:
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder. With --with, name one that `anchorembed export` wrote.")
     package, module_name = PACKAGES[library]
+    class_name, argument, of_documents, of_query = _METHODS[library]
     try:
         module: Any = import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(f"{module_name}: not installed. To install it: pip install {package}") from error
     try:
         with quiet():
-            embed = _OPEN[library](module, folder)
+            model = getattr(module, class_name)(**{argument: folder})
     except Exception as error:  # each library raises errors of its kind
         raise InputError(f"{folder}: {library} does not load it: {first_line(error)}") from error
-    return Client(library, lambda texts, side: np.asarray(embed(list(texts), side), np.float32), True)
 
+    def embed(texts: Sequence[str], side: Side) -> Floats:
+        if side == "document":
+            return np.asarray(getattr(model, of_documents)(list(texts)), np.float32)
+        return np.asarray([getattr(model, of_query)(text) for text in texts], np.float32)
 
-def _open_langchain(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401 - no types needed
-    model = module.HuggingFaceEmbeddings(model_name=folder)
-    return lambda texts, side: (
-        model.embed_documents(texts) if side == "document" else [model.embed_query(text) for text in texts]
-    )
-
-
-def _open_llamaindex(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401
-    model = module.HuggingFaceEmbedding(model_name=folder)
-    return lambda texts, side: (
-        model.get_text_embedding_batch(texts)
-        if side == "document"
-        else [model.get_query_embedding(text) for text in texts]
-    )
-
-
-def _open_sentence_transformers(module: Any, folder: str) -> Callable[[list[str], Side], Any]:  # noqa: ANN401
-    model = module.SentenceTransformer(folder)
-    return lambda texts, side: model.encode_document(texts) if side == "document" else model.encode_query(texts)
-
-
-_OPEN: dict[Library, Callable[[Any, str], Callable[[list[str], Side], Any]]] = {
-    "langchain": _open_langchain,
-    "llamaindex": _open_llamaindex,
-    "sentence-transformers": _open_sentence_transformers,
-}
+    return Client(library, embed, True)
 
 
 def open_endpoint(

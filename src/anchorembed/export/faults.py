@@ -152,8 +152,9 @@ class Simulation:
 
     def vectors(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> Floats:
         """Vectors of raw texts by a server with these faults, [P, H], not normalised."""
-        sequences = [self._tokens(text, side, faults, cut) for text in texts]
-        return self._pooled(sequences, Fault.MEAN in faults)
+        sequences, mean = self.signature(texts, side, faults, cut)
+        self.compute(sequences)
+        return np.stack([self._known[ids, mean] for ids in sequences])
 
     def signature(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> tuple[tuple[Tokens, ...], bool]:
         """The tokens and the pooling of `vectors`: faults with equal signatures cannot be told apart."""
@@ -180,10 +181,6 @@ class Simulation:
                 text_TH = states_TH[start : start + len(ids)]
                 self._known[ids, False], self._known[ids, True] = text_TH[-1].numpy(), text_TH.mean(dim=0).numpy()
                 start += len(ids)
-
-    def _pooled(self, sequences: list[Tokens], mean: bool) -> Floats:
-        self.compute(sequences)
-        return np.stack([self._known[ids, mean] for ids in sequences])
 
     def prefix_vectors(self, ids: Tokens, mean: bool) -> Floats:
         """Vectors of all prefixes of a sequence, [T, H], from one forward pass: attention is causal."""

@@ -36,8 +36,7 @@ def read(folder: Path) -> Encode:
     """Open the graph in ONNX Runtime, on the CPU."""
     session = onnxruntime.InferenceSession(folder / _FILE, providers=["CPUExecutionProvider"])
     return by_graph(
-        folder,
-        lambda ids, mask: np.asarray(session.run([OUTPUTS[1]], dict(zip(INPUTS, (ids, mask), strict=True)))[0]),
+        folder, lambda ids, mask: np.asarray(session.run([OUTPUTS[1]], dict(zip(INPUTS, (ids, mask), strict=True)))[0])
     )
 
 

@@ -184,7 +184,10 @@ class _Comparison:
         for name in (OVER_LONG, LONG, *self.served.short(side)):
             if any(self._left(name, side, faults, known) <= enough for known in cuts):
                 continue
-            cut = None if name in SHORT else self._find_cut(name, side, faults, enough)
+            is_same = partial(self.served.is_same, name, side)
+            served_H, text = self.served.vectors[name, side], self.served.texts[side][name]
+            is_short = name in SHORT
+            cut = None if is_short else find_cut(self.model, served_H, text, side, faults, is_same, enough)
             if cut is None:
                 unknown.append(name)
             else:
@@ -205,10 +208,6 @@ class _Comparison:
             return 0.0
         expected_1H = self.model.vectors([self.served.texts[side][name]], side, faults, cut)
         return float(differences(served_H[None], expected_1H)[0])
-
-    def _find_cut(self, name: str, side: Side, faults: Faults, enough: float) -> Cut | None:
-        served_H, text = self.served.vectors[name, side], self.served.texts[side][name]
-        return find_cut(self.model, served_H, text, side, faults, partial(self.served.is_same, name, side), enough)
 
     def _add_cut(self, cut: Cut, name: str, side: Side, faults: Faults) -> None:
         limit, text = self.served.limit(side).tokens, self.served.texts[side][name]

@@ -104,10 +104,7 @@ class Backbone(nn.Module):
         if self.peft and torch.is_grad_enabled() and not inputs_1TH.requires_grad:
             inputs_1TH.requires_grad_()  # as inputs of later layers do, so that the first layer shares their graph
         output = self.model.base_model(
-            inputs_embeds=inputs_1TH,
-            position_ids=batch.positions[None],
-            use_cache=False,
-            **layout,
+            inputs_embeds=inputs_1TH, position_ids=batch.positions[None], use_cache=False, **layout
         )
         states_TH: Tensor = output.last_hidden_state[0]
         return states_TH

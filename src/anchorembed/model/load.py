@@ -87,7 +87,10 @@ def load_model(
 
 def load_config(name: str) -> PretrainedConfig:
     """Load a model's configuration alone, without its weights; raises InputError as `load_model` does."""
-    return _load(name, _read_config)
+    config: PretrainedConfig = _load(
+        name, lambda folder, gguf: AutoConfig.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
+    )
+    return config
 
 
 def check_nf4(name: str, device: torch.device) -> None:
@@ -130,10 +133,7 @@ def file_beside(name: str, file: str) -> Path | None:
     if gguf:
         return None
     path = cached_file(
-        folder,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
     return Path(path) if path else None
 
@@ -276,11 +276,6 @@ def _dequantised() -> dict[str, Any]:
     """Options by which transformers dequantises a GGUF file's weights; versions without `GgufConfig` always do."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _read_config(folder: str, gguf: str | None) -> PretrainedConfig:
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
-    return config
 
 
 def _nf4() -> BitsAndBytesConfig:

@@ -161,15 +161,11 @@ class Index:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
-            if self._is_as_opened():
+            if identity_of(self.folder) == self._opened:
                 raise InputError(_damaged(self.folder, first_line(error))) from error
             raise InputError(
                 f"{self.folder}: the index was replaced or removed after it was opened. Open it, or search, again."
             ) from error
-
-    def _is_as_opened(self) -> bool:
-        """Whether the folder holds the index that was opened, by its manifest file."""
-        return identity_of(self.folder) == self._opened
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
         """Rows of the nearest documents: enough that none of the ``top_k`` best is missing because of rounding."""
@@ -240,11 +236,7 @@ def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
 
 
 def _embedded(
-    encoder: Encoder,
-    documents: Iterable[Document],
-    batch: int,
-    dimensions: int,
-    progress: Callable[[int], None] | None,
+    encoder: Encoder, documents: Iterable[Document], batch: int, dimensions: int, progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
     """Ids, texts and float32 vectors of documents, ``batch`` at a time."""
     seen: set[str] = set()

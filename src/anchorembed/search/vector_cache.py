@@ -35,11 +35,7 @@ class VectorCache:
     folder: Path
 
     def vectors(
-        self,
-        texts: Texts,
-        side: Side,
-        instruction: str | None,
-        progress: Callable[[int], None] | None = None,
+        self, texts: Texts, side: Side, instruction: str | None, progress: Callable[[int], None] | None = None
     ) -> Floats:
         """Unit vectors of texts, float32 [N, H]: read from disk, or else embedded and written.
 

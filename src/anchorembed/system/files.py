@@ -89,6 +89,15 @@ def write_file(target: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def check_writable(target: Path) -> None:
+    """Raise InputError, before any work, if a path cannot be written as a file."""
+    if target.is_dir():
+        raise InputError(f"{target}: it is a folder. Name a file.")
+    parent = next(path for path in target.absolute().parents if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{target}: {parent} cannot be written to. Name another place.")
+
+
 def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """A value as JSON; NaN and infinite numbers, such as undefined scores, become null, which every parser accepts."""
     return json.dumps(_defined(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)

@@ -1,6 +1,6 @@
 """The progress bar: done, rate, time left and a note, on standard error."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -61,6 +61,13 @@ def progress_bar() -> Progress:
         console, columns = Console(stderr=True, width=_WIDE), [name, MofNCompleteColumn(), note]
     hidden = _TERMINAL_ONLY.get() and not console.is_terminal
     return Progress(*columns, console=console, speed_estimate_period=120, disable=hidden or not first_process())
+
+
+@contextmanager
+def counting_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a progress bar of ``total`` texts or pairs, shown from its first call on."""
+    with progress_bar() as bar:
+        yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
 
 
 def metrics_note(metrics: Mapping[str, float]) -> str:

@@ -76,11 +76,7 @@ class ReconstructionModule(nn.Module):
         return states_PH
 
     def _cross_entropy(
-        self,
-        states: Tensor,
-        targets_P: Tensor,
-        weights_P: Tensor,
-        bags: tuple[Sequence[int], Tensor] | None = None,
+        self, states: Tensor, targets_P: Tensor, weights_P: Tensor, bags: tuple[Sequence[int], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         head = self.embedder.backbone.head
         return linear_cross_entropy(
