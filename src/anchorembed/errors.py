@@ -46,12 +46,17 @@ def extra(name: str) -> Iterator[None]:
     Raises:
         InputError: with the line to type, if a package is not installed.
     """
+    with installed_by(f"'anchorembed[{name}]'"):
+        yield
+
+
+@contextmanager
+def installed_by(what: str) -> Iterator[None]:
+    """Do as `extra` does for packages that ``pip install what`` installs."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "anchorembed"):  # a wrong import in this package, which no installation cures
             raise
-        raise InputError(
-            f"{package}: this package is not installed. To install it: pip install 'anchorembed[{name}]'"
-        ) from error
+        raise InputError(f"{package}: this package is not installed. To install it: pip install {what}") from error

@@ -5,5 +5,6 @@ Read `load` (find and read a model), `intact` (refuse damaged weights), `templat
 (texts end to end), `attention` (causal, within each text), `backbone` (the decoder as three functions), `adapters`
 (LoRA), `reproduce` (scales are measured, logits compared with the model's own), `fast` (the varlen kernel, compiled
 layers), `older` (settings for transformers 4), `vectors` (unit vectors, cosines), `smaller` (fewer components, int8,
-bits), `existing` (settings of a sentence-transformers embedder) and `embedder` (all of it as one class).
+bits), `existing` (settings of a sentence-transformers embedder), `embedder` (all of it as one class),
+`langchain` and `llamaindex` (an embedder as these two know it).
 """

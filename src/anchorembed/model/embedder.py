@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
 from anchorembed.model.existing import Existing, check_causal, find_existing, own_template
@@ -37,6 +37,10 @@ from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vectors import Floats, Side, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
+
+if TYPE_CHECKING:  # these need packages that only who uses them has
+    from anchorembed.model.langchain import LangChainEmbeddings
+    from anchorembed.model.llamaindex import LlamaIndexEmbedding
 
 _log = logging.getLogger(__name__)
 
@@ -258,6 +262,18 @@ class Embedder(nn.Module):
         """Embed documents, as a method of LangChain's `Embeddings`."""
         vectors: list[list[float]] = self.encode_document(texts).tolist()
         return vectors
+
+    def for_langchain(self) -> "LangChainEmbeddings":
+        """This embedder as LangChain's ``Embeddings``; raises InputError where langchain-core is not installed."""
+        with installed_by("langchain-core"):
+            from anchorembed.model.langchain import LangChainEmbeddings  # noqa: PLC0415 - not one of our packages
+        return LangChainEmbeddings(self)
+
+    def for_llamaindex(self) -> "LlamaIndexEmbedding":
+        """This embedder as LlamaIndex's ``BaseEmbedding``; raises InputError where it is not installed."""
+        with installed_by("llama-index-core"):
+            from anchorembed.model.llamaindex import LlamaIndexEmbedding  # noqa: PLC0415 - not one of our packages
+        return LlamaIndexEmbedding(self)
 
     def _encode_side(self, texts: str | Sequence[str], side: Side, batch_size: int | None) -> Floats:
         if batch_size is not None and batch_size < 1:
