@@ -266,7 +266,9 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
             f"{folder}: it holds {' and '.join(kinds)} files. Give a folder of one kind, or name each file."
         )
     if kinds:
-        _check_splits_named(folder, [file for file in _seen_files(folder) if suffix_of(file) == kinds[0]])
+        files = [file for file in _seen_files(folder) if suffix_of(file) == kinds[0]]
+        _check_splits_named(folder, files)
+        _check_beginnings(files if kinds[0] != ".parquet" else [])
         return folder, folder_rows(folder, in_header, kinds[0])
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
 
@@ -279,6 +281,12 @@ def _check_splits_named(folder: Path, files: list[Path]) -> None:
             f"{folder}: {unnamed[0]} is named by no split, other files there are. Rename it, such as to "
             f"train-{unnamed[0]}, or name each file."
         )
+
+
+def _check_beginnings(files: Iterable[Path]) -> None:
+    """Refuse text files of another encoding or with other separators by their names, which datasets does not give."""
+    for file in files:
+        next(table_rows(file, list) or iter(()), None)
 
 
 def _seen_files(folder: Path) -> Iterator[Path]:
