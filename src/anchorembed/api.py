@@ -5,6 +5,7 @@ Training is in `train.run`, exporting in `export.run`, comparing in `compare.run
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder, describe, find_metadata
 from anchorembed.model.existing import find_existing
 from anchorembed.model.load import load_config, load_tokenizer
+from anchorembed.model.positions import check_lengths
 from anchorembed.model.smaller import StoredPrecision, cut, vector_format, vector_formats
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
@@ -117,7 +119,7 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     Raises:
         InputError: if there are fewer than two pairs.
     """
-    chosen = list(islice(read_pairs(pairs), most))
+    chosen = list(islice(read_pairs(pairs), min(most, sys.maxsize)))
     if len(chosen) < 2:
         raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
     by_model: dict[str, Isotropy] = {}
@@ -148,9 +150,10 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     tokenizer = load_tokenizer(recipe.model.name)
     name = recipe.model.name
     own = find_metadata(name) or find_existing(name)
-    model = describe(name, own, load_config(name), tokenizer, own_template(recipe))
+    config, lengths = load_config(name), Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
+    check_lengths(name, config, lengths)
+    model = describe(name, own, config, tokenizer, own_template(recipe))
     store = open_pairs(recipe)
-    lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with _bar("checking", len(store)) as advance:
         pair_tokenizer = PairTokenizer(bake(tokenizer, model.template), lengths)
         yield from checking.check(store, pair_tokenizer, model.prompts, local, advance)
