@@ -105,7 +105,7 @@ def test_an_adapter_folder_is_refused_with_the_cure(with_base: bool, tmp_path: P
     "name", ["model.norm.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"]
 )
 def test_finite_weights_whose_products_overflow_are_refused(name: str, tmp_path: Path) -> None:
-    folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors[f"model.{name}"].mul_(1e38))
+    folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors[name].mul_(1e38))
     with pytest.raises(InputError, match="its numbers overflow, as some weights are far too large"):
         Embedder.load(folder, precision="float32")
 

@@ -159,7 +159,7 @@ class Embedder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, prompts, length 1 or not, rules here."""
+        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, prompts, scaling, these rules."""
         settings = [
             _RULES,
             self.weights_sha256,
