@@ -89,12 +89,17 @@ def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -
     shares = [float(line.split("%")[0]) for line in out.splitlines() if line.lstrip()[0].isdigit() and "%  " in line]
     assert sum(shares) == pytest.approx(200, abs=1)
     assert not (tmp_path / "run").exists()
+    program = "from anchorembed.train.profile import _watched as w; import torch\nwith w({}): torch.ones(2)"
+    alone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (alone.stdout, alone.stderr) == ("", ""), "the profiler says nothing itself"
     code, _, err = run("profile", recipe, "--stage", "third")
     assert code == 2
     assert "'third'" in err
 
 
 def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    code, *_ = run("isotropy", tiny_folder, "--pairs", tmp_path / "pairs.jsonl", "--most", 10**30)
+    assert code == 0, "more pairs than any computer counts are all there are"
     code, out, err = run("isotropy", tiny_folder, f"{tiny_folder}/", "--pairs", tmp_path / "pairs.jsonl", "--most", 20)
     assert code == 0, err
     head, first, second = out.splitlines()
@@ -491,5 +496,6 @@ def test_verify_says_whether_served_vectors_are_the_models(run: Run, tiny_folder
         assert (code, report["agrees"]) == (1, False)
         assert [cause["what"] for cause in report["causes"]] == ["EOS missing", "refuses over-long text"]
         assert {probe["cosine"] for probe in report["probes"] if probe["refused"]} == {None}
+    assert run("verify", tmp_path / "model", "http://127.0.0.1:1", "--timeout", "1e300")[0] == 2
     code, _, err = run("verify", tmp_path / "model", tmp_path / "model")
     assert (code, "An exported folder needs --with" in " ".join(err.split())) == (2, True)

@@ -513,7 +513,7 @@ def verify(
         str | None, typer.Option(help="Name of the served model; default the first listed.", show_default=False)
     ] = None,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each reply.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds to wait for each reply.")] = 60.0,
     skip: Annotated[list[str] | None, typer.Option(help="A probe to leave out.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -124,3 +124,12 @@ def test_texts_are_counted_by_a_saved_model_s_own_template(tmp_path: Path, embed
         (found,) = check_recipe(parse_recipe(values | {"model": {"name": str(folder)}}))
         counted.append(max(found.query.percentiles.values()))
     assert counted[1] >= counted[0] + 4
+
+
+def test_a_limit_above_the_models_positions_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "sort", "positive": "sorted"}\n', encoding="utf-8")
+    data = {"sources": [{"name": "p", "path": str(pairs)}], "document_tokens": 1024}
+    values = {"data": data, "model": {"name": str(tiny_folder)}, "output": str(tmp_path)}
+    with pytest.raises(InputError, match=r"data\.document_tokens: 1024 is above 512, the max_position_embeddings"):
+        list(check_recipe(parse_recipe(values)))

@@ -71,3 +71,14 @@ def test_weights_that_are_missing_broken_or_pickled_are_refused(folder: Path, tm
     torch.save(weights, pickled / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):
         by_cross_encoder(pickled)
+
+
+def test_a_special_token_s_name_in_a_text_is_text(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    pair = ("sort </s> a list", "</s><s>x")
+    with torch.no_grad():
+        expected = float(model(**tokenizer(*pair, return_tensors="pt", split_special_tokens=True)).logits)
+        other = float(model(**tokenizer(*pair, return_tensors="pt", split_special_tokens=False)).logits)
+    assert by_cross_encoder(folder)([pair])[0] == pytest.approx(expected, abs=1e-4)
+    assert other != pytest.approx(expected, abs=1e-3)

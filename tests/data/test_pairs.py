@@ -228,6 +228,7 @@ def test_utf16_is_named_for_what_it_is(
     ("name", "header", "message"),
     [
         ("p.csv", "query;positive", "semicolons, not commas. Save it with commas between cells."),
+        ("p.csv", '"query";"positive"', "semicolons, not commas. Save it with commas between cells."),
         ("p.csv", "query\tpositive", "tabs, not commas. Name it .tsv."),
         ("p.tsv", "query,positive", "commas, not tabs. Name it .csv."),
         ("p.tsv", "query;positive", "semicolons, not tabs. Save it with tabs between cells."),
@@ -238,6 +239,20 @@ def test_other_separators_are_named_for_what_they_are(tmp_path: Path, name: str,
     assert fault(path) == f"{path}:1: the cells are separated by {message}"
     with pytest.raises(InputError, match="the cells are separated by"):
         read_test_set(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b'"query";"positive"\nx;y\n', "a.csv:1: the cells are separated by semicolons"),
+        ("a.csv", "query,positive\nx,y\n".encode("utf-16"), "a.csv: the text is UTF-16"),
+        ("a.jsonl", '{"query": "x", "positive": "y"}\n'.encode("utf-16"), "a.jsonl: the text is UTF-16"),
+    ],
+)
+def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_pairs(tmp_path, skip_bad=True))
 
 
 # Bad rows

@@ -52,6 +52,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "window": in_json("config.json", lambda record: record.update(sliding_window=3)),
     "activation": in_json("config.json", lambda record: record.update(hidden_act="gelu")),
     "header": in_json(METADATA, lambda record: record["template"].update(header="read: ")),
+    "normalisation": in_json(METADATA, lambda record: record.update(normalize=False)),
     "lengths": in_json(METADATA, lambda record: record["lengths"].update(query=12)),
     "instruction": in_json(METADATA, lambda record: record.update(prompts={"query": "find ", "document": ""})),
 }

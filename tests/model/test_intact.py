@@ -99,3 +99,18 @@ def test_an_adapter_folder_is_refused_with_the_cure(with_base: bool, tmp_path: P
     adapted.save_pretrained(folder)
     with pytest.raises(InputError, match=r"holds a peft adapter .*merge_and_unload\(\)"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"]
+)
+def test_finite_weights_whose_products_overflow_are_refused(name: str, tmp_path: Path) -> None:
+    folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors[name].mul_(1e38))
+    with pytest.raises(InputError, match="its numbers overflow, as some weights are far too large"):
+        Embedder.load(folder, precision="float32")
+
+
+def test_vectors_that_are_no_numbers_are_refused(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "encode_tokens", lambda *_: torch.full((1, embedder.dimension), float("nan")))
+    with pytest.raises(InputError, match="gives vectors that are not finite"):
+        embedder.encode(["a"])

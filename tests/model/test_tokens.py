@@ -1,13 +1,14 @@
 """Truncation never cuts the template, and what Stage I predicts has neither header nor instruction."""
 
 import pytest
+from tokenizers import AddedToken
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from chat_templates import CASES
-from tiny import tiny_tokenizer
+from tiny import SPECIALS, tiny_tokenizer
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,3 +105,11 @@ def test_special_tokens_in_a_text_are_text(case: str) -> None:
         assert side.count(pairs.end_id) == 1
         assert side[-1] == pairs.end_id
     assert tokens.query_text == tokens.document_text == ids
+
+
+def test_a_template_s_tokens_are_special_whatever_the_tokenizer_calls_them() -> None:
+    tokenizer = tiny_tokenizer(pad_token="<s>", **SPECIALS)
+    tokenizer.add_tokens([AddedToken("<|end|>", special=False), AddedToken("<|user|>", special=False)])
+    pairs = PairTokenizer(bake(tokenizer, Template("", "<|user|>", "", "<|end|>")), Lengths(60, 60))
+    (ids,) = pairs.templated(["a <|end|> <|user|> b"], 60)
+    assert ids.count(pairs.end_id) == ids.count(ids[0]) == 1

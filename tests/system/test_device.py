@@ -20,6 +20,7 @@ from anchorembed.system.device import (
     compute_dtype,
     find_device,
     memory_of,
+    seed_everything,
 )
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "compute_90")
@@ -155,3 +156,11 @@ def test_what_windows_lacks_is_not_imported_with_a_module() -> None:
 def test_this_machine() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert memory_of(torch.device("cpu")) > 2**28
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    for seed in (0, 2**64, 10**30):
+        seed_everything(seed)
+        first = torch.rand(2)
+        seed_everything(seed)
+        assert torch.equal(torch.rand(2), first)

@@ -1,5 +1,6 @@
 """Measure models: `evaluate`, `isotropy`, `score`, and the `page` of a run."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
@@ -74,7 +75,7 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     Raises:
         InputError: if there are fewer than two pairs.
     """
-    chosen = list(islice(read_pairs(pairs), most))
+    chosen = list(islice(read_pairs(pairs), min(most, sys.maxsize)))
     if len(chosen) < 2:
         raise InputError(f"{pairs}: one pair, which has no other to compare with. Give at least two.")
     by_model: dict[str, Isotropy] = {}

@@ -19,6 +19,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder, describe, find_metadata
 from anchorembed.model.existing import find_existing
 from anchorembed.model.load import load_config, load_tokenizer
+from anchorembed.model.positions import check_lengths
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.system.files import cache_folder, check_writable, write_jsonl
@@ -45,9 +46,10 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     tokenizer = load_tokenizer(recipe.model.name)
     name = recipe.model.name
     settings = find_metadata(name) or find_existing(name)
-    model = describe(name, settings, load_config(name), tokenizer, own_template(recipe))
+    config, lengths = load_config(name), Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
+    check_lengths(name, config, lengths)
+    model = describe(name, settings, config, tokenizer, own_template(recipe))
     store = open_pairs(recipe)
-    lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     with counting_bar("checking", len(store)) as advance:
         pair_tokenizer = PairTokenizer(bake(tokenizer, model.template), lengths)
         yield from checking.check(store, pair_tokenizer, model.prompts, local, advance)

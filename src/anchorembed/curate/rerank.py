@@ -86,7 +86,10 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
             f"--rerank: {name!r} is no cross-encoder: its architecture is {architectures[0]}, which has no score of a "
             "pair. Give one that ends in ForSequenceClassification, or that sentence-transformers saved."
         )
-    return CrossEncoder(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    model = CrossEncoder(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    if not model.tokenizer.chat_template:  # which is text with special tokens in it
+        model.tokenizer.split_special_tokens = True  # a special token's name in a text is text
+    return model
 
 
 def _check_complete(name: str) -> None:

@@ -21,6 +21,7 @@ from anchorembed.curate.prompt import Messages
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.embedder import find_metadata
 from anchorembed.model.load import load_model, quiet
+from anchorembed.model.template import special_pieces
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts
 from anchorembed.system.keys import NoRedirect, json_headers, key_of
@@ -142,7 +143,7 @@ class ModelWriter:
 
     def _without_specials(self, text: str) -> str:
         """A text in which names of special tokens are broken by a space, so that they are text."""
-        for token in self.tokenizer.all_special_tokens:
+        for token in sorted(special_pieces(self.tokenizer), key=len, reverse=True):
             if len(token) > 2:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

@@ -241,9 +241,8 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
     csv.field_size_limit(_LARGEST_CELL)
     tabs = suffix_of(path) == ".tsv"
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(
-        (text for _, text in lines(path)), delimiter="\t" if tabs else ",", strict=True, quoting=quoting
-    )
+    delimiter = "\t" if tabs else ","
+    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -252,6 +251,9 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
         except StopIteration:
             return
         except csv.Error as error:
+            if header is None:  # quotes around cells that are separated otherwise are out of place
+                names = next(csv.reader((text for _, text in lines(path)), delimiter=delimiter), [])
+                _refuse_other_separators(f"{path}:{line}", names, tabs=tabs)
             swallowed = range(line, reader.line_num + 1)
             where = f"the row of lines {line} to {swallowed[-1]}" if swallowed[1:] else "the row"
             for number in swallowed:

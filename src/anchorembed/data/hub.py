@@ -5,7 +5,7 @@ Rows are streamed: few are in memory at once, and none are stored on disk. Code 
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from anchorembed.data.formats import (
     listed,
     split_of_pairs,
     suffix_of,
+    table_rows,
 )
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
@@ -134,7 +135,9 @@ def folder_rows(folder: Path, columns: Columns) -> Rows | None:
         raise InputError(
             f"{folder}: it holds {' and '.join(suffixes)} files. Give a folder of one kind, or name each file."
         )
-    _check_splits_named(folder, [file for file in files if suffix_of(file) == suffixes[0]])
+    chosen = [file for file in files if suffix_of(file) == suffixes[0]]
+    _check_splits_named(folder, chosen)
+    _check_beginnings(chosen if suffixes[0] != ".parquet" else [])
     nulls = {"keep_default_na": False, "na_values": [""]} if suffixes[0] in (".csv", ".tsv") else {}
     return _rows(str(folder), columns, {"path": str(folder)} | nulls)
 
@@ -147,6 +150,12 @@ def _check_splits_named(folder: Path, files: list[Path]) -> None:
             f"{folder}: the name of {unnamed[0]} has no split, other names there have one. Rename it, such as to "
             f"train-{unnamed[0]}, or name each file."
         )
+
+
+def _check_beginnings(files: Iterable[Path]) -> None:
+    """Refuse text files of another encoding or with other separators by name, which datasets does not give."""
+    for file in files:
+        next(table_rows(file, list) or iter(()), None)
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:

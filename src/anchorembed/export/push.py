@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from anchorembed.errors import InputError, first_line
+from anchorembed.model.load import quiet
 
 
 def check_repository(repository: str) -> None:
@@ -28,8 +29,9 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
     check_repository(repository)
     api = HfApi()
     try:
-        page = api.create_repo(repository, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by AnchorEmbed")
+        with quiet():
+            page = api.create_repo(repository, private=not public, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by AnchorEmbed")
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differs by version
         raise InputError(
             f"--push {repository}: {first_line(error)} {folder} is written. Log in by `hf auth login` or set HF_TOKEN "

@@ -34,7 +34,7 @@ from anchorembed.model.reproduce import check_reproduced, measure_scales, own_lo
 from anchorembed.model.smaller import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.template import Prompts, Template, bake, derive_template, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
-from anchorembed.model.vectors import Floats, Side, unit_rows
+from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
 
@@ -163,7 +163,7 @@ class Embedder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, prompts, and `_RULES`."""
+        """SHA-256 of all that decides vectors: weights, config, tokenizer, lengths, prompts, scaling, and `_RULES`."""
         settings = [
             _RULES,
             self.weights_sha256,
@@ -171,6 +171,7 @@ class Embedder(nn.Module):
             self.pairs.rules(),
             asdict(self.metadata.lengths),
             asdict(self.metadata.prompts),
+            self.metadata.normalize,
         ]
         return hash_texts([json.dumps(settings, sort_keys=True)])
 
@@ -233,6 +234,7 @@ class Embedder(nn.Module):
         for window in _windows(texts):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
+            check_finite(vectors.numpy())
             yield torch.nn.functional.normalize(vectors, dim=-1).numpy() if self._scales(normalize) else vectors.numpy()
 
     # --- Methods that sentence-transformers and LangChain have ---

@@ -6,6 +6,7 @@ the model or its backbone.
 Axes: T tokens of all probe sequences, V vocabulary, H hidden size.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ _PROBE_LENGTHS = (13, 8)  # tokens
 _LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # between our loss and the model's, in nats a token
 _INPUT_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # relative, of a scaled input vector
 _SCALE_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # relative, of a measured scale
+_OVERFLOW = "its numbers overflow, as some weights are far too large. Use an earlier checkpoint, or download it again."
 
 
 def probe_batch(backbone: Backbone) -> PackedBatch:
@@ -44,13 +46,16 @@ def own_logits(model: PreTrainedModel, name: str) -> Tensor:
         name: what the user calls it.
 
     Raises:
-        InputError: if the model's code fails.
+        InputError: if the model's code fails, or a logit is not finite.
     """
     weight_VH = model.get_output_embeddings().weight
     sequences = [torch.tensor([tokens], device=weight_VH.device) for tokens in _probe_sequences(len(weight_VH))]
     with _faults_named(name, str(model.config.model_type)):
         logits = [model(input_ids=tokens_1L, use_cache=False).logits[0].float() for tokens_1L in sequences]
-    return torch.cat(logits)
+    own_TV = torch.cat(logits)
+    if not own_TV.isfinite().all():
+        raise InputError(f"model {name!r}: {_OVERFLOW}")
+    return own_TV
 
 
 @torch.no_grad()
@@ -74,7 +79,7 @@ def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float
         products_TV = _products(backbone, batch)
     uncapped_TV = own_TV if backbone.softcap is None else backbone.softcap * torch.atanh(own_TV / backbone.softcap)
     logit_scale = float((uncapped_TV * products_TV).sum() / (products_TV * products_TV).sum())
-    return input_scale, _rounded_if_whole(logit_scale, backbone.stored)
+    return input_scale, _rounded_if_whole(logit_scale, backbone)
 
 
 @torch.no_grad()
@@ -144,7 +149,7 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
         )
     inputs_TH, vectors_TH = inputs[0][0].float(), vectors_TH.float()
     scale = float((inputs_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum())
-    scale = _rounded_if_whole(scale, backbone.stored)
+    scale = _rounded_if_whole(scale, backbone)
     if not torch.allclose(inputs_TH, vectors_TH * scale, rtol=_INPUT_ROUNDING[backbone.stored], atol=1e-6):
         raise InputError(
             f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
@@ -152,6 +157,8 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     return scale
 
 
-def _rounded_if_whole(scale: float, dtype: torch.dtype) -> float:
+def _rounded_if_whole(scale: float, backbone: Backbone) -> float:
     """A measured scale, rounded to a whole number if it is within measuring error of one."""
-    return float(round(scale)) if abs(scale - round(scale)) < _SCALE_ROUNDING[dtype] * abs(scale) else scale
+    if not math.isfinite(scale):
+        raise InputError(f"{backbone.name}: {_OVERFLOW}")
+    return float(round(scale)) if abs(scale - round(scale)) < _SCALE_ROUNDING[backbone.stored] * abs(scale) else scale

@@ -69,7 +69,7 @@ def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     before_text, after_text = _render(tokenizer, [_TEXT]).split(_TEXT)
     after_reply = _render(tokenizer, [_TEXT, _REPLY]).split(_REPLY)[1]
     before_next = _render(tokenizer, [_TEXT, _REPLY, _NEXT]).split(_REPLY)[1].split(_NEXT)[0]
-    specials = _special_pieces(tokenizer)
+    specials = special_pieces(tokenizer)
     header = _without_common_start(before_next, after_reply, specials)
     # SmolLM2's bos_token is the user marker, with which the header begins.
     separate_bos = bool(bos) and before_text.startswith(bos) and not header.startswith(bos)
@@ -103,6 +103,11 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
         "suffix": _ids(backend, template.suffix),
         "end": [end_id],
     }
+    around = {token_id for ids in parts.values() for token_id in ids}
+    for token_id, token in backend.get_added_tokens_decoder().items():
+        if token_id in around and token.content.strip():  # some tokenizers call none special, not even the end token
+            token.special = True
+            backend.add_special_tokens([token])
     special = [
         {"id": f"<anchor-{name}>", "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
         for name, ids in parts.items()
@@ -140,7 +145,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, contents: list[str]) -> str:
     return rendered
 
 
-def _special_pieces(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def special_pieces(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Names of a tokenizer's special tokens, with or without a role such as ``eos_token``."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | {str(token) for token in tokenizer.all_special_tokens}
 

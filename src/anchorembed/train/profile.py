@@ -1,5 +1,6 @@
 """Profile a recipe on this machine: tokens a second, memory, share of peak FLOP/s, time by kind of work."""
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -131,6 +132,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
 @contextmanager
 def _profiled(times: dict[str, float]) -> Iterator[None]:
     """Fill ``times`` with each kind of work's share of the time in this block."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own messages on standard error
     on_gpu = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with torch.profiler.profile(activities=kinds) as profiler:
