@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from anchorembed.config import Recipe, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.tokens import TokenPair
-from anchorembed.train.reconstruct import DIRECTIONS, Direction, Reconstruction, Writing
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.reconstruction_batch import DIRECTIONS, Direction, Writing
 from anchorembed.train.run import contrast, run_stage
 
 

@@ -6,10 +6,10 @@
 Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,83 +17,25 @@ from torch import Tensor, nn
 from anchorembed.config import Data, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import PackedBatch, micro_batches, pack, send
+from anchorembed.model.packing import micro_batches
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
-from anchorembed.train.decoding import Decoding, centred, decoding, target_count
+from anchorembed.train.anchor_gain import anchor_gain, collapsed
+from anchorembed.train.decoding import centred
 from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
+from anchorembed.train.reconstruction_batch import (
+    DIRECTIONS,
+    Direction,
+    MicroBatch,
+    ReconstructionBatch,
+    Writing,
+    lay_out,
+    target_totals,
+)
 from anchorembed.train.reconstruction_module import ReconstructionModule
-from anchorembed.train.stage import Measured, Metrics, StepSize, by_length, read_back
-
-Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
-DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
-_FIRST = 4  # target tokens of a text whose gain is reported apart
-_ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
-_READ = 0.02  # nats a token: an anchor gain below it is noise
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is.
-
-    ``limit`` is the most tokens of the text that are written; None for all.
-    """
-
-    source: list[int]
-    text: list[int]
-    direction: Direction
-    limit: int | None = None
-
-    @property
-    def targets(self) -> int:
-        """Target tokens."""
-        return target_count(self.text, self.limit)
-
-    @property
-    def side(self) -> int:
-        """0 if it is written from a query, 1 from a document."""
-        return int(self.direction != "q2d")
-
-    @property
-    def cost(self) -> int:
-        """Tokens computed in both passes, at most: with a sink."""
-        return len(self.source) + self.targets + 1
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count.
-
-    ``sides_N`` is 0 for a text written from a query, 1 from a document, -1 where it counts for nothing.
-    """
-
-    sources: PackedBatch | None
-    targets: Decoding
-    weights_P: Tensor
-    masks_DP: Tensor
-    sides_N: Tensor
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        """Return the same on ``device``."""
-        sources = None if self.sources is None else self.sources.to(device)
-        rest = (send(tensor, device) for tensor in (self.weights_P, self.masks_DP, self.sides_N))
-        return MicroBatch(sources, self.targets.to(device), *rest)
-
-
-@dataclass(frozen=True, slots=True)
-class ReconstructionBatch:
-    """A step's pairs on the device: this process's micro-batches, and the target tokens of all processes.
-
-    The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
-    must do equally many.
-    """
-
-    micro_batches: list[MicroBatch]
-    idle: int
-    weights: dict[Direction, float]
-    totals: dict[Direction, int]
+from anchorembed.train.stage import Measured, Metrics, StepSize, by_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +112,13 @@ class Reconstruction:
         """Lay out step ``number`` and send it to the device."""
         weights = self.direction_weights(number)
         writings = self.writings(number, pairs)
-        totals = _target_tokens([writing for of_pair in writings for writing in of_pair])
+        totals = target_totals([writing for of_pair in writings for writing in of_pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(part) for part in shares(writings)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        nothing = [self._micro_batch(writings[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
+        nothing = [self._laid_out(writings[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
         return ReconstructionBatch(
-            nothing + [self._micro_batch(part, per_token) for part in runs[rank()]], idle, weights, totals
+            nothing + [self._laid_out(part, per_token) for part in runs[rank()]], idle, weights, totals
         )
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
@@ -296,18 +238,11 @@ class Reconstruction:
         order, runs = by_length([sum(writing.cost for writing in of_pair) for of_pair in writings], self.budget)
         return [[writing for i in order[run.start : run.stop] for writing in writings[i]] for run in runs]
 
-    def _micro_batch(
-        self, writings: Sequence[Writing], per_token: dict[Direction, float], is_idle: bool = False
+    def _laid_out(
+        self, writings: Sequence[Writing], per_token: Mapping[Direction, float], is_idle: bool = False
     ) -> MicroBatch:
-        """Writings laid out on the device; each target token weighs what its direction's do."""
-        is_anchored = all(writing.source for writing in writings)
-        sources = pack([writing.source for writing in writings]) if is_anchored else None
-        end_id, sink = self.embedder.pairs.end_id, self.settings.sink and is_anchored
-        targets = decoding([writing.text for writing in writings], end_id, sink, writings[0].limit)
-        weights_P = torch.tensor([per_token[writing.direction] for writing in writings])[targets.owners]
-        masks_DN = torch.tensor([[float(writing.direction == name) for writing in writings] for name in per_token])
-        sides_N = torch.tensor([-1 if is_idle else writing.side for writing in writings])
-        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners], sides_N).to(self._device)
+        """Writings on the device."""
+        return lay_out(writings, per_token, self.embedder.pairs.end_id, self.settings.sink, is_idle).to(self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -328,38 +263,17 @@ class Reconstruction:
         for direction in self.reported_directions():
             writings = [writing for pair in pairs for writing in self.of_pair(pair, direction)]
             runs = list(micro_batches([writing.cost for writing in writings], self.budget))
-            batches = [self._micro_batch(writings[run.start : run.stop], {direction: 1.0}) for run in runs]
-            anchors_NH = torch.cat([self.module(micro.sources, None)[0] for micro in batches])
-            spread = _spread(anchors_NH)
+            batches = [self._laid_out(writings[run.start : run.stop], {direction: 1.0}) for run in runs]
+            centre = None
             if self.settings.anchor != "raw":
-                anchors_NH = self._centring(torch.cat([micro.sides_N for micro in batches]))(anchors_NH)
-            right, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
-            gains = {name: other[name] - right[name] for name in right}
-            metrics |= {f"held_out_{direction}": right["all"], f"gain_{direction}": gains["all"]}
-            metrics |= {f"gain_first_{direction}": gains["first"]}
-            metrics |= {f"{name}_{direction}": value for name, value in spread.items()}
-            if self.settings.bag_weight:
-                metrics |= {f"held_out_bag_{direction}": right["bag"], f"gain_bag_{direction}": gains["bag"]}
+                centre = self._centring(torch.cat([micro.sides_N for micro in batches]))
+            found = anchor_gain(self.module, batches, centre, self.settings.bag_weight)
+            metrics |= {f"{name}_{direction}": value for name, value in found.items()}
         return metrics
 
     def reported_directions(self) -> tuple[Direction, ...]:
         """Directions that a report measures: both, whichever are trained."""
         return DIRECTIONS
-
-    def _mean_losses(self, batches: Sequence[MicroBatch], anchors_NH: Tensor) -> Metrics:
-        """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
-        sums_5 = torch.zeros(5, device=self._device)
-        parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
-        before, bag_weight = int(self.settings.sink), self.settings.bag_weight
-        for micro, anchors in zip(batches, parts, strict=True):
-            targets = micro.targets
-            _, losses_P, bags_P = self.module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
-            first_P = (targets.batch.positions[targets.predicting] < _FIRST + before).float()
-            sums_5 += torch.stack(
-                [losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()]
-            )
-        written, first, bag, tokens, early = sums_5.tolist()
-        return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
 
     def quality(self, metrics: Metrics) -> float | None:
         """The sum of both directions' anchor gains of what is trained: the decoder, the bag or both."""
@@ -388,29 +302,4 @@ class Reconstruction:
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """Say so where anchors are all alike at the end and the decoder does not read them."""
-        last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
-        if last is None:
-            return ""
-        cosine, gain = (max(last[f"{name}_{direction}"] for direction in DIRECTIONS) for name in ("cosine", "gain"))
-        if cosine <= _ALIKE or gain >= _READ:
-            return ""
-        return (
-            f"anchors are nearly alike (mean cosine {cosine:.2f}) and the decoder reads nothing from them "
-            f"(anchor gain {gain:.3f} nats a token). Stage II is likely better from the base model: reconstruct=null."
-        )
-
-
-def _spread(anchors_NH: Tensor) -> Metrics:
-    """Mean cosine of two anchors; effective rank, e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
-    units_NH = nn.functional.normalize(anchors_NH, dim=-1)
-    count = len(units_NH)
-    cosine = (units_NH.sum(0).square().sum() - count) / (count * (count - 1))
-    shares = nn.functional.normalize(torch.linalg.svdvals(units_NH), p=1, dim=0)
-    return read_back({"cosine": cosine, "rank": torch.special.entr(shares).sum().exp()})
-
-
-def _target_tokens(writings: Sequence[Writing]) -> dict[Direction, int]:
-    totals = dict.fromkeys((writing.direction for writing in writings), 0)
-    for writing in writings:
-        totals[writing.direction] += writing.targets
-    return totals
+        return collapsed(log)
