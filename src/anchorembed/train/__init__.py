@@ -1,9 +1,9 @@
 """From pairs and a model to a trained model.
 
 Pure functions first: `cross_entropy`, `decoding`, `contrastive_losses`, `gradcache`, `flops`. Then the stages:
-`prepare` (data and model of a recipe), `stage` (what a stage is), `reconstruction_batch`, `reconstruction_module`,
-`anchor_gain` and `reconstruct` (Stage I), `contrast` (Stage II); `read` (what a vector says). Then what runs them:
-`memory_estimate` and `memory` (does it fit), `checkpoint`, `plan` (what may be continued), `loop` (the steps),
-`together` (several processes), `verdict` (whether training helped), `run` (both stages), `default_recipe` (of pairs and
-a model alone), `sizing` (steps that fit into some minutes) and `profile` (where a step's time goes).
+`prepare` (data and model of a recipe), `stage` (what a stage is), `anchor_choice`, `reconstruction_batch`,
+`reconstruction_module`, `anchor_gain` and `reconstruct` (Stage I), `contrast` (Stage II); `read` (what a vector says).
+Then what runs them: `memory_estimate` and `memory` (does it fit), `checkpoint`, `plan` (what may be continued), `loop`
+(the steps), `together` (several processes), `verdict` (whether training helped), `run` (both stages), `default_recipe`
+(of pairs and a model alone), `sizing` (steps that fit into some minutes) and `profile` (where a step's time goes).
 """

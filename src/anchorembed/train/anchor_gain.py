@@ -42,7 +42,7 @@ def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: T
     parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
     for micro, anchors in zip(batches, parts, strict=True):
         targets = micro.targets
-        _, losses_P, bags_P = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
+        _, losses_P, bags_P, _ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
         positions = targets.batch.positions
         before = positions[targets.slots][targets.owners]
         first_P = (positions[targets.predicting] < _FIRST + before).float()
