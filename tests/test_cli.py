@@ -27,7 +27,8 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.train import checkpoint, loop
 from anchorembed.train.default_recipe import default_contrast
-from anchorembed.train.reconstruct import Reconstruction, ReconstructionBatch
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import Measured
 from embeddings_server import Broken, serving
 from tiny import write_pairs

@@ -197,6 +197,12 @@ class Reconstruct(Schedule):
     target_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Write the first so many tokens of each text only, without EOS; null for all, as the paper."
     )
+    read_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Weight of a loss beside the decoder's: each text must be likeliest from its own anchor, beside "
+        "those of three other pairs of the step; null for none, as the paper.",
+    )
 
 
 class Lora(Section):

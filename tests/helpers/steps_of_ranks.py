@@ -30,6 +30,8 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-next": ControlReconstruct(tokens_per_micro_batch=110, directions="next_token"),
     "stage1-centred-untied": Reconstruct(tokens_per_micro_batch=110, anchor="centred"),
     "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
+    "stage1-read": Reconstruct(tokens_per_micro_batch=110, target_tokens=4, read_weight=0.7),
+    "stage1-read-alone": ControlReconstruct(tokens_per_micro_batch=4000, read_weight=0.7, bag_weight=0.5, decode=False),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
     # The scale keeps positives from a share of nearly 1, where the gradient is what rounding leaves of a difference.

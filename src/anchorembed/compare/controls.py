@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from anchorembed.config import Recipe, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.tokens import TokenPair
-from anchorembed.train.reconstruct import DIRECTIONS, Direction, Reconstruction, Writing
+from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.reconstruction_batch import DIRECTIONS, Direction, Writing
 from anchorembed.train.run import contrast, run_stage
 
 
@@ -23,12 +24,12 @@ class ControlReconstruct(Reconstruct):
     directions: Literal["both", "alternate", "q2d", "d2q", "d2d", "next_token"] = Field(  # type: ignore[assignment]
         "both", description="As in Stage I; or documents from their own vectors, or next tokens without a vector."
     )
-    decode: bool = Field(True, description="The decoder's loss; false leaves bag_weight's alone, but for next_token.")
+    decode: bool = Field(True, description="The decoder's loss; false leaves the others' alone, but for next_token.")
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
-        if not self.decode and not self.bag_weight:
-            raise ValueError("decode: false leaves no loss; set bag_weight above 0")
+        if not self.decode and not self.bag_weight and self.read_weight is None:
+            raise ValueError("decode: false leaves no loss; set bag_weight or read_weight above 0")
         return self
 
 

@@ -201,6 +201,6 @@ def _losses(embedder: Embedder, ids: Sequence[int], anchors_NH: Tensor, sink: bo
     count, device = len(anchors_NH), anchors_NH.device
     layout = decoding([ids] * count, embedder.pairs.end_id, sink).to(device)
     module: nn.Module = ReconstructionModule(embedder)
-    _, losses_P, _ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
+    _, losses_P, _, _ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
     losses_N: Tensor = losses_P.view(count, -1).mean(1)
     return losses_N

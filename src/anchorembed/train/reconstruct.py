@@ -6,10 +6,10 @@
 Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,83 +17,26 @@ from torch import Tensor, nn
 from anchorembed.config import Data, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import PackedBatch, by_length, micro_batches, pack, send
+from anchorembed.model.packing import by_length, micro_batches
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
-from anchorembed.train.decoding import Decoding, centred, decoding, target_count
+from anchorembed.train.anchor_choice import CHOICES, in_step_order
+from anchorembed.train.anchor_gain import anchor_gain, collapsed
+from anchorembed.train.decoding import centred
 from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
+from anchorembed.train.reconstruction_batch import (
+    DIRECTIONS,
+    Direction,
+    MicroBatch,
+    ReconstructionBatch,
+    Writing,
+    lay_out,
+    target_totals,
+)
 from anchorembed.train.reconstruction_module import ReconstructionModule
-from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
-
-Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
-DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
-_FIRST = 4  # target tokens of a text whose gain is reported apart
-_ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
-_READ = 0.02  # nats a token: an anchor gain below it is noise
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is.
-
-    ``limit`` is the most tokens of the text that are written; None for all.
-    """
-
-    source: list[int]
-    text: list[int]
-    direction: Direction
-    limit: int | None = None
-
-    @property
-    def targets(self) -> int:
-        """Target tokens."""
-        return target_count(self.text, self.limit)
-
-    @property
-    def side(self) -> int:
-        """0 if it is written from a query, 1 from a document."""
-        return int(self.direction != "q2d")
-
-    @property
-    def cost(self) -> int:
-        """Tokens computed in both passes, at most: with a sink."""
-        return len(self.source) + self.targets + 1
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count.
-
-    ``sides_N`` is 0 for a text written from a query, 1 from a document, -1 where it counts for nothing.
-    """
-
-    sources: PackedBatch | None
-    targets: Decoding
-    weights_P: Tensor
-    masks_DP: Tensor
-    sides_N: Tensor
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        """Return the same on ``device``."""
-        sources = None if self.sources is None else self.sources.to(device)
-        rest = (send(tensor, device) for tensor in (self.weights_P, self.masks_DP, self.sides_N))
-        return MicroBatch(sources, self.targets.to(device), *rest)
-
-
-@dataclass(frozen=True, slots=True)
-class ReconstructionBatch:
-    """A step's pairs on the device: this process's micro-batches, and the target tokens of all processes.
-
-    The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
-    must do equally many.
-    """
-
-    micro_batches: list[MicroBatch]
-    idle: int
-    weights: dict[Direction, float]
-    totals: dict[Direction, int]
+from anchorembed.train.stage import Measured, Metrics, StepSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +72,10 @@ class Reconstruction:
     @staticmethod
     def step_size(settings: Reconstruct, data: Data) -> StepSize:
         """What a step holds in memory: encoded and written tokens of the longest pairs."""
-        directions = 2 if settings.directions == "both" else 1
-        pair = directions * (data.query_tokens + data.document_tokens + 2)
+        directions, written = (2 if settings.directions == "both" else 1), data.query_tokens + data.document_tokens + 2
+        pair = directions * written
+        if settings.read_weight is not None:
+            pair += (CHOICES - 1) * min(pair, 2 * directions * (settings.target_tokens or pair))
         return StepSize(longest=pair, most=settings.batch_size * pair, writes=True)
 
     @staticmethod
@@ -170,14 +115,16 @@ class Reconstruction:
         """Lay out step ``number`` and send it to the device."""
         weights = self.direction_weights(number)
         writings = self.writings(number, pairs)
-        totals = _target_tokens([writing for of_pair in writings for writing in of_pair])
+        totals = target_totals([writing for of_pair in writings for writing in of_pair])
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(part) for part in shares(writings)]
         idle = max(map(len, runs)) - len(runs[rank()])
-        nothing = [self._micro_batch(writings[0], dict.fromkeys(weights, 0.0), is_idle=True) for _ in range(idle)]
-        return ReconstructionBatch(
-            nothing + [self._micro_batch(part, per_token) for part in runs[rank()]], idle, weights, totals
-        )
+        choosing = (self.settings.read_weight or 0.0) / len(pairs)
+        per_text = {direction: choosing * weight for direction, weight in weights.items()}
+        none = dict.fromkeys(weights, 0.0)
+        micro_batches = [self._laid_out(writings[0], none, none, is_idle=True) for _ in range(idle)]
+        micro_batches += [self._laid_out(part, per_token, per_text) for part in runs[rank()]]
+        return ReconstructionBatch(micro_batches, idle, len(pairs), weights, totals)
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
         """What each direction's loss weighs in step ``number``."""
@@ -191,7 +138,14 @@ class Reconstruction:
     def writings(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Writing]]:
         """What step ``number`` writes, by pair."""
         directions = self.direction_weights(number)
-        return [[writing for direction in directions for writing in self.of_pair(pair, direction)] for pair in pairs]
+        writings = [
+            [writing for direction in directions for writing in self.of_pair(pair, direction)] for pair in pairs
+        ]
+        if self.settings.read_weight is None or "next_token" in directions:
+            return writings
+        apart, total = len(directions), len(directions) * len(pairs)
+        rows = (tuple((row + apart * other) % total for other in range(CHOICES)) for row in range(total))
+        return [[replace(writing, rows=next(rows)) for writing in of_pair] for of_pair in writings]
 
     def of_pair(self, pair: TokenPair, direction: Direction) -> list[Writing]:
         """What is written of a pair in a direction."""
@@ -210,49 +164,57 @@ class Reconstruction:
         """Whether the decoder's loss is trained; else the bag's alone."""
         return True
 
+    @property
+    def writes(self) -> bool:
+        """Whether texts are written at all."""
+        return self.decodes or self.settings.read_weight is not None
+
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
-        is_anchored = batch.micro_batches[0].sources is not None
-        if self.settings.anchor == "raw" or not is_anchored:
-            sums_2D = self._backward(batch)
-        elif len(batch.micro_batches) == 1:
-            sums_2D = self._backward(batch, centre=self._centring(batch.micro_batches[0].sides_N))
+        first, is_raw = batch.micro_batches[0], self.settings.anchor == "raw"
+        if len(batch.micro_batches) == 1:
+            sums_3D = self._backward(batch, enter=lambda anchors_NH: self._entering(batch, anchors_NH)[0])
+        elif first.choices > 1 or (first.sources is not None and not is_raw):
+            sums_3D = self._cached_backward(batch)
         else:
-            sums_2D = self._cached_backward(batch)
-        sums_2D = summed(sums_2D)
+            sums_3D = self._backward(batch)
+        sums_3D = summed(sums_3D)
         measured: Measured = {}
         loss = torch.zeros((), device=self._device)
         for row, (direction, weight) in enumerate(batch.weights.items()):
-            written, bag = (sums_2D[kind, row] / batch.totals[direction] for kind in (0, 1))
-            loss = loss + weight * (written + self.settings.bag_weight * bag)
-            measured |= self._named(direction, written, bag)
+            written, bag = (sums_3D[kind, row] / batch.totals[direction] for kind in (0, 1))
+            losses = self._named(direction, written, bag, sums_3D[2, row] / batch.pairs)
+            for value, its_weight in losses.values():
+                loss = loss + weight * its_weight * value
+            measured |= {name: value for name, (value, _) in losses.items()}
         return {"loss": loss, **measured}
 
     def _backward(
         self,
         batch: ReconstructionBatch,
         anchors: Sequence[Tensor] | None = None,
-        centre: Callable[[Tensor], Tensor] | None = None,
+        enter: Callable[[Tensor], Tensor] | None = None,
         is_last: bool = True,
     ) -> Tensor:
-        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [2, D]."""
-        sums_2D = torch.zeros(2, len(batch.weights), device=self._device)
+        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [3, D]."""
+        sums_3D = torch.zeros(3, len(batch.weights), device=self._device)
         for number, micro in enumerate(batch.micro_batches):
             with nullcontext() if is_last and number + 1 == len(batch.micro_batches) else self.unsynced():
-                loss, losses_2D = self._losses(micro, None if anchors is None else anchors[number], centre)
+                loss, losses_3D = self._losses(micro, None if anchors is None else anchors[number], enter)
                 (loss if processes() == 1 else loss * processes()).backward()
             if number >= batch.idle:
-                sums_2D += losses_2D
-        return sums_2D
+                sums_3D += losses_3D
+        return sums_3D
 
     def _losses(
-        self, micro: MicroBatch, anchors_NH: Tensor | None, centre: Callable[[Tensor], Tensor] | None
+        self, micro: MicroBatch, anchors_NH: Tensor | None, enter: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """The weighted loss, and each direction's summed losses in nats, [2, D]: by decoding, and by the bag."""
+        """The weighted loss, and each direction's summed losses in nats, [3, D]: decoding, bag, choosing anchors."""
         decode = self.decodes or micro.sources is None
         sources = micro.sources if anchors_NH is None else None
+        choosing = (micro.choosing_N, micro.choices) if micro.choices > 1 else None
         loss, *losses = self.module(
-            sources, micro.targets, micro.weights_P, anchors_NH, centre, self.settings.bag_weight, decode
+            sources, micro.targets, micro.weights_P, anchors_NH, enter, self.settings.bag_weight, decode, choosing
         )
         return loss, torch.stack(losses) @ micro.masks_DP.T
 
@@ -262,16 +224,15 @@ class Reconstruction:
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
-        sizes = [len(micro.sides_N) for micro in batch.micro_batches]
         sums: list[Tensor] = []
 
         def written(anchors_NH: Tensor) -> Tensor:
             """What has the gradient of the loss with respect to the anchors, through what they become."""
-            centred_NH = self._centring(sides_N)(anchors_NH)
-            leaves_NH = centred_NH.detach().requires_grad_()
-            sums.append(self._backward(batch, leaves_NH.split(sizes), is_last=False))
-            return (centred_NH * cast("Tensor", leaves_NH.grad)).sum()
+            parts = self._entering(batch, anchors_NH)
+            leaves = [part.detach().requires_grad_() for part in parts]
+            sums.append(self._backward(batch, leaves, is_last=False))
+            pairs = zip(parts, leaves, strict=True)
+            return torch.stack([(part * cast("Tensor", leaf.grad)).sum() for part, leaf in pairs]).sum()
 
         sources = [micro.sources for micro in batch.micro_batches]
         cached_backward(
@@ -279,35 +240,49 @@ class Reconstruction:
         )
         return sums[0]
 
+    def _entering(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> list[Tensor]:
+        """What enters the decoder in each micro-batch, of this process's anchors; where texts choose, of all's."""
+        sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
+        entering_NH = anchors_NH if self.settings.anchor == "raw" else self._centring(sides_N)(anchors_NH)
+        if batch.micro_batches[0].choices == 1:
+            return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])]
+        rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
+        rows, counts_N = batch.pairs * len(batch.weights), (sides_N >= 0).to(anchors_NH.dtype)
+        shared_NH = in_step_order(entering_NH, rows_N, counts_N, rows, summed_with_gradient)
+        return [shared_NH[micro.rows_R] for micro in batch.micro_batches]
+
     def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
         """What anchors go through before they enter the decoder."""
         length = whole(self.embedder.backbone.token_length())
         gradient_only = self.settings.anchor == "centred_gradient"
         return lambda anchors_NH: centred(anchors_NH, sides_N, length, summed_with_gradient, gradient_only)
 
-    def _named(self, direction: Direction, written: Tensor, bag: Tensor) -> Measured:
-        """A direction's two losses, of those that are trained."""
+    def _named(self, direction: Direction, *losses: Tensor) -> dict[str, tuple[Tensor, float]]:
+        """A direction's losses that are trained, with their weights: by decoding, by the bag, of choosing anchors."""
         is_anchored = direction != "next_token"
-        losses = {f"loss_{direction}": written} if self.decodes or not is_anchored else {}
-        return losses | ({f"loss_bag_{direction}": bag} if self.settings.bag_weight and is_anchored else {})
+        weights = (self.decodes or not is_anchored, self.settings.bag_weight, self.settings.read_weight)
+        names = ("", "bag_", "read_") if is_anchored else ("",)
+        return {
+            f"loss_{name}{direction}": (loss, float(weight))
+            for name, loss, weight in zip(names, losses, weights, strict=False)
+            if weight
+        }
 
     def _micro_batches(self, writings: Sequence[list[Writing]]) -> list[list[Writing]]:
         """Pairs' writings in runs within the budget, pairs of like length together, longest first."""
         order, runs = by_length([sum(writing.cost for writing in of_pair) for of_pair in writings], self.budget)
         return [[writing for i in order[run.start : run.stop] for writing in writings[i]] for run in runs]
 
-    def _micro_batch(
-        self, writings: Sequence[Writing], per_token: dict[Direction, float], is_idle: bool = False
+    def _laid_out(
+        self,
+        writings: Sequence[Writing],
+        per_token: Mapping[Direction, float],
+        per_text: Mapping[Direction, float],
+        is_idle: bool = False,
     ) -> MicroBatch:
-        """Writings laid out on the device; each target token weighs what its direction's do."""
-        is_anchored = all(writing.source for writing in writings)
-        sources = pack([writing.source for writing in writings]) if is_anchored else None
-        end_id, sink = self.embedder.pairs.end_id, self.settings.sink and is_anchored
-        targets = decoding([writing.text for writing in writings], end_id, sink, writings[0].limit)
-        weights_P = torch.tensor([per_token[writing.direction] for writing in writings])[targets.owners]
-        masks_DN = torch.tensor([[float(writing.direction == name) for writing in writings] for name in per_token])
-        sides_N = torch.tensor([-1 if is_idle else writing.side for writing in writings])
-        return MicroBatch(sources, targets, weights_P, masks_DN[:, targets.owners], sides_N).to(self._device)
+        """Writings on the device."""
+        end_id, sink = self.embedder.pairs.end_id, self.settings.sink
+        return lay_out(writings, per_token, per_text, end_id, sink, is_idle).to(self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -328,42 +303,25 @@ class Reconstruction:
         for direction in self.reported_directions():
             writings = [writing for pair in pairs for writing in self.of_pair(pair, direction)]
             runs = list(micro_batches([writing.cost for writing in writings], self.budget))
-            batches = [self._micro_batch(writings[run.start : run.stop], {direction: 1.0}) for run in runs]
-            anchors_NH = torch.cat([self.module(micro.sources, None)[0] for micro in batches])
-            spread = _spread(anchors_NH)
+            one = {direction: 1.0}
+            batches = [self._laid_out(writings[run.start : run.stop], one, one) for run in runs]
+            centre = None
             if self.settings.anchor != "raw":
-                anchors_NH = self._centring(torch.cat([micro.sides_N for micro in batches]))(anchors_NH)
-            right, other = (self._mean_losses(batches, anchors) for anchors in (anchors_NH, anchors_NH.roll(-1, 0)))
-            gains = {name: other[name] - right[name] for name in right}
-            metrics |= {f"held_out_{direction}": right["all"], f"gain_{direction}": gains["all"]}
-            metrics |= {f"gain_first_{direction}": gains["first"]}
-            metrics |= {f"{name}_{direction}": value for name, value in spread.items()}
-            if self.settings.bag_weight:
-                metrics |= {f"held_out_bag_{direction}": right["bag"], f"gain_bag_{direction}": gains["bag"]}
+                centre = self._centring(torch.cat([micro.sides_N for micro in batches]))
+            found = anchor_gain(self.module, batches, centre, self.settings.bag_weight)
+            metrics |= {f"{name}_{direction}": value for name, value in found.items()}
         return metrics
 
     def reported_directions(self) -> tuple[Direction, ...]:
         """Directions that a report measures: both, whichever are trained."""
         return DIRECTIONS
 
-    def _mean_losses(self, batches: Sequence[MicroBatch], anchors_NH: Tensor) -> Metrics:
-        """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
-        sums_5 = torch.zeros(5, device=self._device)
-        parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
-        before, bag_weight = int(self.settings.sink), self.settings.bag_weight
-        for micro, anchors in zip(batches, parts, strict=True):
-            targets = micro.targets
-            _, losses_P, bags_P = self.module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
-            first_P = (targets.batch.positions[targets.predicting] < _FIRST + before).float()
-            sums_5 += torch.stack(
-                [losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()]
-            )
-        written, first, bag, tokens, early = sums_5.tolist()
-        return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
-
     def quality(self, metrics: Metrics) -> float | None:
         """The sum of both directions' anchor gains of what is trained: the decoder, the bag or both."""
-        trained = {"gain": self.decodes, "gain_bag": self.settings.bag_weight > 0}
+        trained = {
+            "gain": self.decodes or self.settings.read_weight is not None,
+            "gain_bag": self.settings.bag_weight > 0,
+        }
         names = [name for name, is_trained in trained.items() if is_trained]
         gains = [metrics[f"{name}_{side}"] for name in names for side in DIRECTIONS if f"{name}_{side}" in metrics]
         return sum(gains) if gains else None
@@ -374,9 +332,9 @@ class Reconstruction:
         """Model FLOPs of step ``number``: encoding, decoding, and the head once a target token and a bag."""
         writings = [writing for of_pair in self.writings(number, pairs) for writing in of_pair]
         encoded = sum(len(writing.source) for writing in writings)
-        decoded = [writing for writing in writings if self.decodes or not writing.source]
-        written = sum(writing.targets for writing in decoded)
-        sinks = sum(self.settings.sink and bool(writing.source) for writing in decoded)
+        decoded = [writing for writing in writings if self.writes or not writing.source]
+        written = sum(writing.targets * len(writing.rows) for writing in decoded)
+        sinks = sum(len(writing.rows) for writing in decoded if self.settings.sink and writing.source)
         bags = sum(self.settings.bag_weight > 0 and bool(writing.source) for writing in writings)
         backbone = self.embedder.backbone
         heads = backbone.head.weight.numel() * (written + bags)
@@ -388,29 +346,4 @@ class Reconstruction:
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """Say so where anchors are all alike at the end and the decoder does not read them."""
-        last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
-        if last is None:
-            return ""
-        cosine, gain = (max(last[f"{name}_{direction}"] for direction in DIRECTIONS) for name in ("cosine", "gain"))
-        if cosine <= _ALIKE or gain >= _READ:
-            return ""
-        return (
-            f"anchors are nearly alike (mean cosine {cosine:.2f}) and the decoder reads nothing from them "
-            f"(anchor gain {gain:.3f} nats a token). Stage II is likely better from the base model: reconstruct=null."
-        )
-
-
-def _spread(anchors_NH: Tensor) -> Metrics:
-    """Mean cosine of two anchors; effective rank, e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
-    units_NH = nn.functional.normalize(anchors_NH, dim=-1)
-    count = len(units_NH)
-    cosine = (units_NH.sum(0).square().sum() - count) / (count * (count - 1))
-    shares = nn.functional.normalize(torch.linalg.svdvals(units_NH), p=1, dim=0)
-    return read_back({"cosine": cosine, "rank": torch.special.entr(shares).sum().exp()})
-
-
-def _target_tokens(writings: Sequence[Writing]) -> dict[Direction, int]:
-    totals = dict.fromkeys((writing.direction for writing in writings), 0)
-    for writing in writings:
-        totals[writing.direction] += writing.targets
-    return totals
+        return collapsed(log)

@@ -12,6 +12,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch
 from anchorembed.system.device import autocast
 from anchorembed.system.processes import processes
+from anchorembed.train.anchor_choice import choose_anchors
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import Decoding, insert_anchors
 
@@ -29,24 +30,27 @@ class ReconstructionModule(nn.Module):
         targets: Decoding | None,
         weights_P: Tensor | None = None,
         anchors_NH: Tensor | None = None,
-        centre: Callable[[Tensor], Tensor] | None = None,
+        enter: Callable[[Tensor], Tensor] | None = None,
         bag_weight: float = 0.0,
         decode: bool = True,
+        choosing: tuple[Tensor, int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Write text i of ``targets`` from the anchor of source i, or from anchor i; without either, after EOS alone.
 
-        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``centre`` is applied
-        to the anchors of sources before they enter the decoder.
+        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``enter`` makes of the
+        sources' anchors those that enter the decoder. With ``choosing``, what each text's choice counts and among how
+        many anchors, ``targets`` has each text so many times, and its own anchor, first, must be told apart.
 
         Returns:
-            The loss weighted by ``weights_P``, and each target token's losses [P] in nats, by decoding and by the bag;
-            zeros for a loss that is not computed. Without targets, the anchors of the sources, [N, H].
+            The loss weighted by ``weights_P``, and each target token's losses [P] in nats: by decoding, by the bag, and
+            its share of its text's choice; zeros for a loss that is not computed. With ``choosing`` only the loss's
+            gradient is right. Without targets, the anchors of the sources, [N, H].
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
             if sources is not None:
                 anchors_NH = self.embedder(sources)
-                anchors_NH = anchors_NH if centre is None else centre(anchors_NH)
+                anchors_NH = anchors_NH if enter is None else enter(anchors_NH)
             if targets is None or weights_P is None:
                 if anchors_NH is None:
                     return ()
@@ -54,15 +58,25 @@ class ReconstructionModule(nn.Module):
                     # DDP waits for a gradient of every weight, also of the head, which this pass does not use
                     anchors_NH = anchors_NH + 0.0 * backbone.head.weight.sum()
                 return (anchors_NH,)
-            loss, losses_P, bags_P = weights_P.new_zeros(()), torch.zeros_like(weights_P), torch.zeros_like(weights_P)
-            if decode:
+            loss, losses_P, bags_P, choices_P = weights_P.new_zeros(()), *torch.zeros_like(weights_P).expand(3, -1)
+            if decode or choosing is not None:
                 states_PH = self._decoded(anchors_NH, targets)
-                loss, losses_P = self._cross_entropy(states_PH, targets.targets, weights_P)
+                slopes_P = weights_P * float(decode)
+                if choosing is not None:
+                    choices_P, slopes = self._choices(states_PH, targets, *choosing)
+                    slopes_P = slopes_P + slopes
+                loss, losses_P = self._cross_entropy(states_PH, targets.targets, slopes_P)
             if bag_weight and anchors_NH is not None:
                 bags = (targets.counts, targets.owners)
                 bag_loss, bags_P = self._cross_entropy(anchors_NH, targets.targets, bag_weight * weights_P, bags)
                 loss = loss + bag_loss
-        return loss, losses_P, bags_P
+        return loss, losses_P, bags_P, choices_P
+
+    @torch.no_grad()
+    def _choices(self, states_PH: Tensor, targets: Decoding, choosing_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:
+        """Each token's share of its text's choice of an anchor, and the choice's gradient, both [P]."""
+        _, losses_P = self._cross_entropy(states_PH, targets.targets, torch.ones_like(states_PH[:, 0]))
+        return choose_anchors(losses_P, targets.owners, choosing_N, choices)
 
     def _decoded(self, anchors_NH: Tensor | None, targets: Decoding) -> Tensor:
         """States that have a target, [P, H]."""

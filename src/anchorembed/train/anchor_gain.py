@@ -1,0 +1,74 @@
+"""How much of a text the decoder reads from its anchor, on held-out pairs, and how alike anchors are.
+
+Axes: N texts, H hidden size, P positions that have a target.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anchorembed.train.reconstruction_batch import DIRECTIONS, MicroBatch
+from anchorembed.train.stage import Metrics, read_back
+
+_FIRST = 4  # target tokens of a text whose gain is reported apart
+_ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
+_READ = 0.02  # nats a token: an anchor gain below it is noise
+
+
+def anchor_gain(
+    module: nn.Module, batches: Sequence[MicroBatch], centre: Callable[[Tensor], Tensor] | None, bag_weight: float
+) -> Metrics:
+    """Losses of held-out texts, in nats a token, and what they are lower than with the next text's anchor.
+
+    Args:
+        module: `ReconstructionModule`, or what wraps it.
+        batches: texts of one direction.
+        centre: what anchors go through before they enter the decoder.
+        bag_weight: above 0, the bag's loss and gain are measured, too.
+    """
+    anchors_NH = torch.cat([module(micro.sources, None)[0] for micro in batches])
+    spread = _spread(anchors_NH)
+    anchors_NH = anchors_NH if centre is None else centre(anchors_NH)
+    right, other = (_mean_losses(module, batches, each, bag_weight) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
+    gains = {name: other[name] - right[name] for name in right}
+    metrics = {"held_out": right["all"], "gain": gains["all"], "gain_first": gains["first"]} | spread
+    return metrics | ({"held_out_bag": right["bag"], "gain_bag": gains["bag"]} if bag_weight else {})
+
+
+def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: Tensor, bag_weight: float) -> Metrics:
+    """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
+    sums_5 = torch.zeros(5, device=anchors_NH.device)
+    parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
+    for micro, anchors in zip(batches, parts, strict=True):
+        targets = micro.targets
+        _, losses_P, bags_P, _ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
+        positions = targets.batch.positions
+        before = positions[targets.slots][targets.owners]
+        first_P = (positions[targets.predicting] < _FIRST + before).float()
+        sums_5 += torch.stack([losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()])
+    written, first, bag, tokens, early = sums_5.tolist()
+    return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
+
+
+def _spread(anchors_NH: Tensor) -> Metrics:
+    """Mean cosine of two anchors; effective rank, e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
+    units_NH = nn.functional.normalize(anchors_NH, dim=-1)
+    count = len(units_NH)
+    cosine = (units_NH.sum(0).square().sum() - count) / (count * (count - 1))
+    shares = nn.functional.normalize(torch.linalg.svdvals(units_NH), p=1, dim=0)
+    return read_back({"cosine": cosine, "rank": torch.special.entr(shares).sum().exp()})
+
+
+def collapsed(log: Sequence[Metrics]) -> str:
+    """Say so where anchors are all alike at the end of a log and the decoder does not read them; else empty."""
+    last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
+    if last is None:
+        return ""
+    cosine, gain = (max(last[f"{name}_{direction}"] for direction in DIRECTIONS) for name in ("cosine", "gain"))
+    if cosine <= _ALIKE or gain >= _READ:
+        return ""
+    return (
+        f"anchors are nearly alike (mean cosine {cosine:.2f}) and the decoder reads nothing from them "
+        f"(anchor gain {gain:.3f} nats a token). Stage II is likely better from the base model: reconstruct=null."
+    )
