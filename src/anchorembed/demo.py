@@ -256,7 +256,7 @@ def _check(recipe: Recipe) -> None:
 
 def _with_data(recipe: Recipe, made: Harvest) -> Recipe:
     """The recipe with the harvest as its only source."""
-    source = recipe.data.sources[0].model_copy(update={"path": made.train})
+    source = recipe.data.sources[0].model_copy(update={"path": str(made.train)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
 
 
