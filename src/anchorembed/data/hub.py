@@ -4,6 +4,7 @@ Rows are streamed: nothing but what is asked for is held in memory, and nothing 
 with a data set is run.
 """
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -108,10 +109,9 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
     return _rows(str(dataset), columns, where, source.split)
 
 
-def folder_rows(folder: Path, columns: Columns, suffix: str) -> Rows:
-    """Stream the rows of a folder of files of a kind, as of a data set on the hub; of CSV only empty cells are null."""
-    nulls = {"keep_default_na": False, "na_values": [""]} if suffix in (".csv", ".tsv") else {}
-    return _rows(str(folder), columns, {"path": str(folder)} | nulls)
+def folder_rows(folder: Path, columns: Columns) -> Rows:
+    """Stream the rows of a folder of files of a kind, as of a data set on the hub."""
+    return _rows(str(folder), columns, {"path": str(folder)})
 
 
 def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "") -> Rows:
@@ -130,11 +130,16 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
 
 
 def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set, of which nothing is read yet, by name."""
+    """The splits of a data set, of which nothing is read yet, by name; of CSV only empty cells are null."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
+    taken = inspect.signature(datasets.load_dataset_builder).parameters
+    no_code = {"trust_remote_code": False} if "trust_remote_code" in taken else {}  # datasets 4 runs none at all
     try:
-        return {**datasets.load_dataset(**where, streaming=True, trust_remote_code=False)}
+        builder = datasets.load_dataset_builder(**where, **no_code)
+        if hasattr(builder.config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
+            builder.config.keep_default_na, builder.config.na_values = False, [""]
+        return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
         what = _words(error).partition(" Example of usage")[0]
         cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."

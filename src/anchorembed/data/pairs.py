@@ -145,7 +145,7 @@ def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
     """Names of the query and the positive column, and of those of negatives in their order, among those of a row."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
-        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES[:2], columns)
+        raise missing([QUERY_NAMES] * (query is None) + [POSITIVE_NAMES[:2]] * (positive is None), columns)
     numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
     if negative is None:
         return query, positive, numbered
@@ -267,7 +267,7 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         )
     if kinds:
         _check_splits_named(folder, [file for file in _seen_files(folder) if suffix_of(file) == kinds[0]])
-        return folder, folder_rows(folder, in_header, kinds[0])
+        return folder, folder_rows(folder, in_header)
     raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
 
 
