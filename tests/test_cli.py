@@ -476,7 +476,23 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     monkeypatch.setattr(import_module("anchorembed.export.run"), "export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
-    assert "Traceback" not in err
+    assert err == f"Stopped. Nothing that was finished is lost. To continue: anchorembed export {tiny_folder} out\n"
+
+
+@pytest.mark.parametrize("verb", ["train", "reconstruct", "profile", "check"])
+def test_ctrl_c_before_anything_begins_says_so(
+    run: Run, recipe: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the recipe and importing torch take seconds, in which nothing is trained yet."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read_recipe", stop)
+    code, _, err = run(verb, recipe)
+    expected = f"Stopped. Nothing that was finished is lost. To continue: anchorembed {verb} {recipe}\n"
+    assert (code, err) == (130, expected)
+    assert not (recipe.parent / "run").exists()
 
 
 @pytest.mark.slow

@@ -71,6 +71,19 @@ def test_what_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
         read_recipe(write(tmp_path / "r.yaml", text))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_a_recipe_of_another_encoding_is_named_for_what_it_is(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(yaml.safe_dump(GOOD).encode(encoding))
+    with pytest.raises(InputError, match=r"r\.yaml: the text is UTF-(16|32), not UTF-8\. Convert it: iconv -f"):
+        read_recipe(path)
+    path.write_bytes(yaml.safe_dump(GOOD).encode("utf-8-sig"))
+    assert read_recipe(path) == parse_recipe(GOOD)
+    path.write_bytes(b"# a\n# \xe4\n")
+    with pytest.raises(InputError, match=r"r\.yaml:2: the line is not valid UTF-8\. Save the file as UTF-8"):
+        read_recipe(path)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_recipe(tmp_path / "none.yaml")

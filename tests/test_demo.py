@@ -90,6 +90,10 @@ def test_a_second_run_reuses_everything(
     assert sum("reused" in message for message in caplog.messages) == 3
     assert any("export: kept" in message for message in caplog.messages)
 
+    (recipe.output / "evaluation" / "contrastive-only.json").write_text('{"key": ', encoding="utf-8")
+    caplog.clear()
+    assert demo(recipe, made).rows == result.rows, "a damaged file of scores is made anew"
+    assert sum("reused" in message for message in caplog.messages) == 2
     (document, *_), scores = made.collection.glob("corpus.jsonl"), recipe.output / "evaluation" / "base-model.json"
     document.write_text(document.read_text(encoding="utf-8").replace("at once", "later"), encoding="utf-8")
     saved = json.loads((result.exported / "anchorembed.json").read_text(encoding="utf-8"))

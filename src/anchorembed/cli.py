@@ -16,6 +16,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 import anchorembed
 from anchorembed.config import Recipe
@@ -23,7 +24,17 @@ from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, extra, firs
 from anchorembed.recipe import read_as, read_recipe, show_config
 from anchorembed.system.files import to_json
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run a command; one that is stopped says so, where Typer prints nothing."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail(f"Stopped. Nothing that was finished is lost. To continue: {_command()}", 130)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=value.", show_default=False)]
@@ -594,8 +605,6 @@ def _resumable() -> Iterator[None]:
     except Interrupted as stop:
         leave()
         _fail(f"{stop} To continue: {_command()}", 128 + stop.signal)
-    except KeyboardInterrupt:
-        _fail(f"Stopped. To continue: {_command()}", 130)
     leave()
 
 

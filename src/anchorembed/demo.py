@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -407,15 +407,23 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
         "weights_sha256": embedder.weights_sha256,
         "collection_sha256": hash_texts([content]),
     }
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if saved.get("key") == key:
-        means, word = saved["mean"], "reused: "
-    else:
+    means, word = _saved_means(path, key), "reused: "
+    if means is None:
         means, word = score(embedder, collection).mean, ""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, to_json({"key": key, "mean": means}, indent=2))
     _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {word}{path}")
     return ModelScores(means, embedder.weights_sha256)
+
+
+def _saved_means(path: Path, key: dict[str, str]) -> dict[str, float] | None:
+    """The scores in a file, if it has those of ``key``."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["key"] == key:
+            means: dict[str, float] = saved["mean"]
+            return means
+    return None
 
 
 def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:

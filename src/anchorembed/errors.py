@@ -36,6 +36,39 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def refuse_utf16(path: object, start: bytes) -> None:
+    """Refuse a file whose first bytes are those of UTF-16 or UTF-32 text, with or without a byte order mark.
+
+    Raises:
+        InputError: with the command that converts it.
+    """
+    nuls = [byte == 0 for byte in start[:4]]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
+        [False, True] * 2,
+        [True, False] * 2,
+        [True, True, False, False],
+        [False, True, True, True],
+        [True, True, True, False],
+    ):
+        is_32 = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or sum(nuls) == 3
+        name = "UTF-32" if is_32 else "UTF-16"
+        raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
+
+
+def decoded(path: object, content: bytes) -> str:
+    """The text of a UTF-8 file with these bytes, without a byte order mark.
+
+    Raises:
+        InputError: if it is UTF-16 or UTF-32, or no UTF-8.
+    """
+    refuse_utf16(path, content)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: the line is not valid UTF-8. Save the file as UTF-8.") from error
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """Turn a missing optional package, imported within, into an InputError.

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from anchorembed.config import UNSET, Recipe, Section
-from anchorembed.errors import InputError, nearest
+from anchorembed.errors import InputError, decoded, nearest
 
 _REMOVED = {  # keys that recipes may still set, and what to write instead
     "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "
@@ -44,10 +44,10 @@ def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] 
 def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """Keys and values of a recipe and of those it extends."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(decoded(path, path.read_bytes()))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Name a recipe, such as recipes/demo.yaml.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         cure = f" For a file of pairs: --pairs {path}." if path.suffix in (".csv", ".tsv", ".jsonl") else ""

@@ -24,6 +24,13 @@ def test_a_file_without_turns_is_a_user_s(tmp_path: Path) -> None:
     assert read_prompt(tmp_path / "p.txt").messages("x", 1) == [{"role": "user", "content": "Ask of: x"}]
 
 
+def test_a_file_of_another_encoding_is_named_for_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("About {document}", encoding="utf-16")
+    with pytest.raises(InputError, match=r"prompt\.txt: the text is UTF-16, not UTF-8"):
+        read_prompt(path)
+
+
 def test_a_long_document_is_cut() -> None:
     (*_, last) = read_prompt(None).messages("a" * 5000, 1)
     assert last["content"].count("a" * LONGEST_DOCUMENT) == 1

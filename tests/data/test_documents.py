@@ -36,6 +36,11 @@ def test_a_corpus_joins_titles_and_keeps_empty_documents(tmp_path: Path) -> None
             '{"_ids": "a", "text": "x"}',
             "no \"_id\" or \"id\" or \"doc_id\" here, only '_ids', 'text'. Did you mean '_id'?",
         ),
+        (
+            '{"_ids": "a", "txt": "x"}',
+            'no "_id" or "id" or "doc_id" and no "text" or "title" here, only '
+            "'_ids', 'txt'. Did you mean '_id'? Did you mean 'text'?",
+        ),
         ('{"_id": 1.5, "text": "x"}', '"_id" is a number, not text.'),
         ('{"_id": true, "text": "x"}', '"_id" is a boolean, not text.'),
         ('{"_id": "", "text": "x"}', '"_id" is empty.'),

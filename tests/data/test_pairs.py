@@ -205,10 +205,10 @@ def test_a_layout_without_a_usable_pair_says_its_columns(tmp_path: Path) -> None
         list(read_pairs(path, skip_bad=True))
     assert "no usable pair" in str(caught.value)
     assert "Columns there: 'question', 'answer', 'id'." in str(caught.value)
-    assert f'{path}:1: no "query" or "anchor" here' in str(caught.value)
+    assert f'{path}:1: no "query" or "anchor" and no "positive" or "document" here' in str(caught.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize(
     ("name", "read"),
     [("p.jsonl", read_pairs), ("p.csv", read_pairs), ("c.jsonl", read_corpus), ("t.txt", read_texts)],
@@ -305,7 +305,7 @@ BAD_ROWS = [
         '{"query": "why", "docment": "x"}',
         "no \"positive\" or \"document\" here, only 'query', 'docment'. Did you mean 'document'?",
     ),
-    ("{}", 'no "query" or "anchor" here, only nothing.'),
+    ("{}", 'no "query" or "anchor" and no "positive" or "document" here, only nothing.'),
     ('{"query": "a \\ud83d b", "positive": "x"}', '"query" is not valid UTF-8 at character 3 (a lone surrogate).'),
     (
         '{"query": "why',
@@ -381,7 +381,11 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("text,label", ":1: no \"query\" or \"anchor\" here, only 'text', 'label'. Rename the columns."),
+        (
+            "question,documnt",
+            ':1: no "query" or "anchor" and no "positive" or "document" here, only \'question\', \'documnt\'. '
+            "Did you mean 'document'? Rename the columns.",
+        ),
         (
             "qery,positive",
             ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? Rename the columns.",

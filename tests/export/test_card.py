@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -72,6 +73,16 @@ def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -
     (tmp_path / "out" / RESULTS).unlink()
     write_card(tmp_path / "out", "title", 32, "folder")
     assert "## Results" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[1]", b'[{"a": 1}, {"b": 2}]', b"\xff", b'[{"a"'])
+def test_damaged_results_are_named_and_no_export_is_left(trained: Path, tmp_path: Path, content: bytes) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(trained, copied)
+    (copied / RESULTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.json: damaged .*Repeat the `anchorembed train` that wrote it"):
+        export(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_another_kind_is_refused(tiny_folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from anchorembed.config import Schedule
-from anchorembed.train.loop import Loop, fit, learning_rate, make_optimizer
+from anchorembed.train.loop import Loop, fit, learning_rate, make_optimizer, read_log
 
 
 class Weight(torch.nn.Module):
@@ -138,6 +138,13 @@ def test_a_checkpoint_is_gone_on_from_with_the_pairs_that_come_next(tmp_path: Pa
     assert more.asked == [4]
     assert more.values[0] == pytest.approx(0.5 + 1 + 1 + 1)
     assert [entry["step"] for entry in more.log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_of_a_log_that_a_crash_damaged_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\x00\x00}\n\xff\xfe\n{"step": 3}\n{"step": 4, "lo')
+    assert read_log(path) == [{"step": 1}, {"step": 3}]
+    assert read_log(tmp_path / "none.jsonl") == []
 
 
 def test_weights_decay_as_the_schedule_says() -> None:

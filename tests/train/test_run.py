@@ -91,7 +91,7 @@ def deaf_folder(tmp_path: Path) -> Path:
 def of_rows(recipe: Recipe, rows: list[dict[str, str]], model: Path | None = None) -> Recipe:
     path = recipe.output.with_name("rows.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    source = recipe.data.sources[0].model_copy(update={"path": path})
+    source = recipe.data.sources[0].model_copy(update={"path": str(path)})
     changes: dict[str, Any] = {"data": recipe.data.model_copy(update={"sources": [source], "held_out": 0})}
     if model is not None:
         changes["model"] = recipe.model.model_copy(update={"name": str(model)})
@@ -313,7 +313,7 @@ def test_what_a_schedule_or_repeated_texts_take_away_is_said(recipe: Make, tmp_p
     rows = [{"query": f"q{n}", "positive": f"p{n if n < 100 else 0}"} for n in range(200)]
     (tmp_path / "repeating.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     made = recipe("said", contrast=None, reconstruct={"steps": 2, "warmup_steps": 4})
-    source = made.data.sources[0].model_copy(update={"path": tmp_path / "repeating.jsonl"})
+    source = made.data.sources[0].model_copy(update={"path": str(tmp_path / "repeating.jsonl")})
     reconstruct(made.model_copy(update={"data": made.data.model_copy(update={"sources": [source], "held_out": 0})}))
     assert "reconstruct: warm-up takes 4 steps of 2; the learning rate ends at 0.0015" in "\n".join(said)
     assert any("of the pairs in steps of 8; the rest repeat texts" in line for line in said)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, decoded
 
 Messages = list[dict[str, str]]  # a conversation, as chat models take it
 
@@ -51,8 +51,8 @@ def read_prompt(path: Path | None) -> Prompt:
         InputError: if it cannot be read, or its last turn is not a user's with ``{document}``.
     """
     try:
-        text = default_prompt() if path is None else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = default_prompt() if path is None else decoded(path, path.read_bytes())
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a text file; --print-prompt shows one.") from error
     before, *parts = _TURN.split(text)
     if before.strip() and parts:

@@ -72,7 +72,10 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
     seen: set[str] = set()
 
     def make(line: int, row: Row) -> Document:
-        document = Document(_id(row, None if needs_id else line), _titled_text(row))
+        wanted = [ID_NAMES, ("text", "title")] if needs_id else [("text", "title")]
+        if lacking := [names for names in wanted if not any(name in row for name in names)]:
+            raise missing(lacking, list(row))
+        document = Document(_id(row, line), _titled_text(row))
         if document.id in seen:
             raise BadRow(f"the id {document.id!r} is already taken by an earlier line")
         seen.add(document.id)
@@ -87,11 +90,9 @@ def _id_name(names: Collection[str]) -> str:
     return next((name for name in ID_NAMES if name in names), "")
 
 
-def _id(row: Row, default: int | None) -> str:
+def _id(row: Row, default: int) -> str:
     name = _id_name(row.keys())
     if not name:
-        if default is None:
-            raise missing(ID_NAMES, list(row))
         return str(default)
     value = row[name]
     return str(value) if type(value) is int else required_text(row, name)
@@ -99,8 +100,6 @@ def _id(row: Row, default: int | None) -> str:
 
 def _titled_text(row: Row) -> str:
     """Join title and text. One may be missing, and both may be empty, as BEIR's corpora have empty documents."""
-    if "text" not in row and "title" not in row:
-        raise missing(("text", "title"), list(row))
     title, text = (optional_text(row, key) for key in ("title", "text"))
     return f"{title}\n{text}" if title.strip() else text
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import pyarrow
 import pyarrow.parquet
 
-from anchorembed.errors import InputError, nearest
+from anchorembed.errors import InputError, nearest, refuse_utf16
 
 _log = logging.getLogger(__name__)
 
@@ -149,12 +149,11 @@ def _encodable(value: str, key: str) -> str:
     return value
 
 
-def missing(names: tuple[str, ...], columns: list[str]) -> BadRow:
-    """The fault of a row whose columns have none of ``names``."""
-    shown = _listed_names(columns) or "nothing"
-    wanted = " or ".join(f'"{name}"' for name in names)
-    hint = next(filter(None, (nearest(name, names) for name in columns)), "")
-    return BadRow(f"no {wanted} here, only {shown}", hint)
+def missing(wanted: Sequence[tuple[str, ...]], columns: list[str]) -> BadRow:
+    """The fault of a row that lacks columns: ``wanted`` has the names that each of those may have."""
+    lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
+    hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
+    return BadRow(f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "".join(hints))
 
 
 def _kind(value: object) -> str:
@@ -192,7 +191,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
             TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
         ):
-            _refuse_utf16(path, binary.peek(4)[:4])
+            refuse_utf16(path, binary.peek(4)[:4])
             for line, text in enumerate(stream, 1):
                 yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -200,18 +199,6 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}:{line + 1}: {what}. Copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
-
-
-def _refuse_utf16(path: Path, start: bytes) -> None:
-    """Refuse a file whose first bytes are those of UTF-16 or UTF-32 text, with or without a byte order mark."""
-    nuls = [byte == 0 for byte in start]
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
-        [False, True] * 2,
-        [True, False] * 2,
-        [True, True, False, False],
-    ):
-        name = "UTF-32" if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "UTF-16"
-        raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
 
 
 def json_rows(path: Path) -> Rows:

@@ -3,6 +3,7 @@
 Rows are streamed: few are in memory at once, and none are stored on disk. Code in a data set's repository is never run.
 """
 
+import inspect
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -119,7 +120,7 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
 
 
 def folder_rows(folder: Path, columns: Columns) -> Rows | None:
-    """Stream the rows of a folder of files of one format; in CSV only empty cells are null.
+    """Stream the rows of a folder of files of one format.
 
     Returns:
         The rows; None if the folder has no file of a known format.
@@ -138,8 +139,7 @@ def folder_rows(folder: Path, columns: Columns) -> Rows | None:
     chosen = [file for file in files if suffix_of(file) == suffixes[0]]
     _check_splits_named(folder, chosen)
     _check_beginnings(chosen if suffixes[0] != ".parquet" else [])
-    nulls = {"keep_default_na": False, "na_values": [""]} if suffixes[0] in (".csv", ".tsv") else {}
-    return _rows(str(folder), columns, {"path": str(folder)} | nulls)
+    return _rows(str(folder), columns, {"path": str(folder)})
 
 
 def _check_splits_named(folder: Path, files: list[Path]) -> None:
@@ -181,11 +181,16 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
 
 
 def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set by name, opened but not read."""
+    """The splits of a data set by name, opened but not read; in CSV only empty cells are null."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
+    taken = inspect.signature(datasets.load_dataset_builder).parameters
+    no_code = {"trust_remote_code": False} if "trust_remote_code" in taken else {}  # datasets 4 runs none at all
     try:
-        return {**datasets.load_dataset(**where, streaming=True, trust_remote_code=False)}
+        builder = datasets.load_dataset_builder(**where, **no_code)
+        if hasattr(builder.config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
+            builder.config.keep_default_na, builder.config.na_values = False, [""]
+        return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
         what = _words(error).partition(" Example of usage")[0]
         cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."

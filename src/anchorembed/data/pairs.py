@@ -142,7 +142,7 @@ def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
     """Names of a row's query column, positive column, and columns of negatives, in order."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
-        raise missing(QUERY_NAMES if query is None else POSITIVE_NAMES[:2], columns)
+        raise missing([QUERY_NAMES] * (query is None) + [POSITIVE_NAMES[:2]] * (positive is None), columns)
     numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
     if negative is None:
         return query, positive, numbered

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import yaml
 from rich.progress import Progress, TaskID
 
-from anchorembed.errors import InputError, nearest
+from anchorembed.errors import InputError, decoded, nearest
 from anchorembed.evaluate.task_types import Items
 from anchorembed.model.smaller import VectorFormat
 from anchorembed.model.vectors import Floats, Side
@@ -184,7 +184,7 @@ def read_instructions(path: Path) -> dict[str, str]:
         InputError: if it is anything else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(decoded(path, path.read_bytes()))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: cannot be read ({' '.join(str(error).split())}). Write `TASK: instruction`."

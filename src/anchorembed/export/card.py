@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from huggingface_hub import CardData, ModelCard, ModelCardData
 
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, first_line
 from anchorembed.model.embedder import METADATA, Metadata, read_metadata
 from anchorembed.model.load import DEFAULT_MODEL, file_beside
 from anchorembed.model.template import Prompts
@@ -226,10 +226,15 @@ def _training(stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 def _results(path: Path) -> Iterable[str]:
     if not path.is_file():
         return
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    columns = list(rows[0])
-    lines = [f"| {' | '.join(map(_cell, columns))} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        columns = list(rows[0])
+        lines = [f"| {' | '.join(map(_cell, columns))} |", f"|{'---|' * len(columns)}"]
+        lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged ({first_line(error)}). Repeat the `anchorembed train` that wrote it, or delete it."
+        ) from error
     yield "## Results\n\n" + "\n".join(lines)
 
 

@@ -311,9 +311,12 @@ def _kept_log(path: Path, done: int) -> list[Metrics]:
 
 
 def read_log(log: Path) -> list[Metrics]:
-    """Metrics of a stage's steps, from its ``log.jsonl``; a line cut off by a crash is left out."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """Metrics of a stage's steps, from its ``log.jsonl``; a line damaged by a crash is left out."""
+    entries: list[Metrics] = []
+    for line in log.read_bytes().splitlines() if log.exists() else []:
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def _rounded(value: float) -> float:

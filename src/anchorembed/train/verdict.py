@@ -179,8 +179,8 @@ def _number(value: float | None) -> float:
 
 
 def _put_on_card(trained: Path, verdicts: Sequence[TestVerdict]) -> None:
-    results, path = to_json([_row(each) for each in verdicts], indent=2) + "\n", trained / RESULTS
-    if verdicts and not (path.is_file() and path.read_text(encoding="utf-8") == results):
+    results, path = (to_json([_row(each) for each in verdicts], indent=2) + "\n").encode(), trained / RESULTS
+    if verdicts and not (path.is_file() and path.read_bytes() == results):
         write_file(path, results)
         dimension = load_config(str(trained)).get_text_config().hidden_size
         write_card(trained, "/".join(trained.parts[-3:]), dimension)
