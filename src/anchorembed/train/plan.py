@@ -1,12 +1,16 @@
 """The plan of a stage: all that decides its result. It is kept in checkpoints, so that no other plan continues them."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from anchorembed.config import Recipe, Schedule
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import saved_sha256
-from anchorembed.system.files import hash_content
+from anchorembed.model.backbone import forward_settings
+from anchorembed.model.embedder import read_metadata, saved_sha256
+from anchorembed.model.load import load_config
+from anchorembed.system.files import hash_content, hash_file, hash_texts
 from anchorembed.train.checkpoint import Plan
 
 
@@ -29,9 +33,13 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
 
 def model_content(model: str) -> str:
-    """SHA-256 of a saved embedder's weights, a hash of another local model's files, or the name of a hub model."""
+    """A hash of what decides a saved embedder's vectors, of another local model's files, or the name of a hub model."""
     path = Path(model).expanduser()
-    return saved_sha256(path) or (hash_content(path) if path.exists() else model)
+    metadata, weights = read_metadata(path), saved_sha256(path)
+    if metadata is None or not weights:
+        return hash_content(path) if path.exists() else model
+    settings = json.dumps(asdict(replace(metadata, history={})), sort_keys=True)
+    return hash_texts([weights, forward_settings(load_config(str(path))), hash_file(path / "tokenizer.json"), settings])
 
 
 def _flatten(values: object, prefix: str = "") -> Plan:

@@ -1,0 +1,31 @@
+"""A saved embedder's hash in a plan changes with each file that its vectors depend on, and with nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchorembed.model.embedder import METADATA, Embedder
+from anchorembed.train.plan import model_content
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "counts"),
+    [
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, True),
+        ("config.json", {"rms_norm_eps": 1e-2}, True),
+        (METADATA, {"prompts": {"query": "find ", "document": ""}}, True),
+        (METADATA, {"weights_sha256": "0"}, True),
+        (METADATA, {"history": {"base": "another"}}, False),
+        ("config.json", {"transformers_version": "5.0"}, False),
+    ],
+)
+def test_each_file_of_a_saved_embedder_that_decides_vectors_counts(
+    file: str, change: dict[str, Any], counts: bool, embedder: Embedder, tmp_path: Path
+) -> None:
+    embedder.save(tmp_path)
+    before = model_content(str(tmp_path))
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    assert (model_content(str(tmp_path)) != before) == counts
