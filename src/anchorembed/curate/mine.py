@@ -221,7 +221,7 @@ def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
 
 
 def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
-    """The pair with chosen negatives before its own, and with the reranker's scores of all its texts.
+    """The pair with chosen negatives before its own, and with the reranker's logits of all its texts as scores.
 
     The pair's own scores do not cover new negatives: they are kept only if no negative is added.
     """
