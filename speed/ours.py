@@ -12,7 +12,7 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.flops import encode_flops
+from anchorembed.train.flops import weight_count
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage, step
 
@@ -55,7 +55,7 @@ def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]
     def step(texts: Sequence[str]) -> dict[str, Any]:
         vectors = embedder.encode(texts)
         tokens = sum(map(len, embedder.pairs.templated(list(texts), args.cut)))
-        return {"vectors": vectors, "flops": encode_flops(embedder.backbone, tokens)}
+        return {"vectors": vectors, "flops": 2.0 * weight_count(embedder.backbone) * tokens}
 
     return step
 

@@ -13,7 +13,7 @@ from anchorembed.model.tokens import TokenPair
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import decoding, insert_anchors
-from anchorembed.train.flops import encode_flops, weight_count
+from anchorembed.train.flops import weight_count
 from anchorembed.train.stage import step
 from stages import PAIRS, make, ready, stage
 from tiny import tiny_model
@@ -284,4 +284,3 @@ def test_flops_by_hand() -> None:
     assert full.flops(0, pairs) == 6 * weights * encoded
     adapted = ready(embedder, Contrast())
     assert adapted.flops(0, pairs) == 4 * weights * encoded
-    assert encode_flops(embedder.backbone, 10) == 2 * weights * 10

@@ -60,7 +60,8 @@ class Test:
     @property
     def sure_over_seeds(self) -> bool:
         """Whether the difference is beyond chance over queries and over seeds: neither interval has 0."""
-        return self.sure and self.over_seeds is not None and not any(map(_has_zero, (self.interval, self.over_seeds)))
+        intervals = (self.interval, self.over_seeds or (0.0, 0.0))
+        return self.sure and not any(low <= 0 <= high for low, high in intervals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,6 @@ def _test(arm: str, key: Key, items: Mapping[Key, BySeed]) -> Iterable[Test]:
         over_seeds=seeds_interval(arm_SQ.mean(axis=1).tolist(), other_SQ.mean(axis=1).tolist()),
         p=sign_flip_p(_by_item(arm_SQ), _by_item(other_SQ)),
     )
-
-
-def _has_zero(interval: tuple[float, float]) -> bool:
-    low, high = interval
-    return low <= 0 <= high
 
 
 def _by_item(scores_SQ: Floats) -> dict[str, list[float]]:

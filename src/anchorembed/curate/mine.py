@@ -221,7 +221,7 @@ def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
 
 
 def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
-    """The pair with chosen negatives before its own, and with the reranker's scores of all its texts.
+    """The pair with chosen negatives before its own, and with the reranker's logits of all its texts as scores.
 
     The pair's own scores do not cover new negatives: they are kept only if no negative is added.
     """
@@ -257,7 +257,9 @@ def _limit(positive_score: float, margin: float) -> float:
 def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:
     """Rows of the ranks to take, nearest first; a query's positives and texts that score -inf have no rank."""
     rank = 0
-    for row in _nearest(scores_D, rules.last_rank + len(positives)):
+    most = rules.last_rank + len(positives)
+    near = near_top(scores_D, most, 0.0)
+    for row in near[np.argsort(-scores_D[near], kind="stable")][:most].tolist():
         if rank == rules.last_rank or scores_D[row] == -np.inf:
             return
         if row in positives:
@@ -283,10 +285,3 @@ def _filter(pair: TextPair, text: str, near: float) -> str:
         return QUERY
     words, positive = set(folded(text).split()), set(folded(pair.positive).split())
     return NEAR if len(words & positive) > near * len(words | positive) else ""
-
-
-def _nearest(scores_D: Floats, most: int) -> list[int]:
-    """Rows by score, best first, at most ``most``; equal scores by row."""
-    near = near_top(scores_D, most, 0.0)
-    order: list[int] = near[np.argsort(-scores_D[near], kind="stable")][:most].tolist()
-    return order

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from anchorembed.errors import InputError, first_line
+from anchorembed.model.intact import check_complete
 from anchorembed.model.load import file_beside, quiet
 
 _PROBE = [("a query", "a text"), ("a query", "a longer text " * 8)]
@@ -96,8 +97,4 @@ def _check_complete(name: str) -> None:
     """Refuse a model with missing weights, which would be random numbers, without reading any weights."""
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": "meta"}
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
-    if lacking := sorted(loaded[1]["missing_keys"]):
-        raise InputError(
-            f"--rerank: {name!r}: its files lack {', '.join(lacking[:3])}, which would be random numbers. "
-            "Download or save the model again, whole."
-        )
+    check_complete(name, {"missing_keys": loaded[1]["missing_keys"]})

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
 from anchorembed.data.formats import (
     TABLES,
     Columns,
@@ -169,10 +167,12 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
     splits = _splits(location, where)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
-    rows = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
+    tables = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
+    # A data set that declares no columns may change them between tables.
+    selected = (table.select(checked_header(location, table.column_names, columns)) for table in tables)
     row = 0
     try:
-        for row, value in arrow_rows(_selected(location, rows, columns)):
+        for row, value in arrow_rows(selected):
             yield row, value
     except InputError:
         raise
@@ -195,12 +195,6 @@ def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
         what = _words(error).partition(" Example of usage")[0]
         cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."
         raise InputError(f"{location}: cannot be opened ({what}). {cure}") from error
-
-
-def _selected(location: str, tables: Iterator[pyarrow.Table], columns: Columns) -> Iterator[pyarrow.Table]:
-    """Each table with only the columns to read; a data set that declares no columns may change them between tables."""
-    for table in tables:
-        yield table.select(checked_header(location, table.column_names, columns))
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which pairs form a step: all of one source, no text twice, in an order that follows from seed and epoch."""
+"""Sampling: the pairs of a step are of one source and share no text; their order follows from seed and epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class SourceFile:
 
 
 class PairStore:
-    """All pairs of several sources, by global index; only the pairs asked for are read from disk.
+    """All pairs of several sources, by global index; pairs are read from disk when they are accessed.
 
     ``dropped[source]`` counts the lines that held no usable pair, by reason.
     """
@@ -93,7 +93,7 @@ class PairStore:
         return next(self._pairs(source, self._tables[source].slice(row, 1)))
 
     def chunks(self, source: int) -> Iterator[list[TextPair]]:
-        """All pairs of a source, some thousands at a time."""
+        """All pairs of a source, thousands at a time."""
         for batch in self._tables[source].to_batches():
             yield list(self._pairs(source, batch))
 

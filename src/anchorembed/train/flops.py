@@ -23,8 +23,3 @@ def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
 def weight_count(backbone: Backbone) -> int:
     """Number of linear weights in the decoder's layers, without adapters, input embedding and output head."""
     return sum(out * into for out, into in product_shapes(backbone))
-
-
-def encode_flops(backbone: Backbone, tokens: int) -> float:
-    """Model FLOPs of embedding texts of so many tokens, template included."""
-    return 2.0 * weight_count(backbone) * tokens

@@ -99,7 +99,7 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     record = {"model": str(trained), "before": before, "tests": [_record(each) for each in verdicts]}
     write_file(recipe.output / VERDICT, to_json(record, indent=2) + "\n")
     _put_on_card(trained, verdicts)
-    for line in [*told(verdicts), *([missing] if missing and verdicts else [])]:
+    for line in [*verdict_lines(verdicts), *([missing] if missing and verdicts else [])]:
         _log.info("%s", line)
     return verdicts
 
@@ -122,7 +122,7 @@ def find_tests(recipe: Recipe) -> Tests:
     return Tests(pair_search(pairs) if len(pairs) > 1 else None, tasks)
 
 
-def told(verdicts: Sequence[TestVerdict]) -> list[str]:
+def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
     """A verdict as lines for the user."""
     if not verdicts:
         return [
