@@ -21,7 +21,7 @@ _WORDS = 50_000  # different ones, drawn evenly
 # A small process between, as a process's peak begins with that of the one it was forked from.
 _RUN = """
 import resource, subprocess, sys
-main = "from anchorembed.cli import main; main()"
+main = "from anchorembed.cli.main import main; main()"
 subprocess.run([sys.executable, "-c", main, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """

@@ -21,7 +21,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed import cli
+from anchorembed.cli import app, main, recipes, terminal
 from anchorembed.config import Schedule
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["anchorembed", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main.main()
         captured = capsys.readouterr()
         return int(stopped.value.code or 0), captured.out, captured.err
 
@@ -362,8 +362,8 @@ def test_messages_are_printed_once_and_as_they_are(
     """By the first of several processes; the others print warnings alone."""
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    cli._show_messages()
-    cli._show_messages()
+    app._show_messages()
+    app._show_messages()
     log = logging.getLogger("anchorembed.data.store")
     log.debug("hidden")
     log.info("100% [bold]")
@@ -393,7 +393,7 @@ def test_a_terminal_that_cannot_print_a_character_is_no_traceback(tmp_path: Path
 def test_json_is_json_on_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding: str, expected: str) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace"))
-    cli._print_json({"text": "\N{SNOWMAN}\N{GRINNING FACE}", "value": float("nan")})
+    terminal.print_json({"text": "\N{SNOWMAN}\N{GRINNING FACE}", "value": float("nan")})
     sys.stdout.flush()
     assert expected in written.getvalue().decode(encoding)
     assert json.loads(written.getvalue()) == {"text": "\N{SNOWMAN}\N{GRINNING FACE}", "value": None}
@@ -415,14 +415,14 @@ def test_where_memory_ends_is_said(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(main, "app", fail)
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main.main()
     assert stopped.value.code == 2
     assert "not enough memory" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "memory_ended", lambda _: False)
+    monkeypatch.setattr(main, "memory_ended", lambda _: False)
     with pytest.raises(type(error)):
-        cli.main()
+        main.main()
 
 
 def test_memory_that_ends_in_a_step_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_a_training_that_is_stopped_says_how_to_go_on(
     assert code == 0
     assert "resumed after step 3 of 4" in err
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli._command() == f"the same launcher with -m anchorembed reconstruct {recipe}"
+    assert terminal.typed_command() == f"the same launcher with -m anchorembed reconstruct {recipe}"
 
 
 def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,7 +488,7 @@ def test_ctrl_c_before_anything_begins_says_so(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "read_recipe", stop)
+    monkeypatch.setattr(recipes, "read_recipe", stop)
     code, _, err = run(verb, recipe)
     expected = f"Stopped. Nothing that was finished is lost. To continue: anchorembed {verb} {recipe}\n"
     assert (code, err) == (130, expected)

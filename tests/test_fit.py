@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from anchorembed.cli import app
+from anchorembed.cli.main import app
 from anchorembed.curate.docstrings import collect_docstrings
 from anchorembed.curate.prompt import default_prompt
 from anchorembed.data.beir import read_collection

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from anchorembed.cli import app
+from anchorembed.cli.main import app
 from anchorembed.config import Recipe
 from anchorembed.data.pairs import (
     LABEL_NAMES,

@@ -1,6 +1,6 @@
 """``python -m anchorembed``: the command line."""
 
-from anchorembed.cli import main
+from anchorembed.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anchorembed.cli import app
+from anchorembed.cli.main import app
 from anchorembed.compare import run as run_module
 from anchorembed.compare import training
 from anchorembed.compare.arms import READY

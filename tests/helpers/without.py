@@ -59,6 +59,6 @@ def python(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 if __name__ == "__main__":
     hide(*sys.argv.pop(1).split(","))
-    from anchorembed.cli import main
+    from anchorembed.cli.main import main
 
     main()

@@ -17,7 +17,7 @@ from without import ROOT, python
 
 LIMITED = """
 import resource, sys
-from anchorembed.cli import main
+from anchorembed.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 main()
 """

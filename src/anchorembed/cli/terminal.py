@@ -1,0 +1,53 @@
+"""What the command line prints, and how it ends."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+from rich.console import Console
+
+from anchorembed.system.files import to_json
+
+
+class Messages(logging.Handler):
+    """Prints what the package logs to standard error: the messages alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        say(record.getMessage())
+
+
+def typed_command() -> str:
+    """What was typed; of several processes, what their launcher is to start again."""
+    command = shlex.join(["anchorembed", *sys.argv[1:]])
+    return command if os.environ.get("WORLD_SIZE", "1") == "1" else f"the same launcher with -m {command}"
+
+
+def say(message: str) -> None:
+    """Print a message to standard error, as it is."""
+    Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard output."""
+    sys.stdout.write(f"{text}\n")  # typer.echo would write UTF-8 to what says it is ASCII
+    sys.stdout.flush()
+
+
+def print_json(record: Mapping[str, object]) -> None:
+    """Print a record as JSON, with escapes where the terminal cannot print its characters."""
+    text = to_json(record, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = to_json(record)
+    print_line(text)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error and end with an exit code."""
+    Console(stderr=True, soft_wrap=True).print(message, style="bold red", highlight=False, markup=False)
+    raise SystemExit(code)
