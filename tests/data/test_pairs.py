@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -253,6 +254,12 @@ def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, c
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(read_pairs(tmp_path, skip_bad=True))
+
+
+def test_unused_columns_are_said_where_only_the_first_pairs_are_read(tmp_path: Path, said: list[str]) -> None:
+    path = lines(tmp_path / "p.jsonl", *[{"query": "a", "positive": "b", "margin": 1}] * 3)
+    assert len(list(islice(read_pairs(path), 2))) == 2
+    assert said == [f"{path}: columns that are not used: 'margin'"]
 
 
 # Bad rows

@@ -11,6 +11,7 @@ import logging
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -89,23 +90,24 @@ def checked(
 ) -> Iterator[_T]:
     """Turn rows into records; the message of a bad row goes to ``on_bad``.
 
-    The names of columns that are not used go to ``on_unused`` after the last row; without it they are logged.
+    The names of columns that are not used go to ``on_unused`` after the last row read; without it they are logged.
 
     Raises:
         InputError: at the first bad row, with its cure, if there is no ``on_bad``.
     """
-    for line, row in rows:
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            columns.add(row)
-            record = make(line, row)
-        except BadRow as bad:
-            if on_bad is None:
-                raise InputError(f"{path}:{line}: {bad.what}.{bad.hint} {cure}") from None
-            on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
-        else:
-            yield record
+    with suppress(GeneratorExit):  # whoever reads may want no more rows
+        for line, row in rows:
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                columns.add(row)
+                record = make(line, row)
+            except BadRow as bad:
+                if on_bad is None:
+                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint} {cure}") from None
+                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
+            else:
+                yield record
     if unused := columns.unused:
         (on_unused or partial(_log.info, "%s: columns that are not used: %s", path))(unused)
 

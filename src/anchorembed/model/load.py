@@ -132,9 +132,10 @@ def file_beside(name: str, file: str) -> Path | None:
     folder, gguf = _locate(name)
     if gguf:
         return None
-    path = cached_file(
-        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    with quiet():  # a download has a bar
+        path = cached_file(
+            folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
     return Path(path) if path else None
 
 
