@@ -163,7 +163,9 @@ def test_progress_counts_documents(tmp_path: Path) -> None:
 def test_manifest_names_model_and_corpus(tmp_path: Path) -> None:
     corpus = corpus_file(tmp_path / "corpus.jsonl", texts(4))
     open_or_build(BagOfWords(), corpus, tmp_path / "index")
-    assert json.loads((tmp_path / "index" / MANIFEST).read_text(encoding="utf-8")) == {
+    manifest = json.loads((tmp_path / "index" / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest.pop("table") == stored_table(tmp_path / "index").stem
+    assert manifest == {
         "format": "anchorembed-index-1",
         "model": "bag",
         "dimension": 32,
@@ -243,14 +245,34 @@ def test_more_hits_than_any_store_can_give_are_all_there_are(tmp_path: Path) -> 
     assert len(index.search(BagOfWords(), "word1", 2**70)) == 5
 
 
-@pytest.mark.parametrize("change", ["replaced", "removed"])
-def test_an_index_that_is_replaced_while_it_is_read_is_one_message(tmp_path: Path, change: str) -> None:
+def stored_table(folder: Path) -> Path:
+    """The table of an index that was built once."""
+    (table,) = folder.glob("documents-*.lance")
+    return table
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_who_has_an_index_open_reads_on_when_it_is_replaced(tmp_path: Path, precision: str) -> None:
+    encoder, folder = BagOfWords(), tmp_path / "index"
+    form = vector_format(encoder.dimension, encoder.dimension, precision)
+    index = Index.build(encoder, texts(500), folder, form=form)
+    hits = index.search(encoder, "word1", 20)
+    newer = Index.build(BagOfWords("new"), texts(400, seed=1), folder)
+    assert index.search(encoder, "word1", 20) == hits
+    assert len(newer) == len(Index.open(folder)) == 400
+    Index.build(encoder, texts(300, seed=2), folder)
+    assert len(list(folder.glob("documents-*.lance"))) == 2
+
+
+@pytest.mark.parametrize("change", ["replaced twice", "removed"])
+def test_an_index_that_is_gone_while_it_is_read_is_one_message(tmp_path: Path, change: str) -> None:
     encoder, folder = BagOfWords(), tmp_path / "index"
     index = Index.build(encoder, texts(500), folder)
-    if change == "replaced":
-        Index.build(encoder, texts(400, seed=1), folder)
-    else:
+    if change == "removed":
         shutil.rmtree(folder)
+    else:
+        for seed in (1, 2):
+            Index.build(encoder, texts(400, seed=seed), folder)
     with pytest.raises(InputError, match="index was replaced or removed after it was opened") as caught:
         index.search(encoder, "word1")
     assert "\n" not in str(caught.value)
@@ -277,7 +299,7 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_opened_anew(
 def test_a_table_that_is_lost_after_opening_is_damage(tmp_path: Path) -> None:
     encoder, folder = BagOfWords(), tmp_path / "index"
     index = Index.build(encoder, texts(500), folder)
-    shutil.rmtree(folder / "documents.lance" / "data")
+    shutil.rmtree(stored_table(folder) / "data")
     with pytest.raises(InputError, match="the index is damaged"):
         index.search(encoder, "word1")
 
@@ -326,7 +348,7 @@ def test_a_damaged_manifest_is_named_with_the_cure(tmp_path: Path, damage: str) 
 def test_a_lost_table_is_named_with_the_cure(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     Index.build(BagOfWords(), texts(3), folder)
-    (folder / "documents.lance").rename(tmp_path / "elsewhere")
+    stored_table(folder).rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"damaged.* Delete the folder"):
         Index.open(folder)
 
@@ -395,7 +417,7 @@ def test_another_format_replaces_the_index(tmp_path: Path) -> None:
         assert not open_or_build(BagOfWords(), corpus, folder, form=form)[1]
         assert open_or_build(BagOfWords(), corpus, folder, form=form)[1]
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for damage in ({"precision": "int8"}, {"precision": "int4"}, {"dimension": 9}, {"ranges": [[0.0], [1.0]]}):
+    for damage in ({"precision": "int8"}, {"precision": "int4"}, {"dimension": 9}, {"table": "../a"}):
         (folder / MANIFEST).write_text(json.dumps(content | damage), encoding="utf-8")
         with pytest.raises(InputError, match=r"manifest\.json: damaged.* Delete the folder"):
             open_or_build(BagOfWords(), corpus, folder)

@@ -1,6 +1,7 @@
 """An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
-An index is a folder, written whole or not at all: a table, and a manifest (see `manifest`). A query stays float32; its
+An index is a folder, written whole or not at all: a table, and a manifest (see `manifest`). When it is replaced, the
+table that it replaces stays beside the new one for those who have it open. A query stays float32; its
 score is the cosine with the stored vector, restored as in `model.smaller`. Search is exact: LanceDB proposes candidates
 in float32, or all int8 or binary vectors are compared; the candidates' cosines are computed again in float64, and of
 equal scores the smaller document id comes first.
@@ -9,6 +10,8 @@ Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +19,7 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import lancedb
 import numpy as np
@@ -31,7 +35,6 @@ from anchorembed.search.columns import matrix, stored, vector_batch
 from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
 from anchorembed.system.files import hash_file, whole_folder
 
-_TABLE = "documents"
 _ROWS_PER_WRITE = 8192
 
 
@@ -94,15 +97,17 @@ class Index:
             _store_errors_as_os_errors(),
             stored(batches, form, building) as (form, small),
         ):
-            count = _write_table(building, small)
+            name = f"documents-{uuid4().hex[:12]}"
+            count = _write_table(building, name, small)
             if not count:
                 raise InputError(
                     f"{folder}: there are no documents to index. Give a corpus with at least one document."
                 )
             ranges = [list(side) for side in form.ranges or ()]
             manifest = Manifest(
-                FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges
+                FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges, name
             )
+            _keep_replaced(folder, building)
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         return cls.open(folder)
 
@@ -119,7 +124,7 @@ class Index:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
         fault, table = "", None
         try:
-            table = lancedb.connect(folder).open_table(_TABLE)
+            table = lancedb.connect(folder).open_table(manifest.table)
             count = table.count_rows()
         except (OSError, RuntimeError, ValueError) as error:
             fault = str(error)
@@ -223,6 +228,18 @@ def open_or_build(
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 
 
+def _keep_replaced(folder: Path, building: Path) -> None:
+    """Link the table that is replaced into the new index: readers go on with it until the index is replaced again."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    table = f"{manifest.table}.lance"
+    try:
+        shutil.copytree(folder / table, building / table, copy_function=os.link)
+    except (OSError, shutil.Error):  # a file system without hard links: readers have to open the index again
+        shutil.rmtree(building / table, ignore_errors=True)
+
+
 def _damaged(folder: Path, fault: str) -> str:
     return f"{folder}: the index is damaged ({fault}). Delete the folder and build it again."
 
@@ -253,12 +270,12 @@ def _embedded(
             progress(len(group))
 
 
-def _write_table(building: Path, batches: Iterable[pa.RecordBatch]) -> int:
+def _write_table(building: Path, name: str, batches: Iterable[pa.RecordBatch]) -> int:
     """Write batches into a new table, thousands of rows at a time, and return the number of rows."""
     table: Table | None = None
     for rows in _gathered(batches):
         if table is None:
-            table = lancedb.connect(building).create_table(_TABLE, schema=rows.schema)
+            table = lancedb.connect(building).create_table(name, schema=rows.schema)
         table.add(rows)
     if table is None:
         return 0

@@ -1,6 +1,7 @@
 """The manifest of an index: the model and corpus that made it, and the format of its vectors."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from anchorembed.search.columns import as_ranges
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"
+_TABLE = re.compile("documents(-[0-9a-f]{12})?")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The model's fingerprint, and the corpus file's SHA-256 (empty if the index was not made from a file).
 
-    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges. An older manifest
-    without a precision is of float32 vectors.
+    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges. ``table`` is the
+    name of the table of documents. An older manifest without a precision is of float32 vectors.
     """
 
     format: str
@@ -29,6 +31,7 @@ class Manifest:
     corpus: str
     precision: str = "float32"
     ranges: list[list[float]] = field(default_factory=list)
+    table: str = "documents"
 
     @property
     def form(self) -> VectorFormat:
@@ -64,6 +67,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
         is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
+        is_whole &= _TABLE.fullmatch(manifest.table) is not None  # it becomes part of a path
     except (InputError, ValueError, TypeError):
         is_whole = False
     if not is_whole:
