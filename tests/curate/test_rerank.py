@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,26 @@ def test_scores_are_the_models_logits(folder: Path, tmp_path: Path) -> None:
     assert min(expected) < 0
     CrossEncoder(str(folder)).save_pretrained(str(tmp_path / "saved"))
     assert by_cross_encoder(tmp_path / "saved")(PAIRS) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_of_long_texts_only_the_beginning_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_cross_encoder(tmp_path / "short")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.model_max_length = 24
+    tokenizer.save_pretrained(folder)
+    long = [("sort a list", "open the file " * 2000), ("read it " * 1000, "in place " * 1500)]
+    whole = CrossEncoder(str(folder)).predict(long, activation_fn=torch.nn.Identity())
+    seen: list[int] = []
+    predict = CrossEncoder.predict
+
+    def watched(model: CrossEncoder, pairs: list[tuple[str, str]], **options: Any) -> Any:
+        seen.extend(len(text) for pair in pairs for text in pair)
+        return predict(model, pairs, **options)
+
+    monkeypatch.setattr(CrossEncoder, "predict", watched)
+    assert by_cross_encoder(folder)(long) == pytest.approx(whole, abs=1e-6)
+    assert max(seen) == 24 * 64
 
 
 def test_a_model_without_a_score_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -272,16 +272,18 @@ def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Co
 
 def _usable(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped: Counter[str]) -> Iterator[int]:
     """Rows of the candidates, nearest first, that are neither the query nor a near-duplicate of the positive."""
+    query, positive = folded(pair.query), set(folded(pair.positive).split())
     for row in _candidates(scores_D, pool.positives(pair.query), rules, dropped):
-        if filter_name := _filter(pair, pool.texts[row], rules.near):
-            dropped[filter_name] += 1
+        text = folded(pool.texts[row])
+        if text == query:
+            dropped[QUERY] += 1
+        elif _overlap(set(text.split()), positive) > rules.near:
+            dropped[NEAR] += 1
         else:
             yield row
 
 
-def _filter(pair: TextPair, text: str, near: float) -> str:
-    """Name of the filter that drops a text; empty for none."""
-    if folded(text) == folded(pair.query):
-        return QUERY
-    words, positive = set(folded(text).split()), set(folded(pair.positive).split())
-    return NEAR if len(words & positive) > near * len(words | positive) else ""
+def _overlap(words: set[str], others: set[str]) -> float:
+    """Words in both sets as a share of those in either (Jaccard)."""
+    either = len(words | others)
+    return len(words & others) / either if either else 0.0

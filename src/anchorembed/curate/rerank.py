@@ -4,6 +4,7 @@ Weights are read as safetensors only, and no code that comes with a model is run
 """
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from anchorembed.model.load import file_beside, quiet
 
 _PROBE = [("a query", "a text"), ("a query", "a longer text " * 8)]
 _ROUNDING = 0.05  # largest difference by bfloat16
+_CHARACTERS_A_TOKEN = 64  # of the tokens that are kept; what follows is not tokenised
 
 Logits = NDArray[np.float64]
 Reranker = Callable[[list[tuple[str, str]]], Logits]  # query-text pairs [N] -> logits [N], higher is more relevant
@@ -70,7 +72,9 @@ def by_cross_encoder(name: str | Path) -> Reranker:
 
 
 def _predicted(model: Any, pairs: list[tuple[str, str]]) -> Logits:  # noqa: ANN401 - as `_load` returns it
-    logits: Logits = np.asarray(model.predict(pairs, activation_fn=nn.Identity(), show_progress_bar=False), np.float64)
+    most = _CHARACTERS_A_TOKEN * (model.max_seq_length or sys.maxsize)
+    kept = [(query[:most], text[:most]) for query, text in pairs]
+    logits: Logits = np.asarray(model.predict(kept, activation_fn=nn.Identity(), show_progress_bar=False), np.float64)
     return logits
 
 
