@@ -10,9 +10,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +22,7 @@ from anchorembed.api import score
 from anchorembed.config import Recipe
 from anchorembed.curate.harvest import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
-from anchorembed.errors import InputError, first_line
+from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
 from anchorembed.export.run import export
@@ -33,22 +33,11 @@ from anchorembed.page.write import write_page
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import bars_on_terminals_only, progress_bar
+from anchorembed.train.clock import Clock, Sizing, read_sizing
 from anchorembed.train.first_steps import measure
 from anchorembed.train.loop import read_log
 from anchorembed.train.run import STAGES, contrast, reconstruct
-from anchorembed.train.sizing import (
-    ENOUGH,
-    Sizes,
-    StageTimes,
-    Times,
-    corrected,
-    fitting_sizes,
-    minutes_for,
-    refitted,
-    resized,
-    seconds_left,
-)
-from anchorembed.train.stage import Metrics
+from anchorembed.train.sizing import ENOUGH, Sizes, fitting_sizes, resized
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +45,7 @@ DOCUMENTS = 500  # that the models are measured on, at most
 CLEARLY = 5.0  # times chance
 SIZES = "sizes.json"
 _EMBEDDINGS = 7  # texts embedded for each of the documents: with its query by three models, in the index, on the map
-_LOADS = (
-    24  # loads of a model that take as long as the evaluations' and the page's, what the page reads, and the export
-)
+_LOADS = 28  # of a model, that take as long as those of evaluations and page, what the page reads, and the export
 _MEASURED = 32  # documents embedded to see how long that takes
 
 
@@ -68,69 +55,6 @@ class ModelScores:
 
     means: dict[str, float]
     weights_sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizing:
-    """What a demo of ``asked`` minutes does, by the times known after so many of its two arms.
-
-    Attributes:
-        asked: minutes in all.
-        sizes: what is decided, and what is planned.
-        times: as measured first, then as the arms took.
-        most: sizes that are of use.
-        begun: seconds spent before training.
-        spent: seconds spent by the last decision.
-        arms: how many were trained then.
-    """
-
-    asked: float
-    sizes: Sizes
-    times: Times
-    most: Sizes
-    begun: float
-    spent: float
-    arms: int = 0
-
-    @property
-    def minutes(self) -> float:
-        """What all of it takes, by these times."""
-        return (self.spent + seconds_left(self.sizes, self.times, self.arms)) / 60
-
-    def minutes_for(self, contrast_steps: int) -> int:
-        """Minutes of a demo with so many steps of Stage II."""
-        return minutes_for(contrast_steps, self.begun, self.times, self.most)
-
-    def after(self, arms: int, log: Sequence[Metrics], spent: float) -> "Sizing":
-        """The sizing after an arm, by the log of its Stage II and the seconds spent."""
-        times = corrected(self.times, self.sizes.contrast_steps, log)
-        sizes = refitted(60 * self.asked - spent, times, self.sizes, self.most, arms)
-        return replace(self, sizes=sizes, times=times, spent=spent, arms=arms)
-
-
-class Clock:
-    """A demo's sizes, fitted anew after each arm and kept in a file; time between two commands does not count."""
-
-    def __init__(self, path: Path, sizing: Sizing, started: float) -> None:
-        self.path, self.sizing, self.started = path, sizing, started
-
-    def write(self) -> None:
-        """Keep the sizing."""
-        write_file(self.path, to_json(asdict(self.sizing), indent=2) + "\n")
-
-    def arm_done(self, arms: int, contrast_log: Path) -> Sizes:
-        """The sizes once so many arms are trained."""
-        if arms > self.sizing.arms:
-            self.sizing = self.sizing.after(arms, read_log(contrast_log), time.monotonic() - self.started)
-            self.write()
-            sizes, left = self.sizing.sizes, self.sizing.asked - self.sizing.spent / 60
-            what = (
-                f"{sizes.reconstruct_steps} steps of Stage I"
-                if arms == 1
-                else f"measured on {sizes.documents} documents"
-            )
-            _log.info(f"sizes: {left:.1f} minutes are left: {what}; about {self.sizing.minutes:.0f} minutes in all")
-        return self.sizing.sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +116,7 @@ def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Clock
         InputError: if it was begun with other minutes, or the file that says so is damaged.
     """
     path = recipe.output / SIZES
-    saved = _read_sizing(path) if path.exists() else None
+    saved = read_sizing(path) if path.exists() else None
     if saved and saved.asked != minutes:
         raise InputError(
             f"{recipe.output}: its demo was begun with --minutes {saved.asked:g}, not {minutes:g}. Give that, "
@@ -219,19 +143,6 @@ def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Clock
             f"--minutes {sizing.minutes_for(ENOUGH)} would be, on this machine."
         )
     return clock
-
-
-def _read_sizing(path: Path) -> Sizing:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        stages = {name: StageTimes(**saved["times"][name]) for name in STAGES}
-        times = Times(**saved["times"] | stages)
-        return Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "most": Sizes(**saved["most"]), "times": times})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: damaged, or of another version ({first_line(error)}). Delete its folder, or choose another: "
-            "--set output=DIR"
-        ) from error
 
 
 def _described(recipe: Recipe, sizing: Sizing) -> str:

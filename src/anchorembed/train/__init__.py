@@ -6,5 +6,6 @@ Pure functions first: `cross_entropy`, `decoding`, `contrastive_losses`, `gradca
 what runs them: `memory_estimate` and `memory` (does it fit), `checkpoint`, `plan` (what may be continued),
 `kept_recipe` (in the output folder), `loop` (the steps), `together` (several processes), `verdict` (whether training
 helped), `run` (both stages), `default_recipe` (of pairs and a model alone), `sizing` (steps that fit into some
-minutes), `first_steps` (how long those take) and `profile` (where a step's time goes).
+minutes), `clock` (fitted anew as time goes), `first_steps` (how long those take) and `profile` (where a step's time
+goes).
 """

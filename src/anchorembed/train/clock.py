@@ -1,0 +1,93 @@
+"""The sizes of a run of so many minutes (`sizing`), fitted anew after each arm by the clock and kept in a file."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from anchorembed.errors import InputError, first_line
+from anchorembed.system.files import to_json, write_file
+from anchorembed.train.loop import read_log
+from anchorembed.train.sizing import Sizes, StageTimes, Times, corrected, minutes_for, refitted, seconds_left
+from anchorembed.train.stage import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a run of ``asked`` minutes does, by the times known after so many of its two arms.
+
+    Attributes:
+        asked: minutes in all.
+        sizes: what is decided, and what is planned.
+        times: as measured first, then as the arms took.
+        most: sizes that are of use.
+        begun: seconds spent before training.
+        spent: seconds spent by the last decision.
+        arms: how many were trained then.
+    """
+
+    asked: float
+    sizes: Sizes
+    times: Times
+    most: Sizes
+    begun: float
+    spent: float
+    arms: int = 0
+
+    @property
+    def minutes(self) -> float:
+        """What all of it takes, by these times."""
+        return (self.spent + seconds_left(self.sizes, self.times, self.arms)) / 60
+
+    def minutes_for(self, contrast_steps: int) -> int:
+        """Minutes of a run with so many steps of Stage II."""
+        return minutes_for(contrast_steps, self.begun, self.times, self.most)
+
+    def after(self, arms: int, log: Sequence[Metrics], spent: float) -> "Sizing":
+        """The sizing after an arm, by the log of its Stage II and the seconds spent."""
+        times = corrected(self.times, self.sizes.contrast_steps, log)
+        sizes = refitted(60 * self.asked - spent, times, self.sizes, self.most, arms)
+        return replace(self, sizes=sizes, times=times, spent=spent, arms=arms)
+
+
+class Clock:
+    """A run's sizes, fitted anew after each arm and kept in a file; time between two commands does not count."""
+
+    def __init__(self, path: Path, sizing: Sizing, started: float) -> None:
+        self.path, self.sizing, self.started = path, sizing, started
+
+    def write(self) -> None:
+        """Keep the sizing."""
+        write_file(self.path, to_json(asdict(self.sizing), indent=2) + "\n")
+
+    def arm_done(self, arms: int, contrast_log: Path) -> Sizes:
+        """The sizes once so many arms are trained."""
+        if arms > self.sizing.arms:
+            self.sizing = self.sizing.after(arms, read_log(contrast_log), time.monotonic() - self.started)
+            self.write()
+            sizes, left = self.sizing.sizes, self.sizing.asked - self.sizing.spent / 60
+            what = (
+                f"{sizes.reconstruct_steps} steps of Stage I"
+                if arms == 1
+                else f"measured on {sizes.documents} documents"
+            )
+            _log.info(f"sizes: {left:.1f} minutes are left: {what}; about {self.sizing.minutes:.0f} minutes in all")
+        return self.sizing.sizes
+
+
+def read_sizing(path: Path) -> Sizing:
+    """What a file says, as a `Clock` has written it; raises InputError if it is damaged."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        stages = {name: StageTimes(**saved["times"][name]) for name in ("reconstruct", "contrast")}
+        times = Times(**saved["times"] | stages)
+        return Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "most": Sizes(**saved["most"]), "times": times})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged, or of another version ({first_line(error)}). Delete its folder, or choose another: "
+            "--set output=DIR"
+        ) from error
