@@ -61,7 +61,7 @@ LOW := test_config test_core system/test_files data/test_pairs data/test_documen
 	data/test_store model/test_embedder export/test_folder model/test_gguf model/test_packing \
 	model/test_template model/test_tokens model/test_vectors search/test_index curate/test_mine \
 	train/test_gradcache train/test_contrastive_losses train/test_reconstruct evaluate/test_statistics \
-	export/test_verify export/test_card
+	export/test_verify export/test_card model/test_langchain model/test_llamaindex
 
 test-lowest: .venv-lowest/installed
 	$(LOWEST)/python $(PYTEST) -m 'not default_model' $(LOW:%=tests/%.py) tests/test_cli.py::test_show_config
