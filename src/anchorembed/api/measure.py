@@ -13,7 +13,7 @@ from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.smaller import vector_formats
+from anchorembed.model.vector_formats import vector_formats
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder, check_writable
 from anchorembed.system.progress import counting_bar

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from anchorembed.cli.app import RecipeFile, Set, Show, SkipBad, app
+from anchorembed.cli.app import app
+from anchorembed.cli.options import RecipeFile, Set, Show, SkipBad
 from anchorembed.cli.recipes import recipe_of_pairs_options, resolve_recipe, resumable, skipping
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
 from anchorembed.errors import OutOfMemory, extra

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from anchorembed.cli.app import DimensionsOption, ModelName, SideOption, Stored, app
+from anchorembed.cli.app import app
+from anchorembed.cli.options import DimensionsOption, ModelName, SideOption, Stored
 from anchorembed.cli.terminal import print_json, print_line, say
 from anchorembed.errors import extra
 
@@ -32,7 +33,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
         from anchorembed.evaluate.sizes import row, title
         from anchorembed.evaluate.tasks import TaskScore, read_instructions
     from anchorembed.api import evaluate as run
-    from anchorembed.model.smaller import read_dimensions
+    from anchorembed.model.vector_formats import read_dimensions
 
     whole: dict[str, TaskScore] = {}  # by task; what it is first scored with
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from anchorembed.curate.docstrings import lower_case_words
 from anchorembed.curate.mine import words
 from anchorembed.data.pairs import folded
-from anchorembed.evaluate.held_out import Scorer
+from anchorembed.evaluate.ranking import Scorer
 from anchorembed.system.files import hash_texts
 
 NONE, SHORT, ECHO, DUPLICATE, LOST = (

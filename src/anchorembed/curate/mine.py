@@ -25,7 +25,7 @@ from anchorembed.curate.rerank import Reranker
 from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import text_key
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.held_out import Scorer
+from anchorembed.evaluate.ranking import Scorer
 from anchorembed.model.vectors import Floats, Side, near_top, unit_rows
 
 _SCORES_AT_ONCE = 1 << 24  # of the search

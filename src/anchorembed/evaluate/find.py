@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.held_out import Scorer
 from anchorembed.evaluate.local import LocalTask, local_tasks
+from anchorembed.evaluate.ranking import Scorer
 from anchorembed.evaluate.task_types import Items, search_by_scores
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from anchorembed.data.pairs import TextPair
+from anchorembed.evaluate.ranking import Scorer
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts
 
-Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
 Instruction = tuple[str | None, bool]  # put before queries, None for the model's prompt; whether before documents, too
 METRIC = "nDCG@10"
 

@@ -6,13 +6,14 @@ follows that rule, both to cut a ranking and to score it, so no metric depends o
 Axes: Q queries, D documents, H hidden size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from anchorembed.errors import InputError
 from anchorembed.model.vectors import Floats, check_finite, cosines, near_top, rounding, unit_rows
 
+Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
 Rankings = dict[str, dict[str, float]]  # query id -> document id -> score
 
 _SCORES_PER_BLOCK, _DOCUMENTS_PER_BLOCK = 1 << 24, 1 << 17

@@ -23,7 +23,6 @@ from anchorembed.data.documents import Documents
 from anchorembed.data.judged import LabelledText, SentencePair
 from anchorembed.data.store import StoredDocuments
 from anchorembed.errors import InputError
-from anchorembed.evaluate.held_out import Scorer
 from anchorembed.evaluate.metrics import (
     DEEPEST,
     MTEB_MEASURES,
@@ -35,7 +34,7 @@ from anchorembed.evaluate.metrics import (
     pseudo_values,
     score_rankings,
 )
-from anchorembed.evaluate.ranking import Rankings, rank, rank_candidates
+from anchorembed.evaluate.ranking import Rankings, Scorer, rank, rank_candidates
 from anchorembed.model.vectors import Floats, Side, check_finite, near_top, unit_rows
 from anchorembed.search.vector_cache import Texts
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
-from anchorembed.model.cutting import all_ids, find_cuts, first_ids
+from anchorembed.model.first_tokens import all_ids, find_cuts, first_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from anchorembed.errors import InputError
-from anchorembed.model.smaller import VectorFormat, vector_format
+from anchorembed.model.vector_formats import VectorFormat, vector_format
 from anchorembed.search.columns import as_ranges
 
 MANIFEST = "manifest.json"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from anchorembed.model import cutting
-from anchorembed.model.cutting import all_ids, find_cuts, first_ids
+from anchorembed.model import first_tokens
+from anchorembed.model.first_tokens import all_ids, find_cuts, first_ids
 from tiny import DATA
 
 LLAMA3 = (
@@ -117,8 +117,8 @@ def test_first_tokens_are_those_of_the_whole_text(backend: Tokenizer, most: int,
     cuts = find_cuts(backend)
     assert cuts is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "_CHARACTERS_A_TOKEN", 1)
-        patch.setattr(cutting, "_AT_ONCE", 40)
+        patch.setattr(first_tokens, "_CHARACTERS_A_TOKEN", 1)
+        patch.setattr(first_tokens, "_AT_ONCE", 40)
         expected = [backend.encode(text, add_special_tokens=False).ids[:most] for text in texts]
         assert first_ids(backend, cuts, texts, most) == expected
 
@@ -209,7 +209,7 @@ def upper_case_in_no_match() -> Tokenizer:
 def test_what_joins_a_letter_and_a_mark_is_no_cut(
     tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cutting, "_CHARACTERS_A_TOKEN", 1)
+    monkeypatch.setattr(first_tokens, "_CHARACTERS_A_TOKEN", 1)
     whole, cuts = tokenizer.encode(text, add_special_tokens=False).ids, find_cuts(tokenizer)
     for most in range(1, len(text)):
         assert first_ids(tokenizer, cuts, [text], most) == [whole[:most]]
@@ -222,7 +222,7 @@ def test_no_more_than_what_is_kept_is_tokenised(monkeypatch: pytest.MonkeyPatch)
         lengths.append(sum(map(len, texts)))
         return all_ids(backend, texts)
 
-    monkeypatch.setattr(cutting, "all_ids", counted)
+    monkeypatch.setattr(first_tokens, "all_ids", counted)
     text = "sort the list, then read it. " * 20_000
     first_ids(tokenizer, find_cuts(tokenizer), [text] * 3, 32)
-    assert sum(lengths) <= 3 * 32 * cutting._CHARACTERS_A_TOKEN
+    assert sum(lengths) <= 3 * 32 * first_tokens._CHARACTERS_A_TOKEN

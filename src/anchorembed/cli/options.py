@@ -1,0 +1,17 @@
+"""Arguments and options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=value.", show_default=False)]
+Show = Annotated[bool, typer.Option("--show-config", help="Print every key with its value and meaning, and stop.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop and count unusable lines of pairs.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, .gguf file or smollm2-135m.")]
+SideOption = Annotated[Literal["query", "document"], typer.Option("--side", help="What the texts are.")]
+DimensionsOption = Annotated[
+    int | None, typer.Option("--dimensions", help="Keep the first so many components; default all.", show_default=False)
+]
+Stored = Literal["float32", "int8", "binary"]
