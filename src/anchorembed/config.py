@@ -203,6 +203,21 @@ class Reconstruct(Schedule):
         description="Weight of a loss beside the decoder's: each text must be likeliest from its own anchor, beside "
         "those of three other pairs of the step; null for none, as the paper.",
     )
+    contrast_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Weight of Stage II's loss beside the decoder's, on the anchors that are encoded anyway, with "
+        "cosines times 20; null for none, as the paper.",
+    )
+
+    @model_validator(mode="after")
+    def _has_both_sides(self) -> Self:
+        if self.contrast_weight is not None and self.directions != "both":
+            raise ValueError(
+                f"contrast_weight compares queries' anchors with documents', and directions: {self.directions} has not "
+                "both in a step. Set directions: both, or leave contrast_weight out"
+            )
+        return self
 
 
 class Lora(Section):

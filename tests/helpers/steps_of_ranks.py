@@ -32,6 +32,10 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-gradient": Reconstruct(tokens_per_micro_batch=4000, anchor="centred_gradient"),
     "stage1-read": Reconstruct(tokens_per_micro_batch=110, target_tokens=4, read_weight=0.7),
     "stage1-read-alone": ControlReconstruct(tokens_per_micro_batch=4000, read_weight=0.7, bag_weight=0.5, decode=False),
+    "stage1-contrast": Reconstruct(tokens_per_micro_batch=110, contrast_weight=0.5),
+    "stage1-contrast-alone-untied": ControlReconstruct(
+        tokens_per_micro_batch=4000, contrast_weight=0.5, bag_weight=0.1, decode=False
+    ),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
     # The scale keeps positives from a share of nearly 1, where the gradient is what rounding leaves of a difference.

@@ -28,8 +28,8 @@ class ControlReconstruct(Reconstruct):
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
-        if not self.decode and not self.bag_weight and self.read_weight is None:
-            raise ValueError("decode: false leaves no loss; set bag_weight or read_weight above 0")
+        if not (self.decode or self.bag_weight or self.read_weight or self.contrast_weight):
+            raise ValueError("decode: false leaves no loss; set bag_weight, read_weight or contrast_weight above 0")
         return self
 
 

@@ -240,6 +240,9 @@ _PLOTTED = {
     "loss_bag_q2d": "loss of documents' bags from queries' vectors, nats a token",
     "loss_bag_d2q": "loss of queries' bags from documents' vectors, nats a token",
     "loss_bag_d2d": "loss of documents' bags from their own vectors, nats a token",
+    "loss_read_q2d": "loss of telling a document's query from three others by the decoder, nats a text",
+    "loss_read_d2q": "loss of telling a query's document from three others by the decoder, nats a text",
+    "loss_read_d2d": "loss of telling a document's own vector from three others by the decoder, nats a text",
     "gain_bag_q2d": "anchor gain of documents' bags, nats a token",
     "gain_bag_d2q": "anchor gain of queries' bags, nats a token",
 }

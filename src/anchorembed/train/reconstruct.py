@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from anchorembed.config import Data, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.packing import by_length, micro_batches
+from anchorembed.model.packing import by_length, micro_batches, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
 from anchorembed.train.anchor_choice import CHOICES, in_step_order
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
+from anchorembed.train.contrastive_losses import false_negatives, info_nce
 from anchorembed.train.decoding import centred
 from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
@@ -37,6 +38,8 @@ from anchorembed.train.reconstruction_batch import (
 )
 from anchorembed.train.reconstruction_module import ReconstructionModule
 from anchorembed.train.stage import Measured, Metrics, StepSize
+
+_SCALE = 20.0  # of cosines where anchors are compared with each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,11 @@ class Reconstruction:
         none = dict.fromkeys(weights, 0.0)
         micro_batches = [self._laid_out(writings[0], none, none, is_idle=True) for _ in range(idle)]
         micro_batches += [self._laid_out(part, per_token, per_text) for part in runs[rank()]]
-        return ReconstructionBatch(micro_batches, idle, len(pairs), weights, totals)
+        excluded_QD = None
+        if self.settings.contrast_weight is not None:
+            queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
+            excluded_QD = send(false_negatives(queries, documents, range(len(pairs))), self._device)
+        return ReconstructionBatch(micro_batches, idle, len(pairs), weights, totals, excluded_QD)
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
         """What each direction's loss weighs in step ``number``."""
@@ -141,10 +148,11 @@ class Reconstruction:
         writings = [
             [writing for direction in directions for writing in self.of_pair(pair, direction)] for pair in pairs
         ]
-        if self.settings.read_weight is None or "next_token" in directions:
+        if "next_token" in directions:
             return writings
         apart, total = len(directions), len(directions) * len(pairs)
-        rows = (tuple((row + apart * other) % total for other in range(CHOICES)) for row in range(total))
+        choices = range(1 if self.settings.read_weight is None else CHOICES)
+        rows = (tuple((row + apart * other) % total for other in choices) for row in range(total))
         return [[replace(writing, rows=next(rows)) for writing in of_pair] for of_pair in writings]
 
     def of_pair(self, pair: TokenPair, direction: Direction) -> list[Writing]:
@@ -172,10 +180,17 @@ class Reconstruction:
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
         first, is_raw = batch.micro_batches[0], self.settings.anchor == "raw"
+        compared: list[Tensor] = []  # the anchors' own loss, if they have one
+
+        def enter(anchors_NH: Tensor) -> list[Tensor]:
+            if batch.excluded_QD is not None:
+                compared.append(self._contrast(batch, anchors_NH))
+            return self._entering(batch, anchors_NH)
+
         if len(batch.micro_batches) == 1:
-            sums_3D = self._backward(batch, enter=lambda anchors_NH: self._entering(batch, anchors_NH)[0])
-        elif first.choices > 1 or (first.sources is not None and not is_raw):
-            sums_3D = self._cached_backward(batch)
+            sums_3D = self._backward(batch, enter=lambda anchors_NH: enter(anchors_NH)[0], beside=compared)
+        elif first.choices > 1 or batch.excluded_QD is not None or (first.sources is not None and not is_raw):
+            sums_3D = self._cached_backward(batch, enter, compared)
         else:
             sums_3D = self._backward(batch)
         sums_3D = summed(sums_3D)
@@ -187,6 +202,9 @@ class Reconstruction:
             for value, its_weight in losses.values():
                 loss = loss + weight * its_weight * value
             measured |= {name: value for name, (value, _) in losses.items()}
+        for contrast in compared:
+            loss = loss + contrast.detach()
+            measured["loss_contrast"] = contrast / cast("float", self.settings.contrast_weight)
         return {"loss": loss, **measured}
 
     def _backward(
@@ -194,14 +212,18 @@ class Reconstruction:
         batch: ReconstructionBatch,
         anchors: Sequence[Tensor] | None = None,
         enter: Callable[[Tensor], Tensor] | None = None,
+        beside: Sequence[Tensor] = (),
         is_last: bool = True,
     ) -> Tensor:
-        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [3, D]."""
+        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [3, D].
+
+        ``beside`` has, once all anchors have entered, losses that every process has whole.
+        """
         sums_3D = torch.zeros(3, len(batch.weights), device=self._device)
         for number, micro in enumerate(batch.micro_batches):
             with nullcontext() if is_last and number + 1 == len(batch.micro_batches) else self.unsynced():
                 loss, losses_3D = self._losses(micro, None if anchors is None else anchors[number], enter)
-                (loss if processes() == 1 else loss * processes()).backward()
+                torch.stack([loss if processes() == 1 else loss * processes(), *beside]).sum().backward()
             if number >= batch.idle:
                 sums_3D += losses_3D
         return sums_3D
@@ -218,7 +240,9 @@ class Reconstruction:
         )
         return loss, torch.stack(losses) @ micro.masks_DP.T
 
-    def _cached_backward(self, batch: ReconstructionBatch) -> Tensor:
+    def _cached_backward(
+        self, batch: ReconstructionBatch, enter: Callable[[Tensor], list[Tensor]], beside: Sequence[Tensor]
+    ) -> Tensor:
         """The same where anchors depend on the whole step's, in the memory of one micro-batch, as GradCache does it.
 
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
@@ -228,11 +252,12 @@ class Reconstruction:
 
         def written(anchors_NH: Tensor) -> Tensor:
             """What has the gradient of the loss with respect to the anchors, through what they become."""
-            parts = self._entering(batch, anchors_NH)
+            parts = enter(anchors_NH)
             leaves = [part.detach().requires_grad_() for part in parts]
             sums.append(self._backward(batch, leaves, is_last=False))
             pairs = zip(parts, leaves, strict=True)
-            return torch.stack([(part * cast("Tensor", leaf.grad)).sum() for part, leaf in pairs]).sum()
+            terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in pairs]
+            return torch.stack([*terms, *beside]).sum()
 
         sources = [micro.sources for micro in batch.micro_batches]
         cached_backward(
@@ -246,10 +271,23 @@ class Reconstruction:
         entering_NH = anchors_NH if self.settings.anchor == "raw" else self._centring(sides_N)(anchors_NH)
         if batch.micro_batches[0].choices == 1:
             return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])]
-        rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
-        rows, counts_N = batch.pairs * len(batch.weights), (sides_N >= 0).to(anchors_NH.dtype)
-        shared_NH = in_step_order(entering_NH, rows_N, counts_N, rows, summed_with_gradient)
+        shared_NH = self._of_all(batch, entering_NH)
         return [shared_NH[micro.rows_R] for micro in batch.micro_batches]
+
+    def _of_all(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
+        """All processes' anchors in the step's order, from this process's."""
+        rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
+        counts_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
+        rows = batch.pairs * len(batch.weights)
+        return in_step_order(anchors_NH, rows_N, counts_N.to(anchors_NH.dtype), rows, summed_with_gradient)
+
+    def _contrast(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
+        """The weighted loss of comparing all queries' anchors with all documents', as they are."""
+        shared_NH = self._of_all(batch, anchors_NH)
+        queries_QH, documents_DH = shared_NH.view(batch.pairs, 2, -1).unbind(1)
+        positives_Q = torch.arange(batch.pairs, device=self._device)
+        loss = info_nce(queries_QH, documents_DH, positives_Q, _SCALE, batch.excluded_QD)
+        return cast("float", self.settings.contrast_weight) * loss
 
     def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
         """What anchors go through before they enter the decoder."""

@@ -81,7 +81,7 @@ class ReconstructionBatch:
     """A step's pairs on the device: this process's micro-batches, and the pairs and target tokens of all processes.
 
     The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
-    must do equally many.
+    must do equally many. ``excluded_QD`` marks documents that are no negatives of a query, where they are compared.
     """
 
     micro_batches: list[MicroBatch]
@@ -89,6 +89,7 @@ class ReconstructionBatch:
     pairs: int
     weights: dict[Direction, float]
     totals: dict[Direction, int]
+    excluded_QD: Tensor | None = None
 
 
 def lay_out(
