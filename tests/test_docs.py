@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import anchorembed
-from anchorembed import cli
+from anchorembed.cli.main import main
 from anchorembed.config import Recipe
 from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
@@ -77,7 +77,7 @@ def run(words: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "anchorembed", f"{' '.join(words)}: mark it `not run: why`, or name its test in ELSEWHERE"
     monkeypatch.setattr(sys, "argv", [str(model) if word == "MODEL" else word for word in words])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main()
     assert not stopped.value.code, " ".join(words)
 
 
