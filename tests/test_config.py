@@ -71,6 +71,12 @@ def test_what_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
         read_recipe(write(tmp_path / "r.yaml", text))
 
 
+def test_a_file_of_pairs_is_no_recipe_of_any_verb(tmp_path: Path) -> None:
+    pairs = write(tmp_path / "faq.csv", 'query,positive\nWhere is it?,"Here: or there, later"\n')
+    with pytest.raises(InputError, match=r"faq\.csv: a file of pairs.*data\.sources.*train --pairs .*faq\.csv --base"):
+        read_recipe(pairs)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
 def test_a_recipe_of_another_encoding_is_named_for_what_it_is(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"

@@ -50,8 +50,12 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        cure = f" For a file of pairs: --pairs {path}." if path.suffix in (".csv", ".tsv", ".jsonl") else ""
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}{cure}") from error
+        if path.suffix in (".csv", ".tsv", ".jsonl"):
+            raise InputError(
+                f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train "
+                f"without one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one)."
+            ) from error
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")
     base = values.pop("extends", None)

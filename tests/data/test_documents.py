@@ -74,6 +74,11 @@ def test_texts_may_go_without_ids(tmp_path: Path) -> None:
         read_texts(lines(tmp_path / "t.csv", "x"))
 
 
+def test_a_table_is_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"faq\.csv: a corpus cannot be read from this\. Give \.jsonl"):
+        read_corpus(lines(tmp_path / "faq.csv", "query,positive"))
+
+
 @pytest.mark.parametrize(("read", "what"), [(read_corpus, "no document"), (read_texts, "no text")])
 def test_empty_files_of_documents_are_an_error(
     tmp_path: Path, read: Callable[[Path], Iterator[Document]], what: str

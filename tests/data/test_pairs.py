@@ -391,15 +391,17 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
         (
             "question,documnt",
             ':1: no "query" or "anchor" and no "positive" or "document" here, only \'question\', \'documnt\'. '
-            "Did you mean 'document'? Rename the columns.",
+            "Did you mean 'document'? Rename the columns, which the first line names.",
         ),
         (
             "qery,positive",
-            ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? Rename the columns.",
+            ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? "
+            "Rename the columns, which the first line names.",
         ),
         (
             "query,positive,document",
-            ':1: both "positive" and "document" are given. Keep one of them. Rename the columns.',
+            ':1: both "positive" and "document" are given. Keep one of them. '
+            "Rename the columns, which the first line names.",
         ),
         (
             "query,query,positive",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 
+from anchorembed.errors import InputError
 from anchorembed.model import load
 
 
@@ -18,3 +19,12 @@ def test_files_beside_a_model_come_without_a_bar(tiny_folder: Path, monkeypatch:
     assert load.file_beside(str(tiny_folder), "modules.json") is None
     assert disabled == [True]
     assert not are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("named", ["faq", "faq/contrast"])
+def test_a_run_folder_is_refused_with_the_model_in_it(named: str, tmp_path: Path) -> None:
+    model = tmp_path / "faq" / "contrast" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"no config.json. Name {model}."):
+        load.load_config(str(tmp_path / named))

@@ -16,7 +16,7 @@ def test_pairs_become_a_test_without_repeated_texts() -> None:
     assert [document.text for document in made.documents] == ["x", "y"]
     assert [query.text for query in made.queries] == ["a", "b"]
     assert made.qrels == {"q0": {"d0": 1, "d1": 1}, "q1": {"d0": 1}}
-    with pytest.raises(InputError, match="1 held-out pairs, and a page shows at least 2"):
+    with pytest.raises(InputError, match="held-out pairs: 1, and a page shows at least 2"):
         collection_of([TextPair("a", "x")])
 
 

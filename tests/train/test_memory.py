@@ -197,6 +197,9 @@ def test_what_it_says(eight_billion: Shape) -> None:
     assert check_memory("contrast", eight_billion, use(), 0, "cuda:0", strict=True).startswith(
         "contrast: about 105 GB: "
     )
+    few = str(estimate(eight_billion, replace(use(), queries=2, documents=2)))
+    assert "weights 32" in few
+    assert "embeddings" not in few, "less than a thousandth of it all says nothing"
 
 
 def test_what_cannot_fit_is_refused_with_figures_and_a_cure(eight_billion: Shape) -> None:

@@ -128,7 +128,7 @@ def test_too_few_pairs_are_no_test(tmp_path: Path, tiny_folder: Path, said: list
     recipe = make(tmp_path, tiny_folder, held_out=1)
     train(recipe)
     assert read(recipe)["tests"] == []
-    assert "fewer than 2 pairs are held out: data.held_out of them, at most a tenth. Give 60 pairs or more" in said[-1]
+    assert "fewer than 2 pairs are held out: at most data.held_out, and at most a tenth of all. Give 20" in said[-1]
 
 
 def test_no_more_than_some_pairs_are_compared(

@@ -45,8 +45,10 @@ def read_corpus(path: Path) -> Iterator[Document]:
     """Stream a corpus, JSONL of ``_id`` (or ``id``, ``doc_id``), ``title`` and ``text``, as BEIR's are.
 
     Raises:
-        InputError: on a bad line, a repeated id, or if there is no document.
+        InputError: on a bad line, a repeated id, a table or plain text, or if there is no document.
     """
+    if suffix_of(path) in (".csv", ".tsv", ".parquet", ".txt"):
+        raise InputError(f'{path}: a corpus cannot be read from this. Give .jsonl, {{"_id": ..., "text": ...}} a line.')
     return not_empty(_documents(existing(path), needs_id=True), lambda: f"{path}: no document. Give at least one line.")
 
 

@@ -250,7 +250,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
-            checked_header(f"{path}:{line}", cells, columns)
+            checked_header(f"{path}:{line}", cells, columns, "Rename the columns, which the first line names.")
             header = cells
         elif cells:
             yield line, _cells(header, cells, nullable)
@@ -275,12 +275,12 @@ def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool])
     return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}
 
 
-def checked_header(location: str, names: list[str], columns: Columns) -> list[str]:
+def checked_header(location: str, names: list[str], columns: Columns, cure: str = "Rename the columns.") -> list[str]:
     """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
     try:
         wanted = columns(names)
     except BadRow as bad:
-        raise InputError(f"{location}: {bad.what}.{bad.hint} Rename the columns.") from None
+        raise InputError(f"{location}: {bad.what}.{bad.hint} {cure}") from None
     if len(set(names)) < len(names):
         raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted

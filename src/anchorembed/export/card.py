@@ -131,7 +131,7 @@ def _native_usage(title: str) -> str:
 ```py
 from anchorembed import Embedder
 
-model = Embedder.load({title!r})
+model = Embedder.load({title!r})  # or the path of this folder
 queries = model.encode(["How do I sort a list?"], side="query")
 documents = model.encode(["list.sort() sorts a list in place."])
 ```

@@ -182,7 +182,9 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if path.is_dir():
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
-            raise InputError(f"model {name!r}: the folder has no config.json. Name a model folder.")
+            inside = sorted([*path.glob("model/config.json"), *path.glob("*/model/config.json")])
+            folder = inside[0].parent if inside else "a model folder"
+            raise InputError(f"model {name!r}: the folder has no config.json. Name {folder}.")
         return str(path), None
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise InputError(f"model {name!r}: no such folder. Check the path.")

@@ -71,7 +71,7 @@ def collection_of(pairs: Sequence[TextPair]) -> Collection:
         InputError: if there are fewer than two pairs.
     """
     if len(pairs) < 2:
-        raise InputError(f"{len(pairs)} held-out pairs, and a page shows at least 2. Name others: --pairs FILE")
+        raise InputError(f"held-out pairs: {len(pairs)}, and a page shows at least 2. Name others: --pairs FILE")
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(pair.positive for pair in pairs))}
     queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pair.query for pair in pairs))}
     qrels: dict[str, dict[str, int]] = {}

@@ -133,7 +133,7 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in self.__slots__}
-        return ", ".join(f"{name} {gb(value)}" for name, value in parts.items() if value)
+        return ", ".join(f"{name} {gb(value)}" for name, value in parts.items() if value >= self.total / 1000)
 
 
 def shape_of(config: PretrainedConfig) -> Shape:

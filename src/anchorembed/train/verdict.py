@@ -126,8 +126,9 @@ def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
     """A verdict as lines for the user."""
     if not verdicts:
         return [
-            "verdict: whether training helped is not known, as fewer than 2 pairs are held out: data.held_out of "
-            "them, at most a tenth. Give 60 pairs or more, or name a test in evaluate_on."
+            "verdict: whether training helped is not known, as fewer than 2 pairs are held out: at most "
+            "data.held_out, and at most a tenth of all. Give 20 pairs or more, better hundreds, or name a test in "
+            "contrast.evaluate_on."
         ]
     return [line for each in verdicts for line in _lines(each)]
 
