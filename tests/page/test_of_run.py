@@ -1,5 +1,6 @@
 """A run's page has the run's models and pairs that were not trained on; what cannot be shown is said."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_a_run_gives_its_page(run: Recipe, tiny_folder: Path, tmp_path: Path) ->
     by_recipe = api.page(run.output / "recipe.yaml", out=tmp_path / "page.html")
     assert by_recipe.read_text(encoding="utf-8") == written.read_text(encoding="utf-8")
     pairs = run.data.sources[0].path
+    assert "were trained on" not in written.read_text(encoding="utf-8")
+    seen = api.page(run.output, pairs=pairs, out=tmp_path / "seen.html").read_text(encoding="utf-8")
+    assert re.search(r"\d+ of these 120 pairs were trained on: their results say nothing of new texts", seen)
     moved = (run.output / "recipe.yaml").rename(tmp_path / "recipe.yaml")
     try:
         with pytest.raises(InputError, match=r"no recipe.yaml that says .* --pairs FILE"):

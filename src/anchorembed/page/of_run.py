@@ -1,5 +1,6 @@
 """The page of a run, from its output folder: the models of its stages, and the base model they started from."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from anchorembed.config import Recipe
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
-from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.data.pairs import TextPair, folded, read_pairs
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import chance
@@ -36,13 +37,19 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     recipe = read_recipe(beside) if beside.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
     models = find_models(output)
-    collection = collection_of(_held_out(run, recipe) if pairs is None else list(islice(read_pairs(pairs), _MOST)))
+    shown = _held_out(run, recipe) if pairs is None else list(islice(read_pairs(pairs), _MOST))
+    collection = collection_of(shown)
     rows = {"chance": chance(collection)}
     trained = read_metadata(Path(list(models.values())[-1]))
     lengths = trained.lengths if trained else None  # the base model's texts are cut alike
     for name, model in models.items():
         rows[name] = evaluate_collection(cached_encoder(Embedder.load(model, lengths=lengths)), collection).mean
-    notes = [f"{len(collection.queries)} held-out queries, {len(collection.documents)} documents."]
+    kind = "held-out queries" if pairs is None else f"queries of {Path(pairs).name}"
+    notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
+    if pairs is not None and (trained_on := _trained_on(recipe, shown)):
+        notes.append(
+            f"{trained_on} of these {len(shown)} pairs were trained on: their results say nothing of new texts."
+        )
     return contents(f"What training did: {output.name}", notes, models, collection, rows, {"": output}, lengths), output
 
 
@@ -83,6 +90,16 @@ def collection_of(pairs: Sequence[TextPair]) -> Collection:
         tuple(Document(name, text) for text, name in queries.items()),
         qrels,
     )
+
+
+def _trained_on(recipe: Recipe | None, pairs: Sequence[TextPair]) -> int:
+    """How many pairs are among those that a recipe trains on; 0 without a recipe."""
+    if recipe is None:
+        return 0
+    store = open_pairs(recipe)
+    trained = (store[index] for index in split(store, recipe.data.held_out, recipe.seed).train.tolist())
+    given = Counter((folded(pair.query), folded(pair.positive)) for pair in pairs)
+    return sum(given[key] for key in {(folded(pair.query), folded(pair.positive)) for pair in trained} & given.keys())
 
 
 def _held_out(run: Path, recipe: Recipe | None) -> list[TextPair]:
