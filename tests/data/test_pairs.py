@@ -256,6 +256,12 @@ def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, c
         list(read_pairs(tmp_path, skip_bad=True))
 
 
+def test_a_carriage_return_within_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(b"query,pos\ritive\na,b\n")
+    with pytest.raises(InputError, match=r"p\.csv:1: the row is not valid CSV"):
+        list(read_pairs(tmp_path / "p.csv"))
+
+
 def test_unused_columns_are_said_where_only_the_first_pairs_are_read(tmp_path: Path, said: list[str]) -> None:
     path = lines(tmp_path / "p.jsonl", *[{"query": "a", "positive": "b", "margin": 1}] * 3)
     assert len(list(islice(read_pairs(path), 2))) == 2

@@ -241,7 +241,9 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             return
         except csv.Error as error:
             if header is None:  # quotes around cells that are separated otherwise are out of place
-                names = next(csv.reader((text for _, text in lines(path)), delimiter=delimiter), [])
+                names: list[str] = []
+                with suppress(csv.Error):
+                    names = next(csv.reader((text for _, text in lines(path)), delimiter=delimiter), [])
                 _refuse_other_separators(f"{path}:{line}", names, tabs=tabs)
             swallowed = range(line, reader.line_num + 1)
             where = f"the row of lines {line} to {swallowed[-1]}" if swallowed[1:] else "the row"
