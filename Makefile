@@ -8,9 +8,10 @@ LOWEST := .venv-lowest/bin
 OLDER := .venv-older/bin
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-# Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and runs.
+# Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and
+# runs. Files are not sorted by their number of tests: the few long ones would come last, in one process.
 PROCESSES ?= 2
-PYTEST := -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST := -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 quick-tests test test-lowest test-older: export OMP_NUM_THREADS := 1
 
 .PHONY: demo docs test quick quick-tests lint test-lowest test-older install
