@@ -69,6 +69,9 @@ def alone(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
+BOUNDS = {"stage1-read-alone": 3e-5}  # its gradients are small differences of losses: 1.1e-5 with AVX2
+
+
 @pytest.mark.parametrize("how", ["ddp", "shard"])
 def test_two_processes_are_one(folder: Path, alone: dict[str, dict[str, torch.Tensor]], how: str) -> None:
     for name, values in alone.items():
@@ -76,7 +79,7 @@ def test_two_processes_are_one(folder: Path, alone: dict[str, dict[str, torch.Te
         assert set(found) == set(values)
         for key, value in values.items():
             away = float((found[key] - value).norm()) / max(1e-3, float(value.norm()))
-            assert away <= 3e-5, (name, key)  # rounding: 1.1e-5 where vectors are of 256 bits
+            assert away <= BOUNDS.get(name, 1e-5), (name, key)
 
 
 def recipe(folder: Path, output: str, steps: int = 6) -> Path:

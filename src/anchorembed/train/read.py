@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -121,7 +122,9 @@ def read(
     sink, is_centred = stage_one_form(embedder.metadata)
     device = embedder.backbone.device
     given = [text] if vector_H is None and text is not None else []
-    anchors_NH = torch.tensor(embedder.encode([*given, other, *NEUTRAL], side, normalize=False), device=device)
+    # One text a call: a text's vector is rounded alike, whatever else is read.
+    alone = [embedder.encode([text], side, normalize=False) for text in (*given, other, *NEUTRAL)]
+    anchors_NH = torch.tensor(np.concatenate(alone), device=device)
     if vector_H is not None:
         anchors_NH = torch.cat([_with_length(vector_H, anchors_NH), anchors_NH])
     if is_centred:
@@ -170,7 +173,8 @@ def _with_length(vector_H: Floats, anchors_NH: Tensor) -> Tensor:
 
 def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]]:
     """The likeliest words, or parts of words, by the output head alone, with their probabilities, for each anchor."""
-    shares_NV = embedder.backbone.head.logits(anchors_NH).softmax(-1)
+    # One product an anchor: rows of one product may be rounded apart, so that equal anchors would differ.
+    shares_NV = torch.cat([embedder.backbone.head.logits(anchor_1H) for anchor_1H in anchors_NH.split(1)]).softmax(-1)
     likely = shares_NV.topk(min(_CANDIDATES, shares_NV.shape[1]))
     bags = []
     for shares, ids in zip(likely.values.tolist(), likely.indices.tolist(), strict=True):
