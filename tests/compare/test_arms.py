@@ -48,6 +48,25 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
     assert steps["q2d"] + steps["d2q"] > 2 * steps["both"]
 
 
+def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> None:
+    recipe = make(
+        arms=["both", "both_half", "longer", "longer_2"],
+        own_arms={
+            "both_half": {"like": "both", "budget": 0.5},
+            "longer": {"like": "contrast_longer"},
+            "longer_2": {"like": "contrast_longer", "budget": 2},
+        },
+        declared=["longer"],
+    )
+    arms = find_arms(recipe.compare)
+    steps = matched_steps(recipe, arms)
+    assert steps["both_half"] == 3
+    assert abs(steps["longer_2"] - 2 * steps["longer"]) <= 1
+    digests = {arm.name: arm.digest for arm in arms}
+    assert digests["longer"] == READY["contrast_longer"].digest  # 1 changes no key of earlier results
+    assert digests["longer_2"] != digests["longer"]
+
+
 def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever seed the recipe has for training it alone."""
     prepare, seeds = arms_module.prepare, []
@@ -102,6 +121,11 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
             {"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}},
             "x.first.steps: no arm may set it, as steps follow",
         ),
+        (
+            {"own_arms": {"x": {"like": "both", "budget": 2}}, "arms": ["x"], "primary": "x"},
+            "x.budget: compare.primary sets the unit",
+        ),
+        ({"own_arms": {"x": {"like": "contrast", "budget": 2}}}, "x.budget: has no effect, as contrast gets none"),
         ({"own_arms": {"x": {"like": "full_contrast", "first": {"from": "y"}}}}, "x.first.from: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),

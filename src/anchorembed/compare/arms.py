@@ -40,11 +40,13 @@ class Arm:
     contrast_keys: Values = field(default_factory=dict)
     longer: bool = False  # Stage II gets Stage I's compute as well
     trained: bool = True
+    budget: float = 1.0  # of the primary arm's Stage I compute
 
     @property
     def digest(self) -> str:
         """Hash of the arm's settings, which decide its results."""
-        settings = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
+        settings: list[object] = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
+        settings += [self.budget] if self.budget != 1 else []
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -123,6 +125,7 @@ def find_arms(compare: Compare) -> list[Arm]:
             what=own.what or f"As {like.name}, with other settings.",
             first_keys=like.first_keys | own.first,
             contrast_keys=like.contrast_keys | own.contrast,
+            budget=own.budget,
         )
     explored = [name for first, others in compare.explore.items() for name in (first, *others)]
     for where, names in (("declared", compare.declared), ("explore", explored), ("arms", compare.arms)):
@@ -154,6 +157,10 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
     ):
         for key in keys:
             raise InputError(f"compare.own_arms.{name}.{stage}.{key}: no arm may set it, as {why}. Leave it out.")
+    if own.budget != 1 and name == compare.primary:
+        raise InputError(f"compare.own_arms.{name}.budget: compare.primary sets the unit. Leave it out.")
+    if own.budget != 1 and like.first == "nothing" and not like.longer:
+        raise InputError(f"compare.own_arms.{name}.budget: has no effect, as {like.name} gets none. Leave it out.")
 
 
 def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
@@ -231,7 +238,7 @@ def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
 
 
 def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
-    """Steps of each arm that cost as many FLOPs as the primary's Stage I: before Stage II, or in it if ``longer``."""
+    """Steps of each arm that cost its ``budget`` of the primary's Stage I: before Stage II, or in it if ``longer``."""
     compare = recipe.compare
     if compare is None or recipe.reconstruct is None:
         raise InputError("recipe: compare needs both a compare section and reconstruct. Add what is missing.")
@@ -251,7 +258,7 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
         if arm.name == primary.name or stage is None:
             matched[arm.name] = steps if stage else 0
         else:
-            matched[arm.name] = max(1, round(budget / stage_flops(stage, prepared)))
+            matched[arm.name] = max(1, round(arm.budget * budget / stage_flops(stage, prepared)))
     return matched
 
 
