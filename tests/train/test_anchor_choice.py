@@ -10,13 +10,13 @@ from torch import Tensor
 from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.config import Data, Source
 from anchorembed.errors import InputError
+from anchorembed.model.backbone import Backbone
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe import parse_as
-from anchorembed.system.processes import summed
-from anchorembed.train.anchor_choice import CHOICES, choose_anchors, in_step_order
+from anchorembed.train import anchors, reconstruction_module
+from anchorembed.train.anchor_choice import CHOICES, choose_anchors
 from anchorembed.train.decoding import target_count
 from anchorembed.train.flops import weight_count
-from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import step
 from stages import make, stage
@@ -35,12 +35,12 @@ def test_a_choice_by_hand() -> None:
 
 
 def test_anchors_stand_in_the_step_s_order_and_idle_ones_nowhere() -> None:
-    anchors = torch.arange(6.0).view(3, 2).requires_grad_()
-    shared = in_step_order(anchors, torch.tensor([1, 3, 0]), torch.tensor([0.0, 1.0, 1.0]), 4, summed)
+    given = torch.arange(6.0).view(3, 2).requires_grad_()
+    shared = anchors.in_step_order(given, torch.tensor([1, 3, 0]), torch.tensor([0.0, 1.0, 1.0]), 4)
     assert shared.tolist() == [[4.0, 5.0], [0.0, 0.0], [0.0, 0.0], [2.0, 3.0]]
     (shared * torch.arange(4.0)[:, None]).sum().backward()
-    assert anchors.grad is not None
-    assert anchors.grad.tolist() == [[0.0, 0.0], [3.0, 3.0], [0.0, 0.0]]
+    assert given.grad is not None
+    assert given.grad.tolist() == [[0.0, 0.0], [3.0, 3.0], [0.0, 0.0]]
 
 
 def plain_loss(
@@ -104,12 +104,12 @@ def test_micro_batches_are_one_step(form: dict[str, object], budget: int) -> Non
 
 def test_a_lost_gradient_of_anchors_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """If no gradient reached the encoder through anchors, the test above would fail."""
-    entering = Reconstruction._entering
 
-    def cut(own: Reconstruction, batch: ReconstructionBatch, anchors_NH: Tensor) -> list[Tensor]:
-        return [part.detach() + 0 * anchors_NH.sum() for part in entering(own, batch, anchors_NH)]
+    def cut(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone) -> tuple[list[Tensor], Tensor]:
+        parts, contrast = anchors.entering(batch, anchors_NH, backbone)
+        return [part.detach() + 0 * anchors_NH.sum() for part in parts], contrast
 
-    monkeypatch.setattr(Reconstruction, "_entering", cut)
+    monkeypatch.setattr(reconstruction_module, "entering", cut)
     with pytest.raises(AssertionError):
         test_loss_and_gradients_equal_a_plain_computation()
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from anchorembed.config import Contrast, Reconstruct
-from anchorembed.train.decoding import centred, decoding, target_count
+from anchorembed.train.anchors import centred
+from anchorembed.train.decoding import decoding, target_count
 from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import step
 from stages import make, ready, stage
 
@@ -16,13 +18,9 @@ ANCHORS = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, -1.0], [5.0, 7.0]])
 SIDES = torch.tensor([0, 0, 1, 1])
 
 
-def alone(values: Tensor) -> Tensor:
-    return values
-
-
 def test_centred_anchors_by_hand() -> None:
     """Means are [2, 2] and [5, 3]; what is left of each anchor is made 10 long."""
-    found = centred(ANCHORS, SIDES, torch.tensor(10.0), alone)
+    found = centred(ANCHORS, SIDES, torch.tensor(10.0))
     root = 5**0.5
     expected = torch.tensor([[-10 / root, -20 / root], [10 / root, 20 / root], [0.0, -10.0], [0.0, 10.0]])
     torch.testing.assert_close(found, expected)
@@ -30,7 +28,7 @@ def test_centred_anchors_by_hand() -> None:
 
 def test_a_centred_gradient_leaves_values_and_takes_the_mean_off_gradients() -> None:
     anchors = ANCHORS.clone().requires_grad_()
-    found = centred(anchors, SIDES, torch.tensor(10.0), alone, gradient_only=True)
+    found = centred(anchors, SIDES, torch.tensor(10.0), gradient_only=True)
     assert torch.equal(found, ANCHORS)
     found.backward(torch.tensor([[1.0, 2.0], [3.0, 2.0], [0.0, 0.0], [0.0, 8.0]]))
     assert torch.equal(anchors.grad, torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -4.0], [0.0, 4.0]]))
@@ -52,14 +50,19 @@ def test_micro_batches_are_one_step(anchor: str, budget: int) -> None:
 def test_in_bfloat16_means_are_as_exact_as_in_float32() -> None:
     """Whatever the step runs in, as anchors that are nearly alike differ by less than bfloat16 can tell."""
     alike = 8 + 1e-3 * ANCHORS
-    exact = centred(alike, SIDES, torch.tensor(10.0), alone)
+    exact = centred(alike, SIDES, torch.tensor(10.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(centred(alike, SIDES, torch.tensor(10.0), alone), exact)
+        assert torch.equal(centred(alike, SIDES, torch.tensor(10.0)), exact)
 
 
 def test_means_of_micro_batches_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the whole step's means the test above fails."""
-    monkeypatch.setattr(Reconstruction, "_cached_backward", lambda own, batch, *_: own._backward(batch))
+
+    def apart(own: Reconstruction, batch: ReconstructionBatch) -> tuple[Tensor, Tensor]:
+        found = [own._backward(replace(batch, micro_batches=[micro])) for micro in batch.micro_batches]
+        return sum((sums for sums, _ in found), torch.zeros(())), found[0][1]
+
+    monkeypatch.setattr(Reconstruction, "_cached_backward", apart)
     with pytest.raises(AssertionError):
         test_micro_batches_are_one_step("centred", 130)
 

@@ -7,28 +7,10 @@ likelihoods of the target tokens, is at least log(choices) less what an anchor s
 Axes: N texts, R texts times choices (own first), P positions that have a target.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 CHOICES = 4  # anchors a text is written from: its own and three others
-
-
-def in_step_order(
-    anchors_NH: Tensor, rows_N: Tensor, counts_N: Tensor, rows: int, total: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Anchors of all processes as a step has its texts, [rows, H].
-
-    Args:
-        anchors_NH: this process's.
-        rows_N: their rows.
-        counts_N: whether each counts, or is there for nothing.
-        rows: texts of the step.
-        total: sums over processes, with gradient.
-    """
-    shared = anchors_NH.new_zeros(rows, anchors_NH.shape[1])
-    return total(shared.index_add(0, rows_N, anchors_NH * counts_N[:, None]))
 
 
 def choose_anchors(losses_P: Tensor, rows_P: Tensor, weights_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:

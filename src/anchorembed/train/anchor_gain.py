@@ -3,12 +3,14 @@
 Axes: N texts, H hidden size, P positions that have a target.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from anchorembed.train.reconstruction_batch import DIRECTIONS, MicroBatch
+from anchorembed.model.backbone import Backbone
+from anchorembed.train.anchors import entering
+from anchorembed.train.reconstruction_batch import DIRECTIONS, MicroBatch, ReconstructionBatch
 from anchorembed.train.stage import Metrics, read_back
 
 _FIRST = 4  # target tokens of a text whose gain is reported apart
@@ -16,20 +18,19 @@ _ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
 _READ = 0.02  # nats a token: an anchor gain below it is noise
 
 
-def anchor_gain(
-    module: nn.Module, batches: Sequence[MicroBatch], centre: Callable[[Tensor], Tensor] | None, bag_weight: float
-) -> Metrics:
+def anchor_gain(module: nn.Module, held_out: ReconstructionBatch, backbone: Backbone, bag_weight: float) -> Metrics:
     """Losses of held-out texts, in nats a token, and what they are lower than with the next text's anchor.
 
     Args:
         module: `ReconstructionModule`, or what wraps it.
-        batches: texts of one direction.
-        centre: what anchors go through before they enter the decoder.
+        held_out: texts of one direction.
+        backbone: of the model.
         bag_weight: above 0, the bag's loss and gain are measured, too.
     """
+    batches = held_out.micro_batches
     anchors_NH = torch.cat([module(micro.sources, None)[0] for micro in batches])
     spread = _spread(anchors_NH)
-    anchors_NH = anchors_NH if centre is None else centre(anchors_NH)
+    anchors_NH = torch.cat(entering(held_out, anchors_NH, backbone)[0])
     right, other = (_mean_losses(module, batches, each, bag_weight) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
     gains = {name: other[name] - right[name] for name in right}
     metrics = {"held_out": right["all"], "gain": gains["all"], "gain_first": gains["first"]} | spread
@@ -42,7 +43,7 @@ def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: T
     parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
     for micro, anchors in zip(batches, parts, strict=True):
         targets = micro.targets
-        _, losses_P, bags_P, _ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
+        _, losses_P, bags_P, *_ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
         positions = targets.batch.positions
         before = positions[targets.slots][targets.owners]
         first_P = (positions[targets.predicting] < _FIRST + before).float()

@@ -10,11 +10,11 @@ anchor, they write worse until they are trained to (results/README.md).
 Axes: N texts, P positions that have a target, T packed tokens, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anchorembed.model.packing import PackedBatch, pack, send
 
@@ -65,36 +65,6 @@ def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False, li
     owners = torch.arange(len(texts)).repeat_interleave(counts)
     wanted = torch.tensor([token for written in targets for token in written], dtype=torch.long)
     return Decoding(batch, slots, predicting, wanted, owners, tuple(counts.tolist()))
-
-
-def centred(
-    anchors_NH: Tensor,
-    sides_N: Tensor,
-    length: Tensor,
-    total: Callable[[Tensor], Tensor],
-    gradient_only: bool = False,
-) -> Tensor:
-    """Anchors of a step without what all of a side share: ``length * (e - mean) / |e - mean|``.
-
-    A decoder that ignores its anchor sends every anchor the same gradient, which makes them all alike; less their mean
-    they cannot become so. It is what batch normalisation does against posterior collapse (Zhu et al., BN-VAE, 2020,
-    arXiv 2004.12585). The paper has none.
-
-    Args:
-        anchors_NH: this process's anchors of the whole step.
-        sides_N: which side's each is, 0 or 1; sides have means of their own.
-        length: what each becomes long, that of a token's input vector.
-        total: sums over processes, with gradient.
-        gradient_only: leave the anchors as they are, and take the mean off their gradients instead.
-    """
-    with torch.autocast(anchors_NH.device.type, enabled=False):  # what anchors share is most of them
-        is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
-        sums_SH, counts_S = total(is_side_SN @ anchors_NH), total(is_side_SN.sum(1))
-        means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
-        shifted_NH = anchors_NH - means_SH[sides_N]
-        if gradient_only:
-            return anchors_NH.detach() + (shifted_NH - shifted_NH.detach())
-        return length * nn.functional.normalize(shifted_NH, dim=-1)
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder, Metadata
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.device import autocast
-from anchorembed.train.decoding import centred, decoding, insert_anchors
+from anchorembed.train.anchors import centred
+from anchorembed.train.decoding import decoding, insert_anchors
 from anchorembed.train.reconstruction_module import ReconstructionModule
 
 NEUTRAL = (
@@ -129,7 +130,7 @@ def read(
         anchors_NH = torch.cat([_with_length(vector_H, anchors_NH), anchors_NH])
     if is_centred:
         sides_N = torch.zeros(len(anchors_NH), dtype=torch.long, device=device)
-        anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.token_length(), lambda sums: sums)
+        anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.token_length())
     return _reading(embedder, text, other, anchors_NH, sink, limit)
 
 
@@ -205,6 +206,6 @@ def _losses(embedder: Embedder, ids: Sequence[int], anchors_NH: Tensor, sink: bo
     count, device = len(anchors_NH), anchors_NH.device
     layout = decoding([ids] * count, embedder.pairs.end_id, sink).to(device)
     module: nn.Module = ReconstructionModule(embedder)
-    _, losses_P, _, _ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
+    _, losses_P, *_ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
     losses_N: Tensor = losses_P.view(count, -1).mean(1)
     return losses_N

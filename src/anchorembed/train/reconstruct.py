@@ -19,11 +19,11 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import by_length, micro_batches, send
 from anchorembed.model.tokens import TokenPair
-from anchorembed.system.processes import processes, rank, shares, summed, summed_with_gradient, whole
-from anchorembed.train.anchor_choice import CHOICES, in_step_order
+from anchorembed.system.processes import processes, rank, shares, summed
+from anchorembed.train.anchor_choice import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
-from anchorembed.train.contrastive_losses import false_negatives, info_nce
-from anchorembed.train.decoding import centred
+from anchorembed.train.anchors import entering
+from anchorembed.train.contrastive_losses import false_negatives
 from anchorembed.train.flops import TRAINED, weight_count
 from anchorembed.train.gradcache import cached_backward
 from anchorembed.train.prepare import Prepared
@@ -38,8 +38,6 @@ from anchorembed.train.reconstruction_batch import (
 )
 from anchorembed.train.reconstruction_module import ReconstructionModule
 from anchorembed.train.stage import Measured, Metrics, StepSize
-
-_SCALE = 20.0  # of cosines where anchors are compared with each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,10 @@ class Reconstruction:
         if self.settings.contrast_weight is not None:
             queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
             excluded_QD = send(false_negatives(queries, documents, range(len(pairs))), self._device)
-        return ReconstructionBatch(micro_batches, idle, len(pairs), weights, totals, excluded_QD)
+        anchor, contrast_weight = self.settings.anchor, self.settings.contrast_weight or 0.0
+        return ReconstructionBatch(
+            micro_batches, idle, len(pairs), weights, totals, anchor, excluded_QD, contrast_weight
+        )
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
         """What each direction's loss weighs in step ``number``."""
@@ -179,20 +180,10 @@ class Reconstruction:
 
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
-        first, is_raw = batch.micro_batches[0], self.settings.anchor == "raw"
-        compared: list[Tensor] = []  # the anchors' own loss, if they have one
-
-        def enter(anchors_NH: Tensor) -> list[Tensor]:
-            if batch.excluded_QD is not None:
-                compared.append(self._contrast(batch, anchors_NH))
-            return self._entering(batch, anchors_NH)
-
-        if len(batch.micro_batches) == 1:
-            sums_3D = self._backward(batch, enter=lambda anchors_NH: enter(anchors_NH)[0], beside=compared)
-        elif first.choices > 1 or batch.excluded_QD is not None or (first.sources is not None and not is_raw):
-            sums_3D = self._cached_backward(batch, enter, compared)
-        else:
-            sums_3D = self._backward(batch)
+        first, needs_all = batch.micro_batches[0], batch.excluded_QD is not None
+        needs_all |= first.choices > 1 or (first.sources is not None and batch.anchor != "raw")
+        by_cache = needs_all and len(batch.micro_batches) > 1
+        sums_3D, contrast = self._cached_backward(batch) if by_cache else self._backward(batch)
         sums_3D = summed(sums_3D)
         measured: Measured = {}
         loss = torch.zeros((), device=self._device)
@@ -202,98 +193,62 @@ class Reconstruction:
             for value, its_weight in losses.values():
                 loss = loss + weight * its_weight * value
             measured |= {name: value for name, (value, _) in losses.items()}
-        for contrast in compared:
+        if batch.excluded_QD is not None:
             loss = loss + contrast.detach()
-            measured["loss_contrast"] = contrast / cast("float", self.settings.contrast_weight)
+            measured["loss_contrast"] = contrast / batch.contrast_weight
         return {"loss": loss, **measured}
 
-    def _backward(
-        self,
-        batch: ReconstructionBatch,
-        anchors: Sequence[Tensor] | None = None,
-        enter: Callable[[Tensor], Tensor] | None = None,
-        beside: Sequence[Tensor] = (),
-        is_last: bool = True,
-    ) -> Tensor:
-        """Backpropagate each micro-batch, from its sources or from given anchors: this process's losses, [3, D].
+    def _backward(self, batch: ReconstructionBatch, anchors: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Backpropagate each micro-batch, from its sources or from given anchors.
 
-        ``beside`` has, once all anchors have entered, losses that every process has whole.
+        Returns this process's losses, [3, D], and the loss of comparing anchors, which every process has whole.
         """
         sums_3D = torch.zeros(3, len(batch.weights), device=self._device)
+        step = batch if len(batch.micro_batches) == 1 else None
         for number, micro in enumerate(batch.micro_batches):
-            with nullcontext() if is_last and number + 1 == len(batch.micro_batches) else self.unsynced():
-                loss, losses_3D = self._losses(micro, None if anchors is None else anchors[number], enter)
-                torch.stack([loss if processes() == 1 else loss * processes(), *beside]).sum().backward()
+            is_last = not anchors and number + 1 == len(batch.micro_batches)
+            with nullcontext() if is_last else self.unsynced():
+                loss, losses_3D, contrast = self._losses(micro, anchors[number] if anchors else None, step)
+                torch.stack([loss if processes() == 1 else loss * processes(), contrast]).sum().backward()
             if number >= batch.idle:
                 sums_3D += losses_3D
-        return sums_3D
+        return sums_3D, contrast
 
     def _losses(
-        self, micro: MicroBatch, anchors_NH: Tensor | None, enter: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted loss, and each direction's summed losses in nats, [3, D]: decoding, bag, choosing anchors."""
+        self, micro: MicroBatch, anchors_NH: Tensor | None, step: ReconstructionBatch | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted loss, summed losses in nats, [3, D] (decoding, bag, choosing), and the loss of comparing."""
         decode = self.decodes or micro.sources is None
         sources = micro.sources if anchors_NH is None else None
         choosing = (micro.choosing_N, micro.choices) if micro.choices > 1 else None
-        loss, *losses = self.module(
-            sources, micro.targets, micro.weights_P, anchors_NH, enter, self.settings.bag_weight, decode, choosing
+        loss, *losses, contrast = self.module(
+            sources, micro.targets, micro.weights_P, anchors_NH, step, self.settings.bag_weight, decode, choosing
         )
-        return loss, torch.stack(losses) @ micro.masks_DP.T
+        return loss, torch.stack(losses) @ micro.masks_DP.T, contrast
 
-    def _cached_backward(
-        self, batch: ReconstructionBatch, enter: Callable[[Tensor], list[Tensor]], beside: Sequence[Tensor]
-    ) -> Tensor:
+    def _cached_backward(self, batch: ReconstructionBatch) -> tuple[Tensor, Tensor]:
         """The same where anchors depend on the whole step's, in the memory of one micro-batch, as GradCache does it.
 
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        sums: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor]] = []
 
         def written(anchors_NH: Tensor) -> Tensor:
             """What has the gradient of the loss with respect to the anchors, through what they become."""
-            parts = enter(anchors_NH)
+            parts, contrast = entering(batch, anchors_NH, self.embedder.backbone)
             leaves = [part.detach().requires_grad_() for part in parts]
-            sums.append(self._backward(batch, leaves, is_last=False))
+            sums_3D, _ = self._backward(batch, leaves)
+            found.append((sums_3D, contrast))
             pairs = zip(parts, leaves, strict=True)
             terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in pairs]
-            return torch.stack([*terms, *beside]).sum()
+            return torch.stack([*terms, contrast]).sum()
 
         sources = [micro.sources for micro in batch.micro_batches]
         cached_backward(
             lambda packed: self.module(packed, None)[0], sources, written, self._device, unsynced=self.unsynced
         )
-        return sums[0]
-
-    def _entering(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> list[Tensor]:
-        """What enters the decoder in each micro-batch, of this process's anchors; where texts choose, of all's."""
-        sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
-        entering_NH = anchors_NH if self.settings.anchor == "raw" else self._centring(sides_N)(anchors_NH)
-        if batch.micro_batches[0].choices == 1:
-            return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])]
-        shared_NH = self._of_all(batch, entering_NH)
-        return [shared_NH[micro.rows_R] for micro in batch.micro_batches]
-
-    def _of_all(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
-        """All processes' anchors in the step's order, from this process's."""
-        rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
-        counts_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
-        rows = batch.pairs * len(batch.weights)
-        return in_step_order(anchors_NH, rows_N, counts_N.to(anchors_NH.dtype), rows, summed_with_gradient)
-
-    def _contrast(self, batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
-        """The weighted loss of comparing all queries' anchors with all documents', as they are."""
-        shared_NH = self._of_all(batch, anchors_NH)
-        queries_QH, documents_DH = shared_NH.view(batch.pairs, 2, -1).unbind(1)
-        positives_Q = torch.arange(batch.pairs, device=self._device)
-        loss = info_nce(queries_QH, documents_DH, positives_Q, _SCALE, batch.excluded_QD)
-        return cast("float", self.settings.contrast_weight) * loss
-
-    def _centring(self, sides_N: Tensor) -> Callable[[Tensor], Tensor]:
-        """What anchors go through before they enter the decoder."""
-        length = whole(self.embedder.backbone.token_length())
-        gradient_only = self.settings.anchor == "centred_gradient"
-        return lambda anchors_NH: centred(anchors_NH, sides_N, length, summed_with_gradient, gradient_only)
+        return found[0]
 
     def _named(self, direction: Direction, *losses: Tensor) -> dict[str, tuple[Tensor, float]]:
         """A direction's losses that are trained, with their weights: by decoding, by the bag, of choosing anchors."""
@@ -343,11 +298,9 @@ class Reconstruction:
             runs = list(micro_batches([writing.cost for writing in writings], self.budget))
             one = {direction: 1.0}
             batches = [self._laid_out(writings[run.start : run.stop], one, one) for run in runs]
-            centre = None
-            if self.settings.anchor != "raw":
-                centre = self._centring(torch.cat([micro.sides_N for micro in batches]))
-            found = anchor_gain(self.module, batches, centre, self.settings.bag_weight)
-            metrics |= {f"{name}_{direction}": value for name, value in found.items()}
+            held_out = ReconstructionBatch(batches, 0, len(pairs), one, {}, self.settings.anchor)
+            gains = anchor_gain(self.module, held_out, self.embedder.backbone, self.settings.bag_weight)
+            metrics |= {f"{name}_{direction}": value for name, value in gains.items()}
         return metrics
 
     def reported_directions(self) -> tuple[Direction, ...]:

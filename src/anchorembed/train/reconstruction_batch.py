@@ -14,6 +14,7 @@ from anchorembed.model.packing import PackedBatch, pack, send
 from anchorembed.train.decoding import Decoding, decoding, target_count
 
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
+Anchor = Literal["raw", "centred", "centred_gradient"]
 DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
 
 
@@ -81,7 +82,8 @@ class ReconstructionBatch:
     """A step's pairs on the device: this process's micro-batches, and the pairs and target tokens of all processes.
 
     The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
-    must do equally many. ``excluded_QD`` marks documents that are no negatives of a query, where they are compared.
+    must do equally many. ``anchor`` says how anchors enter the decoder. ``excluded_QD`` marks documents that are no
+    negatives of a query, where anchors are compared, too, with ``contrast_weight``.
     """
 
     micro_batches: list[MicroBatch]
@@ -89,7 +91,9 @@ class ReconstructionBatch:
     pairs: int
     weights: dict[Direction, float]
     totals: dict[Direction, int]
+    anchor: Anchor
     excluded_QD: Tensor | None = None
+    contrast_weight: float = 0.0
 
 
 def lay_out(

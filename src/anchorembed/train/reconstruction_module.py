@@ -3,7 +3,7 @@
 Axes: N texts to write, P positions that have a target, T packed tokens, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from anchorembed.model.packing import PackedBatch
 from anchorembed.system.device import autocast
 from anchorembed.system.processes import processes
 from anchorembed.train.anchor_choice import choose_anchors
+from anchorembed.train.anchors import entering
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import Decoding, insert_anchors
+from anchorembed.train.reconstruction_batch import ReconstructionBatch
 
 
 class ReconstructionModule(nn.Module):
@@ -30,27 +32,27 @@ class ReconstructionModule(nn.Module):
         targets: Decoding | None,
         weights_P: Tensor | None = None,
         anchors_NH: Tensor | None = None,
-        enter: Callable[[Tensor], Tensor] | None = None,
+        step: ReconstructionBatch | None = None,
         bag_weight: float = 0.0,
         decode: bool = True,
         choosing: tuple[Tensor, int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Write text i of ``targets`` from the anchor of source i, or from anchor i; without either, after EOS alone.
 
-        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``enter`` makes of the
-        sources' anchors those that enter the decoder. With ``choosing``, what each text's choice counts and among how
-        many anchors, ``targets`` has each text so many times, and its own anchor, first, must be told apart.
+        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``step`` is given if it
+        has no other texts: then all its anchors go through `entering`. With ``choosing``, what each text's choice
+        counts and among how many anchors, ``targets`` has each text so many times, and its own anchor, first, must be
+        told apart.
 
         Returns:
-            The loss weighted by ``weights_P``, and each target token's losses [P] in nats: by decoding, by the bag, and
-            its share of its text's choice; zeros for a loss that is not computed. With ``choosing`` only the loss's
-            gradient is right. Without targets, the anchors of the sources, [N, H].
+            The loss weighted by ``weights_P``, each target token's losses [P] in nats (by decoding, by the bag, and its
+            share of its text's choice), and the loss of comparing anchors; zeros for what is not computed. With
+            ``choosing`` only the loss's gradient is right. Without targets, the anchors of the sources, [N, H].
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
             if sources is not None:
                 anchors_NH = self.embedder(sources)
-                anchors_NH = anchors_NH if enter is None else enter(anchors_NH)
             if targets is None or weights_P is None:
                 if anchors_NH is None:
                     return ()
@@ -59,6 +61,9 @@ class ReconstructionModule(nn.Module):
                     anchors_NH = anchors_NH + 0.0 * backbone.head.weight.sum()
                 return (anchors_NH,)
             loss, losses_P, bags_P, choices_P = weights_P.new_zeros(()), *torch.zeros_like(weights_P).expand(3, -1)
+            contrast = loss
+            if step is not None and sources is not None and anchors_NH is not None:
+                (anchors_NH,), contrast = entering(step, anchors_NH, backbone)
             if decode or choosing is not None:
                 states_PH = self._decoded(anchors_NH, targets)
                 slopes_P = weights_P * float(decode)
@@ -72,7 +77,7 @@ class ReconstructionModule(nn.Module):
                 bags = (targets.counts, targets.owners)
                 bag_loss, bags_P = self._cross_entropy(anchors_NH, targets.targets, bag_weight * weights_P, bags)
                 loss = loss + bag_loss
-        return loss, losses_P, bags_P, choices_P
+        return loss, losses_P, bags_P, choices_P, contrast
 
     @torch.no_grad()
     def _choices(self, states_PH: Tensor, targets: Decoding, choosing_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:
