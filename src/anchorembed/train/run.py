@@ -6,11 +6,11 @@ settings is not continued.
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError, extra
@@ -19,7 +19,6 @@ from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder, read_metadata
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
-from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe import read_recipe
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
@@ -34,7 +33,7 @@ from anchorembed.train.memory_estimate import ON_CPU, Use, fitting_budget, shape
 from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName
+from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName, batch_and_costs, evaluation
 from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.verdict import conclude
 
@@ -172,16 +171,15 @@ def _train_stage(
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
         stage = wrap_for_processes(accelerator, stage, optimizer)
-    held_out = prepared.tokens(prepared.split.held_out.tolist(), stage.hard_negatives)
     fit(
         Loop(name, settings, recipe.seed, folder, prepared.lines_of, plan, less_memory(name, use)),
         module,
         optimizer,
         accelerator,
-        make_batch=lambda number, indices: _counted(prepared, stage, number, indices),
+        make_batch=partial(batch_and_costs, stage, prepared),
         run=stage.run,
-        order=lambda first: prepared.order(settings.batch_size, recipe.seed, first),
-        evaluate=_evaluation(stage, held_out),
+        order=partial(prepared.order, settings.batch_size, recipe.seed),
+        evaluate=evaluation(stage, prepared),
     )
     if accelerator.is_main_process:
         _say_how_it_went(stage, read_log(folder / "log.jsonl"))
@@ -190,9 +188,9 @@ def _train_stage(
     weights = gathered_weights(module) if sharded(module) else None
     if accelerator.is_main_process:
         trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
-        with whole_folder(target) as partial:
-            trained.save(partial, history)
-            write_card(partial, "/".join(target.parts[-3:]), trained.dimension)
+        with whole_folder(target) as unfinished:
+            trained.save(unfinished, history)
+            write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
         _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)
@@ -329,36 +327,3 @@ def _clear(folder: Path) -> None:
     if first_process():
         for path in (folder / "checkpoints", folder / BEST, *folder.glob(".model.*")):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _evaluation(stage: Stage, held_out: Sequence[TokenPair]) -> Callable[[], Metrics]:
-    """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
-
-    Quality is the tasks' mean score, or without tasks the stage's own.
-    """
-    measure: Callable[[Embedder], Metrics] | None = None
-    if stage.settings.evaluate_on:
-        with extra("eval"):
-            from anchorembed.evaluate.find import measure_on  # noqa: PLC0415 - an extra
-
-        measure = measure_on(stage.settings.evaluate_on)
-
-    def evaluate() -> Metrics:
-        metrics = stage.report(held_out) if len(held_out) > 1 else {}
-        if measure is not None:
-            scores = measure(stage.embedder)
-            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}  # nan if a score is undefined
-        quality = stage.quality(metrics)
-        return metrics if quality is None else metrics | {"quality": quality}
-
-    return evaluate
-
-
-def _counted(prepared: Prepared, stage: Stage, number: int, indices: Sequence[int]) -> tuple[Any, Metrics]:
-    """Lay out a step and say what it costs: the texts' own tokens and model FLOPs."""
-    pairs = prepared.tokens(indices, stage.hard_negatives)
-    tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
-    costs = {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
-    if not stage.teaches(stage.settings, pairs):
-        costs |= {"teaches_nothing": 1.0}
-    return stage.make_batch(number, pairs), costs

@@ -1,7 +1,8 @@
 """The interface of a training stage: settings and a module in, a step's gradients, metrics and costs out.
 
 ``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) implement it. The loop, the
-profile and the comparison use nothing else of a stage.
+profile and the comparison use nothing else of a stage. Then what the loop asks of any stage: a step's batch, an
+evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorembed.config import Data, Lora
+from anchorembed.errors import extra
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train.prepare import Prepared
@@ -117,6 +119,40 @@ class Stage(Protocol):
 
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
+
+
+def batch_and_costs(stage: Stage, prepared: Prepared, number: int, indices: Sequence[int]) -> tuple[Any, Metrics]:
+    """Lay out step ``number`` of some pairs, and say what it costs: the texts' own tokens and model FLOPs."""
+    pairs = prepared.tokens(indices, stage.hard_negatives)
+    tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
+    costs = {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
+    if not stage.teaches(stage.settings, pairs):
+        costs |= {"teaches_nothing": 1.0}
+    return stage.make_batch(number, pairs), costs
+
+
+def evaluation(stage: Stage, prepared: Prepared) -> Callable[[], Metrics]:
+    """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
+
+    Quality is the tasks' mean score, or without tasks the stage's own.
+    """
+    held_out = prepared.tokens(prepared.split.held_out.tolist(), stage.hard_negatives)
+    measure: Callable[[Embedder], Metrics] | None = None
+    if stage.settings.evaluate_on:
+        with extra("eval"):
+            from anchorembed.evaluate.find import measure_on  # noqa: PLC0415 - an extra
+
+        measure = measure_on(stage.settings.evaluate_on)
+
+    def evaluate() -> Metrics:
+        metrics = stage.report(held_out) if len(held_out) > 1 else {}
+        if measure is not None:
+            scores = measure(stage.embedder)
+            return metrics | scores | {"quality": sum(scores.values()) / len(scores)}  # nan if a score is undefined
+        quality = stage.quality(metrics)
+        return metrics if quality is None else metrics | {"quality": quality}
+
+    return evaluate
 
 
 def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
