@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 
+from anchorembed.config import Contrast
 from anchorembed.train.contrastive_losses import (
     distillation,
     false_negatives,
     has_negatives,
     info_nce,
-    matryoshka,
     scored_documents,
     similarities,
     too_similar,
 )
+from anchorembed.train.stage import step
+from stages import make, ready
 
 
 def test_hand_computed() -> None:
@@ -70,18 +72,13 @@ def test_what_is_nearer_than_the_positive_is_masked() -> None:
     assert not too_similar(guide, torch.ones(3, 2), positives, 0.0).any()
 
 
-def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    queries, documents = torch.randn(3, 8, generator=generator), torch.randn(5, 8, generator=generator)
-    positives = torch.tensor([0, 1, 2])
-
-    def loss(queries_QH: torch.Tensor, documents_DH: torch.Tensor) -> torch.Tensor:
-        return info_nce(queries_QH, documents_DH, positives, 3.0)
-
-    expected = (loss(queries[:, :2], documents[:, :2]) + loss(queries, documents)) / 2
-    torch.testing.assert_close(matryoshka(loss, queries, documents, (2, 8)), expected)
-    with pytest.raises(ValueError, match="9 is not between 1 and 8"):
-        matryoshka(loss, queries, documents, (9,))
+def test_with_dimensions_it_is_the_mean_over_cut_vectors() -> None:
+    embedder, pairs = make("llama")
+    queries = embedder.encode_tokens([pair.query for pair in pairs])
+    documents = embedder.encode_tokens([pair.document for pair in pairs])
+    losses = [info_nce(queries[:, :size], documents[:, :size], torch.arange(4), 50.0) for size in (8, 32)]
+    found = step(ready(embedder, Contrast(dimensions=[8], lora=None, hard_negatives=0)), 0, pairs)
+    assert found["loss"] == pytest.approx(float(sum(losses)) / 2, abs=1e-5)
 
 
 def test_distillation_is_the_divergence_from_the_given_scores() -> None:

@@ -29,7 +29,6 @@ from anchorembed.train.contrastive_losses import (
     false_negatives,
     has_negatives,
     info_nce,
-    matryoshka,
     scored_documents,
     similarities,
     too_similar,
@@ -237,21 +236,24 @@ class Contrastive:
         return Comparison(len(pairs), send(excluded_QD, self._device), positives_Q, given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
-        """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
+        """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
+
+        It is the mean over vectors cut to each of ``settings.dimensions``, so that cut ones work, too (Kusupati, 2022).
+        """
         count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
             left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], positives_Q, margin)
 
-        def compared(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
+        losses = []
+        for dimension in dict.fromkeys((*self.settings.dimensions, embeddings.shape[1])):
+            queries_QH, documents_DH = embeddings[:count, :dimension], embeddings[count:, :dimension]
             value = info_nce(queries_QH, documents_DH, positives_Q, scale, left_out_QD)
             if comparison.given is not None:
                 value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
-            return value
-
-        dimensions = dict.fromkeys((*self.settings.dimensions, embeddings.shape[1]))
-        return matryoshka(compared, embeddings[:count], embeddings[count:], tuple(dimensions))
+            losses.append(value)
+        return torch.stack(losses).mean()
 
     def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
         """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""

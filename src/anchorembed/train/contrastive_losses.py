@@ -3,7 +3,7 @@
 Axes: Q queries, D documents (positives first, then hard negatives), H hidden size.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,18 +131,3 @@ def distillation(queries_QH: Tensor, documents_DH: Tensor, given: ScoredDocument
     ours_QC = scores_QC.masked_fill(padding_QC, -torch.inf).log_softmax(1)
     terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(padding_QC, 0.0)
     return (terms_QC.sum(1) * given.weights_Q).sum()
-
-
-def matryoshka(
-    loss: Callable[[Tensor, Tensor], Tensor], queries_QH: Tensor, documents_DH: Tensor, dimensions: Sequence[int]
-) -> Tensor:
-    """Mean of a loss over vectors cut to each of ``dimensions``, so that cut vectors work, too (Kusupati, 2022).
-
-    Raises:
-        ValueError: if a dimension is below 1 or above H.
-    """
-    for dimension in dimensions:
-        if not 1 <= dimension <= queries_QH.shape[-1]:
-            raise ValueError(f"dimensions: {dimension} is not between 1 and {queries_QH.shape[-1]}")
-    losses = [loss(queries_QH[:, :dimension], documents_DH[:, :dimension]) for dimension in dimensions]
-    return torch.stack(losses).mean()
