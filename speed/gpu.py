@@ -64,7 +64,7 @@ from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.contrastive_losses import SCALE
 from anchorembed.train.cross_entropy import linear_cross_entropy
-from anchorembed.train.gradcache import cached_backward
+from anchorembed.train.gradcache import GradCache
 from anchorembed.train.loop import make_optimizer, one_ahead
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage, read_back, step
@@ -489,7 +489,8 @@ class Parity:
             seen.append(F.normalize(vectors.detach(), dim=-1))
             return vectors
 
-        cached_backward(embed, chunks, lambda vectors: F.normalize(vectors, dim=-1).sum(), self.lab.device)
+        cache = GradCache(embed, chunks, self.lab.device)
+        cache.backward(F.normalize(cache.vectors_NH, dim=-1).sum())
         embedder.zero_grad(set_to_none=True)
         with torch.no_grad():
             anew = F.normalize(embedder(chunks[0]), dim=-1)

@@ -34,7 +34,7 @@ from anchorembed.train.contrastive_losses import (
     too_similar,
 )
 from anchorembed.train.flops import FROZEN, TRAINED, weight_count
-from anchorembed.train.gradcache import cached_backward
+from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
 
@@ -197,14 +197,13 @@ class Contrastive:
         """Backpropagate a step's chunks; returns the loss over all processes' texts."""
         guided = self._guided(batch.pairs)
         guided = None if guided is None else gathered(guided, batch.counts)[batch.gathered_rows]
-
-        def loss(chunk_embeddings: Tensor) -> Tensor:
-            of_process = chunk_embeddings[batch.chunk_rows]
-            embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
-            idle = 0.0 * chunk_embeddings[len(of_process) :].sum()  # keeps idle chunks in the graph
-            return self._loss(batch.comparison, embeddings, guided) + idle
-
-        return {"loss": cached_backward(self._embed, batch.chunks, loss, self._device, processes(), self.unsynced)}
+        cache = GradCache(self.module, batch.chunks, self._device)
+        of_process = cache.vectors_NH[batch.chunk_rows]
+        embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
+        idle = 0.0 * cache.vectors_NH[len(of_process) :].sum()  # keeps idle chunks in the graph
+        loss = self._loss(batch.comparison, embeddings, guided) + idle
+        cache.backward(loss, processes(), self.unsynced)
+        return {"loss": loss.detach()}
 
     @property
     def _device(self) -> torch.device:
@@ -218,7 +217,7 @@ class Contrastive:
         comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
-        embeddings = torch.cat([self._embed(chunk.to(self._device)) for chunk in chunks])[send(rows, self._device)]
+        embeddings = torch.cat([self.module(chunk.to(self._device)) for chunk in chunks])[send(rows, self._device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
         loss = self._loss(comparison, embeddings, self._guided(pairs))
@@ -269,10 +268,6 @@ class Contrastive:
         order, runs = by_length([len(sequence) for sequence in sequences], self.budget)
         chunks = [pack([sequences[i] for i in order[run.start : run.stop]]) for run in runs]
         return chunks, torch.tensor(order, dtype=torch.long).argsort()
-
-    def _embed(self, batch: PackedBatch) -> Tensor:
-        embeddings: Tensor = self.module(batch)
-        return embeddings
 
     def quality(self, metrics: Metrics) -> float | None:
         """The share of held-out queries whose positive ranks first."""

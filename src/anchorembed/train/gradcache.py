@@ -6,7 +6,7 @@ with a graph and push its gradient through. Random state is replayed, so dropout
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,47 +14,52 @@ from torch import Tensor
 Chunk = TypeVar("Chunk")
 
 
-def cached_backward(
-    embed: Callable[[Chunk], Tensor],
-    chunks: Sequence[Chunk],
-    loss: Callable[[Tensor], Tensor],
-    device: torch.device,
-    factor: float = 1.0,
-    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Tensor:
-    """Accumulate the gradient of ``loss(concatenated embeddings)`` into the weights behind ``embed``.
+class GradCache(Generic[Chunk]):
+    """The embeddings ``vectors_NH`` of all chunks, [N, H], and the backward pass of a loss of them.
 
     Args:
-        embed: embeds one chunk, [n, H]. Called once a chunk if there is one chunk, else twice.
+        embed: embeds one chunk, [n, H]. Called again in the backward pass if there are several chunks.
         chunks: the batch, in order.
-        loss: a scalar from the embeddings [N, H] of all chunks.
         device: where chunks are embedded, and dropout draws.
-        factor: multiplies the gradients.
-        unsynced: opens a context without gradient averaging between processes, for all chunks but the last.
-
-    Returns:
-        The loss, without gradient.
     """
-    if len(chunks) == 1:
-        value = loss(embed(chunks[0]))
-        (factor * value).backward()
-        return value.detach()
-    states, parts = [], []
-    for chunk in chunks:
-        states.append(_random_state(device))
-        with torch.no_grad():
-            parts.append(embed(chunk))
-    embeddings = torch.cat(parts).detach().requires_grad_()
-    value = loss(embeddings)
-    (gradient,) = torch.autograd.grad(factor * value, embeddings)
-    after = _random_state(device)
-    sizes = [len(part) for part in parts]
-    for number, (chunk, state, part) in enumerate(zip(chunks, states, gradient.split(sizes), strict=True), 1):
-        _set_random_state(state, device)
-        with nullcontext() if number == len(chunks) else unsynced():
-            torch.autograd.backward(embed(chunk), part)
-    _set_random_state(after, device)
-    return value.detach()
+
+    def __init__(self, embed: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], device: torch.device) -> None:
+        self._embed, self._chunks, self._device = embed, chunks, device
+        if len(chunks) == 1:
+            self.vectors_NH = embed(chunks[0])
+            return
+        self._states, parts = [], []
+        for chunk in chunks:
+            self._states.append(_random_state(device))
+            with torch.no_grad():
+                parts.append(embed(chunk))
+        self._sizes = [len(part) for part in parts]
+        self.vectors_NH = torch.cat(parts).detach().requires_grad_()
+
+    def backward(
+        self,
+        loss: Tensor,
+        factor: float = 1.0,
+        unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Accumulate the gradient of ``factor * loss`` into the weights behind ``embed``.
+
+        Args:
+            loss: a scalar from ``vectors_NH``.
+            factor: multiplies the gradients.
+            unsynced: opens a context without gradient averaging between processes, for all chunks but the last.
+        """
+        if len(self._chunks) == 1:
+            (factor * loss).backward()
+            return
+        (gradient,) = torch.autograd.grad(factor * loss, self.vectors_NH)
+        after = _random_state(self._device)
+        parts = zip(self._chunks, self._states, gradient.split(self._sizes), strict=True)
+        for number, (chunk, state, part) in enumerate(parts, 1):
+            _set_random_state(state, self._device)
+            with nullcontext() if number == len(self._chunks) else unsynced():
+                torch.autograd.backward(self._embed(chunk), part)
+        _set_random_state(after, self._device)
 
 
 RandomState = tuple[Tensor, Tensor | None]

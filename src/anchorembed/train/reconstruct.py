@@ -25,7 +25,7 @@ from anchorembed.train.anchor_gain import anchor_gain, collapsed
 from anchorembed.train.anchors import entering
 from anchorembed.train.contrastive_losses import false_negatives
 from anchorembed.train.flops import TRAINED, weight_count
-from anchorembed.train.gradcache import cached_backward
+from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.reconstruction_batch import (
     DIRECTIONS,
@@ -232,23 +232,15 @@ class Reconstruction:
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        found: list[tuple[Tensor, Tensor]] = []
-
-        def written(anchors_NH: Tensor) -> Tensor:
-            """What has the gradient of the loss with respect to the anchors, through what they become."""
-            parts, contrast = entering(batch, anchors_NH, self.embedder.backbone)
-            leaves = [part.detach().requires_grad_() for part in parts]
-            sums_3D, _ = self._backward(batch, leaves)
-            found.append((sums_3D, contrast))
-            pairs = zip(parts, leaves, strict=True)
-            terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in pairs]
-            return torch.stack([*terms, contrast]).sum()
-
         sources = [micro.sources for micro in batch.micro_batches]
-        cached_backward(
-            lambda packed: self.module(packed, None)[0], sources, written, self._device, unsynced=self.unsynced
-        )
-        return found[0]
+        cache = GradCache(lambda packed: self.module(packed, None)[0], sources, self._device)
+        parts, contrast = entering(batch, cache.vectors_NH, self.embedder.backbone)
+        leaves = [part.detach().requires_grad_() for part in parts]
+        sums_3D, _ = self._backward(batch, leaves)
+        # what has the gradient of the loss with respect to the anchors, through what they became
+        terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in zip(parts, leaves, strict=True)]
+        cache.backward(torch.stack([*terms, contrast]).sum(), unsynced=self.unsynced)
+        return sums_3D, contrast
 
     def _named(self, direction: Direction, *losses: Tensor) -> dict[str, tuple[Tensor, float]]:
         """A direction's losses that are trained, with their weights: by decoding, by the bag, of choosing anchors."""

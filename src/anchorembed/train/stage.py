@@ -91,7 +91,7 @@ class Stage(Protocol):
         """Whether a step of these pairs has a gradient."""
 
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same stage with a wrapped module; ``unsynced`` is as in `gradcache.cached_backward`."""
+        """The same stage with a wrapped module; ``unsynced`` is as in `GradCache.backward`."""
 
     def with_budget(self, budget: int) -> Self:
         """The same stage with another token budget."""
