@@ -38,8 +38,8 @@ from anchorembed.curate.harvest import harvest_docstrings
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.default_model import DEFAULT_MODEL
-from anchorembed.model.embedder import read_metadata
 from anchorembed.model.load import default_model_folder
+from anchorembed.model.metadata import read_metadata
 from anchorembed.model.template import bake, derive_template
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.system.device import peak_memory

@@ -26,7 +26,8 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
 from anchorembed.export.run import export
-from anchorembed.model.embedder import Embedder, read_metadata, saved_sha256
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
 from anchorembed.page.contents import Page, contents
 from anchorembed.page.write import write_page

@@ -17,7 +17,7 @@ from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.run import run
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import METADATA
+from anchorembed.model.metadata import METADATA
 from anchorembed.system.files import lock_folder
 from anchorembed.train.loop import Interrupted
 

@@ -26,8 +26,8 @@ from anchorembed.data.judged import read_test_set
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import read_instructions
-from anchorembed.model.embedder import read_metadata
 from anchorembed.model.load import load_model
+from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import read_recipe
 from tiny import save_tiny
 

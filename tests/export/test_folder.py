@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from anchorembed.errors import InputError
 from anchorembed.export import folder as exporting
 from anchorembed.export.run import export
-from anchorembed.model.embedder import Embedder, saved_sha256
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import saved_sha256
 from anchorembed.model.tokens import Lengths
 from tiny import save_tiny
 

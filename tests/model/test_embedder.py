@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import METADATA, Embedder, read_metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import METADATA, read_metadata
 from anchorembed.model.packing import pack
 from anchorembed.model.template import Prompts, Template, instruct
 from anchorembed.model.tokens import Lengths

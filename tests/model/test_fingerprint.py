@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anchorembed.model.embedder import METADATA, Embedder
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import METADATA
 from anchorembed.model.template import Template
 from anchorembed.model.tokens import Lengths
 from anchorembed.search.vector_cache import VectorCache

@@ -33,7 +33,8 @@ from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.embedder import Embedder, Metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import Metadata
 from anchorembed.model.packing import PackedBatch
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from anchorembed.model.embedder import METADATA, Embedder
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import METADATA
 from anchorembed.train.plan import model_content
 
 

@@ -20,7 +20,8 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import measure_on
 from anchorembed.model.backbone import weights_sha256
-from anchorembed.model.embedder import Embedder, read_metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import read_metadata
 from anchorembed.model.template import instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
 from anchorembed.recipe import parse_recipe

@@ -19,8 +19,9 @@ from anchorembed.model import attention
 from anchorembed.model import load as models
 from anchorembed.model.adapters import LoraSettings, add_lora, is_quantized
 from anchorembed.model.backbone import weights_sha256
-from anchorembed.model.embedder import Embedder, read_metadata
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import check_nf4
+from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import parse_recipe
 from anchorembed.train import memory_estimate
 from anchorembed.train import run as training

@@ -16,9 +16,10 @@ from anchorembed.data.documents import read_corpus
 from anchorembed.data.pairs import TextPair
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import Embedder, describe, find_metadata
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.existing import find_existing
 from anchorembed.model.load import load_config, load_tokenizer
+from anchorembed.model.metadata import describe, find_metadata
 from anchorembed.model.positions import check_lengths
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer

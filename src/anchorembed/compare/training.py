@@ -20,7 +20,7 @@ from anchorembed.compare.plan import Comparison, choice_name
 from anchorembed.compare.records import Run
 from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
-from anchorembed.model.embedder import METADATA
+from anchorembed.model.metadata import METADATA
 from anchorembed.system.device import find_device
 from anchorembed.system.files import write_file
 from anchorembed.train.loop import Interrupted, read_log

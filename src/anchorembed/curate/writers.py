@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.curate.prompt import Messages
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.embedder import find_metadata
 from anchorembed.model.load import load_model, quiet
+from anchorembed.model.metadata import find_metadata
 from anchorembed.model.template import special_pieces
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts

@@ -15,8 +15,8 @@ from huggingface_hub import CardData, ModelCard, ModelCardData
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL
-from anchorembed.model.embedder import METADATA, Metadata, read_metadata
 from anchorembed.model.load import file_beside
+from anchorembed.model.metadata import METADATA, Metadata, read_metadata
 from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys

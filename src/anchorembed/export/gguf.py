@@ -25,7 +25,8 @@ from torch import nn
 
 from anchorembed.errors import InputError
 from anchorembed.export.check import TEXTS, Dtype, Encode, Form
-from anchorembed.model.embedder import METADATA, Embedder, read_metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import METADATA, read_metadata
 from anchorembed.model.older import write_settings
 from anchorembed.model.template import Template
 from anchorembed.model.vectors import Floats, Side

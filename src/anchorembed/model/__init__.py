@@ -6,5 +6,6 @@ part only), `positions` (length limits), `packing` (texts end to end), `attentio
 `backbone` (the decoder as three functions), `adapters` (LoRA), `reproduce` (scales are measured, logits compared with
 the model's own), `fast` (the varlen kernel, compiled layers), `older` (settings for transformers 4), `vectors` (unit
 vectors, cosines), `vector_formats` (fewer components, int8, bits), `existing` (settings of a sentence-transformers
-embedder), `embedder` (all of it as one class), and `langchain` and `llamaindex` (an embedder as these two know it).
+embedder), `metadata` (what a saved model says of itself), `embedder` (all of it as one class), and `langchain` and
+`llamaindex` (an embedder as these two know it).
 """

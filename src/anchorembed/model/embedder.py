@@ -9,7 +9,7 @@ Axes: N texts, H hidden size, T packed tokens, V vocabulary.
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
-from anchorembed.model.existing import Existing, check_causal, find_existing, own_template
+from anchorembed.model.existing import Existing, check_causal, find_existing
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
-from anchorembed.model.load import file_beside, load_model, quiet
+from anchorembed.model.load import load_model, quiet
+from anchorembed.model.metadata import METADATA, Metadata, describe, find_metadata
 from anchorembed.model.older import add_older_settings
 from anchorembed.model.packing import PackedBatch, by_length, pack
-from anchorembed.model.positions import check_lengths, default_lengths
+from anchorembed.model.positions import check_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
-from anchorembed.model.template import Prompts, Template, bake, derive_template, instruct
+from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.vector_formats import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
@@ -44,37 +45,10 @@ if TYPE_CHECKING:  # these need packages that only who uses them has
 
 _log = logging.getLogger(__name__)
 
-METADATA = "anchorembed.json"
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
 _CHARACTERS = 2**26  # of texts read ahead, at most one text more
 _RULES = 3  # part of the fingerprint; increase it with every change by which equal weights and texts give other vectors
 _TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """What ``anchorembed.json`` says of a model.
-
-    Attributes:
-        template: tokens around each text.
-        lengths: most tokens of a query and of a document.
-        prompts: before queries and documents.
-        normalize: whether its vectors have length 1, unless a caller asks otherwise.
-        history: what made its weights.
-    """
-
-    template: Template
-    lengths: Lengths
-    prompts: Prompts = field(default_factory=Prompts)
-    normalize: bool = True
-    history: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def stages(self) -> list[dict[str, object]]:
-        """The record of each stage that trained the model, in order."""
-        earlier = cast("list[dict[str, object]]", self.history.get("before", []))
-        last = {key: value for key, value in self.history.items() if key in ("plan", "data")}
-        return [*earlier, last] if last else earlier
 
 
 class Embedder(nn.Module):
@@ -341,34 +315,6 @@ class Embedder(nn.Module):
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(
-    name: str,
-    settings: Metadata | Existing | None,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template | None = None,
-) -> Metadata:
-    """A model's metadata: from its files of this package or of sentence-transformers, or from its chat template.
-
-    Args:
-        name: what the user calls the model.
-        settings: what `find_metadata` or else `find_existing` gives.
-        config: of the model.
-        tokenizer: of the model.
-        template: instead of the model's.
-
-    Raises:
-        InputError: if the model's template cannot be found out.
-    """
-    if isinstance(settings, Metadata):
-        return replace(settings, template=template or settings.template)
-    history: dict[str, object] = {"base": name}
-    if settings is None:
-        return Metadata(template or derive_template(tokenizer), default_lengths(config), history=history)
-    lengths = settings.lengths(config, tokenizer)
-    return Metadata(template or own_template(name, tokenizer), lengths, settings.prompts, settings.normalize, history)
-
-
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     window: list[str] = []
     characters = 0
@@ -380,38 +326,3 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
             window, characters = [], 0
     if window:
         yield window
-
-
-def find_metadata(name: str) -> Metadata | None:
-    """The metadata of a model that was saved by `Embedder.save`, in a folder or on the hub; None for other models."""
-    path = file_beside(name, METADATA)
-    return read_metadata(path.parent) if path else None
-
-
-def saved_sha256(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, from its ``anchorembed.json``; empty if it has no such file."""
-    if read_metadata(folder) is None:
-        return ""
-    return str(json.loads((folder / METADATA).read_text(encoding="utf-8")).get("weights_sha256", ""))
-
-
-def read_metadata(folder: Path) -> Metadata | None:
-    """Read a model folder's ``anchorembed.json``, or return None if it has no such file.
-
-    Raises:
-        InputError: if the file is damaged.
-    """
-    path = folder / METADATA
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Metadata(
-            template=Template(**record["template"]),
-            lengths=Lengths(**record["lengths"]),
-            prompts=Prompts(**record["prompts"]) if "prompts" in record else Prompts(instruct(record["instruction"])),
-            normalize=bool(record.get("normalize", True)),
-            history=record["history"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({error}). Export or train the model again.") from error

@@ -13,7 +13,8 @@ from anchorembed.data.sampling import split
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import chance
 from anchorembed.evaluate.task_types import evaluate_collection
-from anchorembed.model.embedder import Embedder, read_metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.recipe import read_recipe
 from anchorembed.train.kept_recipe import KEPT

@@ -8,8 +8,8 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import forward_settings
-from anchorembed.model.embedder import read_metadata, saved_sha256
 from anchorembed.model.load import load_config
+from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.system.files import hash_content, hash_file, hash_texts
 from anchorembed.train.checkpoint import Plan
 

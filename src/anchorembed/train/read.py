@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from anchorembed.config import Reconstruct
 from anchorembed.errors import InputError
-from anchorembed.model.embedder import Embedder, Metadata
+from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import Metadata
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.device import autocast
 from anchorembed.train.anchors import centred
