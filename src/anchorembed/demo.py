@@ -74,11 +74,9 @@ class DemoResult:
 
 
 def run(recipe: Recipe, minutes: float) -> DemoResult:
-    """The whole demo: harvest, size, train, measure and write the page.
+    """The whole demo: harvest, size, train, measure and write the page, in about so many minutes.
 
-    Args:
-        recipe: of both stages.
-        minutes: about so many in all; 0 keeps the recipe's steps.
+    With 0 minutes the stages have the recipe's steps.
 
     Raises:
         InputError: as `demo` does, and if the output folder was begun with other minutes.
@@ -175,10 +173,7 @@ def _with_data(recipe: Recipe, made: Harvest) -> Recipe:
 def demo(recipe: Recipe, made: Harvest, clock: Clock | None = None) -> DemoResult:
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
 
-    Args:
-        recipe: of both stages.
-        made: what to train and measure on.
-        clock: what sizes it; None takes the recipe's steps.
+    Without a clock, the stages have the recipe's steps.
 
     Raises:
         InputError: if the recipe leaves a stage out, or the export would replace something else.

@@ -71,13 +71,10 @@ def decoded(path: object, content: bytes) -> str:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turn a missing optional package, imported within, into an InputError.
-
-    Args:
-        name: the extra in pyproject.toml, or several with commas between.
+    """Turn a missing package of an extra in pyproject.toml, or of several with commas between, into an InputError.
 
     Raises:
-        InputError: with the line to type, if a package is not installed.
+        InputError: with the line to type, if a package that is imported within is not installed.
     """
     with installed_by(f"'anchorembed[{name}]'"):
         yield

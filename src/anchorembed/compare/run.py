@@ -40,10 +40,6 @@ _NOT_IN_CURVES = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gra
 def run(comparison: Comparison, hours: float | None = None) -> int:
     """Run all missing runs, or start none after some hours; returns how many runs are still missing.
 
-    Args:
-        comparison: from `open_comparison`.
-        hours: start no run after so many hours.
-
     Raises:
         InputError: if another process is at work in the results folder, or a training fails.
         Interrupted: if a signal stopped a training.

@@ -74,17 +74,11 @@ def check(
     tests: Iterable[Path] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[SourceReport]:
-    """Report on each source of a store.
+    """Report on each source of a store, by the tokenizer and the prompts of the model to train.
 
-    Texts that differ only in letter case and white space are equal. Against texts of tests, punctuation is ignored too,
-    because titles are joined to texts in different ways.
-
-    Args:
-        store: the pairs.
-        tokenizer: of the model to train, with its length limits.
-        prompts: of that model.
-        tests: BEIR folders, test files, or folders of test files, whose texts must not be trained on.
-        progress: called with the number of pairs done since the last call.
+    Texts that differ only in letter case and white space are equal. Against texts of ``tests`` (BEIR folders, test
+    files, or folders of these), punctuation is ignored too, because titles are joined to texts in different ways.
+    ``progress`` is called with the number of pairs done since the last call.
 
     Raises:
         InputError: if a test cannot be read.

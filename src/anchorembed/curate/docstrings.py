@@ -105,11 +105,9 @@ def collect_docstrings(
 ) -> tuple[list[Docstring], int]:
     """Collect the usable docstrings of packages, sorted by name.
 
-    Args:
-        packages: packages to read.
-        most: limit of docstrings of one package, so that large packages do not dominate. Modules are read in the order
-            of a hash of their names until the limit is reached; the rest are not parsed.
-        progress: called with the number of packages done and of all packages.
+    Of one package at most ``most`` are taken, so that large packages do not dominate: modules are read in the order of
+    a hash of their names until there are as many; the rest are not parsed. ``progress`` is called with the number of
+    packages done and of all packages.
 
     Returns:
         The docstrings, and the number of files that do not parse.

@@ -89,15 +89,15 @@ def harvest_packages(
     largest_overlap: float = LARGEST_OVERLAP,
     progress: Callable[[int, int], None] | None = None,
 ) -> Harvest:
-    """Harvest packages into a folder, unless it holds a harvest of the same edition and settings.
+    """Harvest packages into a folder, whole, unless it holds a harvest of the same edition and settings.
 
     Args:
-        folder: to write, whole or not at all.
+        folder: to write.
         find_packages: lists the packages; called only if no harvest is reused.
         edition: any text that changes when the content of the packages does.
-        held_out_share: share of the pairs that is held out.
+        held_out_share: of the pairs.
         largest_overlap: as in `drop_near_duplicates`.
-        progress: called with the number of packages done and of all packages.
+        progress: as in `collect_docstrings`.
 
     Raises:
         InputError: if the folder holds anything but a harvest, or no package is small enough to be held out.

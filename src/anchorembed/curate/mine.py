@@ -161,15 +161,9 @@ def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
 def mine(
     pairs: Iterable[TextPair], pool: Pool, score: Scorer, rules: Rules, mined: Mined, rerank: Reranker | None = None
 ) -> Iterator[TextPair]:
-    """Add negatives to each pair, before those it has, in windows of pairs.
+    """Add negatives from a pool of the same pairs to each pair, before those it has, and counts to ``mined``.
 
-    Args:
-        pairs: queries with their positives.
-        pool: texts to mine from, from `gather` with the same pairs.
-        score: scores the pool's texts.
-        rules: which texts to take.
-        mined: counts to update.
-        rerank: scores the candidates of ``score`` again; its logits become the pairs' ``scores``.
+    ``rerank`` scores the candidates of ``score`` again; its logits become the pairs' ``scores``.
     """
     window = max(1, _SCORES_AT_ONCE // len(pool.texts))
     if rerank is not None:

@@ -27,10 +27,7 @@ Reranker = Callable[[list[tuple[str, str]]], Logits]  # query-text pairs [N] -> 
 
 
 def by_cross_encoder(name: str | Path) -> Reranker:
-    """Score by a cross-encoder's logits, before any activation.
-
-    Args:
-        name: local folder or hub id of a model with one score a pair.
+    """Score by the logits, before any activation, of a cross-encoder: a local folder or hub id.
 
     Raises:
         InputError: if the model is incomplete, is not a cross-encoder with one score, or gives a score that is not

@@ -47,14 +47,9 @@ def write_queries(
 ) -> Written:
     """Have ``count`` queries written for each document that has none in ``file`` yet, and append them to it.
 
-    Args:
-        documents: documents with different ids.
-        writer: a chat model.
-        prompt: the prompt for each document.
-        count: queries of a document.
-        file: JSONL, a line for each document. A line is used for a document of the same id and text, with the same
-            writer, prompt and count; damaged lines are ignored.
-        progress: called with the documents done, and the tokens read and written, since the last call.
+    The file has a line for each document. A line is used for a document of the same id and text, with the same writer,
+    prompt and count; damaged lines are ignored. ``progress`` is called with the documents done, and the tokens read and
+    written, since the last call.
 
     Raises:
         InputError: as the writer does, or if the file cannot be written.

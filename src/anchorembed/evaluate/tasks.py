@@ -150,10 +150,7 @@ class Task(Protocol):
 def run_tasks(embedder: TaskEmbedder, tasks: Iterable[Task], out: Path | None = None) -> Iterator[TaskScore]:
     """Evaluate on each task, lazily.
 
-    Args:
-        embedder: the model.
-        tasks: from `find.find_tasks`.
-        out: folder for results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
+    The folder ``out`` has results in mteb's layout, ``results/MODEL/REVISION/TASK.json``; tasks already there are read.
     """
     for task in tasks:
         with progress_bar() as bar:

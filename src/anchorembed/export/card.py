@@ -33,13 +33,10 @@ Use = Literal["native", "folder", "gguf", "openvino", "onnx"]  # what loads a fo
 
 
 def write_card(folder: Path, title: str, dimension: int, use: Use = "native") -> None:
-    """Write a model folder's README.md.
+    """Write the README.md of a model folder, which has ``anchorembed.json``.
 
-    Args:
-        folder: with ``anchorembed.json``.
-        title: the name by which the model is loaded, in the heading and in examples.
-        dimension: of its vectors.
-        use: what loads the folder.
+    ``title`` is the name by which the model is loaded, in the heading and in examples, ``dimension`` that of its
+    vectors.
     """
     metadata = read_metadata(folder)
     if metadata is None:

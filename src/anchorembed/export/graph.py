@@ -93,12 +93,7 @@ def silent() -> Iterator[None]:
 
 
 def by_graph(folder: Path, run: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]) -> Encode:
-    """Encode texts by a graph, with a written folder's tokenizer, prompts and length limit.
-
-    Args:
-        folder: what `write_settings_only` wrote.
-        run: token ids and mask [N, L] to vectors [N, H].
-    """
+    """Encode texts by ``run``, token ids and mask [N, L] to vectors [N, H], as a folder's settings say."""
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
     limit = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -16,12 +16,9 @@ def check_repository(repository: str) -> None:
 
 
 def push(folder: Path, repository: str, *, public: bool = False) -> str:
-    """Upload a folder's files as one commit; returns the address of the model's page.
+    """Upload an exported folder as one commit to OWNER/NAME on the hub; returns the address of the model's page.
 
-    Args:
-        folder: an exported folder.
-        repository: OWNER/NAME on the hub, created if it does not exist; an existing one keeps its visibility.
-        public: whether a new repository is public.
+    A repository is created if there is none, private unless ``public``; an existing one keeps its visibility.
 
     Raises:
         InputError: if the hub does not answer, or refuses; the local folder stays.

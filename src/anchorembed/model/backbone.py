@@ -90,12 +90,9 @@ class Backbone(nn.Module):
         return vectors_TH if self.input_scale == 1.0 else vectors_TH * self.input_scale
 
     def states(self, vectors_TH: Tensor, batch: PackedBatch, varlen: bool | None = None) -> Tensor:
-        """f: input vectors [T, H] to final states [T, H] after the last norm.
+        """f: input vectors [T, H], in the scale of `embed`, to final states [T, H] after the last norm.
 
-        Args:
-            vectors_TH: in the scale of `embed`.
-            batch: says where sequences begin.
-            varlen: attention by the varlen kernel, or in buckets; by default as the attribute says.
+        Attention is by the varlen kernel or in buckets, by default as the attribute ``varlen`` says.
         """
         vectors_TH = vectors_TH if self.input_scale == 1.0 else vectors_TH / self.input_scale
         by_kernel = self.varlen if varlen is None else varlen

@@ -48,10 +48,7 @@ class Existing:
 
 
 def find_existing(name: str) -> Existing | None:
-    """The settings of a sentence-transformers embedder; None for any other model.
-
-    Args:
-        name: a folder or hub id.
+    """The settings of a sentence-transformers embedder, a folder or hub id; None for any other model.
 
     Raises:
         InputError: if its files are damaged, or its vector is not the state of a text's last token.
@@ -89,11 +86,7 @@ def check_causal(name: str, config: PretrainedConfig) -> None:
 
 
 def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template that a tokenizer's post-processor makes.
-
-    Args:
-        name: what the user calls the model.
-        tokenizer: of the model.
+    """The template that the post-processor of a model's tokenizer makes.
 
     Raises:
         InputError: if no token follows the text, or the tokens around it cannot be written as text.

@@ -86,11 +86,7 @@ def _normal(text: str) -> str:
 def first_ids(backend: Tokenizer, cuts: re.Pattern[str] | None, texts: Sequence[str], most: int) -> list[list[int]]:
     """The first ``most`` token ids of each text, without template.
 
-    Args:
-        backend: without truncation and padding; it is not changed.
-        cuts: as `find_cuts` gives them.
-        texts: to tokenise.
-        most: tokens to keep of each.
+    ``backend`` is without truncation and padding, and is not changed; ``cuts`` are as `find_cuts` gives them.
     """
     ids: list[list[int]] = [[] for _ in texts]
     waiting, size = list(range(len(texts))), _CHARACTERS_A_TOKEN * most

@@ -17,9 +17,7 @@ _NAMED = 3  # names in a message; the rest are counted
 def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> None:
     """Refuse a checkpoint that lacks weights of the model, or has weights that the model lacks.
 
-    Args:
-        name: what the user calls the model.
-        loading_info: of transformers' ``output_loading_info``; a tied output head is not missing there.
+    ``loading_info`` is transformers' ``output_loading_info``; a tied output head is not missing there.
 
     Raises:
         InputError: with the weights' names.

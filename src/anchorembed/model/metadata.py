@@ -88,14 +88,9 @@ def describe(
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None = None,
 ) -> Metadata:
-    """A model's metadata: from its files of this package or of sentence-transformers, or from its chat template.
+    """A model's metadata: from what `find_metadata` or else `find_existing` gives, or from its chat template.
 
-    Args:
-        name: what the user calls the model.
-        settings: what `find_metadata` or else `find_existing` gives.
-        config: of the model.
-        tokenizer: of the model.
-        template: instead of the model's.
+    A given template is taken instead of the model's own.
 
     Raises:
         InputError: if the model's template cannot be found out.

@@ -13,9 +13,7 @@ from typing import Any
 def add_older_settings(folder: Path, **more: object) -> None:
     """Add the settings of transformers 4 to a saved model's ``config.json`` and ``tokenizer_config.json``.
 
-    Args:
-        folder: where ``save_pretrained`` wrote model and tokenizer.
-        more: other keys to set in ``config.json``.
+    ``more`` are other keys to set in ``config.json``.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= older_rope(config.get("rope_parameters") or {}) | {"torch_dtype": config["dtype"]} | more

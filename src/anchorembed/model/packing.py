@@ -81,8 +81,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
 def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
     """Group sequences into buckets whose longest is at most 1.25 times the shortest, on the CPU.
 
-    Args:
-        offsets: of a packed batch, [N + 1], on the CPU.
+    ``offsets`` [N + 1] are those of a packed batch.
     """
     lengths = offsets.diff().tolist()
     groups: list[list[int]] = []

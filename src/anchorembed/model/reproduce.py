@@ -39,11 +39,9 @@ def _probe_sequences(vocabulary: int) -> list[list[int]]:
 
 @torch.no_grad()
 def own_logits(model: PreTrainedModel, name: str) -> Tensor:
-    """Logits [T, V], float32, by the model's own forward pass, of each probe sequence by itself.
+    """Logits [T, V], float32, of each probe sequence by itself, by the model's own forward pass.
 
-    Args:
-        model: before a `Backbone` replaces its attention.
-        name: what the user calls it.
+    It is called before a `Backbone` replaces the model's attention.
 
     Raises:
         InputError: if the model's code fails, or a logit is not finite.
@@ -60,15 +58,7 @@ def own_logits(model: PreTrainedModel, name: str) -> Tensor:
 
 @torch.no_grad()
 def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float, float]:
-    """Measure the factors by which a model multiplies its input vectors and its logits.
-
-    Args:
-        backbone: the model on packed tokens.
-        own_TV: logits as `own_logits` gives them.
-        name: what the user calls the model.
-
-    Returns:
-        The scale of input vectors and the scale of logits; 1 for most models.
+    """Measure the factors by which a model multiplies its input vectors and its logits; 1 for most models.
 
     Raises:
         InputError: if the model cannot run on packed tokens, or does more to its input vectors than scale them.
@@ -84,14 +74,9 @@ def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float
 
 @torch.no_grad()
 def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
-    """Compare our loss on packed tokens with the loss of the model's own forward pass.
+    """Compare our loss on packed tokens, with the measured scales, with the loss of the model's own logits.
 
     Both use the weights as they are stored: rounding to 4 bits or bfloat16 is on both sides.
-
-    Args:
-        backbone: the model on packed tokens, with its measured scales.
-        own_TV: logits as `own_logits` gives them.
-        name: what the user calls the model.
 
     Raises:
         InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16.

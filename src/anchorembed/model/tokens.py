@@ -101,13 +101,9 @@ class PairTokenizer:
         of_documents: Sequence[str] | None = None,
         most_negatives: int | None = None,
     ) -> list[TokenPair]:
-        """Tokenise pairs.
+        """Tokenise pairs, each with the prefix of its query, and with that of its documents, by default none.
 
-        Args:
-            pairs: to tokenise.
-            instructions: prefix of each pair's query.
-            of_documents: prefix of each pair's positive and negatives; by default none.
-            most_negatives: use the first so many negatives of each pair; by default all.
+        Of each pair's negatives the first ``most_negatives`` are used, by default all.
         """
         negatives = [pair.negatives[:most_negatives] for pair in pairs]
         queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]

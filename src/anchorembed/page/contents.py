@@ -94,16 +94,11 @@ def contents(
     logs: Mapping[str, Path],
     lengths: Lengths | None = None,
 ) -> Page:
-    """What the page shows of models, before training first and the last trained one last.
+    """What the page shows of models, by the names it gives them: before training first, the last trained one last.
 
-    Args:
-        title: of the page.
-        notes: sentences below it.
-        models: folders or names, by the name that the page gives them.
-        collection: held-out queries and documents.
-        rows: scores by metric, by the name of the row.
-        logs: output folders of runs, by the name of what they trained; their stages' logs give the curves.
-        lengths: of models that have none of their own.
+    ``collection`` has held-out queries and documents, ``rows`` the scores by metric of each row. ``logs`` are output
+    folders of runs, by the name of what they trained; their stages' logs give the curves. ``lengths`` are for models
+    that have none of their own.
     """
     shown = spread(collection, _ON_MAP)
     searched = spread(collection, _SEARCHES)

@@ -37,13 +37,9 @@ class VectorCache:
     def vectors(
         self, texts: Texts, side: Side, instruction: str | None, progress: Callable[[int], None] | None = None
     ) -> Floats:
-        """Unit vectors of texts, float32 [N, H]: read from disk, or else embedded and written.
+        """Unit vectors of texts, float32 [N, H]: read from disk, or else embedded as by `Embedder.encode`, and written.
 
-        Args:
-            texts: N texts.
-            side: as in `Embedder.encode`.
-            instruction: as in `Embedder.encode`.
-            progress: called with the number of texts done since the last call.
+        ``progress`` is called with the number of texts done since the last call.
 
         Raises:
             InputError: as `Embedder.encode` does, or if the disk is full.

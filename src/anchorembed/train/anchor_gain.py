@@ -21,11 +21,7 @@ _READ = 0.02  # nats a token: an anchor gain below it is noise
 def anchor_gain(module: nn.Module, held_out: ReconstructionBatch, backbone: Backbone, bag_weight: float) -> Metrics:
     """Losses of held-out texts, in nats a token, and what they are lower than with the next text's anchor.
 
-    Args:
-        module: `ReconstructionModule`, or what wraps it.
-        held_out: texts of one direction.
-        backbone: of the model.
-        bag_weight: above 0, the bag's loss and gain are measured, too.
+    The bag's loss and gain are measured, too, if ``bag_weight`` is above 0.
     """
     batches = held_out.micro_batches
     anchors_NH = torch.cat([module(micro.sources, None)[0] for micro in batches])

@@ -44,13 +44,9 @@ def _of_all(batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
 
 
 def in_step_order(anchors_NH: Tensor, rows_N: Tensor, counts_N: Tensor, rows: int) -> Tensor:
-    """Anchors of all processes as a step has its texts, [rows, H].
+    """Anchors of all processes as a step has its texts, [rows, H], from this process's, which stand in ``rows_N``.
 
-    Args:
-        anchors_NH: this process's.
-        rows_N: their rows.
-        counts_N: whether each counts, or is there for nothing.
-        rows: texts of the step.
+    ``counts_N`` is 0 for those that are there for nothing.
     """
     shared = anchors_NH.new_zeros(rows, anchors_NH.shape[1])
     return summed_with_gradient(shared.index_add(0, rows_N, anchors_NH * counts_N[:, None]))

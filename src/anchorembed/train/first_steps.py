@@ -26,11 +26,8 @@ Result = TypeVar("Result")
 def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: int) -> tuple[Times, int]:
     """Time steps of each stage, a load of the model and the embedding of some texts.
 
-    Args:
-        recipe: with both stages.
-        texts: to embed.
-        document_texts: how many texts are embedded for each document in all.
-        loads: how often a model is loaded, or what takes as long is done, after the last stage.
+    For each document ``document_texts`` texts are embedded in all. After the last stage a model is loaded ``loads``
+    times, or what takes as long is done.
 
     Returns:
         The times, and the number of pairs to train on.

@@ -11,15 +11,10 @@ _SMALLEST = 256  # tokens of a micro-batch; none is made smaller
 
 
 def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, strict: bool) -> str:
-    """Return a sentence on the memory that a stage takes, or refuse the stage.
+    """Return a sentence on the memory that a stage takes of the ``have`` bytes of ``where``, or refuse the stage.
 
-    Args:
-        stage: its name in the recipe.
-        shape: the decoder's sizes.
-        use: settings of the stage that decide its memory.
-        have: bytes of memory; 0 if that is not known.
-        where: name of the memory, such as ``cuda:0``.
-        strict: refuse also for activations, which are estimated; otherwise only for weights, gradients and moments.
+    ``have`` is 0 if that is not known. If ``strict``, a stage is refused also for activations, which are estimated;
+    otherwise only for weights, gradients and moments.
 
     Raises:
         InputError: if the stage cannot fit, with the figures and the settings that make it fit.

@@ -178,17 +178,10 @@ def use_of(
     sharded: bool = False,
     compiled: bool = True,
 ) -> Use:
-    """The settings of a recipe's stage that decide its memory.
+    """The settings of a recipe's stage that decide its memory, with so many ``logits`` at once.
 
-    Args:
-        recipe: the whole recipe.
-        settings: the stage's section of the recipe.
-        size: sizes of one step.
-        dtype: of matrix products.
-        logits: most logits at once.
-        processes: number of processes that share a step's pairs.
-        sharded: whether weights, gradients and moments are spread over the processes.
-        compiled: whether layers are compiled, unless weights are sharded.
+    ``processes`` share a step's pairs, and if ``sharded`` also weights, gradients and moments; layers are then not
+    compiled.
     """
     lora = size.lora
     return Use(

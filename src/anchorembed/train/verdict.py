@@ -71,12 +71,7 @@ class TestVerdict:
 
 
 def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
-    """Measure the model before training, the trained model, and BM25; log the verdict and write ``verdict.json``.
-
-    Args:
-        recipe: of the finished run.
-        trained: folder of its last model.
-    """
+    """Measure the model before training, the last trained one, and BM25; log the verdict and write ``verdict.json``."""
     tests = find_tests(recipe)
     before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
     kept = recipe.output / "verdict"
