@@ -53,7 +53,7 @@ from transformers import (
 
 from anchorembed.config import Contrast, Lora, Reconstruct
 from anchorembed.data.pairs import TextPair
-from anchorembed.model.adapters import LoraSettings, add_lora
+from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers, use_varlen
@@ -466,7 +466,7 @@ class Parity:
 
     def replay(self) -> None:
         """GradCache with dropout: both passes of a chunk embed alike, compiled and not."""
-        add_lora(self.backbone, LoraSettings(LORA.rank, LORA.alpha, LORA.dropout, tuple(LORA.targets)))
+        add_lora(self.backbone, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
         self.backbone.to(self.lab.device)
         for name, weight in self.backbone.named_parameters():
             if "lora_B" in name:

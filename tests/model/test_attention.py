@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorembed.model import attention
-from anchorembed.model.adapters import LoraSettings, add_lora
+from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.packing import PackedBatch, pack
@@ -20,8 +20,7 @@ from anchorembed.system.device import autocast
 from stand_ins import varlen_on_the_cpu
 from tiny import ARCHITECTURES, reproduced, tiny_model
 
-LORA = LoraSettings(4, 8, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
-ALL_LINEAR = LORA.targets
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTHS = (3, 17, 9, 1, 16)
 VARLEN = ["llama", "qwen3", "mistral", "granite"]
 CPU = torch.device("cpu")
@@ -122,7 +121,7 @@ def measured(name: str) -> Backbone:
 
 def with_adapters(backbone: Backbone, dropout: float = 0.0) -> Backbone:
     torch.manual_seed(3)
-    add_lora(backbone, LoraSettings(4, 8, dropout, ALL_LINEAR))
+    add_lora(backbone, 4, 8, dropout, ALL_LINEAR)
     for key, weight in backbone.named_parameters():
         if "lora_B" in key:
             nn.init.normal_(weight, std=0.1)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed.errors import InputError
 from anchorembed.model import attention
-from anchorembed.model.adapters import AdapterDropout, LoraSettings, add_lora, merge_lora
+from anchorembed.model.adapters import AdapterDropout, add_lora, merge_lora
 from anchorembed.model.backbone import Backbone, weights_sha256
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch, pack
@@ -105,7 +105,7 @@ def test_lora_trains_adapters_only_and_merges() -> None:
     backbone = Backbone(tiny_model().eval())
     batch = pack(sequences())
     before = states(backbone, batch)
-    add_lora(backbone, LoraSettings(4, 8, 0.0, ("q_proj", "down_proj", "absent")))
+    add_lora(backbone, 4, 8, 0.0, ("q_proj", "down_proj", "absent"))
     trainable = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
@@ -141,7 +141,7 @@ def test_dropout_before_adapters_drops_its_share_and_the_same_with_the_same_seed
 
 def test_lora_on_a_model_without_its_targets_names_them() -> None:
     with pytest.raises(InputError, match="none of c_attn"):
-        add_lora(Backbone(tiny_model()), LoraSettings(4, 8, 0.0, ("c_attn",)))
+        add_lora(Backbone(tiny_model()), 4, 8, 0.0, ("c_attn",))
 
 
 def test_untied_heads_are_saved(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention
 from anchorembed.model import load as models
-from anchorembed.model.adapters import LoraSettings, add_lora, is_quantized
+from anchorembed.model.adapters import add_lora, is_quantized
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import check_nf4
@@ -242,7 +242,7 @@ def test_four_bits_are_four_bits_and_count_as_what_they_stand_for(wide_folder: P
     assert held == pytest.approx(count * memory_estimate._NF4, rel=0.01)
     assert weight_count(packed) == weight_count(plain)
     with pytest.raises(InputError, match="none of c_attn"):
-        add_lora(packed, LoraSettings(4, 8, 0.0, ("c_attn",)))
+        add_lora(packed, 4, 8, 0.0, ("c_attn",))
 
 
 def test_a_hash_does_not_depend_on_how_weights_are_stored() -> None:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +12,6 @@ from transformers import PreTrainedModel
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.load import quiet
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Rank, scale (alpha / rank), dropout, and the names of the linear modules that get adapters."""
-
-    rank: int
-    alpha: int
-    dropout: float
-    targets: tuple[str, ...]
 
 
 class AdapterDropout(nn.Module):
@@ -49,18 +38,14 @@ class AdapterDropout(nn.Module):
         return x * (kept.to(x.dtype) * (1 / (1 - self.rate)))
 
 
-def add_lora(backbone: Backbone, settings: LoraSettings) -> None:
-    """Freeze all weights and add adapters, in place, to the linear modules named in ``settings.targets``.
+def add_lora(backbone: Backbone, rank: int, alpha: int, dropout: float, targets: Iterable[str]) -> None:
+    """Freeze all weights and add adapters, scaled by alpha / rank, in place, to linear modules of the names ``targets``.
 
     Raises:
         InputError: if the model has no such module.
     """
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=adaptable(backbone.model, settings.targets),
-    )
+    modules = adaptable(backbone.model, targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
     backbone.peft.append(_adapted(backbone.model, config))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from anchorembed.config import Contrast, Data
 from anchorembed.errors import InputError
-from anchorembed.model.adapters import LoraSettings, adaptable, add_lora, not_adapted
+from anchorembed.model.adapters import adaptable, add_lora, not_adapted
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.packing import PackedBatch, by_length, pack, send
@@ -112,7 +112,7 @@ class Contrastive:
         embedder.backbone.freeze_own_head()
         if settings.lora is not None:
             lora = settings.lora
-            add_lora(embedder.backbone, LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+            add_lora(embedder.backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
         return embedder
 
     @staticmethod
@@ -168,10 +168,6 @@ class Contrastive:
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
         """The same stage with a module that is wrapped for several processes."""
         return replace(self, module=module, unsynced=unsynced or self.unsynced)
-
-    def with_budget(self, budget: int) -> Self:
-        """The same stage with another token budget."""
-        return replace(self, budget=budget)
 
     # A step
 

@@ -106,10 +106,6 @@ class Reconstruction:
         """The same with its module wrapped for several processes."""
         return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
-    def with_budget(self, budget: int) -> Self:
-        """The same with another number of tokens at once."""
-        return replace(self, budget=budget)
-
     # A step
 
     def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> ReconstructionBatch:

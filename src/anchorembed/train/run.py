@@ -148,16 +148,16 @@ def _train_stage(
     name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)
     _log.info("%s: starting from %s", name, start)
-    with accelerator.local_main_process_first():  # the others find pairs converted and models fetched
+    with accelerator.local_main_process_first():  # the others find the configuration fetched
         use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
+    use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
+    with accelerator.local_main_process_first():  # and pairs converted, and models
         prepared = prepare(recipe, start)
         settings = settings.in_steps(len(prepared.split.train))
         _check_stages(recipe, stage_class, settings, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         stage = stage_class.build(prepared.embedder, settings, use.budget)
-    use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
-    stage = stage.with_budget(use.budget)
     _say_what_is_unused(stage, prepared, recipe.seed)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
     history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}

@@ -93,9 +93,6 @@ class Stage(Protocol):
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
         """The same stage with a wrapped module; ``unsynced`` is as in `GradCache.backward`."""
 
-    def with_budget(self, budget: int) -> Self:
-        """The same stage with another token budget."""
-
     def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> Any:  # noqa: ANN401
         """Lay out step ``number`` on the CPU and send it to the device."""
 
