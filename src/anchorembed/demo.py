@@ -2,8 +2,7 @@
 
 It is sized to take about so many minutes on this machine: Stage II by the time that first steps take, Stage I and the
 documents to measure on by the time that is left then. The sizes are kept in the output folder, so that an interrupted
-demo goes on with the same ones. What an earlier run made is reused, and a
-message says so.
+demo goes on with the same ones. What an earlier run made is reused, and a message says so.
 """
 
 import json
@@ -193,7 +192,7 @@ def demo(recipe: Recipe, made: Harvest, clock: Clock | None = None) -> DemoResul
         "Stage I + contrastive": str(anchored_model),
     }
     rows = {"chance": ModelScores(chance(collection))}
-    lengths = _lengths(recipe)
+    lengths = Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     for name, model in models.items():
         # The base model too is cut at the recipe's lengths: the rows must differ in training alone.
         embedder = Embedder.load(model, lengths=lengths)
@@ -277,8 +276,8 @@ def _training_quiet() -> Iterator[None]:
 def _trained(recipe: Recipe, name: str) -> Path:
     """Train the recipe's stages, and say in a line each how it went; returns the last model's folder."""
     model = recipe.output
-    for stage, run_stage in (("reconstruct", reconstruct), ("contrast", contrast)):
-        settings = recipe.reconstruct if stage == "reconstruct" else recipe.contrast
+    for stage, run_stage in zip(STAGES, (reconstruct, contrast), strict=True):
+        settings = recipe.stage(stage)
         if settings is None:
             continue
         folder = recipe.output / stage
@@ -300,10 +299,6 @@ def _summary(log: Path, pairs: int) -> str:
     minutes = sum(entry["seconds"] for entry in entries) / 60
     loss = f"loss {first['loss']:.3f} to {last['loss']:.3f}"
     return f"{len(entries)} steps of {pairs} pairs in {minutes:.1f} minutes, {loss}{measured}"
-
-
-def _lengths(recipe: Recipe) -> Lengths:
-    return Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
 
 
 def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelScores:

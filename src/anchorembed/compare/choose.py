@@ -6,7 +6,7 @@ arm's best choice.
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from anchorembed.compare.arms import choices
 from anchorembed.compare.plan import Comparison, choice_name
@@ -14,7 +14,6 @@ from anchorembed.compare.records import COMMON, OWN, Cost, GridScore, Run, best_
 from anchorembed.compare.training import run_folder, train_before, train_stage_two
 from anchorembed.errors import InputError
 from anchorembed.train.loop import read_log
-from anchorembed.train.stage import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +56,7 @@ def _try(comparison: Comparison, trial: Run, choice: Mapping[str, float]) -> Gri
         raise InputError("data: too few pairs to hold any out, by which compare.grid chooses. Leave it out.")
     settings = comparison.recipe.contrast
     keeps_best = settings is not None and settings.keep_best
-    kept = _kept(log, comparison.arms[trial.arm].contrast_keys.get("keep_best", keeps_best))
+    kept = log[-1]  # of the model that was kept
+    if comparison.arms[trial.arm].contrast_keys.get("keep_best", keeps_best):
+        kept = max((line for line in log if "quality" in line), key=lambda line: line["quality"])
     return GridScore(trial.arm, trial.digest, trial.seed, name, kept["held_out_accuracy"], Cost.of(log))
-
-
-def _kept(log: Sequence[Metrics], keeps_best: bool) -> Metrics:
-    """Metrics of the model that a training kept: of its last step, or of the evaluation with the best quality."""
-    return max((line for line in log if "quality" in line), key=lambda line: line["quality"]) if keeps_best else log[-1]

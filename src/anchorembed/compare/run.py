@@ -9,7 +9,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -117,7 +117,10 @@ def _measure(
     seconds = earlier.costs["evaluate"].seconds if "evaluate" in earlier.costs else 0.0
     record = RunRecord(
         costs=costs,
-        curves={name: _curve(log) for name, log in logs.items()},
+        curves={
+            name: [{key: value for key, value in line.items() if key not in _NOT_IN_CURVES} for line in log]
+            for name, log in logs.items()
+        },
         isotropy={
             name: _isotropy(prepared, load_embedder(recipe, model, recipe.model.device))
             for name, model in models.items()
@@ -161,11 +164,6 @@ def _evaluate(comparison: Comparison, wanted: Run, embedder: Embedder) -> Iterat
                     "Leave the task out of compare.collections."
                 )
             yield task, score, time.perf_counter() - began
-
-
-def _curve(log: Sequence[Metrics]) -> list[Metrics]:
-    """Losses and held-out metrics of every step, without costs."""
-    return [{name: value for name, value in line.items() if name not in _NOT_IN_CURVES} for line in log]
 
 
 def _isotropy(prepared: Prepared, embedder: Embedder) -> Isotropy:

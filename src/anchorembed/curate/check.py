@@ -83,7 +83,8 @@ def check(
     Raises:
         InputError: if a test cannot be read.
     """
-    forbidden = np.unique(_keys(_all_texts(tests), _words))
+    texts = (text for path in tests for file in test_files(path) for text in _test_texts(file))
+    forbidden = np.unique(_keys(filter(str.strip, texts), _words))
     for number in range(len(store.sources)):
         yield _check_source(store, number, tokenizer, prompts, forbidden, progress)
 
@@ -178,12 +179,6 @@ def _token_counts(tokens: NDArray[np.int32], limit: int) -> TokenCounts:
     values = np.percentile(tokens, _PERCENTILES, method="higher").tolist()
     percentiles = {percentile: int(value) for percentile, value in zip(_PERCENTILES, values, strict=True)}
     return TokenCounts(percentiles, limit, float(np.mean(tokens > limit)))
-
-
-def _all_texts(tests: Iterable[Path]) -> Iterator[str]:
-    """All texts of tests that are not empty."""
-    texts = (text for path in tests for file in test_files(path) for text in _test_texts(file))
-    return filter(str.strip, texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,12 +69,8 @@ def installed_packages() -> list[Package]:
     for distribution in importlib.metadata.distributions():
         for top in {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}:
             roots.setdefault(top.removesuffix(".py"), Path(str(distribution.locate_file(top))).with_suffix(""))
-    packages = (Package(name, _source(root)) for name, root in sorted(roots.items()) if _is_public(name))
-    return [package for package in packages if package.root.exists()]
-
-
-def _source(root: Path) -> Path:
-    return root if root.is_dir() else root.with_suffix(".py")
+    sources = {name: root if root.is_dir() else root.with_suffix(".py") for name, root in sorted(roots.items())}
+    return [Package(name, source) for name, source in sources.items() if _is_public(name) and source.exists()]
 
 
 def _is_public(name: str) -> bool:

@@ -189,7 +189,8 @@ Judged = Iterable[tuple[str, bool]]  # texts, the nearest first, and whether the
 
 
 def _by_search(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped: Counter[str]) -> Judged:
-    limit = _limit(float(scores_D[pool.rows[pair.positive]]), rules.margin)
+    score = float(scores_D[pool.rows[pair.positive]])
+    limit = rules.margin * score if score > 0 else score
     for row in _usable(pair, scores_D, pool, rules, dropped):
         yield pool.texts[row], float(scores_D[row]) > limit
 
@@ -241,11 +242,6 @@ def _logits(block: list[TextPair], candidates_of: list[list[str]], rerank: Reran
 def _sigmoid(logit: float) -> float:
     """1 / (1 + exp(-logit)), exact for logits far below 0."""
     return float(np.exp(-np.logaddexp(0.0, -logit)))
-
-
-def _limit(positive_score: float, margin: float) -> float:
-    """The score above which a text is dropped: a share of the positive's, or the positive's itself if it is below 0."""
-    return margin * positive_score if positive_score > 0 else positive_score
 
 
 def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Counter[str]) -> Iterator[int]:

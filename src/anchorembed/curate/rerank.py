@@ -82,7 +82,10 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
     settings = file_beside(name, "config_sentence_transformers.json")
     saved_as = json.loads(settings.read_bytes()).get("model_type") if settings else None
     if architectures[0].endswith("ForSequenceClassification"):
-        _check_complete(name)
+        # weights that are missing would be random numbers; on the device meta none are read
+        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": "meta"}
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
+        check_complete(name, {"missing_keys": loaded[1]["missing_keys"]})
     elif saved_as != "CrossEncoder":
         raise InputError(
             f"--rerank: {name!r} is no cross-encoder: its architecture is {architectures[0]}, which has no score of a "
@@ -92,10 +95,3 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
     if not model.tokenizer.chat_template:  # which is text with special tokens in it
         model.tokenizer.split_special_tokens = True  # a special token's name in a text is text
     return model
-
-
-def _check_complete(name: str) -> None:
-    """Refuse a model with missing weights, which would be random numbers, without reading any weights."""
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": "meta"}
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
-    check_complete(name, {"missing_keys": loaded[1]["missing_keys"]})

@@ -21,7 +21,6 @@ from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
-_LIBRARIES = {"native": "transformers"}
 _GRAPHS = {
     "openvino": ("OpenVINO", "openvino/openvino_model.xml"),
     "onnx": ("ONNX Runtime", "onnx/model.onnx"),
@@ -57,7 +56,7 @@ def write_card(folder: Path, title: str, dimension: int, use: Use = "native") ->
 def _card_data(use: Use, title: str, base: str | None, license_: str | None) -> CardData:
     """The card's metadata, by the classes of the library that loads the folder; ``base`` is a hub id."""
     if use != "folder":
-        library = _LIBRARIES.get(use, use)
+        library = "transformers" if use == "native" else use
         return ModelCardData(
             base_model=base, license=license_, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS
         )
@@ -173,16 +172,13 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 model = HuggingFaceEmbedding(
     model_name={title!r}{prompt if by_name else ""})
 ```"""
-    named = [f"the {side} prompt before {sides}" for side, sides, prompt in _sides(prompts) if prompt]
+    both = (("query", "queries", prompts.query), ("document", "documents", prompts.document))
+    named = [f"the {side} prompt before {sides}" for side, sides, prompt in both if prompt]
     if named:
         yield (
             "Servers of `/v1/embeddings` (text-embeddings-inference, vLLM, llama.cpp) embed the text they are sent: "
             f"put {' and '.join(named)} yourself. `anchorembed verify` compares a server with this model."
         )
-
-
-def _sides(prompts: Prompts) -> tuple[tuple[str, str, str], ...]:
-    return ("query", "queries", prompts.query), ("document", "documents", prompts.document)
 
 
 def _vectors(metadata: Metadata) -> Iterable[str]:

@@ -39,7 +39,7 @@ class AdapterDropout(nn.Module):
 
 
 def add_lora(backbone: Backbone, rank: int, alpha: int, dropout: float, targets: Iterable[str]) -> None:
-    """Freeze all weights and add adapters, scaled by alpha / rank, in place, to linear modules of the names ``targets``.
+    """Freeze all weights and add adapters, scaled by alpha / rank, in place, to the linear modules of such names.
 
     Raises:
         InputError: if the model has no such module.

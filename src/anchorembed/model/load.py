@@ -229,7 +229,13 @@ def _read(
     options["attn_implementation"] = "eager"
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
-        options |= {"quantization_config": _nf4(), "device_map": {"": device}}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["device_map"] = {"": device}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
     model: PreTrainedModel = loaded[0]
     tied = _tie_missing_head(name, model, loaded[1]["missing_keys"]) if tie_head else set()
@@ -250,15 +256,6 @@ def _tie_missing_head(name: str, model: PreTrainedModel, missing: Iterable[str])
         model.config.tie_word_embeddings = True
         model.tie_weights()
     return tied
-
-
-def _nf4() -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def _read_tokenizer(folder: str, gguf: str | None) -> PreTrainedTokenizerBase:

@@ -141,7 +141,11 @@ def shape_of(config: PretrainedConfig) -> Shape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    linear = _linear(model.base_model)
+    linear = tuple(
+        (name.rsplit(".", 1)[-1], module.out_features, module.in_features)
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.Linear)
+    )
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     heads = int(text.num_attention_heads)
     size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
@@ -157,14 +161,6 @@ def shape_of(config: PretrainedConfig) -> Shape:
         linear=linear,
         head=0 if head is embedding else head.numel(),
         count=sum(parameter.numel() for parameter in model.parameters()),
-    )
-
-
-def _linear(decoder: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    return tuple(
-        (name.rsplit(".", 1)[-1], module.out_features, module.in_features)
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.Linear)
     )
 
 

@@ -9,6 +9,7 @@ Axes: N texts to write, P positions that have a target, D directions, H hidden s
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar, Self, cast
 
 import torch
@@ -34,7 +35,6 @@ from anchorembed.train.reconstruction_batch import (
     ReconstructionBatch,
     Writing,
     lay_out,
-    target_totals,
 )
 from anchorembed.train.reconstruction_module import ReconstructionModule
 from anchorembed.train.stage import Measured, Metrics, StepSize
@@ -112,7 +112,9 @@ class Reconstruction:
         """Lay out step ``number`` and send it to the device."""
         weights = self.direction_weights(number)
         writings = self.writings(number, pairs)
-        totals = target_totals([writing for of_pair in writings for writing in of_pair])
+        totals = dict.fromkeys(weights, 0)
+        for writing in chain.from_iterable(writings):
+            totals[writing.direction] += writing.targets
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(part) for part in shares(writings)]
         idle = max(map(len, runs)) - len(runs[rank()])
@@ -168,11 +170,6 @@ class Reconstruction:
     def decodes(self) -> bool:
         """Whether the decoder's loss is trained; else the bag's alone."""
         return True
-
-    @property
-    def writes(self) -> bool:
-        """Whether texts are written at all."""
-        return self.decodes or self.settings.read_weight is not None
 
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
@@ -309,9 +306,10 @@ class Reconstruction:
 
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
         """Model FLOPs of step ``number``: encoding, decoding, and the head once a target token and a bag."""
-        writings = [writing for of_pair in self.writings(number, pairs) for writing in of_pair]
+        writings = list(chain.from_iterable(self.writings(number, pairs)))
         encoded = sum(len(writing.source) for writing in writings)
-        decoded = [writing for writing in writings if self.writes or not writing.source]
+        decodes = self.decodes or self.settings.read_weight is not None
+        decoded = [writing for writing in writings if decodes or not writing.source]
         written = sum(writing.targets * len(writing.rows) for writing in decoded)
         sinks = sum(len(writing.rows) for writing in decoded if self.settings.sink and writing.source)
         bags = sum(self.settings.bag_weight > 0 and bool(writing.source) for writing in writings)

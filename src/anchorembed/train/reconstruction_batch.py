@@ -117,11 +117,3 @@ def lay_out(
     choosing_N = torch.tensor([per_text[writing.direction] for writing in writings])
     masks_DP = masks_DN[:, owners_P] * is_own_P
     return MicroBatch(sources, targets, weights_P, masks_DP, sides_N, rows_R, choosing_N)
-
-
-def target_totals(writings: Sequence[Writing]) -> dict[Direction, int]:
-    """Target tokens of each direction."""
-    totals = dict.fromkeys((writing.direction for writing in writings), 0)
-    for writing in writings:
-        totals[writing.direction] += writing.targets
-    return totals

@@ -160,7 +160,9 @@ def _train_stage(
         stage = stage_class.build(prepared.embedder, settings, use.budget)
     _say_what_is_unused(stage, prepared, recipe.seed)
     history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-    history |= {"data": prepared.summary(), "weights": _stored_as(recipe)}
+    stored = recipe.model.weights
+    merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
+    history |= {"data": prepared.summary(), "weights": stored if stored == "float32" else merged}
     history["before"] = prepared.embedder.metadata.stages
     if accelerator.is_main_process:
         keep_recipe(recipe)
@@ -225,14 +227,6 @@ def plan_memory(
 def build_stage(embedder: Embedder, settings: Schedule, stage_class: type[AnyStage]) -> AnyStage:
     """A stage that is ready to train, with the recipe's token budget or that of a CPU."""
     return stage_class.build(embedder, settings, settings.budget(ON_CPU))
-
-
-def _stored_as(recipe: Recipe) -> str:
-    """How a stage's frozen weights are stored, and what is saved, for the model's history."""
-    stored = recipe.model.weights
-    if stored == "float32":
-        return stored
-    return f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
 
 
 def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, prepared: Prepared) -> None:
