@@ -7,15 +7,12 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from torch import nn
-
 from anchorembed.config import Recipe, Schedule
-from anchorembed.system.device import wait_for
-from anchorembed.train.loop import make_optimizer
+from anchorembed.train.loop import make_optimizer, whole_step
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
 from anchorembed.train.run import STAGES, plan_memory
 from anchorembed.train.sizing import StageTimes, Times
-from anchorembed.train.stage import Stage, StageName, step
+from anchorembed.train.stage import Stage, StageName
 
 _FORWARD = 0.45  # of a step's time, to evaluate as many pairs
 _PROBES = 2  # steps that are timed
@@ -64,21 +61,16 @@ def _evaluations(settings: Schedule, pairs: int) -> float:
 def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:
     """Mean seconds of whole steps of different pairs, after a small one; of one step where that takes long."""
     optimizer = make_optimizer(stage.module, stage.settings)
-    device = prepared.embedder.backbone.device
     stage.module.train()
 
-    def whole_step(indices: Sequence[int]) -> None:
-        step(stage, 0, prepared.tokens(indices, stage.hard_negatives))
-        nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        wait_for(device)
+    def run(indices: Sequence[int]) -> None:
+        whole_step(stage, optimizer, 0, prepared.tokens(indices, stage.hard_negatives))
 
     seconds: list[float] = []
     for indices in islice(prepared.order(stage.settings.batch_size, recipe.seed), _PROBES):
         if not seconds:
-            whole_step(indices[:2])  # the first step of all takes longer
-        seconds.append(_timed(partial(whole_step, indices))[0])
+            run(indices[:2])  # the first step of all takes longer
+        seconds.append(_timed(partial(run, indices))[0])
         if seconds[-1] > _LONG:
             break
     return sum(seconds) / len(seconds)

@@ -20,12 +20,13 @@ from torch import nn
 
 from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
-from anchorembed.system.device import peak_memory, seed_step
+from anchorembed.model.tokens import TokenPair
+from anchorembed.system.device import peak_memory, seed_step, wait_for
 from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import anywhere, processes, rank, wait, whole
 from anchorembed.system.progress import metrics_note, progress_bar
 from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
-from anchorembed.train.stage import Measured, Metrics, read_back
+from anchorembed.train.stage import Measured, Metrics, Stage, read_back, step
 
 Batch = TypeVar("Batch")
 
@@ -80,6 +81,15 @@ def learning_rate(step: int, schedule: Schedule) -> float:
     done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     factor = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
     return schedule.learning_rate * factor
+
+
+def whole_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int, pairs: Sequence[TokenPair]) -> None:
+    """Run a step and update the weights as `fit` does, outside the loop, and wait until it is done: to measure it."""
+    step(stage, number, pairs)
+    nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    wait_for(stage.embedder.device)
 
 
 def fit(

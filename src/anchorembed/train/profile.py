@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity
 
 from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.fast import compile_layers
 from anchorembed.system.device import peak_memory, wait_for
-from anchorembed.train.loop import make_optimizer
+from anchorembed.train.loop import make_optimizer, whole_step
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import STAGES, plan_memory
-from anchorembed.train.stage import StageName, step
+from anchorembed.train.stage import StageName
 
 _KINDS = {  # kind of work -> parts of an operation's name in torch's profiler; the first match counts
     "matrix products": ("mm", "matmul", "linear", "convolution"),
@@ -92,11 +91,9 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
     """Run steps up to the end of ``measured`` and time those in it; torch's profiler records one more step."""
     prepared = prepare(recipe, recipe.model.name)
     stage = STAGES[name].build(prepared.embedder, settings, budget)
-    module = stage.module
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(module, settings)
+    optimizer = make_optimizer(stage.module, settings)
     backbone = prepared.embedder.backbone
-    module.train()
+    stage.module.train()
     if backbone.device.type == "cuda":
         compile_layers(backbone, prepared.embedder.dtype)
     seconds, counts, tokens, flops = [], [], [], []
@@ -106,11 +103,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
         with _profiled(times) if number == measured.stop else nullcontext():
             started = time.perf_counter()
             pairs = prepared.tokens(indices, stage.hard_negatives)
-            step(stage, number, pairs)
-            nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-            wait_for(backbone.device)
+            whole_step(stage, optimizer, number, pairs)
             seconds.append(time.perf_counter() - started)
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
