@@ -25,7 +25,7 @@ from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
-from anchorembed.evaluate.task_types import evaluate_collection
+from anchorembed.evaluate.task_types import retrieval
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.recipe import parse_recipe
@@ -147,7 +147,7 @@ def train(args: argparse.Namespace, pairs: list[TextPair], seed: int, negatives:
 def score(model: str, args: argparse.Namespace, task: Task) -> dict[str, float]:
     """Each held-out claim's nDCG@10."""
     embedder = Embedder.load(model, lengths=Lengths(args.cut, args.cut))
-    return {claim: found[_METRIC] for claim, found in evaluate_collection(embedder.encode, task.test).per_query.items()}
+    return retrieval(task.test, embedder.encode).items
 
 
 def mean(scores: dict[str, float]) -> float:

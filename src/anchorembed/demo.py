@@ -311,7 +311,7 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
     }
     means, word = _saved_means(path, key), "reused: "
     if means is None:
-        means, word = score(embedder, collection).mean, ""
+        means, word = score(embedder, collection), ""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, to_json({"key": key, "mean": means}, indent=2))
     _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {word}{path}")

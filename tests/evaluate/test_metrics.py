@@ -8,14 +8,15 @@ import pytrec_eval
 from scipy.stats import spearmanr
 
 from anchorembed.errors import InputError
-from anchorembed.evaluate.metrics import METRICS, chance, pseudo_values, score_rankings
-from collections_made import collection
+from anchorembed.evaluate.metrics import METRICS, chance, pseudo_values
+from anchorembed.evaluate.task_types import ranking_metrics
+from collections_made import collection, scored
 
 
 def test_graded_ndcg_has_linear_gains() -> None:
     run = {"q": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}}
     qrels = {"q": {"b": 3, "d": 1, "c": 0, "z": 2}}
-    scores = score_rankings(run, qrels).per_query["q"]
+    scores = scored(run, qrels)["q"]
     # b (3) second and d (1) fourth; ideal is 3, 2, 1; exponential gains would give 0.512
     assert scores["nDCG@10"] == pytest.approx((3 / log2(3) + 1 / log2(5)) / (3 + 2 / log2(3) + 1 / log2(4)))
     assert scores["MRR@10"] == pytest.approx(1 / 2)
@@ -25,7 +26,7 @@ def test_graded_ndcg_has_linear_gains() -> None:
 def test_metrics_stop_at_their_cuts() -> None:
     def found_at(place: int) -> dict[str, float]:
         run = {"q": {f"x{number:03}": 1 - number / 1000 for number in range(1, 200)}}
-        return score_rankings(run, {"q": {f"x{place:03}": 1}}).mean
+        return scored(run, {"q": {f"x{place:03}": 1}})["q"]
 
     assert found_at(10) == pytest.approx({"nDCG@10": 1 / log2(11), "MRR@10": 1 / 10, "Recall@100": 1})
     assert found_at(11) == {"nDCG@10": 0, "MRR@10": 0, "Recall@100": 1}
@@ -36,28 +37,28 @@ def test_metrics_stop_at_their_cuts() -> None:
 def test_every_judged_query_counts_and_no_other() -> None:
     run = {"found": {"a": 1.0}, "unjudged": {"a": 1.0}, "empty": {}}
     qrels = {"found": {"a": 1}, "missing": {"a": 1}, "empty": {"a": 1}, "nothing relevant": {"a": 0}}
-    scores = score_rankings(run, qrels)
-    assert scores.mean == {"nDCG@10": 0.25, "MRR@10": 0.25, "Recall@100": 0.25}
-    assert set(scores.per_query) == set(qrels)
-    assert scores.per_query["missing"] == dict.fromkeys(METRICS, 0.0)
-    assert score_rankings({}, qrels).mean == dict.fromkeys(METRICS, 0.0)
+    nothing, all_right = dict.fromkeys(METRICS, 0.0), dict.fromkeys(METRICS, 1.0)
+    assert scored(run, qrels) == dict.fromkeys(qrels, nothing) | {"found": all_right}
+    assert scored({}, qrels) == dict.fromkeys(qrels, nothing)
+    means = ranking_metrics(run, qrels, "ndcg_at_10").values
+    assert [means[name] for name in METRICS.values()] == [0.25] * 3
 
 
 def test_grade_zero_and_below_is_not_relevant() -> None:
-    scores = score_rankings({"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 0, "b": -1, "c": 1}}).mean
+    scores = scored({"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 0, "b": -1, "c": 1}})["q"]
     assert scores == pytest.approx({"nDCG@10": 1 / log2(4), "MRR@10": 1 / 3, "Recall@100": 1})
 
 
 def test_ties_put_the_larger_id_first_in_every_metric() -> None:
-    scores = score_rankings({"q": {"a": 0.5, "b": 0.5, "c": 0.5}}, {"q": {"b": 1}}).mean
+    scores = scored({"q": {"a": 0.5, "b": 0.5, "c": 0.5}}, {"q": {"b": 1}})["q"]
     assert scores == pytest.approx({"nDCG@10": 1 / log2(3), "MRR@10": 1 / 2, "Recall@100": 1})
-    top = score_rankings({"q": {"a": 0.5, "b": 0.5}}, {"q": {"b": 1}}).mean
+    top = scored({"q": {"a": 0.5, "b": 0.5}}, {"q": {"b": 1}})["q"]
     assert top == {"nDCG@10": 1, "MRR@10": 1, "Recall@100": 1}
 
 
 def test_scores_closer_than_single_precision_are_ties() -> None:
-    assert score_rankings({"q": {"a": 1 + 1e-9, "b": 1.0}}, {"q": {"a": 1}}).mean["MRR@10"] == 0.5
-    assert score_rankings({"q": {"a": 1 + 1e-6, "b": 1.0}}, {"q": {"a": 1}}).mean["MRR@10"] == 1
+    assert scored({"q": {"a": 1 + 1e-9, "b": 1.0}}, {"q": {"a": 1}})["q"]["MRR@10"] == 0.5
+    assert scored({"q": {"a": 1 + 1e-6, "b": 1.0}}, {"q": {"a": 1}})["q"]["MRR@10"] == 1
 
 
 def test_scores_are_those_of_trec_eval_itself() -> None:
@@ -69,7 +70,7 @@ def test_scores_are_those_of_trec_eval_itself() -> None:
         run[query] = {name: float(rng.integers(1, 6)) / 5 + 1e-9 * float(rng.random()) for name in found}
         qrels[query] = {str(name): int(rng.integers(0, 4)) for name in rng.permutation(documents)[:12]}
     trec = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recip_rank", "recall.100"}).evaluate(run)
-    ours = score_rankings(run, qrels).per_query
+    ours = scored(run, qrels)
     for query, expected in trec.items():
         first = expected["recip_rank"]
         assert ours[query]["nDCG@10"] == pytest.approx(expected["ndcg_cut_10"])
@@ -82,7 +83,7 @@ def test_no_judgement_and_no_document_are_refused() -> None:
         with pytest.raises(InputError, match="no judged query or no document"):
             chance(empty)
     with pytest.raises(InputError, match="no judged queries"):
-        score_rankings({"q": {"a": 1.0}}, {})
+        scored({"q": {"a": 1.0}}, {})
 
 
 def test_chance_by_hand() -> None:
@@ -105,7 +106,8 @@ def test_chance_is_the_mean_of_random_rankings(size: int) -> None:
     seen = []
     for _ in range(draws):
         run = {query: dict(zip(names, rng.random(size).tolist(), strict=True)) for query in qrels}
-        seen.append(list(score_rankings(run, qrels).mean.values()))
+        scores = scored(run, qrels).values()
+        seen.append([sum(of_query[name] for of_query in scores) / len(qrels) for name in METRICS])
     errors = np.std(seen, axis=0) / np.sqrt(draws)
     expected = chance(collection(names, qrels))
     assert list(expected) == list(METRICS)

@@ -7,9 +7,9 @@ import pytest
 
 from anchorembed.errors import InputError
 from anchorembed.evaluate import ranking
-from anchorembed.evaluate.metrics import score_rankings
 from anchorembed.evaluate.ranking import ordered, rank
 from anchorembed.model.vectors import cosines, unit_rows
+from collections_made import scored
 
 
 def test_rank_returns_the_largest_cosines_best_first() -> None:
@@ -44,7 +44,7 @@ def test_order_of_documents_changes_nothing_when_all_are_equal(seed: int) -> Non
     run = rank(query_QH, np.tile(vector, (len(names), 1)), ["q"], shuffled)
     assert list(run["q"]) == names[:-101:-1]
     assert len(set(run["q"].values())) == 1
-    scores = score_rankings(run, {"q": {"d1000": 2, "d0950": 1, "d0001": 1}}).mean
+    scores = scored(run, {"q": {"d1000": 2, "d0950": 1, "d0001": 1}})["q"]
     ideal = 2 + 1 / log2(3) + 1 / log2(4)
     assert scores == pytest.approx({"nDCG@10": 2 / log2(4) / ideal, "MRR@10": 1 / 3, "Recall@100": 2 / 3})
 
@@ -63,7 +63,7 @@ def test_order_of_documents_changes_nothing_with_ties_at_the_cut(seed: int) -> N
     ]
     # The cut through the last group of equals is the one scoring would make of the whole ranking.
     qrels = {query: {name: 1 for name in names[::3]} for query in "abcde"}
-    assert score_rankings(run, qrels) == score_rankings(rank(queries_QH, vectors, list("abcde"), names, 1000), qrels)
+    assert scored(run, qrels) == scored(rank(queries_QH, vectors, list("abcde"), names, 1000), qrels)
 
 
 def test_rounding_of_the_product_cannot_misplace_the_cut() -> None:

@@ -19,7 +19,6 @@ from anchorembed.system.files import cache_folder, check_writable
 from anchorembed.system.progress import counting_bar
 
 if TYPE_CHECKING:  # these need an extra, which only the verb that uses them imports
-    from anchorembed.evaluate.metrics import RankingScores
     from anchorembed.evaluate.tasks import TaskScore
 
 
@@ -88,7 +87,7 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
     return by_model
 
 
-def score(embedder: Embedder, collection: Collection) -> "RankingScores":
+def score(embedder: Embedder, collection: Collection) -> dict[str, float]:
     """Score an embedder on a collection, with a progress bar; vectors are cached. It needs the extra ``eval``."""
     with extra("eval"):
         from anchorembed.evaluate.task_types import evaluate_collection

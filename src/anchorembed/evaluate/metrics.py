@@ -8,7 +8,6 @@ Axes: N pairs of values.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
@@ -32,31 +31,17 @@ MTEB_MEASURES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RankingScores:
-    """``per_query[query id][metric]`` for every judged query, and each metric's ``mean`` over them."""
+def measure_queries(
+    rankings: Mapping[str, Mapping[str, float]], qrels: Qrels, names: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """The named `MTEB_MEASURES` of every query of graded ``qrels``: values[name][query id].
 
-    mean: dict[str, float]
-    per_query: dict[str, dict[str, float]]
-
-
-def score_rankings(rankings: Mapping[str, Mapping[str, float]], qrels: Qrels) -> RankingScores:
-    """Score rankings against graded ``qrels`` by `METRICS`: above 0 a document is relevant, its grade is its gain.
-
-    Every query of ``qrels`` counts: 0 where the rankings lack it. Queries that only the rankings have are left out.
+    Above 0 a document is relevant, its grade is its gain. Every query of ``qrels`` counts: 0 where the rankings lack
+    it. Queries that only the rankings have are left out.
 
     Raises:
         InputError: if there are no qrels.
     """
-    measured = measure_queries(rankings, qrels, METRICS.values())
-    per_query = {query: {shown: measured[name][query] for shown, name in METRICS.items()} for query in qrels}
-    return RankingScores(_means(per_query), per_query)
-
-
-def measure_queries(
-    rankings: Mapping[str, Mapping[str, float]], qrels: Qrels, names: Iterable[str]
-) -> dict[str, dict[str, float]]:
-    """The named `MTEB_MEASURES` of every query of ``qrels``, counted as in `score_rankings`: values[name][query id]."""
     if not qrels:
         raise InputError("qrels: there are no judged queries. Give at least one judgement.")
     measures = {MTEB_MEASURES[name]: name for name in names}

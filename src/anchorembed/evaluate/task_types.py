@@ -25,14 +25,13 @@ from anchorembed.data.store import StoredDocuments
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import (
     DEEPEST,
+    METRICS,
     MTEB_MEASURES,
     Array,
     Qrels,
-    RankingScores,
     correlation,
     measure_queries,
     pseudo_values,
-    score_rankings,
 )
 from anchorembed.evaluate.ranking import Rankings, Scorer, rank, rank_candidates
 from anchorembed.model.vectors import Floats, Side, check_finite, near_top, unit_rows
@@ -74,8 +73,8 @@ class StrippedTexts:
         return (document.text.strip() for document in self.documents)
 
 
-def evaluate_collection(embed: Embed, collection: Collection) -> RankingScores:
-    """Rank all documents for each judged query, and score the best 100.
+def evaluate_collection(embed: Embed, collection: Collection) -> dict[str, float]:
+    """Rank all documents for each judged query; returns the mean of each of `METRICS`.
 
     Raises:
         InputError: if there is no judged query or no document.
@@ -83,8 +82,8 @@ def evaluate_collection(embed: Embed, collection: Collection) -> RankingScores:
     judged = tuple(query for query in collection.queries if query.id in collection.qrels)
     if not judged or not collection.documents:
         raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
-    rankings = rank(*_embed_collection(replace(collection, queries=judged), embed))
-    return score_rankings(rankings, collection.qrels)
+    values = retrieval(replace(collection, queries=judged), embed).values
+    return {shown: values[name] for shown, name in METRICS.items()}
 
 
 def retrieval(collection: Collection, embed: Embed) -> TaskMetrics:

@@ -44,7 +44,7 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     trained = read_metadata(Path(list(models.values())[-1]))
     lengths = trained.lengths if trained else None  # the base model's texts are cut alike
     for name, model in models.items():
-        rows[name] = evaluate_collection(cached_encoder(Embedder.load(model, lengths=lengths)), collection).mean
+        rows[name] = evaluate_collection(cached_encoder(Embedder.load(model, lengths=lengths)), collection)
     kind = "held-out queries" if pairs is None else f"queries of {Path(pairs).name}"
     notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
     if pairs is not None and (trained_on := _trained_on(recipe, shown)):
