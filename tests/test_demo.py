@@ -21,6 +21,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from anchorembed.page.write import html
 from anchorembed.recipe import parse_recipe
+from anchorembed.train.clock import Clock
 from anchorembed.train.sizing import ENOUGH, StageTimes, Times
 from tiny import WORDS
 
@@ -160,20 +161,24 @@ def measured(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
     return calls
 
 
+def sized(recipe: Recipe, made: Harvest, folder: Path) -> Clock:
+    """The clock of a demo of 10 minutes."""
+    clock = size(recipe.model_copy(update={"output": folder}), made, 10, time.monotonic())
+    assert clock is not None
+    return clock
+
+
 def test_a_demo_is_sized_once(
     made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     """Begun again, by a machine that is slower now, it has the sizes it was begun with."""
     begun = recipe.model_copy(update={"output": tmp_path})
     calls = measured(monkeypatch, 5.0)
-    clock = size(begun, made, 10, time.monotonic())
+    clock = sized(recipe, made, tmp_path)
     assert calls == [str(made.train)]
     assert said[-1].startswith("sizes: an estimate by the time of the first steps: about 10 minutes (asked: 10): ")
-    assert clock is not None
     calls = measured(monkeypatch, 50.0)
-    again = size(begun, made, 10, time.monotonic())
-    assert again is not None
-    assert again.sizing == clock.sizing
+    assert sized(recipe, made, tmp_path).sizing == clock.sizing
     assert calls == []
     assert said[-1].startswith("sizes: as this demo was begun: about 10 minutes")
     with pytest.raises(InputError, match="was begun with --minutes 10, not 0"):
@@ -189,8 +194,7 @@ def test_what_the_first_arm_took_decides_stage_one(
 ) -> None:
     """Steps of half the time leave time for more of Stage I; that is kept, and Stage II is not changed."""
     measured(monkeypatch, 5.0)
-    clock = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
-    assert clock is not None
+    clock = sized(recipe, made, tmp_path)
     planned = clock.sizing.sizes
     log = tmp_path / "log.jsonl"
     seconds = [2.5] * (planned.contrast_steps - 1) + [12.5]  # the last with evaluations that were to take 20
@@ -199,9 +203,7 @@ def test_what_the_first_arm_took_decides_stage_one(
     assert sizes.contrast_steps == planned.contrast_steps
     assert sizes.reconstruct_steps > 2 * planned.reconstruct_steps
     assert said[-1].startswith(f"sizes: 10.0 minutes are left: {sizes.reconstruct_steps} steps of Stage I; about 10")
-    again = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
-    assert again is not None
-    assert again.arm_done(1, tmp_path / "none.jsonl") == sizes
+    assert sized(recipe, made, tmp_path).arm_done(1, tmp_path / "none.jsonl") == sizes
     assert clock.arm_done(2, log).documents == 500
 
 
@@ -209,8 +211,7 @@ def test_a_slow_machine_is_told_before_it_trains(
     made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     measured(monkeypatch, 40.0)
-    clock = size(recipe.model_copy(update={"output": tmp_path}), made, 10, time.monotonic())
-    assert clock is not None
+    clock = sized(recipe, made, tmp_path)
     assert f"--minutes {clock.sizing.minutes_for(ENOUGH)} would be, on this machine" in said[-1]
     assert clock.sizing.minutes_for(2 * ENOUGH) > clock.sizing.minutes_for(ENOUGH) > 10
     assert size(recipe.model_copy(update={"output": tmp_path / "other"}), made, 0, 0.0) is None

@@ -1,5 +1,8 @@
 """Both stages on a tiny model, and four pairs for them."""
 
+import pytest
+import torch
+
 from anchorembed.compare.controls import ControlReconstruct, ControlReconstruction
 from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
@@ -10,7 +13,7 @@ from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import Stage
+from anchorembed.train.stage import Stage, step
 from tiny import reproduced, tiny_model, tiny_tokenizer
 
 PAIRS = [
@@ -37,6 +40,17 @@ def stage(embedder: Embedder, budget: int = 10_000, **settings: object) -> Contr
     """Stage I in the paper's form, but for ``settings``."""
     wanted = ControlReconstruct(**({"sink": False} | settings))  # type: ignore[arg-type]
     return ControlReconstruction.build(embedder, wanted, budget)
+
+
+def same_in_micro_batches(budget: int, atol: float = 1e-6, **settings: object) -> None:
+    """A step of the four pairs in several micro-batches has the losses and gradients of one."""
+    whole, pairs = make("llama")
+    parts, _ = make("llama")
+    one, several = step(stage(whole, **settings), 0, pairs), stage(parts, budget, **settings)
+    assert len(several.make_batch(0, pairs).micro_batches) > 1
+    assert one == pytest.approx(step(several, 0, pairs), abs=1e-5)
+    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=atol)
 
 
 def ready(embedder: Embedder, settings: Schedule, budget: int | None = None) -> Stage:

@@ -12,7 +12,7 @@ from anchorembed.train.decoding import decoding, target_count
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import step
-from stages import make, ready, stage
+from stages import make, ready, same_in_micro_batches, stage
 
 ANCHORS = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, -1.0], [5.0, 7.0]])
 SIDES = torch.tensor([0, 0, 1, 1])
@@ -37,14 +37,7 @@ def test_a_centred_gradient_leaves_values_and_takes_the_mean_off_gradients() -> 
 @pytest.mark.parametrize("anchor", ["centred", "centred_gradient"])
 @pytest.mark.parametrize("budget", [130, 170])
 def test_micro_batches_are_one_step(anchor: str, budget: int) -> None:
-    whole, pairs = make("llama")
-    parts, _ = make("llama")
-    one = step(stage(whole, anchor=anchor, bag_weight=0.5), 0, pairs)
-    several = stage(parts, anchor=anchor, bag_weight=0.5, budget=budget)
-    assert len(several.make_batch(0, pairs).micro_batches) > 1
-    assert one == pytest.approx(step(several, 0, pairs), abs=1e-5)
-    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+    same_in_micro_batches(budget, anchor=anchor, bag_weight=0.5)
 
 
 def test_in_bfloat16_means_are_as_exact_as_in_float32() -> None:

@@ -33,8 +33,6 @@ def rank(
     if top_k < 1:
         raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
     check_finite(queries_QH)
-    if len(documents_DH) != len(document_ids):
-        raise ValueError(f"{len(documents_DH)} document vectors for {len(document_ids)} ids")
     queries_QH = unit_rows(queries_QH)
     rankings: Rankings = {query_id: {} for query_id in query_ids}
     for start in range(0, len(document_ids), _DOCUMENTS_PER_BLOCK):
