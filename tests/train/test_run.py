@@ -372,7 +372,7 @@ def test_an_unfinished_first_stage_is_not_passed_over(recipe: Make, monkeypatch:
     monkeypatch.setattr(training, "fit", lambda *_, **__: (_ for _ in ()).throw(Interrupted(2, "Stopped")))
     with pytest.raises(Interrupted):
         reconstruct(made)
-    with pytest.raises(InputError, match="reconstruct: Stage I was begun and is not complete"):
+    with pytest.raises(InputError, match="reconstruct: Stage I is not complete"):
         contrast(made)
 
 

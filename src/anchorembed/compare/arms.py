@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorembed.compare.controls import ArmRecipe, ControlReconstruction
-from anchorembed.config import Choice, Compare, OwnArm, Recipe
+from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
 from anchorembed.recipe import parse_as
 from anchorembed.train.contrast import Contrastive
+from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.prepare import Prepared, prepare
-from anchorembed.train.run import build_stage
 from anchorembed.train.stage import Stage
 
 _COUNTED = 20  # steps over which a stage's mean FLOPs are counted
@@ -220,14 +220,11 @@ def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:
     """Mean model FLOPs of a step of an arm's recipe, which has one stage, on the comparison's data and base model."""
     backbone = prepared.embedder.backbone
     backbone.requires_grad_(requires_grad=True)
-    stage: Stage
-    if recipe.reconstruct is not None:
-        stage = build_stage(prepared.embedder, recipe.reconstruct, ControlReconstruction)
-    elif recipe.contrast is not None:
-        stage = build_stage(prepared.embedder, recipe.contrast, Contrastive)
-    else:
+    kind: type[Stage] = Contrastive if recipe.reconstruct is None else ControlReconstruction
+    settings: Schedule | None = recipe.reconstruct or recipe.contrast
+    if settings is None:
         raise ValueError("the recipe has no stage")
-    settings = stage.settings
+    stage = kind.build(prepared.embedder, settings, settings.budget(ON_CPU))
     order = prepared.order(settings.batch_size, recipe.seed)
     counted = [
         stage.flops(number, prepared.tokens(indices, stage.hard_negatives))

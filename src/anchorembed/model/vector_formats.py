@@ -10,7 +10,7 @@ Axes: N vectors, H hidden size, D components kept, B bytes of a stored vector.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,20 +53,15 @@ def vector_format(
     if not 1 <= kept <= full:
         fault = "below 1" if kept < 1 else f"above {full}, the length of the model's vectors"
         raise InputError(f"--dimensions: {kept} is {fault}. Give a number from 1 to {full}.")
-    for known in get_args(StoredPrecision):
-        if known == precision:
-            break
-    else:
-        names = get_args(StoredPrecision)
+    names = get_args(StoredPrecision)
+    if precision not in names:
         raise InputError(f"--precision: {precision!r} is unknown.{nearest(precision, names)} Use {', '.join(names)}.")
-    if known == "binary" and kept % 8:
-        raise InputError(
-            f"--dimensions: {kept} is no multiple of 8, and --precision binary packs 8 components into a byte. "
-            f"Give {max(8, kept - kept % 8)}."
-        )
+    if precision == "binary" and kept % 8:
+        fault = f"--dimensions: {kept} is no multiple of 8, as --precision binary packs 8 into a byte."
+        raise InputError(f"{fault} Give {max(8, kept - kept % 8)}.")
     if ranges is not None and np.shape(ranges) != (2, kept):
         raise InputError(f"ranges: {np.shape(ranges)} numbers, not 2 x {kept}. Give int8_ranges of vectors as long.")
-    return VectorFormat(kept, known, ranges)
+    return VectorFormat(kept, cast("StoredPrecision", precision), ranges)
 
 
 def vector_formats(full: int, dimensions: Sequence[int], precisions: Sequence[str]) -> list[VectorFormat]:

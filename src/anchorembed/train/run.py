@@ -16,7 +16,6 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
-from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
@@ -30,7 +29,7 @@ from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
 from anchorembed.train.memory import check_memory, less_memory
-from anchorembed.train.memory_estimate import ON_CPU, Use, fitting_budget, shape_of, use_of
+from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
 from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
@@ -98,10 +97,7 @@ def _after_stage_one(recipe: Recipe) -> str:
         return recipe.model.name
     finished = read_metadata(folder / "model")
     if finished is None:
-        raise InputError(
-            f"{folder}: Stage I was begun and is not complete. Run train, or reconstruct, to finish it; or delete that "
-            "folder."
-        )
+        raise InputError(f"{folder}: Stage I is not complete. Run train, or reconstruct, to finish it; or delete that.")
     plan = plan_of(recipe, "reconstruct", recipe.reconstruct, recipe.model.name)
     check_same_plan(folder, finished.history.get("plan"), plan, _extended_by("reconstruct", folder))
     return str(folder / "model")
@@ -222,11 +218,6 @@ def plan_memory(
         use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
     _log.info(check_memory(stage_class.name, shape, use, memory_of(device), where, strict=on_gpu))
     return use
-
-
-def build_stage(embedder: Embedder, settings: Schedule, stage_class: type[AnyStage]) -> AnyStage:
-    """A stage that is ready to train, with the recipe's token budget or that of a CPU."""
-    return stage_class.build(embedder, settings, settings.budget(ON_CPU))
 
 
 def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, prepared: Prepared) -> None:

@@ -34,10 +34,8 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
     )
     _supported(accelerator, settings)
     if accelerator.is_fsdp2 and recipe.model.weights != "float32":
-        raise InputError(
-            f"model.weights: {recipe.model.weights} cannot be sharded beside float32 adapters (FSDP2). Set it to "
-            "float32, or use DDP."
-        )
+        stored = recipe.model.weights
+        raise InputError(f"model.weights: {stored} cannot be sharded (FSDP2). Set it to float32, or use DDP.")
     return accelerator
 
 
