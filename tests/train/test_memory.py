@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from anchorembed.config import Contrast, Recipe, Reconstruct
+from anchorembed.config import Contrast, Lora, Recipe, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.recipe import parse_recipe
 from anchorembed.train import loop as loop_module
@@ -155,7 +155,9 @@ def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank
         if rank:
             get_peft_model(model, LoraConfig(r=rank, lora_dropout=dropout, target_modules=TARGETS))
         kept.append(kept_of_a_token(model, product == 2))
-    expected = replace(use(weights), product=product, rank=rank, dropout=dropout > 0, adapted=tuple(TARGETS))
+    lora = Lora(rank=rank, dropout=dropout, targets=TARGETS) if rank else None
+    expected = use(weights)
+    expected = replace(expected, product=product, size=replace(expected.size, lora=lora))
     assert layer_bytes(shape, expected) == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
@@ -197,7 +199,7 @@ def test_what_it_says(eight_billion: Shape) -> None:
     assert check_memory("contrast", eight_billion, use(), 0, "cuda:0", strict=True).startswith(
         "contrast: about 105 GB: "
     )
-    few = str(estimate(eight_billion, replace(use(), queries=2, documents=2)))
+    few = str(estimate(eight_billion, replace(use(), size=replace(use().size, queries=2, documents=2))))
     assert "weights 32" in few
     assert "embeddings" not in few, "less than a thousandth of it all says nothing"
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from anchorembed.config import Lora
 from anchorembed.errors import InputError
 from anchorembed.system.device import Weights
 from anchorembed.train.memory_estimate import Shape, Use, estimate, gb
@@ -44,7 +45,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
     lower = lower_budget(use, fits)
     if lower is not None:
         return _set(f"{stage}.tokens_per_micro_batch", lower, use.budget)
-    if use.rank:
+    if use.size.lora:
         stored: tuple[Weights, ...] = ("bfloat16", "nf4")
         for weights in stored[stored.index(use.weights) + 1 if use.weights in stored else 0 :]:
             changed = replace(use, weights=weights, product=2, stream=2)
@@ -53,7 +54,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
                 also = "" if lower == use.budget else f" and {stage}.tokens_per_micro_batch={lower}"
                 return f"Set model.weights={weights}{also}."
     elif stage == "contrast":
-        adapting = replace(use, rank=16, adapted=tuple({name for name, _, _ in shape.linear}), dropout=True)
+        adapting = replace(use, size=replace(use.size, lora=Lora(targets=[*{name for name, _, _ in shape.linear}])))
         rest = "" if fits(adapting) else f" {cure(stage, shape, adapting, have)}"
         return f"Train adapters: leave out contrast.lora=null.{rest}"
     return "Share it out over several GPUs (recipes/accelerate has FSDP2), or start from a smaller model."
@@ -62,7 +63,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
 def lower_budget(use: Use, fits: Callable[[Use], bool]) -> int | None:
     """The token budget, halved until the stage fits; None if it does not fit even then."""
     budget = use.budget // 2
-    while budget >= max(_SMALLEST, use.longest):
+    while budget >= max(_SMALLEST, use.size.longest):
         if fits(replace(use, budget=budget)):
             return budget
         budget //= 2
@@ -72,9 +73,9 @@ def lower_budget(use: Use, fits: Callable[[Use], bool]) -> int | None:
 def less_memory(stage: str, use: Use) -> str:
     """A sentence with the setting to lower after memory has ended in a step."""
     half = use.budget // 2
-    if half >= max(_SMALLEST, use.longest):
+    if half >= max(_SMALLEST, use.size.longest):
         return _set(f"{stage}.tokens_per_micro_batch", half, use.budget)
-    if use.rank and use.weights != "nf4":
+    if use.size.lora and use.weights != "nf4":
         other = "bfloat16" if use.weights == "float32" else "nf4"
         return f"Set model.weights={other} (it is {use.weights}), with another output folder."
     return (

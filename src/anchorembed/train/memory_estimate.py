@@ -71,16 +71,9 @@ class Use:
         weights: how the decoder's weights are stored.
         product: bytes of a number in matrix products: 2 for bfloat16, 4 for float32.
         stream: bytes of a number in the states between layers.
-        rank: r, of the adapters; 0 if the weights themselves train.
-        adapted: names of the linear modules with adapters.
-        dropout: whether there is dropout before the adapters.
-        trains_head: whether an untied output head trains.
         budget: tokens computed at once.
-        longest: tokens that cannot be split up: those of a pair in Stage I, of a text in Stage II.
-        most: tokens of a process's whole step.
+        size: of a step, its ``most`` tokens in one process.
         logits: most logits at once; 0 in Stage II.
-        queries: queries that are compared at once; 0 in Stage I.
-        documents: documents that the queries are compared with.
         compiled: whether layers are compiled.
         recompute: whether a layer's activations are computed again in the backward pass.
         shards: processes that weights, gradients and moments are spread over.
@@ -89,16 +82,9 @@ class Use:
     weights: Weights
     product: int
     stream: int
-    rank: int
-    adapted: tuple[str, ...]
-    dropout: bool
-    trains_head: bool
     budget: int
-    longest: int
-    most: int
+    size: StepSize
     logits: int
-    queries: int
-    documents: int
     recompute: bool = False
     compiled: bool = True
     shards: int = 1
@@ -106,7 +92,7 @@ class Use:
     @property
     def tokens(self) -> int:
         """T, the tokens of the largest micro-batch."""
-        return min(max(self.budget, self.longest), self.most)
+        return min(max(self.budget, self.size.longest), self.size.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,21 +165,13 @@ def use_of(
     ``processes`` share a step's pairs, and if ``sharded`` also weights, gradients and moments; layers are then not
     compiled.
     """
-    lora = size.lora
     return Use(
         weights=recipe.model.weights,
         product=dtype.itemsize,
         stream=_FLOAT32 if recipe.model.weights == recipe.model.residual == "float32" else _BFLOAT16,
-        rank=lora.rank if lora else 0,
-        adapted=tuple(lora.targets) if lora else (),
-        dropout=bool(lora and lora.dropout),
-        trains_head=size.writes,
         budget=settings.budget(ON_CPU),
-        longest=size.longest,
-        most=ceil(size.most / processes),
+        size=replace(size, most=ceil(size.most / processes)),
         logits=logits if size.writes else 0,
-        queries=size.queries,
-        documents=size.documents,
         recompute=settings.recompute,
         compiled=compiled and not sharded,
         shards=processes if sharded else 1,
@@ -209,7 +187,7 @@ def fitting_budget(shape: Shape, use: Use, have: int) -> int:
 def estimate(shape: Shape, use: Use) -> Estimate:
     """Bytes that a stage takes at its peak, in each process."""
     trained = trained_weights(shape, use)
-    adapters = trained if use.rank else 0
+    adapters = trained if use.size.lora else 0
     return Estimate(
         weights=(stored_bytes(shape, use.weights) + _FLOAT32 * adapters) // use.shards,
         gradients=_FLOAT32 * trained // use.shards,
@@ -223,9 +201,9 @@ def estimate(shape: Shape, use: Use) -> Estimate:
 
 def trained_weights(shape: Shape, use: Use) -> int:
     """Number of weights that train: those of the adapters if there are any."""
-    if use.rank:
-        return sum(use.rank * (out + into) for name, out, into in shape.linear if name in use.adapted)
-    return shape.count - (0 if use.trains_head else shape.head)
+    if lora := use.size.lora:
+        return sum(lora.rank * (out + into) for name, out, into in shape.linear if name in lora.targets)
+    return shape.count - (0 if use.size.writes else shape.head)
 
 
 def stored_bytes(shape: Shape, weights: Weights) -> int:
@@ -268,14 +246,15 @@ def layer_bytes(shape: Shape, use: Use) -> int:
 
 def _inputs(shape: Shape, use: Use) -> tuple[int, int]:
     """Numbers kept as inputs of a layer's trained modules, and bytes of dropout masks."""
-    if not use.rank:
+    lora = use.size.lora
+    if lora is None:
         return shape.inner + 2 * shape.hidden, 0
     adapted = [
-        (name, into) for name, _, into in shape.linear[: len(shape.linear) // shape.layers] if name in use.adapted
+        (name, into) for name, _, into in shape.linear[: len(shape.linear) // shape.layers] if name in lora.targets
     ]
     dropped = sum(into for _, into in adapted)
-    low = use.rank * len(adapted)
-    if use.dropout:  # so each adapter keeps its own input
+    low = lora.rank * len(adapted)
+    if lora.dropout:  # so each adapter keeps its own input
         return dropped + low, dropped
     groups = {_group(name): into for name, into in adapted}
     return sum(groups.values()) + low, 0
@@ -299,8 +278,9 @@ def _logits(shape: Shape, use: Use) -> int:
 
 def _compared(shape: Shape, use: Use) -> int:
     """Bytes of a step's embeddings and their gradients, and of similarities with mask, softmax and gradients."""
-    vectors = 2 * _FLOAT32 * (use.queries + use.documents) * shape.hidden
-    return vectors + (4 * _FLOAT32 + 1) * use.queries * use.documents
+    size = use.size
+    vectors = 2 * _FLOAT32 * (size.queries + size.documents) * shape.hidden
+    return vectors + (4 * _FLOAT32 + 1) * size.queries * size.documents
 
 
 def gb(size: float) -> str:
