@@ -18,6 +18,7 @@ K = TypeVar("K", bound=Hashable)
 Floats = NDArray[np.floating[Any]]
 Scores = Mapping[str, Sequence[float]]  # by item id, one score per seed
 
+_DRAWS = 10_000  # resamplings of an interval
 _NUMBERS_PER_BLOCK = 1 << 20
 _TIE = 1e-10  # flipped means within this share of the mean absolute difference equal the observed one
 
@@ -39,20 +40,16 @@ def sign_flip_p(scores: Scores, others: Scores, flips: int = 10_000, seed: int =
     return (1 + extreme) / (1 + flips)
 
 
-def bootstrap_interval(
-    scores_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(scores_SQ: Floats, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of an arm's mean score: seeds and items are drawn with replacement.
 
     A draw takes the same items for each of its seeds. With one seed only items are drawn. With few seeds the interval
     is too narrow, as any bootstrap of few values is.
     """
-    return _percentiles(_resampled_means([_checked(scores_SQ)], draws, seed)[0], level)
+    return _percentiles(_resampled_means([_checked(scores_SQ)])[0], level)
 
 
-def paired_interval(
-    scores_SQ: Floats, others_SQ: Floats, draws: int = 10_000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def paired_interval(scores_SQ: Floats, others_SQ: Floats, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the difference of two arms' means, whose items are the same and in the same order.
 
     A draw takes the same items for both arms, but draws seeds for each arm independently, even if the arms' seeds are
@@ -62,14 +59,12 @@ def paired_interval(
     scores_SQ, others_SQ = _checked(scores_SQ), _checked(others_SQ)
     if scores_SQ.shape[1] != others_SQ.shape[1]:
         raise ValueError(f"{scores_SQ.shape[1]} items against {others_SQ.shape[1]}: the arms need the same items")
-    means = _resampled_means([scores_SQ, others_SQ], draws, seed)
+    means = _resampled_means([scores_SQ, others_SQ])
     return _percentiles(means[0] - means[1], level)
 
 
-def seeds_interval(
-    means_S: Sequence[float], others_S: Sequence[float], level: float = 0.95
-) -> tuple[float, float] | None:
-    """Welch's t interval of the difference of two arms' means over seeds; None if an arm has fewer than two seeds.
+def seeds_interval(means_S: Sequence[float], others_S: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval, by Welch's t, of the difference of two arms' means over seeds; None with fewer than two seeds.
 
     It covers training with other seeds, on the same items. Unlike a bootstrap it is not too narrow with few seeds.
     """
@@ -79,7 +74,7 @@ def seeds_interval(
         return (means_S[0] - others_S[0],) * 2
     with extra("compare"):
         from scipy.stats import ttest_ind  # noqa: PLC0415 - an extra
-    interval = ttest_ind(means_S, others_S, equal_var=False).confidence_interval(level)
+    interval = ttest_ind(means_S, others_S, equal_var=False).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
 
 
@@ -119,12 +114,12 @@ def _checked(scores_SQ: Floats) -> Floats:
     return scores_SQ
 
 
-def _resampled_means(arms: Sequence[Floats], draws: int, seed: int) -> Floats:
-    """Mean of each arm [arms, draws]; a draw takes the same items for all arms and each arm's own seeds."""
-    rng = np.random.default_rng(seed)
+def _resampled_means(arms: Sequence[Floats]) -> Floats:
+    """Mean of each arm [arms, `_DRAWS`]; a draw takes the same items for all arms and each arm's own seeds."""
+    rng = np.random.default_rng(0)
     items = arms[0].shape[1]
     blocks = []
-    for size in _blocks(draws, items):
+    for size in _blocks(_DRAWS, items):
         drawn_BQ = rng.integers(0, items, (size, items), dtype=np.int32)
         block = []
         for scores_SQ in arms:
