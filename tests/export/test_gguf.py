@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from anchorembed.errors import InputError
+from anchorembed.export.faults import Fault
 from anchorembed.export.run import export
 from anchorembed.export.verify import verify
 from anchorembed.model.embedder import Embedder
@@ -48,11 +49,12 @@ def test_llama_cpp_has_our_vectors(tmp_path: Path, capfd: pytest.CaptureFixture[
     exec(code.replace('"OUT"', repr(str(tmp_path / "out"))), there)  # noqa: S102 - the page's own code
     url = capfd.readouterr().out.strip()
     assert url == there["server"].listening_address
-    differs = ["over-long", "special tokens", "space"]  # as the page says
-    with_them = verify(trained, url, prompts=tmp_path / "out" / "prompts.json", skip=differs)
-    assert with_them.agrees, with_them.causes
-    assert len(with_them.probes) > 10
-    assert [cause.what for cause in verify(trained, url, skip=differs).causes] == ["header missing"]
+    with_them = verify(trained, url, prompts=tmp_path / "out" / "prompts.json", skip=["over-long"])
+    assert {cause.what for cause in with_them.causes} == {Fault.ONE_TEXT}
+    same = {probe.cosine > 0.9999 for probe in with_them.probes if probe.name not in ("special tokens", "space")}
+    assert same == {True}
+    without = verify(trained, url, skip=["over-long", "special tokens"])
+    assert [cause.what for cause in without.causes] == [Fault.NO_HEADER]
 
 
 @pytest.mark.default_model
