@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from anchorembed.errors import InputError
@@ -66,5 +67,8 @@ def test_what_llama_cpp_computes_otherwise_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.default_model
-def test_the_default_model(tmp_path: Path) -> None:
-    assert export("smollm2-135m", tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
+def test_weights_may_have_16_bits(tmp_path: Path) -> None:
+    """Of the default model's architecture and tokenizer."""
+    assert export(with_known_tokenizer(tmp_path, "llama"), tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    assert "BF16" in types
