@@ -422,6 +422,35 @@ def test_wrong_columns_stop_the_reading(tmp_path: Path, header: str, message: st
         list(read_pairs(path, skip_bad=True))
 
 
+@pytest.mark.parametrize(
+    ("columns", "renamed"),
+    [
+        (("question", "answer"), '"question" to "query" and "answer" to "positive"'),
+        (("Response", "Prompt", "note"), '"Prompt" to "query" and "Response" to "positive"'),
+        (("text1", "text2", "id"), '"text1" to "query" and "text2" to "positive"'),
+        (("answer", "query"), '"answer" to "positive"'),
+        (("title", "context", "question"), '"question" to "query" and "context" to "positive"'),
+        (("frage", "antwort"), '"frage" to "query" and "antwort" to "positive"'),
+        (("frage", "antwort", "note"), None),
+        (("question", "id"), None),
+    ],
+)
+def test_columns_of_other_names_are_to_be_renamed_in_every_format(
+    tmp_path: Path, columns: tuple[str, ...], renamed: str | None
+) -> None:
+    rows: list[dict[str, object]] = [dict.fromkeys(columns, "a")]
+    lines(tmp_path / "p.jsonl", *rows)
+    for name, separator in (("p.csv", ","), ("p.tsv", "\t")):
+        lines(tmp_path / name, separator.join(columns), separator.join("a" for _ in columns))
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    lines(tmp_path / "folder" / "p.jsonl", *rows)
+    for name in ("p.jsonl", "p.csv", "p.tsv", "p.parquet", "saved", "folder"):
+        assert fault(tmp_path / name).endswith(f" Rename {renamed}.") == (renamed is not None)
+        with pytest.raises(InputError, match=f"Rename {renamed}" if renamed else "no "):
+            list(read_pairs(tmp_path / name, skip_bad=True))
+
+
 def test_wrong_columns_in_parquet_and_saved_datasets(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"query": ["a"], "text": ["b"]}), tmp_path / "p.parquet")
     datasets.Dataset.from_list([{"query": "a", "text": "b"}]).save_to_disk(tmp_path / "saved")

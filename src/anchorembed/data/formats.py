@@ -37,11 +37,14 @@ _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number",
 
 
 class BadRow(Exception):
-    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading."""
+    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading.
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    A ``cure`` stands instead of that of the file's other rows.
+    """
+
+    def __init__(self, what: str, hint: str = "", cure: str = "") -> None:
         super().__init__(what)
-        self.what, self.hint = what, hint
+        self.what, self.hint, self.cure = what, hint, cure
 
 
 Row = Mapping[str, object]
@@ -104,8 +107,8 @@ def checked(
                 record = make(line, row)
             except BadRow as bad:
                 if on_bad is None:
-                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint} {cure}") from None
-                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
+                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
+                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure}")
             else:
                 yield record
     if unused := columns.unused:
@@ -151,11 +154,13 @@ def _encodable(value: str, key: str) -> str:
     return value
 
 
-def missing(wanted: Sequence[tuple[str, ...]], columns: list[str]) -> BadRow:
+def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "") -> BadRow:
     """The fault of a row that lacks columns: ``wanted`` has the names that each of those may have."""
     lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
     hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
-    return BadRow(f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "".join(hints))
+    return BadRow(
+        f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "" if cure else "".join(hints), cure
+    )
 
 
 def _kind(value: object) -> str:
@@ -282,7 +287,7 @@ def checked_header(location: str, names: list[str], columns: Columns, cure: str 
     try:
         wanted = columns(names)
     except BadRow as bad:
-        raise InputError(f"{location}: {bad.what}.{bad.hint} {cure}") from None
+        raise InputError(f"{location}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
     if len(set(names)) < len(names):
         raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted
