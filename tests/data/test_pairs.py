@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from anchorembed.data.documents import read_corpus, read_texts
+from anchorembed.data.formats import SAVE_AS_UTF8
 from anchorembed.data.judged import read_test_set
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
@@ -256,6 +257,14 @@ def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, c
         list(read_pairs(tmp_path, skip_bad=True))
 
 
+@pytest.mark.parametrize("rows", ["query,positive\nwhy,because\ncafé,b\n", "query,posé\nwhy,because\n"])
+def test_csv_of_another_encoding_in_a_folder_is_named_with_its_line(tmp_path: Path, rows: str) -> None:
+    lines(tmp_path / "train-1.csv", "query,positive", "a,b")
+    (tmp_path / "train-2.csv").write_bytes(rows.encode("latin-1"))
+    line = rows[: rows.index("é")].count("\n") + 1
+    assert fault(tmp_path) == f"{tmp_path}/train-2.csv:{line}: the text is not valid UTF-8.{SAVE_AS_UTF8}"
+
+
 def test_a_carriage_return_within_a_header_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(b"query,pos\ritive\na,b\n")
     with pytest.raises(InputError, match=r"p\.csv:1: the row is not valid CSV"):
@@ -326,7 +335,7 @@ BAD_ROWS = [
     ),
     ('["why", "x"]', "the line is a list, not a JSON object."),
     ("NaN", "the line is a number, not a JSON object."),
-    ('{"query": "why", "positive": "caf\udce9"}', "the line is not valid UTF-8."),
+    ('{"query": "why", "positive": "caf\udce9"}', f"the line is not valid UTF-8.{SAVE_AS_UTF8}"),
 ]
 
 
@@ -356,7 +365,7 @@ def test_json_beyond_the_parser_is_a_bad_line(tmp_path: Path, row: str) -> None:
         ("why,because,so", "the row has 3 cells, the header 2."),
         ("why,be\0cause", "the row holds a NUL byte."),
         ('why,"be"cause', "the row is not valid CSV (',' expected after '\"')."),
-        ("caf\udce9,because", '"query" is not valid UTF-8 at character 4 (a lone surrogate).'),
+        ("caf\udce9,because", f'"query" is not valid UTF-8 at character 4 (byte 0xE9).{SAVE_AS_UTF8}'),
         ("why,", '"positive" is empty.'),
     ],
 )

@@ -30,6 +30,7 @@ FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
+SAVE_AS_UTF8 = " Save the file as UTF-8, such as by: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
 _PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
@@ -150,7 +151,11 @@ def _encodable(value: str, key: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f'"{key}" is not valid UTF-8 at character {error.start + 1} (a lone surrogate)') from None
+        what = f'"{key}" is not valid UTF-8 at character {error.start + 1}'
+        byte = ord(value[error.start]) - 0xDC00  # as `lines` reads one that is not UTF-8
+        if 0x80 <= byte <= 0xFF:
+            raise BadRow(f"{what} (byte 0x{byte:X})", SAVE_AS_UTF8) from None
+        raise BadRow(f"{what} (a lone surrogate)") from None
     return value
 
 
@@ -218,7 +223,7 @@ def _parse_json(text: str) -> Row | BadRow:
         text.encode("utf-8")
         value = json.loads(text.rstrip("\r\n"))
     except UnicodeEncodeError:
-        return BadRow("the line is not valid UTF-8")
+        return BadRow("the line is not valid UTF-8", SAVE_AS_UTF8)
     except json.JSONDecodeError as error:
         return BadRow(f"the line is not valid JSON ({error.msg}, column {error.colno})")
     except (RecursionError, ValueError) as error:
