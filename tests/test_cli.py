@@ -493,6 +493,19 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     assert err == f"Stopped. Nothing that was finished is lost. To continue: anchorembed export {tiny_folder} out\n"
 
 
+def test_ctrl_c_during_imports_is_silent() -> None:
+    program = (
+        "import runpy, sys\n"
+        "class Stopped:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stopped())\n"
+        "runpy.run_module('anchorembed', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("verb", ["train", "reconstruct", "profile", "check"])
 def test_ctrl_c_before_anything_begins_says_so(
     run: Run, recipe: Path, verb: str, monkeypatch: pytest.MonkeyPatch
