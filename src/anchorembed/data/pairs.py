@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from anchorembed.data.beir import judged_pair_rows, splits
+from anchorembed.data.beir import judged_pair_rows, splits, within
 from anchorembed.data.documents import ID_NAMES
 from anchorembed.data.formats import (
     FORMATS,
@@ -277,6 +277,8 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
+    if inner := within(folder):
+        raise InputError(f"{folder}: not one source of pairs. {inner}")
     rows = folder_rows(folder, in_header)
     if rows is None:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
