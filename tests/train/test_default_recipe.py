@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.train.default_recipe import recipe_of_pairs, say_instruction
 from tiny import write_pairs
@@ -13,6 +14,12 @@ def test_a_hidden_file_is_named_by_its_path(tmp_path: Path) -> None:
     path = str(write_pairs(tmp_path / ".x.jsonl"))
     (source,) = recipe_of_pairs([path], "base", tmp_path / "run").data.sources
     assert source.name == path
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    path = str(write_pairs(tmp_path / "p.jsonl"))
+    with pytest.raises(InputError, match=r"p\.jsonl is named twice"):
+        recipe_of_pairs([path, path], "base", tmp_path / "run")
 
 
 @pytest.mark.parametrize("own", ["", "Find the answer"])

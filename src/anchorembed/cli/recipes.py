@@ -44,13 +44,14 @@ def recipe_of_options(
 def recipe_to_train(made: Recipe, show: bool) -> Recipe | None:
     """The recipe that was made of some pairs, unless another is kept; or print its configuration and return None."""
     from anchorembed.train.default_recipe import say_instruction
-    from anchorembed.train.kept_recipe import check_kept
+    from anchorembed.train.kept_recipe import KEPT, check_kept
 
     if show:
         print_line(show_config(made))
         return None
     check_kept(made)
-    say_instruction(made)
+    if not (made.output / KEPT).exists():  # else training has begun so
+        say_instruction(made)
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.config import Recipe
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import find_metadata
 from anchorembed.model.existing import Existing, find_existing
 from anchorembed.recipe import parse_recipe
@@ -41,8 +42,10 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
         overrides: ``a.b=value`` of the recipe.
 
     Raises:
-        InputError: if the pairs cannot be read, or an override is wrong.
+        InputError: if the pairs cannot be read, a path is there twice, or an override is wrong.
     """
+    if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
+        raise InputError(f"--pairs: {twice} is named twice. Name it once.")
     names = [Path(path).name.split(".")[0] or path for path in paths]
     names = names if len(set(names)) == len(names) else list(paths)
     values: dict[str, Any] = {
