@@ -343,6 +343,7 @@ def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Pat
         assert code == 2, arguments
         assert err.strip()
         assert "Traceback" not in err
+    assert f"{tmp_path}: is a folder. Name a JSONL" in run("search", tiny_folder, tmp_path, "words")[2]
     assert list(tmp_path.glob("x*")) == []
 
 

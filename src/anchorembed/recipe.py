@@ -45,8 +45,8 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """Keys and values of a recipe and of those it extends."""
     if path.is_file() and path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl", ".parquet")):
         raise InputError(
-            f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train without "
-            f"one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one; check takes the same)."
+            f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train without"
+            f" one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one; check takes the same)."
         )
     try:
         values = yaml.safe_load(decoded(path, path.read_bytes()))

@@ -49,6 +49,9 @@ def test_without_a_known_number_only_what_is_done_is_shown(capsys: pytest.Captur
         with counting_bar("embedding", total) as advance:
             advance(10)
         assert capsys.readouterr().err.strip() == expected
+    with counting_bar("embedding", None):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_the_note_has_the_chosen_metrics_in_their_order() -> None:

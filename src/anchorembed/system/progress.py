@@ -73,8 +73,17 @@ def progress_bar() -> Progress:
 @contextmanager
 def counting_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar of ``total`` texts or pairs, shown from its first call on."""
-    with progress_bar() as bar:
-        yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
+    bar = progress_bar()
+
+    def advance(done: int) -> None:
+        bar.start()
+        bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
+
+    try:
+        yield advance
+    finally:
+        if bar.tasks:  # else it ends with an empty line
+            bar.stop()
 
 
 def metrics_note(metrics: Mapping[str, float]) -> str:
