@@ -406,17 +406,17 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
         (
             "question,documnt",
             ':1: no "query" or "anchor" and no "positive" or "document" here, only \'question\', \'documnt\'. '
-            "Did you mean 'document'? Rename the columns, which the first line names.",
+            "Did you mean 'document'? Rename the columns, which the first line names, or add that line.",
         ),
         (
             "qery,positive",
             ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? "
-            "Rename the columns, which the first line names.",
+            "Rename the columns, which the first line names, or add that line.",
         ),
         (
             "query,positive,document",
             ':1: both "positive" and "document" are given. Keep one of them. '
-            "Rename the columns, which the first line names.",
+            "Rename the columns, which the first line names, or add that line.",
         ),
         (
             "query,query,positive",
@@ -442,6 +442,8 @@ def test_wrong_columns_stop_the_reading(tmp_path: Path, header: str, message: st
         (("frage", "antwort"), '"frage" to "query" and "antwort" to "positive"'),
         (("frage", "antwort", "note"), None),
         (("question", "id"), None),
+        (("id", "antwort"), None),
+        (("Where is it?", "Here it is."), None),
     ],
 )
 def test_columns_of_other_names_are_to_be_renamed_in_every_format(

@@ -262,7 +262,9 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
-            checked_header(f"{path}:{line}", cells, columns, "Rename the columns, which the first line names.")
+            checked_header(
+                f"{path}:{line}", cells, columns, "Rename the columns, which the first line names, or add that line."
+            )
             header = cells
         elif cells:
             yield line, _cells(header, cells, nullable)

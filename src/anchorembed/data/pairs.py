@@ -162,10 +162,10 @@ def _renaming(sides: list[str], columns: list[str]) -> str:
     """Which columns to rename to these sides: those of `_OTHER_NAMES`, or the only two. Empty if one is not found."""
     lower = {name.lower(): name for name in columns}
     named = [next((lower[name] for name in _OTHER_NAMES[side] if name in lower), "") for side in sides]
-    if len(sides) == len(columns) == 2 and not (any(named) or {*ID_NAMES} & {*columns}):
-        named = columns
-    renamed = (f'"{name}" to "{side}"' for name, side in zip(named, sides, strict=True))
-    return f" Rename {' and '.join(renamed)}." if all(named) else ""
+    if len(sides) == len(columns) == 2 and not any(named):
+        named = [name for name in columns if name.isidentifier() and name not in ID_NAMES]  # no sentence, no id
+    renamed = [f'"{name}" to "{side}"' for name, side in zip(named, sides, strict=False) if name]
+    return f" Rename {' and '.join(renamed)}." if len(renamed) == len(sides) else ""
 
 
 def _is_known(name: str) -> bool:
