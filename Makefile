@@ -1,20 +1,21 @@
 # `make demo` trains, measures, exports and searches; `make test` checks everything; `make quick` leaves out tests that
 # take over a second or need the default LLM; `make test-lowest` runs some of the tests with the lowest versions that
-# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4; `make docs`
-# builds the guides into build/site.
+# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4; `make test-vllm`
+# serves exports by vLLM; `make docs` builds the guides into build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 OLDER := .venv-older/bin
+VLLM := .venv-vllm/bin
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and
 # runs. Files are not sorted by their number of tests: the few long ones would come last, in one process.
 PROCESSES ?= 2
 PYTEST := -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
-quick-tests test test-lowest test-older: export OMP_NUM_THREADS := 1
+quick-tests test test-lowest test-older test-vllm: export OMP_NUM_THREADS := 1
 
-.PHONY: demo docs test quick quick-tests lint test-lowest test-older install
+.PHONY: demo docs test quick quick-tests lint test-lowest test-older test-vllm install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -34,6 +35,12 @@ install: .venv/installed
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-older
 	$(OLDER)/python $(PIP_INSTALL) -r constraints-older.txt
+	touch $@
+
+.venv-vllm/installed: constraints-vllm.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python $(PIP_INSTALL) --no-deps -r constraints-vllm.txt
 	touch $@
 
 demo: install
@@ -73,3 +80,6 @@ test-older: install .venv-older/installed
 	$(BIN)/python tests/older/write_exports.py .venv-older/exports
 	EXPORTS=.venv-older/exports $(OLDER)/python -m pytest -q -c /dev/null -p no:cacheprovider --rootdir tests/older \
 		--confcutdir tests/older tests/older/check_exports.py
+
+test-vllm: install .venv-vllm/installed
+	VLLM=$(VLLM)/python $(BIN)/python -m pytest -n $(PROCESSES) --dist load tests/vllm/check_vllm.py

@@ -139,14 +139,28 @@ def test_pairs_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> 
     code, _, err = run("train", output / "recipe.yaml")
     assert code == 0, err
     assert "finished before" in err
-    assert run(*command)[0] == 2, "the recipe that is there is another"
+    code, _, err = run(*command)
+    assert (code, "contrast.steps is 2 there, 30 here" in err) == (2, True), "the recipe that is there is another"
+
+
+def test_pairs_are_checked_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    pairs, output = write_pairs(tmp_path / "faq.jsonl", 12), tmp_path / "faq"
+    pairs.write_text(f"{pairs.read_text(encoding='utf-8')}broken\n", encoding="utf-8")
+    command = ["check", "--pairs", pairs, "--base", tiny_folder, "--set", "data.query_tokens=8"]
+    code, out, err = run(*command)
+    assert code == 0, err
+    for words in ("faq: 12 pairs", "are cut at 8", "not valid JSON"):
+        assert words in out
+    assert run(*command, "-o", output)[:2] == (0, out)
+    assert not output.exists()
+    assert "and, to train, --output DIR" in run("check", "--pairs", pairs)[2]
 
 
 def test_pairs_and_a_recipe_are_not_mixed(run: Run, recipe: Path, tmp_path: Path) -> None:
     for command in (["--pairs", "a.jsonl"], [recipe, "--base", "smollm2-135m"], ["--output", tmp_path / "x"]):
         code, _, err = run("train", *command)
         assert code == 2
-        assert "or else all of --pairs FILE, --base MODEL and --output DIR" in err
+        assert "or else all of --pairs FILE, --base MODEL and, to train, --output DIR" in err
     missing = ["--pairs", tmp_path / "none.jsonl", "--base", "smollm2-135m", "--output", tmp_path / "x"]
     code, _, err = run("train", *missing)
     assert code == 2
@@ -329,6 +343,7 @@ def test_missing_files_of_other_verbs(run: Run, tiny_folder: Path, tmp_path: Pat
         assert code == 2, arguments
         assert err.strip()
         assert "Traceback" not in err
+    assert f"{tmp_path}: is a folder. Name a JSONL" in run("search", tiny_folder, tmp_path, "words")[2]
     assert list(tmp_path.glob("x*")) == []
 
 
@@ -477,6 +492,19 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
     assert err == f"Stopped. Nothing that was finished is lost. To continue: anchorembed export {tiny_folder} out\n"
+
+
+def test_ctrl_c_during_imports_is_silent() -> None:
+    program = (
+        "import runpy, sys\n"
+        "class Stopped:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stopped())\n"
+        "runpy.run_module('anchorembed', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("verb", ["train", "reconstruct", "profile", "check"])

@@ -71,10 +71,17 @@ def test_what_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
         read_recipe(write(tmp_path / "r.yaml", text))
 
 
-def test_a_file_of_pairs_is_no_recipe_of_any_verb(tmp_path: Path) -> None:
-    pairs = write(tmp_path / "faq.csv", 'query,positive\nWhere is it?,"Here: or there, later"\n')
-    with pytest.raises(InputError, match=r"faq\.csv: a file of pairs.*data\.sources.*train --pairs .*faq\.csv --base"):
-        read_recipe(pairs)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("faq.csv", 'query,positive\nWhere is it?,"Here: or there, later"\n'),
+        ("faq.tsv", "query positive\nwhy because\n"),
+        ("faq.jsonl", '{"query": "why", "positive": "because"}\n'),
+    ],
+)
+def test_a_file_of_pairs_is_no_recipe_of_any_verb(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}: a file of pairs.*data\.sources.*train --pairs .*{name} --base"):
+        read_recipe(write(tmp_path / name, text))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])

@@ -100,7 +100,8 @@ def test_the_quick_start_goes_from_a_table_to_a_model_loaded_elsewhere(
     for words in to_run("docs/index.md"):
         run(words, tiny_folder, monkeypatch)
     assert "runs/faq/contrast/model" in capsys.readouterr().err
-    (code,) = blocks("docs/index.md", "py")
+    code, server = blocks("docs/index.md", "py")
+    assert server.replace("faq-gguf", "OUT") in blocks("docs/serving.md", "py")  # which tests/export/test_gguf.py runs
     exec(code, {})  # noqa: S102 - the page's own code
     assert "tensor([[" in capsys.readouterr().out
 

@@ -43,6 +43,11 @@ def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] 
 
 def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """Keys and values of a recipe and of those it extends."""
+    if path.is_file() and path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl", ".parquet")):
+        raise InputError(
+            f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train without"
+            f" one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one; check takes the same)."
+        )
     try:
         values = yaml.safe_load(decoded(path, path.read_bytes()))
     except FileNotFoundError as error:
@@ -50,11 +55,6 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a recipe, such as recipes/demo.yaml.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if path.suffix in (".csv", ".tsv", ".jsonl"):
-            raise InputError(
-                f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train "
-                f"without one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one)."
-            ) from error
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not keys and values. Start with `data:`.")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from anchorembed.compare import figures
 from anchorembed.compare.analysis import analyse
 from anchorembed.compare.records import ArmRecord, Cell, ComparisonRecord, Cost, ItemScores, Run, RunRecord
-from anchorembed.compare.report import build_report, html, markdown, write_report
+from anchorembed.compare.report import build_report, by_compute, html, markdown, write_report
 from anchorembed.compare.results import Evidence, Results, write_comparison
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.statistics import holm, sign_flip_p
@@ -92,7 +92,7 @@ def evidence() -> Evidence:
     return with_cells(Evidence(comparison, [], [], {Run("both", "0", "own", 0): record}), measured)
 
 
-def written(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
+def written(evidence: Evidence, folder: Path) -> list[Path]:
     """Reports of the evidence, by way of a results folder."""
     results = Results(folder, evidence.comparison.key, evidence.comparison.revisions)
     for run, record in evidence.runs.items():
@@ -183,13 +183,50 @@ def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
     assert second == "Plain against missing: not run."
 
 
+def test_quality_is_shown_against_compute(evidence: Evidence, tmp_path: Path) -> None:
+    arms = [
+        ArmRecord("plain", "Plain", "", "0", True, False, [0, 1], 0, {}),
+        ArmRecord("both", "Both", "", "0", True, False, [0, 1], 5, {}),
+        ArmRecord("both_2", "Both x 2", "", "0", True, False, [0, 1], 10, {}, budget=2.0),
+        ArmRecord("evil", EVIL, "", "0", True, True, [0, 1], 9, {}),
+    ]
+    values = {"plain": (0.5, 0.7), "both": (0.6, 0.6), "both_2": (0.8,), "evil": (0.1,)}
+    measured = [
+        (valued(arm, seed, name, value), {})
+        for arm, of in values.items()
+        for seed, value in enumerate(of)
+        for name in ("one", "two", "pairs")
+        if (arm, name) != ("evil", "two")
+    ]
+    costs = {"plain": (0.0, 1e15), "both": (2e15, 1e15), "both_2": (4e15, 1e15), "evil": (0.0, 9e15)}
+    runs = {
+        Run(arm, "0", "own", seed): RunRecord(
+            costs={"first": Cost(1.0, 1, first), "contrast": Cost(1.0, 1, second), "evaluate": Cost(9.0, 0, 7e15)}
+        )
+        for arm, (first, second) in costs.items()
+        for seed in (0, 1)
+    }
+    changed = with_cells(replace(evidence, comparison=replace(evidence.comparison, arms=arms), runs=runs), measured)
+    points = [(p.arm.name, p.flops, p.quality) for p in by_compute(changed, analyse(changed))]
+    assert points == [
+        ("plain", 1e15, {0: pytest.approx(0.5), 1: pytest.approx(0.7)}),
+        ("both", 3e15, {0: pytest.approx(0.6), 1: pytest.approx(0.6)}),
+        ("both_2", 5e15, {0: pytest.approx(0.8)}),
+    ]
+    assert "| Both x 2 | 5.000 | 0.8000 | 0: 0.8000 |" in markdown(build_report(changed))
+    *_, svg = written(changed, tmp_path)
+    assert svg.name == "compute.svg"
+    labels = re.findall(r">(Plain|Both|Both x 2)</text>", svg.read_text(encoding="utf-8"))
+    assert labels == ["Plain", "Both"], "a line for arms that differ in compute alone"
+
+
 @pytest.mark.slow
 def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
     page = html(build_report(evidence))
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
-    assert parser.tags.count("svg") == 4
+    assert parser.tags.count("svg") == 5
     assert parser.tags.count("table") >= 7
     assert "script" not in parser.tags
     assert not re.search(r'(src|href)\s*=\s*"(https?:)?//', page)
@@ -270,7 +307,7 @@ def test_a_browser_shows_tables_and_figures(evidence: Evidence, tmp_path: Path) 
     title = re.search(r"<title>(.*?)</title>", found.stdout)
     assert title is not None
     sizes = re.findall(r"(table|svg) (\d+)x(\d+)", title[1], re.IGNORECASE)
-    assert [kind.lower() for kind, _, _ in sizes].count("svg") == 4
+    assert [kind.lower() for kind, _, _ in sizes].count("svg") == 5
     assert all(int(width) > 100 and int(height) > 40 for _, width, height in sizes)
     picture = tmp_path / "page.png"
     subprocess.run([*browser, f"--screenshot={picture}", page.as_uri()], capture_output=True, check=True, timeout=120)

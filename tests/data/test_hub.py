@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from anchorembed.data import hub as reading
+from anchorembed.data.formats import SAVE_AS_UTF8
 from anchorembed.data.hub import HubDataset, located
 from anchorembed.data.pairs import content_of, read_pairs
 from anchorembed.data.store import SourceFile, open_store
@@ -96,6 +97,8 @@ def test_wrong_columns_bad_rows_and_damaged_files_are_named(hub: Hub) -> None:
     assert fault(f"hf://some/bad#{SECOND}").startswith(f'hf://some/bad#{SECOND}:3: "anchor" is empty.')
     assert len(list(read_pairs(f"hf://some/bad#{SECOND}", skip_bad=True))) == 2
     assert "hf://some/torn:1: cannot be read (" in fault("hf://some/torn")
+    hub.sets["some/latin"] = [{"train.csv": "query,positive\ncafé,x\n".encode("latin-1")}]
+    assert fault("hf://some/latin") == f"hf://some/latin: the text is not valid UTF-8.{SAVE_AS_UTF8}"
 
 
 @pytest.mark.slow

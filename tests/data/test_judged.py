@@ -10,6 +10,7 @@ from anchorembed.api import mine
 from anchorembed.data.judged import Candidates, LabelledText, SentencePair, read_test_set
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
+from text_files import beir, fault
 
 RERANK = {"query_id": "q7", "query": "sort", "positive": ["sorts"], "negative": ["opens", "reads"]}
 
@@ -77,6 +78,12 @@ def test_what_cannot_be_a_test_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("x", encoding="utf-8")
     with pytest.raises(InputError, match="unknown format"):
         read_test_set(tmp_path / "c.txt")
+    for name in ("b", "a"):
+        beir(tmp_path / "several" / name, "q1\td1\t1\n")
+    several = tmp_path / "several"
+    with pytest.raises(InputError, match=f"It holds BEIR folders. Name one or more of: {several}/a, {several}/b."):
+        find_tasks([str(several)])
+    assert fault(several).endswith(f"It holds BEIR folders. Name one or more of: {several}/a, {several}/b.")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from anchorembed.data.documents import read_corpus, read_texts
+from anchorembed.data.formats import SAVE_AS_UTF8
 from anchorembed.data.judged import read_test_set
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
@@ -256,6 +257,14 @@ def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, c
         list(read_pairs(tmp_path, skip_bad=True))
 
 
+@pytest.mark.parametrize("rows", ["query,positive\nwhy,because\ncafé,b\n", "query,posé\nwhy,because\n"])
+def test_csv_of_another_encoding_in_a_folder_is_named_with_its_line(tmp_path: Path, rows: str) -> None:
+    lines(tmp_path / "train-1.csv", "query,positive", "a,b")
+    (tmp_path / "train-2.csv").write_bytes(rows.encode("latin-1"))
+    line = rows[: rows.index("é")].count("\n") + 1
+    assert fault(tmp_path) == f"{tmp_path}/train-2.csv:{line}: the text is not valid UTF-8.{SAVE_AS_UTF8}"
+
+
 def test_a_carriage_return_within_a_header_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(b"query,pos\ritive\na,b\n")
     with pytest.raises(InputError, match=r"p\.csv:1: the row is not valid CSV"):
@@ -326,7 +335,7 @@ BAD_ROWS = [
     ),
     ('["why", "x"]', "the line is a list, not a JSON object."),
     ("NaN", "the line is a number, not a JSON object."),
-    ('{"query": "why", "positive": "caf\udce9"}', "the line is not valid UTF-8."),
+    ('{"query": "why", "positive": "caf\udce9"}', f"the line is not valid UTF-8.{SAVE_AS_UTF8}"),
 ]
 
 
@@ -356,7 +365,7 @@ def test_json_beyond_the_parser_is_a_bad_line(tmp_path: Path, row: str) -> None:
         ("why,because,so", "the row has 3 cells, the header 2."),
         ("why,be\0cause", "the row holds a NUL byte."),
         ('why,"be"cause', "the row is not valid CSV (',' expected after '\"')."),
-        ("caf\udce9,because", '"query" is not valid UTF-8 at character 4 (a lone surrogate).'),
+        ("caf\udce9,because", f'"query" is not valid UTF-8 at character 4 (byte 0xE9).{SAVE_AS_UTF8}'),
         ("why,", '"positive" is empty.'),
     ],
 )
@@ -397,17 +406,17 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
         (
             "question,documnt",
             ':1: no "query" or "anchor" and no "positive" or "document" here, only \'question\', \'documnt\'. '
-            "Did you mean 'document'? Rename the columns, which the first line names.",
+            "Did you mean 'document'? Rename the columns, which the first line names, or add that line.",
         ),
         (
             "qery,positive",
             ":1: no \"query\" or \"anchor\" here, only 'qery', 'positive'. Did you mean 'query'? "
-            "Rename the columns, which the first line names.",
+            "Rename the columns, which the first line names, or add that line.",
         ),
         (
             "query,positive,document",
             ':1: both "positive" and "document" are given. Keep one of them. '
-            "Rename the columns, which the first line names.",
+            "Rename the columns, which the first line names, or add that line.",
         ),
         (
             "query,query,positive",
@@ -420,6 +429,38 @@ def test_wrong_columns_stop_the_reading(tmp_path: Path, header: str, message: st
     assert fault(path) == f"{path}{message}"
     with pytest.raises(InputError):
         list(read_pairs(path, skip_bad=True))
+
+
+@pytest.mark.parametrize(
+    ("columns", "renamed"),
+    [
+        (("question", "answer"), '"question" to "query" and "answer" to "positive"'),
+        (("Response", "Prompt", "note"), '"Prompt" to "query" and "Response" to "positive"'),
+        (("text1", "text2", "id"), '"text1" to "query" and "text2" to "positive"'),
+        (("answer", "query"), '"answer" to "positive"'),
+        (("title", "context", "question"), '"question" to "query" and "context" to "positive"'),
+        (("frage", "antwort"), '"frage" to "query" and "antwort" to "positive"'),
+        (("frage", "antwort", "note"), None),
+        (("question", "id"), None),
+        (("id", "antwort"), None),
+        (("Where is it?", "Here it is."), None),
+    ],
+)
+def test_columns_of_other_names_are_to_be_renamed_in_every_format(
+    tmp_path: Path, columns: tuple[str, ...], renamed: str | None
+) -> None:
+    rows: list[dict[str, object]] = [dict.fromkeys(columns, "a")]
+    lines(tmp_path / "p.jsonl", *rows)
+    for name, separator in (("p.csv", ","), ("p.tsv", "\t")):
+        lines(tmp_path / name, separator.join(columns), separator.join("a" for _ in columns))
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    lines(tmp_path / "folder" / "p.jsonl", *rows)
+    for name in ("p.jsonl", "p.csv", "p.tsv", "p.parquet", "saved", "folder"):
+        said = fault(tmp_path / name)
+        assert said.endswith(f" Rename {renamed}.") if renamed else 'Rename "' not in said
+        with pytest.raises(InputError, match=f"Rename {renamed}" if renamed else "no "):
+            list(read_pairs(tmp_path / name, skip_bad=True))
 
 
 def test_wrong_columns_in_parquet_and_saved_datasets(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Vectors as endpoints give them, and one clear error for each kind of reply that holds none."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.clients import Refused, open_endpoint, open_library
+from anchorembed.export.clients import Client, Refused, open_endpoint, open_library, with_prompts
+from anchorembed.model.vectors import Floats, Side
 from embeddings_server import Refusal, serving
 
 
@@ -106,3 +108,25 @@ def test_a_folder_or_library_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_library("sentence-transformers", str(tmp_path / "none"))
     with pytest.raises(InputError, match="sentence-transformers does not load it"):
         open_library("sentence-transformers", str(tmp_path))
+
+
+def test_prompts_of_a_file_are_sent_around_each_text(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str], side: Side) -> Floats:
+        asked.extend(texts)
+        return np.ones((len(texts), 2), np.float32)
+
+    file = tmp_path / "prompts.json"
+    file.write_text('{"query": "Q ", "document": "D ", "suffix": " end", "max_tokens": 9}', encoding="utf-8")
+    client = with_prompts(Client("it", embed), file)
+    client.embed(["a", "b"], "query")
+    client.embed(["c"], "document")
+    assert asked == ["Q a end", "Q b end", "D c end"]
+    assert str(file) in client.prompts_from
+    for content in ("[", "[]", '{"query": "q"}', '{"query": 1, "document": "", "suffix": ""}'):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=r"prompts\.json: no prompts with the texts"):
+            with_prompts(client, file)
+    with pytest.raises(InputError, match=r"Name the prompts\.json that"):
+        with_prompts(client, tmp_path / "none.json")

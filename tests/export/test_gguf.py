@@ -2,20 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import gguf
 import pytest
-import xllamacpp
 
 from anchorembed.errors import InputError
-from anchorembed.export.gguf import parameters
+from anchorembed.export.faults import Fault
 from anchorembed.export.run import export
+from anchorembed.export.verify import verify
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer, quiet
 from anchorembed.model.tokens import Lengths
+from pages import blocks
 from tiny import tiny_model
 
-TEXTS = ["sort", "", "sort the list " * 20, "文字 списки", "open a file"]
 pytestmark = pytest.mark.slow
 
 
@@ -41,18 +42,20 @@ def test_llama_cpp_has_our_vectors(tmp_path: Path, capfd: pytest.CaptureFixture[
     capfd.readouterr()
     assert export(trained, tmp_path / "out", to="gguf") > 0.9999
     assert capfd.readouterr() == ("", ""), "no bar or warning of a library"
-    server = xllamacpp.Server(parameters(tmp_path / "out"))
     prompts = json.loads((tmp_path / "out" / "prompts.json").read_text(encoding="utf-8"))
     assert (prompts["document"], prompts["suffix"], prompts["max_tokens"]) == ("<|im_start|>user\n", "", 128)
 
-    def vectors(prefix: str) -> np.ndarray:
-        answer = server.handle_embeddings({"input": [prefix + text for text in TEXTS]})
-        return np.array([row["embedding"] for row in answer["data"]])
-
-    native = Embedder.load(trained, precision="float32")
-    for side in ("query", "document"):
-        assert (vectors(prompts[side]) * native.encode(TEXTS, side=side)).sum(axis=1).min() > 0.9999
-    assert (vectors("") * native.encode(TEXTS)).sum(axis=1).min() < 0.9, "without the header"
+    (code,) = (code for code in blocks("docs/serving.md", "py") if "xllamacpp" in code)
+    there: dict[str, Any] = {}
+    exec(code.replace('"OUT"', repr(str(tmp_path / "out"))), there)  # noqa: S102 - the page's own code
+    url = capfd.readouterr().out.strip()
+    assert url == there["server"].listening_address
+    with_them = verify(trained, url, prompts=tmp_path / "out" / "prompts.json", skip=["over-long"])
+    assert {cause.what for cause in with_them.causes} == {Fault.ONE_TEXT}
+    same = {probe.cosine > 0.9999 for probe in with_them.probes if probe.name not in ("special tokens", "space")}
+    assert same == {True}
+    without = verify(trained, url, skip=["over-long", "special tokens"])
+    assert [cause.what for cause in without.causes] == [Fault.NO_HEADER]
 
 
 @pytest.mark.default_model
@@ -64,5 +67,8 @@ def test_what_llama_cpp_computes_otherwise_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.default_model
-def test_the_default_model(tmp_path: Path) -> None:
-    assert export("smollm2-135m", tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
+def test_weights_may_have_16_bits(tmp_path: Path) -> None:
+    """Of the default model's architecture and tokenizer."""
+    assert export(with_known_tokenizer(tmp_path, "llama"), tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    assert "BF16" in types

@@ -5,7 +5,9 @@ import shutil
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -96,6 +98,24 @@ def test_wrong_use_is_named(embedder: Embedder) -> None:
         embedder.encode(["text"], side="query", instruction="sort " * 30)
     with pytest.raises(InputError, match="'cuda:99' asked for"):
         Embedder.load("x", device="cuda:99")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", {"text": "a"}, ["a"], float("nan")])
+def test_what_is_no_text_is_named_with_its_place(embedder: Embedder, wrong: Any) -> None:
+    kind = type(wrong).__name__
+    for call in (embedder.encode, embedder.embed_documents, partial(embedder.encode_query, batch_size=1)):
+        with pytest.raises(InputError, match=rf"texts\[1\] is of type {kind}\. Pass strings"):
+            call(["a", wrong, "b"])
+        if wrong != ["a"]:
+            with pytest.raises(InputError, match=f"got one {kind}"):
+                call(wrong)
+        with pytest.raises(InputError, match=r"texts\[0\] has a lone surrogate"):
+            call(["é\ud800"])
+
+
+def test_printed_it_is_one_line(embedder: Embedder, tiny_folder: Path) -> None:
+    limits = "queries up to 24 tokens, documents up to 48"
+    assert repr(embedder) == f"Embedder('{tiny_folder}', 32 dimensions, {limits}, on cpu)"
 
 
 def test_damaged_metadata_is_named(tmp_path: Path) -> None:

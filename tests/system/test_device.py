@@ -133,6 +133,9 @@ def test_products_on_cards_with_and_without_bfloat16() -> None:
         choose_dtype("bfloat16", "float32", T4)
     with pytest.raises(InputError, match=r"model\.weights: nf4 .*Tesla T4.*Use float32"):
         choose_dtype("auto", "nf4", T4)
+    for wrong in (("fp16", "float32"), ("auto", "int8")):
+        with pytest.raises(InputError, match="is unknown"):
+            choose_dtype(*wrong, H100)
 
 
 @pytest.mark.parametrize("multiplies", [True, False])

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from anchorembed.system import progress
-from anchorembed.system.progress import SHOWN, bars_on_terminals_only, metrics_note, progress_bar
+from anchorembed.system.progress import SHOWN, bars_on_terminals_only, counting_bar, metrics_note, progress_bar
 
 
 def test_brackets_in_a_name_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +42,16 @@ def test_what_is_no_terminal_gets_one_whole_line_or_none(capsys: pytest.CaptureF
     with bars_on_terminals_only():
         assert shown() == ""
     assert shown() == whole
+
+
+def test_without_a_known_number_only_what_is_done_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for total, expected in ((None, "embedding 10"), (20, "embedding 10/20")):
+        with counting_bar("embedding", total) as advance:
+            advance(10)
+        assert capsys.readouterr().err.strip() == expected
+    with counting_bar("embedding", None):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_the_note_has_the_chosen_metrics_in_their_order() -> None:

@@ -1,8 +1,12 @@
-"""The recipe of pairs alone names its sources by their files."""
+"""The recipe of pairs alone names its sources by their files, and says where queries get no instruction."""
 
 from pathlib import Path
 
-from anchorembed.train.default_recipe import recipe_of_pairs
+import pytest
+
+from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
+from anchorembed.train.default_recipe import recipe_of_pairs, say_instruction
 from tiny import write_pairs
 
 
@@ -10,3 +14,24 @@ def test_a_hidden_file_is_named_by_its_path(tmp_path: Path) -> None:
     path = str(write_pairs(tmp_path / ".x.jsonl"))
     (source,) = recipe_of_pairs([path], "base", tmp_path / "run").data.sources
     assert source.name == path
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    path = str(write_pairs(tmp_path / "p.jsonl"))
+    with pytest.raises(InputError, match=r"p\.jsonl is named twice"):
+        recipe_of_pairs([path, path], "base", tmp_path / "run")
+
+
+@pytest.mark.parametrize("own", ["", "Find the answer"])
+def test_that_queries_get_no_instruction_is_said_unless_they_do(
+    own: str, tiny_folder: Path, tmp_path: Path, said: list[str]
+) -> None:
+    Embedder.load(tiny_folder, instruction=own).save(tmp_path / "trained", {})
+    pairs = [str(write_pairs(tmp_path / "p.jsonl"))]
+    say_instruction(recipe_of_pairs(pairs, str(tiny_folder), tmp_path, ["data.instruction=x"]))
+    assert not any("instruction" in message for message in said)
+    say_instruction(recipe_of_pairs(pairs, str(tmp_path / "trained"), tmp_path))
+    assert any("queries get no instruction; to give one: --set" in message for message in said) == (not own)
+    said.clear()
+    say_instruction(recipe_of_pairs(pairs, str(tiny_folder), tmp_path))
+    assert any("queries get no instruction; to give one: --set" in message for message in said)

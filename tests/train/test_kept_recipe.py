@@ -1,5 +1,6 @@
 """The recipe in an output folder is what was trained there, wherever it is read from; a user's own file stays."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_another_run_replaces_it_and_a_users_file_stays(tmp_path: Path, said: li
     path = tmp_path / "run" / KEPT
     keep_recipe(recipe)
     other = recipe.model_copy(update={"seed": 7})
-    with pytest.raises(InputError, match="is not the recipe that this command makes"):
+    with pytest.raises(InputError, match=r"is not the recipe that this command makes: seed is 0 there, 7 here\. To"):
         check_kept(other)
     keep_recipe(other)
     check_kept(other)
@@ -51,6 +52,24 @@ def test_another_run_replaces_it_and_a_users_file_stays(tmp_path: Path, said: li
     keep_recipe(recipe)
     assert said == [f"{path}: is not written by anchorembed and says something else than what is trained. It stays."]
     assert path.read_text(encoding="utf-8") == own
+
+
+def test_keys_that_differ_from_the_kept_recipe_are_named(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path / "pairs.jsonl", tmp_path, tmp_path / "run") | {"contrast": STAGE}
+    keep_recipe(parse_recipe(values | {"reconstruct": {}}))
+    with pytest.raises(InputError) as refused:
+        check_kept(parse_recipe(values, overrides=["contrast.steps=3", "contrast.lora.rank=4", "data.held_out=9"]))
+    said = str(refused.value)
+    for words in (
+        "contrast.steps is 2 there, 3 here;",
+        "contrast.lora.rank is 16 there, 4 here",
+        "held_out is 8 there",
+    ):
+        assert words in said
+    assert re.search(r"reconstruct is \{'steps': 2000, .{80,90}\.\.\. there, None here", said), "it is cut"
+    (tmp_path / "run" / KEPT).write_text("sed: 1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"(?s)unknown key 'sed'.*delete that file, or choose another --output"):
+        check_kept(parse_recipe(values))
 
 
 def test_an_arm_of_a_comparison_keeps_its_own_keys(tmp_path: Path) -> None:

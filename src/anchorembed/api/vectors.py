@@ -118,7 +118,8 @@ def search(
     if top_k < 1:
         raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
     if not corpus.is_file():
-        raise InputError(f"{corpus}: no such file. Name a JSONL with _id, optional title, and text.")
+        what = "is a folder" if corpus.is_dir() else "no such file"
+        raise InputError(f"{corpus}: {what}. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     form = vector_format(embedder.dimension, dimensions, precision)
     if index is None:

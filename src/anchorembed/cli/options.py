@@ -6,6 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(help="File of pairs, instead of a recipe; several times for several.", show_default=False),
+]
+Base = Annotated[str | None, typer.Option(help="With --pairs: the model to start from.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="With --pairs: folder of recipe and models.", show_default=False)
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=value.", show_default=False)]
 Show = Annotated[bool, typer.Option("--show-config", help="Print every key with its value and meaning, and stop.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop and count unusable lines of pairs.")]

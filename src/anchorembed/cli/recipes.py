@@ -15,7 +15,8 @@ def resolve_recipe(path: Path | None, overrides: list[str] | None, show: bool, s
     if path is None:
         if not show:
             raise InputError(
-                "a recipe is needed, such as recipes/demo.yaml, or train --pairs. --show-config prints every key."
+                "a recipe is needed, such as recipes/demo.yaml, or train --pairs, check --pairs. --show-config prints "
+                "every key."
             )
         print_line(show_config())
         return None
@@ -26,22 +27,31 @@ def resolve_recipe(path: Path | None, overrides: list[str] | None, show: bool, s
     return recipe
 
 
-def recipe_of_pairs_options(
-    recipe: Path | None, pairs: list[str] | None, base: str | None, output: Path | None, set_: list[str], show: bool
-) -> Recipe | None:
-    """Make the recipe of some pairs, or print its configuration and return None."""
+def recipe_of_options(
+    recipe: Path | None, pairs: list[str] | None, base: str | None, output: Path | None, set_: list[str]
+) -> Recipe:
+    """Make the recipe of some pairs."""
     if recipe is not None or not pairs or base is None or output is None:
-        raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and --output DIR.")
+        raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and, to train, --output DIR.")
     from anchorembed.model.load import load_config
     from anchorembed.train.default_recipe import recipe_of_pairs
-    from anchorembed.train.kept_recipe import check_kept
 
     made = recipe_of_pairs(pairs, base, output, set_)
     load_config(base)
+    return made
+
+
+def recipe_to_train(made: Recipe, show: bool) -> Recipe | None:
+    """The recipe that was made of some pairs, unless another is kept; or print its configuration and return None."""
+    from anchorembed.train.default_recipe import say_instruction
+    from anchorembed.train.kept_recipe import KEPT, check_kept
+
     if show:
         print_line(show_config(made))
         return None
     check_kept(made)
+    if not (made.output / KEPT).exists():  # else training has begun so
+        say_instruction(made)
     return made
 
 

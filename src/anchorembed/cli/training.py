@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 
 from anchorembed.cli.app import app
-from anchorembed.cli.options import RecipeFile, Set, Show, SkipBad
-from anchorembed.cli.recipes import recipe_of_pairs_options, resolve_recipe, resumable, skipping
+from anchorembed.cli.options import Base, Output, Pairs, RecipeFile, Set, Show, SkipBad
+from anchorembed.cli.recipes import recipe_of_options, recipe_to_train, resolve_recipe, resumable, skipping
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
+from anchorembed.config import Recipe
 from anchorembed.errors import OutOfMemory, extra
 from anchorembed.recipe import read_as
 
@@ -19,6 +20,9 @@ from anchorembed.recipe import read_as
 @app.command()
 def check(
     recipe: RecipeFile = None,
+    pairs: Pairs = None,
+    base: Base = None,
+    output: Output = None,
     set_: Set = None,
     tests: Annotated[
         list[Path] | None,
@@ -27,7 +31,11 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a source a line.")] = False,
 ) -> None:
     """Look at a recipe's pairs: counts, lengths, cut and dropped ones, duplicates, texts of tests, with examples."""
-    resolved = resolve_recipe(recipe, set_, show=False, skip_bad=False)
+    if pairs or base or output:  # a folder that nothing is written to
+        changes = [*(set_ or ()), *skipping(skip_bad=True)]
+        resolved: Recipe | None = recipe_of_options(recipe, pairs, base, output or Path(), changes)
+    else:
+        resolved = resolve_recipe(recipe, set_, show=False, skip_bad=False)
     if resolved is None:
         return
     from dataclasses import asdict
@@ -114,21 +122,17 @@ def fit(  # noqa: PLR0913, PLR0917 - a command's options
 @app.command()
 def train(
     recipe: RecipeFile = None,
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option(help="File of pairs, instead of a recipe; several times for several.", show_default=False),
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="With --pairs: the model to start from.", show_default=False)] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="With --pairs: folder of recipe and models.")
-    ] = None,
+    pairs: Pairs = None,
+    base: Base = None,
+    output: Output = None,
     set_: Set = None,
     show: Show = False,
     skip_bad: SkipBad = False,
 ) -> None:
     """Train the stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
     if pairs or base or output:
-        resolved = recipe_of_pairs_options(recipe, pairs, base, output, [*(set_ or ()), *skipping(skip_bad)], show)
+        made = recipe_of_options(recipe, pairs, base, output, [*(set_ or ()), *skipping(skip_bad)])
+        resolved = recipe_to_train(made, show)
     else:
         resolved = resolve_recipe(recipe, set_, show, skip_bad)
     if resolved is None:

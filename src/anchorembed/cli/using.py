@@ -216,7 +216,7 @@ def export(
 
 
 @app.command()
-def verify(
+def verify(  # noqa: PLR0913, PLR0917 - the options of a verb
     model: ModelName,
     target: Annotated[
         str, typer.Argument(metavar="URL", help="Of an OpenAI-compatible endpoint; with --with an exported folder.")
@@ -231,6 +231,9 @@ def verify(
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
     timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds to wait for each reply.")] = 60.0,
     skip: Annotated[list[str] | None, typer.Option(help="A probe to leave out.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="prompts.json of an export to GGUF, to send with each text.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare what serves a model with the model, and name why vectors differ; the exit code is 1 if they do."""
@@ -247,6 +250,7 @@ def verify(
         api_key_env=api_key_env,
         timeout=timeout,
         skip=skip or [],
+        prompts=prompts,
     )
     print_json(asdict(report) | {"agrees": report.agrees}) if as_json else print_line(table(report))
     if not report.agrees:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -61,6 +62,32 @@ def lines(title: str, series: dict[str, list[Points]]) -> str:
             )
     axis.set_xlabel("step")
     axis.set_ylabel(title.rsplit(": ", maxsplit=1)[-1], wrap=True)
+    axis.grid(color="0.9")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=4, frameon=False)
+    return _svg(figure)
+
+
+def by_compute(series: dict[str, list[tuple[float, list[float]]]]) -> str:
+    """Quality against compute: a line for each arm of PFLOPs and the seeds' quality, with its mean and range."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        means = [fmean(seeds) for _, seeds in points]
+        ranges = [[mean - min(seeds), max(seeds) - mean] for mean, (_, seeds) in zip(means, points, strict=True)]
+        axis.errorbar(
+            [flops for flops, _ in points],
+            means,
+            list(zip(*ranges, strict=True)),
+            marker=_MARKERS[number % len(_MARKERS)],
+            linestyle=_DASHES[number % len(_DASHES)],
+            color=f"C{number}",
+            linewidth=1.2,
+            markersize=5,
+            capsize=3,
+            label=name,
+        )
+    axis.set_xlabel("training, model PFLOPs")
+    axis.set_ylabel("mean of all collections")
     axis.grid(color="0.9")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=4, frameon=False)
     return _svg(figure)

@@ -124,7 +124,16 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
     settings = {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
     return ArmRecord(
-        arm.name, arm.title, arm.what, arm.digest, arm.trained, arm.longer, seeds_of(compare, arm), steps, settings
+        arm.name,
+        arm.title,
+        arm.what,
+        arm.digest,
+        arm.trained,
+        arm.longer,
+        seeds_of(compare, arm),
+        steps,
+        settings,
+        arm.budget,
     )
 
 

@@ -141,7 +141,8 @@ class RunRecord:
 class ArmRecord:
     """An arm: title, description in a sentence, its settings and seeds, and steps that match the primary's compute.
 
-    ``steps`` are trained before Stage II, or in addition to Stage II's if the arm is ``longer``.
+    ``steps`` are trained before Stage II, or in addition to Stage II's if the arm is ``longer``. They cost ``budget``
+    times the primary arm's Stage I.
     """
 
     name: str
@@ -153,6 +154,7 @@ class ArmRecord:
     seeds: list[int]
     steps: int
     settings: dict[str, str]
+    budget: float = 1.0
 
     def run(self, setting: Setting, seed: int) -> Run:
         """The arm's run with a setting and a seed."""

@@ -1,8 +1,9 @@
 """The report of a comparison, from its results folder alone: sentences and sections, as HTML and as Markdown."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -15,13 +16,14 @@ from anchorembed.system.files import write_file
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report: an explanation, a table, and a figure as SVG, which Markdown leaves out."""
+    """A part of the report: an explanation, a table, and a figure as SVG with a caption, which Markdown leaves out."""
 
     title: str
     explained: str = ""
     heads: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     figure: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +35,28 @@ class Report:
     sections: list[Section]
     made_with: list[str]
 
+    def figure_of(self, title: str) -> str:
+        """The figure of the section with a title; empty if there is none."""
+        return next((section.figure for section in self.sections if section.title == title), "")
 
-def write_report(folder: Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.md`` of a results folder; returns their paths.
+
+def write_report(folder: Path) -> list[Path]:
+    """Write ``report.html`` and ``report.md`` of a results folder, and ``compute.svg`` if arms differ in compute alone.
+
+    Returns:
+        The paths written.
 
     Raises:
         InputError: if the folder has no comparison, or a file is damaged.
     """
-    report = build_report(read_evidence(folder))
-    page, text = folder / "report.html", folder / "report.md"
-    write_file(page, html(report))
-    write_file(text, markdown(report))
-    return page, text
+    evidence = read_evidence(folder)
+    report = build_report(evidence)
+    files = {"report.html": html(report), "report.md": markdown(report)}
+    if any(arm.budget != 1 for arm in evidence.comparison.arms) and (svg := report.figure_of(_BY_COMPUTE)):
+        files["compute.svg"] = svg
+    for name, text in files.items():
+        write_file(folder / name, text)
+    return [folder / name for name in files]
 
 
 def build_report(evidence: Evidence) -> Report:
@@ -82,7 +94,10 @@ def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
     for title, names in comparison.tables.items():
         heads = ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
         rows = list(_score_rows(evidence, analysis, names))
-        yield Section(title, explained["scores"], heads, rows, _dots(evidence, analysis, names))
+        yield Section(title, explained["scores"], heads, rows, _dots(evidence, analysis, names), _DOTS)
+    if points := list(by_compute(evidence, analysis)):
+        rows = [[point.arm.title, f"{point.flops / 1e15:.3f}", *point.in_words()] for point in points]
+        yield Section(_BY_COMPUTE, explained["compute"], _COMPUTE_HEADS, rows, _compute_lines(points), "Bar: seeds.")
     for title, tests in (("Declared tests", analysis.declared), ("Exploratory", analysis.exploratory)):
         if tests:
             yield Section(title, explained[title], _TEST_HEADS, [_test_row(test, titles) for test in tests])
@@ -105,6 +120,8 @@ def _explained(primary: str) -> dict[str, str]:
         "(accuracy: means over draws of training texts) or pairs (Spearman: jackknife pseudo-values). Settings: own, "
         "each arm's best choice of the grid on held-out training pairs, or the recipe's without a grid; common, those "
         f"of {primary}, with the first seed only.",
+        "compute": "The mean of all collections' main metrics, over the seeds that have all, at own settings; model "
+        "FLOPs of training, both stages. A line joins arms that differ in compute alone.",
         "Declared tests": f"{primary} against each arm declared beforehand, on the seeds that both have: each query's "
         "score averaged over seeds, 10,000 sign flips over queries; Holm's correction over these tests and those still "
         "to be run. Beyond chance over queries of these trained models: p, Holm below 0.05. Over other seeds, too: "
@@ -125,6 +142,9 @@ _TEST_HEADS = [
     *("95 % interval", "95 %, seeds' t", "p", "p, Holm"),
 ]
 _COST_HEADS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
+_DOTS = "Filled: mean over seeds; hollow: each seed; bar: 95 % interval."
+_BY_COMPUTE = "Quality against compute"
+_COMPUTE_HEADS = ["arm", "model PFLOPs", "mean of all collections", "seeds"]
 _ISOTROPY_HEADS = [*("arm", "settings", "seed", "model"), *("mean cosine", "effective rank", "alignment", "uniformity")]
 
 
@@ -213,6 +233,50 @@ def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
         if rows:
             panels.append((f"{name}, {analysis.metrics[name]}", rows))
     return figures.dots(panels) if panels else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An arm's mean model FLOPs of training, and the mean of all collections' main metrics, by seed."""
+
+    arm: ArmRecord
+    flops: float
+    quality: dict[int, float]
+
+    def in_words(self) -> tuple[str, str]:
+        """The mean over seeds, and each seed."""
+        return f"{fmean(self.quality.values()):.4f}", ", ".join(f"{s}: {v:.4f}" for s, v in self.quality.items())
+
+
+def by_compute(evidence: Evidence, analysis: Analysis) -> Iterator[Point]:
+    """A point for each trained arm that has a seed with all collections."""
+    for arm in evidence.comparison.arms:
+        scores = [analysis.scores.get((arm.name, OWN, name)) for name in evidence.comparison.revisions]
+        done = [score.seeds for score in scores if score]
+        if not arm.trained or len(done) < len(scores):
+            continue
+        costs = {seed: evidence.runs[arm.run(OWN, seed)].costs for seed in arm.seeds if all(seed in s for s in done)}
+        trained = {seed: [cost.flops for name, cost in of.items() if name != "evaluate"] for seed, of in costs.items()}
+        if flops := [sum(stages) for stages in trained.values() if stages]:
+            yield Point(arm, fmean(flops), {seed: fmean(of[seed] for of in done) for seed in costs})
+
+
+def _compute_lines(points: Sequence[Point]) -> str:
+    """The figure of quality against compute: a line for arms that differ in compute alone, from Stage II alone on."""
+    lines: dict[Hashable, list[Point]] = {}
+    for point in points:
+        arm = point.arm
+        lines.setdefault((arm.longer, bool(arm.steps), *sorted(arm.settings.items())), []).append(point)
+    alone = [point for point in points if not point.arm.steps and not point.arm.settings]
+    return figures.by_compute(
+        {
+            line[0].arm.title: [
+                (point.flops / 1e15, list(point.quality.values()))
+                for point in sorted([*alone, *line] if line != alone else line, key=lambda point: point.flops)
+            ]
+            for line in lines.values()
+        }
+    )
 
 
 def _series(evidence: Evidence) -> dict[str, dict[str, list[figures.Points]]]:

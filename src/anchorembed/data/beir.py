@@ -130,3 +130,9 @@ def beir_file(folder: Path, name: str) -> Path:
 def splits(folder: Path) -> list[str]:
     """Names of the splits that a folder has judgements for."""
     return sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))
+
+
+def within(folder: Path) -> str:
+    """Say which BEIR folders a folder holds; empty if it holds none."""
+    inner = [str(qrels.parent) for qrels in sorted(folder.glob("*/qrels"))]
+    return f"It holds BEIR folders. {listed('Name one or more of', inner)}" if inner else ""

@@ -30,6 +30,7 @@ FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
+SAVE_AS_UTF8 = " Save the file as UTF-8, such as by: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
 _PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
@@ -37,11 +38,14 @@ _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number",
 
 
 class BadRow(Exception):
-    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading."""
+    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading.
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    A ``cure`` stands instead of that of the file's other rows.
+    """
+
+    def __init__(self, what: str, hint: str = "", cure: str = "") -> None:
         super().__init__(what)
-        self.what, self.hint = what, hint
+        self.what, self.hint, self.cure = what, hint, cure
 
 
 Row = Mapping[str, object]
@@ -104,8 +108,8 @@ def checked(
                 record = make(line, row)
             except BadRow as bad:
                 if on_bad is None:
-                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint} {cure}") from None
-                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}")
+                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
+                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure}")
             else:
                 yield record
     if unused := columns.unused:
@@ -147,15 +151,21 @@ def _encodable(value: str, key: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f'"{key}" is not valid UTF-8 at character {error.start + 1} (a lone surrogate)') from None
+        what = f'"{key}" is not valid UTF-8 at character {error.start + 1}'
+        byte = ord(value[error.start]) - 0xDC00  # as `lines` reads one that is not UTF-8
+        if 0x80 <= byte <= 0xFF:
+            raise BadRow(f"{what} (byte 0x{byte:X})", SAVE_AS_UTF8) from None
+        raise BadRow(f"{what} (a lone surrogate)") from None
     return value
 
 
-def missing(wanted: Sequence[tuple[str, ...]], columns: list[str]) -> BadRow:
+def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "") -> BadRow:
     """The fault of a row that lacks columns: ``wanted`` has the names that each of those may have."""
     lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
     hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
-    return BadRow(f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "".join(hints))
+    return BadRow(
+        f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "" if cure else "".join(hints), cure
+    )
 
 
 def _kind(value: object) -> str:
@@ -213,7 +223,7 @@ def _parse_json(text: str) -> Row | BadRow:
         text.encode("utf-8")
         value = json.loads(text.rstrip("\r\n"))
     except UnicodeEncodeError:
-        return BadRow("the line is not valid UTF-8")
+        return BadRow("the line is not valid UTF-8", SAVE_AS_UTF8)
     except json.JSONDecodeError as error:
         return BadRow(f"the line is not valid JSON ({error.msg}, column {error.colno})")
     except (RecursionError, ValueError) as error:
@@ -252,7 +262,9 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
-            checked_header(f"{path}:{line}", cells, columns, "Rename the columns, which the first line names.")
+            checked_header(
+                f"{path}:{line}", cells, columns, "Rename the columns, which the first line names, or add that line."
+            )
             header = cells
         elif cells:
             yield line, _cells(header, cells, nullable)
@@ -282,7 +294,7 @@ def checked_header(location: str, names: list[str], columns: Columns, cure: str 
     try:
         wanted = columns(names)
     except BadRow as bad:
-        raise InputError(f"{location}: {bad.what}.{bad.hint} {cure}") from None
+        raise InputError(f"{location}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
     if len(set(names)) < len(names):
         raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted

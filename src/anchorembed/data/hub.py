@@ -6,18 +6,20 @@ Rows are streamed: few are in memory at once, and none are stored on disk. Code 
 import inspect
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from anchorembed.data.formats import (
+    SAVE_AS_UTF8,
     TABLES,
     Columns,
     Rows,
     arrow_rows,
     checked_header,
+    lines,
     listed,
     split_of_pairs,
     suffix_of,
@@ -137,7 +139,7 @@ def folder_rows(folder: Path, columns: Columns) -> Rows | None:
     chosen = [file for file in files if suffix_of(file) == suffixes[0]]
     _check_splits_named(folder, chosen)
     _check_beginnings(chosen if suffixes[0] != ".parquet" else [])
-    return _rows(str(folder), columns, {"path": str(folder)})
+    return _rows(str(folder), columns, {"path": str(folder)}, files=chosen)
 
 
 def _check_splits_named(folder: Path, files: list[Path]) -> None:
@@ -163,7 +165,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "") -> Rows:
+def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "", files: Sequence[Path] = ()) -> Rows:
     splits = _splits(location, where)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
@@ -176,8 +178,16 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
             yield row, value
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_not_utf8(files) or location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
     except Exception as error:  # of the network, the format and datasets' own, of many kinds
         raise InputError(f"{location}:{row + 1}: cannot be read ({_words(error)}). Try again, or check it.") from error
+
+
+def _not_utf8(files: Iterable[Path]) -> str:
+    """The first line of these text files that is not UTF-8, as ``path:line``; empty if there is none."""
+    faults = (f"{path}:{line}" for path in files for line, text in lines(path) if re.search("[\udc80-\udcff]", text))
+    return next(faults, "")
 
 
 def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:

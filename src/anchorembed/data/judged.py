@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from anchorembed.data.beir import within
 from anchorembed.data.formats import (
     TABLES,
     BadRow,
@@ -108,7 +109,8 @@ def test_files(path: Path) -> list[Path]:
         return [path]
     files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(TABLES)]
     if not files:
-        raise InputError(f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it.")
+        what = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
+        raise InputError(f"{path}: {what}. {within(path)}".rstrip())
     return files
 
 

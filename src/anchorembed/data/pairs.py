@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from anchorembed.data.beir import judged_pair_rows, splits
+from anchorembed.data.beir import judged_pair_rows, splits, within
+from anchorembed.data.documents import ID_NAMES
 from anchorembed.data.formats import (
     FORMATS,
     BadRow,
@@ -38,6 +39,13 @@ LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
 _LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
+_OTHER_NAMES = {  # that columns often have elsewhere, in lower case; the first that is there is meant
+    "query": ("query", "anchor", "question", "prompt", "instruction", "input", "text1", "sentence1", "title", "source"),
+    "positive": (
+        *("positive", "document", "answer", "response", "completion", "output", "body", "passage", "context", "text2"),
+        *("sentence2", "target", "content", "text"),
+    ),
+}
 _LARGEST_SCORE = 1e6
 _SHOWN_CHARACTERS = 40  # of a value
 _NUMBERED_NEGATIVE = re.compile(r"negative_(\d{1,9})", re.ASCII)  # sentence-transformers' n-tuples
@@ -142,11 +150,22 @@ def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
     """Names of a row's query column, positive column, and columns of negatives, in order."""
     query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
-        raise missing([QUERY_NAMES] * (query is None) + [POSITIVE_NAMES[:2]] * (positive is None), columns)
+        lacking = [QUERY_NAMES] * (query is None) + [POSITIVE_NAMES[:2]] * (positive is None)
+        raise missing(lacking, columns, _renaming([names[0] for names in lacking], columns))
     numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
     if negative is None:
         return query, positive, numbered
     return query, positive, [str(_one_of((negative, *numbered), columns))]
+
+
+def _renaming(sides: list[str], columns: list[str]) -> str:
+    """Which columns to rename to these sides: those of `_OTHER_NAMES`, or the only two. Empty if one is not found."""
+    lower = {name.lower(): name for name in columns}
+    named = [next((lower[name] for name in _OTHER_NAMES[side] if name in lower), "") for side in sides]
+    if len(sides) == len(columns) == 2 and not any(named):
+        named = [name for name in columns if name.isidentifier() and name not in ID_NAMES]  # no sentence, no id
+    renamed = [f'"{name}" to "{side}"' for name, side in zip(named, sides, strict=False) if name]
+    return f" Rename {' and '.join(renamed)}." if len(renamed) == len(sides) else ""
 
 
 def _is_known(name: str) -> bool:
@@ -258,6 +277,8 @@ def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return folder, dataset_rows(folder, in_header)
+    if inner := within(folder):
+        raise InputError(f"{folder}: not one source of pairs. {inner}")
     rows = folder_rows(folder, in_header)
     if rows is None:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")

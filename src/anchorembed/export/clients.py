@@ -51,12 +51,12 @@ class Client:
     Attributes:
         name: of the server or library, for messages.
         embed: vectors of texts of a side, [N, H], not normalised here; raises `Refused`.
-        puts_prompt: whether it knows queries from documents, and has to add the instruction itself.
+        prompts_from: what puts prompts before texts, in a sentence; empty if it has to be sent with them.
     """
 
     name: str
     embed: Callable[[Sequence[str], Side], Floats]
-    puts_prompt: bool
+    prompts_from: str = ""
 
 
 def open_library(library: Library, folder: str) -> Client:
@@ -84,7 +84,8 @@ def open_library(library: Library, folder: str) -> Client:
             return np.asarray(getattr(model, of_documents)(list(texts)), np.float32)
         return np.asarray([getattr(model, of_query)(text) for text in texts], np.float32)
 
-    return Client(library, embed, True)
+    how = "Queries were given to the query method as they are, documents to the document method."
+    return Client(library, embed, how)
 
 
 def open_endpoint(
@@ -110,7 +111,29 @@ def open_endpoint(
         reply = _exchange(f"{base}/embeddings", body, headers, timeout)
         return _vectors(reply, len(texts), f"{base}/embeddings")
 
-    return Client(f"{base}/embeddings, model {name!r}", embed, False)
+    return Client(f"{base}/embeddings, model {name!r}", embed)
+
+
+def with_prompts(client: Client, file: Path) -> Client:
+    """The client, sent each text with what ``prompts.json`` of an export to GGUF puts before and after it.
+
+    Raises:
+        InputError: if the file cannot be read, or lacks one of the texts ``query``, ``document`` and ``suffix``.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        query, document, after = (content[key] + "" for key in ("query", "document", "suffix"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: no prompts with the texts query, document and suffix: {first_line(error)}. Name the prompts.json "
+            "that `anchorembed export --to gguf` wrote."
+        ) from error
+    before = {"query": query, "document": document}
+
+    def embed(texts: Sequence[str], side: Side) -> Floats:
+        return client.embed([before[side] + text + after for text in texts], side)
+
+    return Client(client.name, embed, f"Texts were sent as {file} says.")
 
 
 def _base(url: str) -> str:

@@ -40,6 +40,7 @@ _CURES: dict[str, str] = {
     Fault.NEWLINES_OF_TEXT: _NEWLINES,
     Fault.STRIPPED: "Turn it off, or strip texts on all sides alike, before they are embedded here, too.",
     Fault.SPECIAL_TOKENS: "An engine that reads tokenizer.json alone does so: remove such names from texts first.",
+    Fault.ONE_TEXT: "llama.cpp does so: strip texts, and remove such names from them first.",
     CUT: (
         "Set the server's limit to {limit} tokens: max_seq_length in the exported folder, --max-model-len and "
         "truncate_prompt_tokens (vLLM), --ctx-size and --ubatch-size (llama-server). Where it has one limit for "

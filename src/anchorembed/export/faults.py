@@ -52,6 +52,7 @@ class Fault(StrEnum):
     NEWLINES_OF_TEXT = "newlines of the text, not of the prompt, replaced by spaces"
     STRIPPED = "white space around the text removed"
     SPECIAL_TOKENS = "names of special tokens in a text become those tokens"
+    ONE_TEXT = "header and text tokenised as one, with names of special tokens as those tokens"
 
 
 _KINDS: tuple[tuple[Fault, ...], ...] = (  # at most one fault of each kind at a time, the likelier first
@@ -61,7 +62,7 @@ _KINDS: tuple[tuple[Fault, ...], ...] = (  # at most one fault of each kind at a
     (Fault.NO_PROMPT, Fault.PROMPT_TWICE, Fault.PROMPT_ON_DOCUMENTS, Fault.NO_DOCUMENT_PROMPT),
     (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT),
     (Fault.STRIPPED,),
-    (Fault.SPECIAL_TOKENS,),
+    (Fault.SPECIAL_TOKENS, Fault.ONE_TEXT),
 )
 _OF_SIDE: dict[Fault, Side] = {
     Fault.NO_PROMPT: "query",
@@ -122,6 +123,7 @@ class Simulation:
             Fault.NO_BOS: before[len(bos) :] if has_bos else before,
             Fault.ANOTHER_BOS: bos + before,
             Fault.HEADER_TWICE: before + before,
+            Fault.ONE_TEXT: (),  # `text_ids` has it
         }
         afters = {Fault.NO_END: after[:-1], Fault.NO_SUFFIX: (), Fault.END_TWICE: (*after, after[-1])}
         before = next((ids for fault, ids in befores.items() if fault in faults), before)
@@ -145,7 +147,8 @@ class Simulation:
         if Fault.NEWLINES in faults:
             text = text.replace("\n", " ")
         text = text.strip() if Fault.STRIPPED in faults else text
-        key = text, Fault.SPECIAL_TOKENS in faults
+        text = self.header + text if Fault.ONE_TEXT in faults else text
+        key = text, Fault.SPECIAL_TOKENS in faults or Fault.ONE_TEXT in faults
         if key not in self._ids:
             self._ids[key] = tuple(self._backends[key[1]].encode(text, add_special_tokens=False).ids)
         return self._ids[key]

@@ -44,14 +44,18 @@ def export(
     form = find_form(to)
     if dtype not in form.limits:
         raise InputError(f"--dtype: {form.engine} takes {', '.join(form.limits)} weights, not {dtype}.")
+    _log.info("export: loading %s", name)
     embedder = _with_one_limit(Embedder.load(name, precision="float32", device="cpu"))
     texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
+    _log.info("export: embedding %d texts, to compare with", len(texts))
     vectors = own_vectors(embedder, texts)
+    _log.info("export: writing %s", target)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
         if (results := Path(name) / RESULTS).is_file():
             (folder / RESULTS).write_bytes(results.read_bytes())
         write_card(folder, title or target.name, embedder.dimension, to)
+        _log.info("export: loading it in %s, and embedding these texts", form.engine)
         smallest = smallest_cosine(vectors, form.read(folder), texts)
         if not smallest > form.limits[dtype]:
             raise InputError(

@@ -84,15 +84,15 @@ class Served:
 
     def _prompt(self, side: Side) -> str:
         """The prompt that is sent before a text of a side."""
-        return "" if self.client.puts_prompt else self.model.prompt_of(side)
+        return "" if self.client.prompts_from else self.model.prompt_of(side)
 
     def note(self) -> str:
         """A sentence on how texts were sent."""
+        if self.client.prompts_from:
+            return self.client.prompts_from
         prompts = {side: self.model.prompt_of(side) for side in SIDES}
         if not any(prompts.values()):
             return "Texts were sent as they are: the model has no instruction."
-        if self.client.puts_prompt:
-            return "Queries were given to the query method as they are, documents to the document method."
         queries, documents = (
             f"with {prompts[side]!r} before them, as clients have to" if prompts[side] else "as they are"
             for side in ("query", "document")

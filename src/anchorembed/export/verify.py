@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anchorembed.errors import InputError, nearest
-from anchorembed.export.clients import Client, Library, Refused, open_endpoint, open_library
+from anchorembed.export.clients import Client, Library, Refused, open_endpoint, open_library, with_prompts
 from anchorembed.export.cures import BATCH, CUT, OTHER_MODEL, REFUSED, SCALE, TOO_LONG, UNKNOWN, cure
 from anchorembed.export.faults import (
     NO_FAULTS,
@@ -82,6 +82,7 @@ def verify(
     api_key_env: str = "OPENAI_API_KEY",
     timeout: float = 60.0,
     skip: Sequence[str] = (),
+    prompts: Path | None = None,
 ) -> Report:
     """Compare a model's own vectors, in float32, with those that an endpoint or a library gives for the same texts.
 
@@ -93,6 +94,7 @@ def verify(
         api_key_env: as in `open_endpoint`.
         timeout: as in `open_endpoint`.
         skip: names of probes to leave out.
+        prompts: ``prompts.json`` of an export to GGUF, to send with each text; for an endpoint alone.
 
     Raises:
         InputError: if the model or the target cannot be used, or the reply holds no vectors.
@@ -102,7 +104,10 @@ def verify(
             raise InputError(f"--skip: {name!r} is no probe.{nearest(name, PROBES)} There are: {', '.join(PROBES)}.")
     if not set(SHORT) - set(skip):
         raise InputError("--skip: no short text is left to compare. Skip fewer.")
+    if library and prompts:
+        raise InputError("--prompts: for a URL; a library puts prompts itself. Leave out --with or --prompts.")
     client = open_library(library, target) if library else open_endpoint(target, served_name, api_key_env, timeout)
+    client = with_prompts(client, prompts) if prompts else client
     return compare(Embedder.load(model, precision="float32"), client, skip)
 
 

@@ -8,7 +8,7 @@ Axes: N texts, H hidden size, T packed tokens, V vocabulary.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,12 @@ class Embedder(nn.Module):
         check_vocabulary(name, model, baked)
         return cls(backbone, baked, metadata, dtype).eval()
 
+    def __repr__(self) -> str:
+        """Return one line, where `nn.Module` has one for each module."""
+        name, limits = self.backbone.model.name_or_path, self.metadata.lengths
+        limit = f"queries up to {limits.query} tokens, documents up to {limits.document}"
+        return f"Embedder({name!r}, {self.dimension} dimensions, {limit}, on {self.device})"
+
     @property
     def dimension(self) -> int:
         """H, the length of an embedding."""
@@ -180,8 +186,8 @@ class Embedder(nn.Module):
             ranges: for int8, `smaller.int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:
-            InputError: if ``texts`` is one string, ``side`` is unknown, an instruction leaves no room for text, or
-                ``dimensions``, ``precision`` or ``ranges`` do not fit the model.
+            InputError: if ``texts`` is one string or holds what is no text, ``side`` is unknown, an instruction leaves
+                no room for text, or ``dimensions``, ``precision`` or ``ranges`` do not fit the model.
         """
         form = vector_format(self.dimension, dimensions, precision, ranges)
         windows = self.stream(texts, side, instruction, normalize, progress)
@@ -197,15 +203,13 @@ class Embedder(nn.Module):
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Embed texts as `encode` does, yielding the vectors of 4,096 texts, or 64 million characters, at a time."""
-        if isinstance(texts, str):
-            raise InputError("encode: got one string. Pass a list of texts.")
         if side not in ("query", "document"):
             raise InputError(f"encode: side is {side!r}. Use 'query' or 'document'.")
         prompt = self.metadata.prompts.query if side == "query" else self.metadata.prompts.document
         prefix = prompt if instruction is None else instruct(instruction)
         limit = self.metadata.lengths.query if side == "query" else self.metadata.lengths.document
         self.pairs.check_room(prefix, limit)
-        for window in _windows(texts):
+        for window in _windows(_checked(texts)):
             sequences = self.pairs.templated([prefix + text for text in window], limit)
             vectors = self.encode_tokens(sequences, progress)
             check_finite(vectors.numpy())
@@ -254,7 +258,7 @@ class Embedder(nn.Module):
     def _encode_side(self, texts: str | Sequence[str], side: Side, batch_size: int | None) -> Floats:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is below 1. Compute at least one text at once.")
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = list(_checked([texts] if isinstance(texts, str) else texts))
         size = batch_size or max(1, len(listed))
         windows = [
             window
@@ -291,7 +295,7 @@ class Embedder(nn.Module):
             self.train()
         return vectors
 
-    def save(self, folder: Path, history: dict[str, object] | None = None, headless: bool = False) -> None:
+    def save(self, folder: str | Path, history: dict[str, object] | None = None, headless: bool = False) -> None:
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``.
 
         Args:
@@ -300,6 +304,7 @@ class Embedder(nn.Module):
             headless: write the decoder without its output head, if the head is tied to the input vectors.
         """
         merge_lora(self.backbone)
+        folder = Path(folder)
         model, backend = self.backbone.model, self.tokenizer.backend_tokenizer
         backend.no_truncation()  # which the last call may have set
         backend.no_padding()
@@ -313,6 +318,19 @@ class Embedder(nn.Module):
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _checked(texts: Iterable[str]) -> Iterator[str]:
+    """Pass texts on; raise InputError with the place and type of what is no text."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        kind = "string" if isinstance(texts, str) else type(texts).__name__
+        raise InputError(f"encode: got one {kind}. Pass a list of texts.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"encode: texts[{number}] is of type {type(text).__name__}. Pass strings.")
+        if not text.isascii() and text != text.encode(errors="replace").decode():
+            raise InputError(f"encode: texts[{number}] has a lone surrogate, which is not Unicode text. Remove it.")
+        yield text
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

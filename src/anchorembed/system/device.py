@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -196,8 +196,11 @@ def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> t
         card: the GPU, or None on the CPU.
 
     Raises:
-        InputError: if ``precision`` and ``weights`` contradict each other, or the GPU has no bfloat16.
+        InputError: if ``precision`` or ``weights`` is unknown, they contradict each other, or the GPU has no bfloat16.
     """
+    for name, value, known in (("precision", precision, Precision), ("weights", weights, Weights)):
+        if value not in get_args(known):
+            raise InputError(f"{name}: {value!r} is unknown. Use {', '.join(get_args(known))}.")
     bfloat16 = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
     if weights != "float32" and precision == "float32":
         raise InputError(f"model.precision: float32, but products with {weights} weights are bfloat16. Set it to auto.")

@@ -27,6 +27,13 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
+class _Done(MofNCompleteColumn):
+    """Items done, of all if their number is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(int(task.completed))) if task.total is None else super().render(task)
+
+
 _TERMINAL_ONLY = ContextVar("terminal_only", default=False)
 
 
@@ -52,13 +59,13 @@ def progress_bar() -> Progress:
     columns = [
         name,
         BarColumn(20 if console.width >= _ROOMY else 8),
-        MofNCompleteColumn(),
+        _Done(),
         _Rate(),
         TimeRemainingColumn(),
         note,
     ]
     if not console.is_terminal:
-        console, columns = Console(stderr=True, width=_WIDE), [name, MofNCompleteColumn(), note]
+        console, columns = Console(stderr=True, width=_WIDE), [name, _Done(), note]
     hidden = _TERMINAL_ONLY.get() and not console.is_terminal
     return Progress(*columns, console=console, speed_estimate_period=120, disable=hidden or not first_process())
 
@@ -66,8 +73,17 @@ def progress_bar() -> Progress:
 @contextmanager
 def counting_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar of ``total`` texts or pairs, shown from its first call on."""
-    with progress_bar() as bar:
-        yield lambda done: bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
+    bar = progress_bar()
+
+    def advance(done: int) -> None:
+        bar.start()
+        bar.advance(bar.tasks[0].id if bar.tasks else bar.add_task(name, total=total, note=""), done)
+
+    try:
+        yield advance
+    finally:
+        if bar.tasks:  # else it ends with an empty line
+            bar.stop()
 
 
 def metrics_note(metrics: Mapping[str, float]) -> str:

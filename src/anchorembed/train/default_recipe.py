@@ -1,13 +1,19 @@
 """The recipe of someone who names pairs and a model alone: contrastive learning, with steps by the number of pairs."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anchorembed.config import Recipe
+from anchorembed.errors import InputError
+from anchorembed.model.metadata import find_metadata
+from anchorembed.model.existing import Existing, find_existing
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.prepare import open_pairs
+
+_log = logging.getLogger(__name__)
 
 _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
 
@@ -36,8 +42,10 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
         overrides: ``a.b=value`` of the recipe.
 
     Raises:
-        InputError: if the pairs cannot be read, or an override is wrong.
+        InputError: if the pairs cannot be read, a path is there twice, or an override is wrong.
     """
+    if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
+        raise InputError(f"--pairs: {twice} is named twice. Name it once.")
     names = [Path(path).name.split(".")[0] or path for path in paths]
     names = names if len(set(names)) == len(names) else list(paths)
     values: dict[str, Any] = {
@@ -47,3 +55,11 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
     }
     pairs = len(open_pairs(parse_recipe(values, "--pairs", overrides)))
     return parse_recipe(values | {"contrast": default_contrast(pairs)}, "--pairs", overrides)
+
+
+def say_instruction(recipe: Recipe) -> None:
+    """Log that queries get no instruction, unless the recipe gives one or the model is an embedder already."""
+    name = recipe.model.name
+    settings = find_metadata(name) or find_existing(name)
+    if not (any(recipe.data.instructions) or isinstance(settings, Existing) or (settings and settings.prompts.query)):
+        _log.info("queries get no instruction; to give one: --set data.instruction='Given a question, ...'")

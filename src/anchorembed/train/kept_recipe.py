@@ -4,6 +4,7 @@ Paths in it are absolute, so it says the same wherever it is read from.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from anchorembed.system.files import write_file
 _log = logging.getLogger(__name__)
 
 KEPT = "recipe.yaml"
+_CHARACTERS = 100  # of a value in a message
 _HEADER = "# What anchorembed trains here, which each run writes anew. To train it again: anchorembed train "
 
 
@@ -40,18 +42,44 @@ def check_kept(recipe: Recipe) -> None:
     """Refuse to train a recipe that a verb made where another one is kept, which the user may have changed.
 
     Raises:
-        InputError: if there is another.
+        InputError: if there is another, with the keys that differ.
     """
     path = recipe.output / KEPT
-    if path.exists() and (_is_other(path) or path.read_text(encoding="utf-8") != _text(recipe)):
+    if not path.exists():
+        return
+    cure = "To train by this command, delete that file, or choose another --output."
+    try:
+        kept = read_as(type(recipe), path)
+    except InputError as error:
+        raise InputError(f"{error} {cure}") from error
+    if differing := "; ".join(_differing(_values(kept), _values(recipe))):
         raise InputError(
-            f"{path}: is not the recipe that this command makes. To train it as it is: anchorembed train {path}. To "
-            "train by this command, delete it, or choose another --output."
+            f"{path}: is not the recipe that this command makes: {differing}. To train it as it is: "
+            f"anchorembed train {path}. {cure}"
         )
+
+
+def _differing(kept: object, made: object, key: str = "") -> Iterator[str]:
+    """The values of a recipe that differ from those of another, by dotted key."""
+    if isinstance(kept, dict) and isinstance(made, dict):
+        for name in kept | made:
+            yield from _differing(kept.get(name), made.get(name), f"{key}.{name}".lstrip("."))
+    elif kept != made:
+        yield f"{key} is {_shown(kept)} there, {_shown(made)} here"
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}..."
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its paths absolute; what is no path here, such as a name on the hub, stays."""
+    return type(recipe).model_validate(_values(recipe))
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON, with absolute paths."""
     values: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
     for source in values["data"]["sources"]:
         source["path"] = _absolute(source["path"])
@@ -62,7 +90,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     if values["compare"]:
         named = values["compare"]["collections"]
         values["compare"]["collections"] = {key: [_absolute(name) for name in names] for key, names in named.items()}
-    return type(recipe).model_validate(values | {"output": str(recipe.output.absolute())})
+    return values | {"output": str(recipe.output.absolute())}
 
 
 def _absolute(name: str) -> str:
