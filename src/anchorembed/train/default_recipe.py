@@ -8,8 +8,8 @@ from typing import Any
 
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
-from anchorembed.model.metadata import find_metadata
 from anchorembed.model.existing import Existing, find_existing
+from anchorembed.model.metadata import find_metadata
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.prepare import open_pairs
 
