@@ -72,8 +72,7 @@ def test_one_limit_cuts_both_sides(lengths: Lengths, tmp_path: Path, said: list[
     model = Embedder.load(save_tiny(tmp_path / "base"), precision="float32", lengths=lengths)
     model.save(tmp_path / "trained")
     export(tmp_path / "trained", tmp_path / "out")
-    assert [message for message in said if "queries at" in message] == said
-    assert len(said) == 1
+    assert len([message for message in said if "queries at" in message]) == 1
     again = Embedder.load(tmp_path / "out", precision="float32")
     assert again.metadata.lengths == Lengths(48, 48)
     exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")

@@ -13,7 +13,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe import parse_as
-from anchorembed.train import anchors, reconstruction_module
+from anchorembed.train import anchors, reconstruction_loss
 from anchorembed.train.anchor_choice import CHOICES, choose_anchors
 from anchorembed.train.decoding import target_count
 from anchorembed.train.flops import weight_count
@@ -102,7 +102,7 @@ def test_a_lost_gradient_of_anchors_would_be_seen(monkeypatch: pytest.MonkeyPatc
         parts, contrast = anchors.entering(batch, anchors_NH, backbone)
         return [part.detach() + 0 * anchors_NH.sum() for part in parts], contrast
 
-    monkeypatch.setattr(reconstruction_module, "entering", cut)
+    monkeypatch.setattr(reconstruction_loss, "entering", cut)
     with pytest.raises(AssertionError):
         test_loss_and_gradients_equal_a_plain_computation()
 

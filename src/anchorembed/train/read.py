@@ -23,7 +23,7 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.device import autocast
 from anchorembed.train.anchors import centred
 from anchorembed.train.decoding import decoding, insert_anchors
-from anchorembed.train.reconstruction_module import ReconstructionModule
+from anchorembed.train.reconstruction_loss import ReconstructionLoss
 
 NEUTRAL = (
     "The bus to the station leaves at nine o'clock.",
@@ -206,7 +206,7 @@ def _losses(embedder: Embedder, ids: Sequence[int], anchors_NH: Tensor, sink: bo
     """Mean loss of a text's tokens and EOS, in nats, when written from each anchor, [N]."""
     count, device = len(anchors_NH), anchors_NH.device
     layout = decoding([ids] * count, embedder.pairs.end_id, sink).to(device)
-    module: nn.Module = ReconstructionModule(embedder)
+    module: nn.Module = ReconstructionLoss(embedder)
     _, losses_P, *_ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
     losses_N: Tensor = losses_P.view(count, -1).mean(1)
     return losses_N

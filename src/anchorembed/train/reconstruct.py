@@ -36,7 +36,7 @@ from anchorembed.train.reconstruction_batch import (
     Writing,
     lay_out,
 )
-from anchorembed.train.reconstruction_module import ReconstructionModule
+from anchorembed.train.reconstruction_loss import ReconstructionLoss
 from anchorembed.train.stage import Measured, Metrics, StepSize
 
 
@@ -68,7 +68,7 @@ class Reconstruction:
     @staticmethod
     def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
         """All weights, the head's among them."""
-        return ReconstructionModule(embedder)
+        return ReconstructionLoss(embedder)
 
     @staticmethod
     def step_size(settings: Reconstruct, data: Data) -> StepSize:

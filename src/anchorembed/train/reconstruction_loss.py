@@ -1,4 +1,4 @@
-"""Both passes, head and loss of Stage I in one module.
+"""Stage I's loss: both passes, head and cross-entropies in one module.
 
 Axes: N texts to write, P positions that have a target, T packed tokens, H hidden size.
 """
@@ -19,7 +19,7 @@ from anchorembed.train.decoding import Decoding, insert_anchors
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 
 
-class ReconstructionModule(nn.Module):
+class ReconstructionLoss(nn.Module):
     """Both passes, head and loss of Stage I in one ``forward``, so that DDP or FSDP wraps all of them."""
 
     def __init__(self, embedder: Embedder) -> None:
