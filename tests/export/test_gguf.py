@@ -17,6 +17,7 @@ from anchorembed.model.tokens import Lengths
 from pages import blocks
 from tiny import tiny_model
 
+TEXTS = ["sort", "", "文字 списки"]
 pytestmark = pytest.mark.slow
 
 
@@ -47,8 +48,8 @@ def test_llama_cpp_has_our_vectors(tmp_path: Path, capfd: pytest.CaptureFixture[
 
     (code,) = (code for code in blocks("docs/serving.md", "py") if "xllamacpp" in code)
     there: dict[str, Any] = {}
-    exec(code.replace('"OUT"', repr(str(tmp_path / "out"))), there)  # noqa: S102 - the page's own code
-    url = capfd.readouterr().out.strip()
+    exec(code.replace('"OUT"', repr(str(tmp_path / "out"))).replace("8080", "0").replace("input", "print"), there)  # noqa: S102 - the page's own code
+    url = capfd.readouterr().out.split()[0]
     assert url == there["server"].listening_address
     with_them = verify(trained, url, prompts=tmp_path / "out" / "prompts.json", skip=["over-long"])
     assert {cause.what for cause in with_them.causes} == {Fault.ONE_TEXT}
@@ -68,7 +69,12 @@ def test_what_llama_cpp_computes_otherwise_is_not_kept(tmp_path: Path) -> None:
 
 @pytest.mark.default_model
 def test_weights_may_have_16_bits(tmp_path: Path) -> None:
-    """Of the default model's architecture and tokenizer."""
-    assert export(with_known_tokenizer(tmp_path, "llama"), tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
+    """Of the default model's architecture and tokenizer; read here again, too."""
+    trained = with_known_tokenizer(tmp_path, "llama")
+    assert export(trained, tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
     types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
     assert "BF16" in types
+    own, read = (Embedder.load(name, precision="float32") for name in (trained, tmp_path / "out" / "model.gguf"))
+    assert read.metadata.prompts == own.metadata.prompts
+    for side in ("query", "document"):
+        assert (read.encode(TEXTS, side=side) * own.encode(TEXTS, side=side)).sum(axis=1).min() > 0.99

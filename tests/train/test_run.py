@@ -187,6 +187,21 @@ def test_resumed_equals_uninterrupted(
         assert torch.equal(tensor, weights(finished)[name]), name
 
 
+def test_a_signal_while_the_model_is_written_loses_nothing(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Embedder.save
+
+    def interrupted(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*args)
+
+    monkeypatch.setattr(Embedder, "save", interrupted)
+    with pytest.raises(Interrupted) as caught:
+        train(recipe())
+    assert caught.value.signal == signal.SIGINT
+    assert read_metadata(recipe().output / "reconstruct" / "model") is not None
+    assert not (recipe().output / "contrast" / "model").exists(), "the next stage does not begin"
+
+
 def test_contrast_starts_from_the_model_if_stage_one_was_not_run(
     recipe: Make, tiny_folder: Path, said: list[str]
 ) -> None:

@@ -140,22 +140,22 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 
 
 class _Dropped:
-    """Dropped lines, counted by reason; faults that differ only in numbers are one reason."""
+    """Dropped lines, counted by reason, in the words of the first; faults that differ only in numbers are one."""
 
     def __init__(self) -> None:
-        self._first_lines: dict[str, str] = {}
+        self._first: dict[str, tuple[str, str]] = {}
         self._counts: Counter[str] = Counter()
 
     def add(self, fault: str) -> None:
         """Count a fault as `read_pairs` words it: ``path:line: what``."""
         _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
         reason = re.sub(r"\d+", "N", what)
-        self._first_lines.setdefault(reason, line)
+        self._first.setdefault(reason, (line, what))
         self._counts[reason] += 1
 
     def counts(self) -> dict[str, int]:
         """Number of lines by reason; each reason names its first line."""
-        return {f"{reason} First on line {self._first_lines[reason]}.": count for reason, count in self._counts.items()}
+        return {f"{what} First on line {line}.": self._counts[reason] for reason, (line, what) in self._first.items()}
 
 
 def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:

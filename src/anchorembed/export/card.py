@@ -112,7 +112,7 @@ llama-server -m {title}/model.gguf --embedding --pooling last -c {limit} -b {lim
 ```
 
 llama.cpp adds the end token. Send what `prompts.json` says before and after each text: its `query` or `document`, the
-text, its `suffix`. Texts longer than `max_tokens` are refused: cut them before."""
+text, its `suffix`. Texts longer than `max_tokens` are not cut: cut them before."""
     else:
         engine, file = _GRAPHS[use]
         yield f"""## Use

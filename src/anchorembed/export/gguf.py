@@ -26,7 +26,7 @@ from torch import nn
 from anchorembed.errors import InputError
 from anchorembed.export.check import TEXTS, Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.metadata import METADATA, read_metadata
+from anchorembed.model.metadata import GGUF_FILE, GGUF_PROMPTS, METADATA, read_metadata
 from anchorembed.model.older import write_settings
 from anchorembed.model.template import Template
 from anchorembed.model.vectors import Floats, Side
@@ -58,7 +58,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
                 break
         if error:
             raise InputError(_refusal(embedder, error.replace(f"{native}{os.sep}", "")))
-        _add_settings(converted, folder / "model.gguf", embedder)
+        _add_settings(converted, folder / GGUF_FILE, embedder)
         (native / METADATA).replace(folder / METADATA)
     prompts = {
         "query": template.header + metadata.prompts.query,
@@ -66,12 +66,12 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
         "suffix": template.suffix,
         "max_tokens": metadata.lengths.document,
     }
-    write_settings(folder / "prompts.json", prompts)
+    write_settings(folder / GGUF_PROMPTS, prompts)
 
 
 def read(folder: Path) -> Encode:
     """Open the file in llama.cpp, within this process, and send it each text as ``prompts.json`` says."""
-    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    prompts = json.loads((folder / GGUF_PROMPTS).read_text(encoding="utf-8"))
     server = xllamacpp.Server(parameters(folder))
 
     def encode(texts: list[str], side: Side) -> Floats:
@@ -89,7 +89,7 @@ def parameters(folder: Path) -> xllamacpp.CommonParams:
     limit = metadata.lengths.document if metadata else 0
     parameters = xllamacpp.CommonParams()
     model = parameters.model
-    model.path = str(folder / "model.gguf")
+    model.path = str(folder / GGUF_FILE)
     parameters.model = model
     parameters.embedding, parameters.warmup, parameters.verbosity = True, False, -1
     parameters.n_parallel, parameters.n_gpu_layers = 1, 0

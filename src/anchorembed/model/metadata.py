@@ -18,6 +18,7 @@ from anchorembed.model.template import Prompts, Template, derive_template, instr
 from anchorembed.model.tokens import Lengths
 
 METADATA = "anchorembed.json"
+GGUF_FILE, GGUF_PROMPTS = "model.gguf", "prompts.json"  # of an export for llama.cpp, with METADATA in the same folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,13 @@ class Metadata:
 
 
 def find_metadata(name: str) -> Metadata | None:
-    """The metadata of a model that was saved by `Embedder.save`, in a folder or on the hub; None for other models."""
+    """The metadata of a model that was saved by `Embedder.save`, in a folder or on the hub; None for other models.
+
+    A ``.gguf`` file has those of its folder if that is an export.
+    """
+    file = Path(name)
+    if file.name == GGUF_FILE and (file.parent / GGUF_PROMPTS).is_file():
+        return read_metadata(file.parent)
     path = file_beside(name, METADATA)
     return read_metadata(path.parent) if path else None
 

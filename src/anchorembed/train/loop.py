@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -43,6 +43,12 @@ class Interrupted(Exception):
         self.signal = number
 
 
+class Stop(threading.Event):
+    """Set by a signal, ``number``."""
+
+    number = signal.SIGINT
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """Settings of a stage's loop.
@@ -55,6 +61,7 @@ class Loop:
         lines_of: sources and lines of pairs, for errors.
         plan: settings that decide the result, stored in checkpoints.
         less_memory: advice for the error when memory ends.
+        stop: of `stop_signals`, checked after each step.
     """
 
     name: str
@@ -64,6 +71,7 @@ class Loop:
     lines_of: Callable[[Sequence[int]], str]
     plan: Plan
     less_memory: str = LESS_MEMORY
+    stop: Stop = field(default_factory=Stop)
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -128,7 +136,6 @@ def fit(
     module.train()
     with (
         (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
-        _stop_signals() as stop,
         progress_bar() as bar,
     ):
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
@@ -145,11 +152,11 @@ def fit(
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
-            stopping = anywhere(stop.is_set(), training.device)
+            stopping = anywhere(loop.stop.is_set(), training.device)
             if done % schedule.save_every == 0 or stopping:
                 training.save(done)
             if stopping:
-                raise Interrupted(stop.number, f"Stopped after step {done}.")
+                raise Interrupted(loop.stop.number, f"Stopped after step {done}.")
             if evaluates and training.out_of_patience():
                 _log.info("%s: stopped after step %s, as quality has not risen", loop.name, done)
                 break
@@ -284,14 +291,10 @@ def one_ahead(
             yield current
 
 
-class _Stop(threading.Event):
-    number = signal.SIGINT
-
-
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGINT and SIGTERM into a flag that is checked between steps; a second SIGINT stops at once."""
-    stop = _Stop()
+def stop_signals() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a flag, checked between steps and by who saves; a second SIGINT stops at once."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -22,12 +22,12 @@ from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import read_recipe
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
-from anchorembed.system.processes import first_process, gathered_weights, lowest, sharded, wait
+from anchorembed.system.processes import anywhere, first_process, gathered_weights, lowest, sharded, wait
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.kept_recipe import keep_recipe
-from anchorembed.train.loop import BEST, Loop, fit, learning_rate, make_optimizer, read_log
+from anchorembed.train.loop import BEST, Interrupted, Loop, fit, learning_rate, make_optimizer, read_log, stop_signals
 from anchorembed.train.memory import check_memory, less_memory
 from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
 from anchorembed.train.plan import check_same_plan, plan_of
@@ -170,29 +170,34 @@ def _train_stage(
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
         stage = wrap_for_processes(accelerator, stage, optimizer)
-    fit(
-        Loop(name, settings, recipe.seed, folder, prepared.lines_of, plan, less_memory(name, use)),
-        module,
-        optimizer,
-        accelerator,
-        make_batch=partial(batch_and_costs, stage, prepared),
-        run=stage.run,
-        order=partial(prepared.order, settings.batch_size, recipe.seed),
-        evaluate=evaluation(stage, prepared),
-    )
-    if accelerator.is_main_process:
-        _say_how_it_went(stage, read_log(folder / "log.jsonl"))
-    for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
-        tracker.finish()
-    weights = gathered_weights(module) if sharded(module) else None
-    if accelerator.is_main_process:
-        trained = prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
-        with whole_folder(target) as unfinished:
-            trained.save(unfinished, history)
-            write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
-        _clear(folder)
+    with stop_signals() as stop:  # until the model is written
+        fit(
+            Loop(name, settings, recipe.seed, folder, prepared.lines_of, plan, less_memory(name, use), stop),
+            module,
+            optimizer,
+            accelerator,
+            make_batch=partial(batch_and_costs, stage, prepared),
+            run=stage.run,
+            order=partial(prepared.order, settings.batch_size, recipe.seed),
+            evaluate=evaluation(stage, prepared),
+        )
+        if accelerator.is_main_process:
+            _say_how_it_went(stage, read_log(folder / "log.jsonl"))
+        for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
+            tracker.finish()
+        weights = gathered_weights(module) if sharded(module) else None
+        if accelerator.is_main_process:
+            trained = (
+                prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
+            )
+            with whole_folder(target) as unfinished:
+                trained.save(unfinished, history)
+                write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
+            _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)
+    if anywhere(stop.is_set(), accelerator.device):
+        raise Interrupted(stop.number, "Stopped.")
     return target
 
 
