@@ -17,7 +17,7 @@ from anchorembed.config import Recipe
 from anchorembed.curate.mine import by_bm25
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.difference import Difference, difference
+from anchorembed.evaluate.difference import FEWEST, Difference, difference
 from anchorembed.evaluate.held_out import (
     METRIC,
     InstructedPair,
@@ -40,6 +40,10 @@ _log = logging.getLogger(__name__)
 VERDICT = "verdict.json"
 HELD_OUT = "held-out pairs"
 _MOST_PAIRS = 1000  # in the test; time grows with their square
+_ENOUGH = f"{10 * FEWEST} pairs or more"
+_MORE_PAIRS = (
+    "Bring {} (held out are at most a tenth of all and at most data.held_out), or name tests in contrast.evaluate_on."
+)
 Measured = dict[str, dict[str, Any]]  # test -> its metric, its value, and the score of each of its items
 
 
@@ -121,9 +125,8 @@ def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
     """A verdict as lines for the user."""
     if not verdicts:
         return [
-            "verdict: whether training helped is not known, as fewer than 2 pairs are held out: at most "
-            "data.held_out, and at most a tenth of all. Give 20 pairs or more, better hundreds, or name a test in "
-            "contrast.evaluate_on."
+            "verdict: whether training helped is not known, as fewer than 2 pairs are held out. To tell a "
+            f"difference takes {FEWEST} queries or more. {_MORE_PAIRS.format(_ENOUGH)}"
         ]
     return [line for each in verdicts for line in _lines(each)]
 
@@ -142,9 +145,20 @@ def _lines(each: TestVerdict) -> list[str]:
             if against.word == "cannot be told":
                 word = f"whether it is better than {name} cannot be told"
             lines.append(f"  {word}: {against}")
+    if any(against and against.word == "cannot be told" for against in (each.against_before, each.against_bm25)):
+        lines.append(f"  {_too_few(each)}")
     if each.against_before is None:
         lines.append("  whether that is more than chance cannot be told: this metric has no score of each item")
     return lines
+
+
+def _too_few(each: TestVerdict) -> str:
+    """Why a difference cannot be told, and what to do."""
+    counted, cure = f"{each.items} queries or texts are in this test", "Name a larger test in contrast.evaluate_on."
+    if each.test == HELD_OUT:
+        counted = f"{each.items} queries were held out"
+        cure = _MORE_PAIRS.format(_ENOUGH if each.items < FEWEST else "more pairs")
+    return f"{counted}; any difference takes {FEWEST} or more to tell, a small one hundreds. {cure}"
 
 
 def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
