@@ -140,7 +140,8 @@ def test_a_difference_that_cannot_be_told_has_reason_and_cure(
     assert counts in said
     assert said[-1] == (
         "  3 queries were held out; any difference takes 6 or more to tell, a small one hundreds. Bring 60 pairs "
-        "or more (held out are at most a tenth of all and at most data.held_out), or name tests in contrast.evaluate_on."
+        "or more (held out are at most a tenth of all and at most data.held_out), or name tests in "
+        "contrast.evaluate_on."
     )
 
 
