@@ -108,6 +108,13 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     return embedder
 
 
+def load_to_measure(recipe: Recipe, model: str, device: str) -> Embedder:
+    """Load a model as `load_embedder` does, but nf4 as bfloat16, in which a trained model is saved and later used."""
+    if recipe.model.weights == "nf4":
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
+    return load_embedder(recipe, model, device)
+
+
 def open_pairs(recipe: Recipe) -> PairStore:
     """Open the recipe's sources, converting those that are not in the cache yet."""
     data = recipe.data

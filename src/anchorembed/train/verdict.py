@@ -30,7 +30,7 @@ from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.train.plan import model_content
-from anchorembed.train.prepare import load_embedder, open_pairs
+from anchorembed.train.prepare import load_to_measure, open_pairs
 
 if TYPE_CHECKING:  # tasks need an extra, which is imported only if a recipe has tasks
     from anchorembed.evaluate.tasks import Task
@@ -79,8 +79,6 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     tests = find_tests(recipe)
     before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
     kept = recipe.output / "verdict"
-    if recipe.model.weights == "nf4":  # the trained model is saved, and later used, in bfloat16
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
     settings = recipe.model.model_dump_json(exclude={"name", "device"})
     settings += recipe.data.model_dump_json(exclude={"sources"})
 
@@ -215,7 +213,7 @@ def _record(verdict: TestVerdict) -> dict[str, Any]:
 
 
 def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
-    embedder = load_embedder(recipe, model, recipe.model.device)
+    embedder = load_to_measure(recipe, model, recipe.model.device)
     measured: Measured = {}
     if tests.pairs:
         measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
