@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -224,7 +225,9 @@ def page_of(result: DemoResult) -> Page:
     rows = {name: row.means for name, row in result.rows.items()}
     logs = {contrastive: output / "contrastive-only", anchored: output}
     lengths = Embedder.load(models[anchored]).metadata.lengths
-    return contents("AnchorEmbed's demo", notes, shown, result.collection, rows, logs, lengths)
+    return contents(
+        "AnchorEmbed's demo", notes, shown, result.collection, rows, logs, partial(Embedder.load, lengths=lengths)
+    )
 
 
 def show(result: DemoResult, console: Console) -> None:

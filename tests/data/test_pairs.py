@@ -362,7 +362,6 @@ def test_json_beyond_the_parser_is_a_bad_line(tmp_path: Path, row: str) -> None:
     ("row", "what"),
     [
         ("why", "the row has 1 cells, the header 2."),
-        ("why,because,so", "the row has 3 cells, the header 2."),
         ("why,be\0cause", "the row holds a NUL byte."),
         ('why,"be"cause', "the row is not valid CSV (',' expected after '\"')."),
         ("caf\udce9,because", f'"query" is not valid UTF-8 at character 4 (byte 0xE9).{SAVE_AS_UTF8}'),
@@ -374,6 +373,13 @@ def test_bad_csv_rows(tmp_path: Path, row: str, what: str) -> None:
     path.write_bytes(f'query,positive\n"two\nlines",x\n{row}\nhow,thus\n'.encode(errors="surrogateescape"))
     assert fault(path) == f"{path}:4: {what} {CURE}"
     assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2, 5]
+
+
+def test_a_comma_without_quotes_is_told_by_its_cure(tmp_path: Path) -> None:
+    more = 'p.csv:2: the row has 3 cells, the header 2. Put quotes around a cell that holds a comma ("one, two"), or'
+    assert more in fault(lines(tmp_path / "p.csv", "query,positive", "why,because,so"))
+    tsv = lines(tmp_path / "p.tsv", "query\tpositive", "why\tbecause\tso")
+    assert fault(tsv) == f"{tsv}:2: the row has 3 cells, the header 2. {CURE}"
 
 
 def test_an_unclosed_quote_is_told_by_the_line_it_opens_on(tmp_path: Path) -> None:

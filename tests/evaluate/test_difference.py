@@ -2,7 +2,7 @@
 
 import pytest
 
-from anchorembed.evaluate.difference import difference
+from anchorembed.evaluate.difference import FEWEST, difference
 
 
 def items(*values: float) -> dict[str, float]:
@@ -19,7 +19,9 @@ def test_a_clear_difference_has_its_sign() -> None:
 
 
 def test_a_handful_of_queries_tells_nothing_however_clear() -> None:
-    assert difference(items(*[1.0] * 5), items(*[0.0] * 5)).word == "cannot be told"
+    assert FEWEST == 6
+    for count, word in ((FEWEST - 1, "cannot be told"), (FEWEST, "better")):
+        assert difference(items(*[1.0] * count), items(*[0.0] * count)).word == word
     assert difference(items(*[1.0] * 10), items(*[0.0] * 10)).word == "better"
 
 

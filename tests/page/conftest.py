@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator
     path.write_text("\n".join(rows), encoding="utf-8")
     stage = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "evaluate_every": 2}
     values = recipe_values(path, tiny_folder, folder / "run") | {"reconstruct": stage, "contrast": stage}
+    values["data"] |= {"instruction": "find the text", "query_tokens": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
         recipe = parse_recipe(values)

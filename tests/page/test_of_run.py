@@ -1,5 +1,6 @@
 """A run's page has the run's models and pairs that were not trained on; what cannot be shown is said."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from anchorembed import api
 from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
+from anchorembed.page.contents import Page
 from anchorembed.page.of_run import collection_of, find_models
+from anchorembed.train.verdict import VERDICT
 
 
 def test_pairs_become_a_test_without_repeated_texts() -> None:
@@ -24,6 +27,13 @@ def test_pairs_become_a_test_without_repeated_texts() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained model is there"):
         find_models(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_measures_models_as_the_verdict_does(run: Recipe, page: Page) -> None:
+    (verdict,) = json.loads((run.output / VERDICT).read_text(encoding="utf-8"))["tests"]
+    shown = [page.rows[name]["nDCG@10"] for name in ("before training", "Stage II")]
+    assert shown == pytest.approx([verdict["before"], verdict["trained"]])
 
 
 @pytest.mark.slow

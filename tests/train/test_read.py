@@ -12,7 +12,7 @@ from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.train.read import NEUTRAL, Reading, read, stage_one_form
+from anchorembed.train.read import NEUTRAL, Reading, VectorReading, read, stage_one_form
 from anchorembed.train.stage import step
 from stages import make, ready
 
@@ -73,6 +73,13 @@ def test_the_same_vector_twice_says_nothing(untrained: Embedder) -> None:
     assert Reading(reading.own, reading.against, "x", 0.1, 5, len(NEUTRAL)).is_read
     assert not Reading(reading.own, reading.against, "x", 0.1, 5, len(NEUTRAL) - 1).is_read
     assert not Reading(reading.own, reading.against, "x", -0.1, 5, len(NEUTRAL)).is_read
+
+
+def test_the_verdict_says_which_vector_makes_the_text_likelier() -> None:
+    nothing = VectorReading([], "")
+    for ratio, word in ((0.1, "likelier"), (-0.1, "less likely")):
+        words = f"{word} than from the other's by 0.100"
+        assert f"its text is {words} nats a token over 5 tokens" in Reading(nothing, nothing, "x", ratio, 5, 3).verdict
 
 
 @pytest.mark.slow

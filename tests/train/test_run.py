@@ -134,7 +134,7 @@ def test_steps_that_teach_nothing_are_counted(recipe: Make, deaf_folder: Path, s
 def test_finished_stages_are_skipped_and_a_changed_recipe_is_refused(recipe: Make, said: list[str]) -> None:
     model = train(recipe())
     before = model.stat().st_mtime_ns
-    verdict = said[-3:]
+    verdict = said[next(place for place, line in enumerate(said) if line.startswith("verdict")) :]
     said.clear()
     assert train(recipe()) == model
     assert model.stat().st_mtime_ns == before
@@ -378,7 +378,7 @@ def test_changed_data_and_a_changed_first_stage_are_refused(recipe: Make, tmp_pa
     with pytest.raises(InputError, match="start was"):
         train(recipe(reconstruct={"learning_rate": 1e-5}))
     write_pairs(tmp_path / "pairs.jsonl", 81)
-    with pytest.raises(InputError, match=r"data\.sources\.p\.content was"):
+    with pytest.raises(InputError, match="the pairs of p changed since training began"):
         train(recipe())
 
 

@@ -69,9 +69,13 @@ def test_data_that_changed_under_a_started_run_is_named(tmp_path: Path) -> None:
     reconstruct(run)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(pairs.read_text(encoding="utf-8") + '{"query": "new", "positive": "pair"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"data\.sources\.p\.content was '.*', is '.*' now"):
+    changed = "reconstruct: the pairs of p changed since training began"
+    with pytest.raises(InputError, match=rf"{changed}\.\nRestore the pairs, choose another output"):
         reconstruct(run)
     other = run.model_copy(update={"seed": 5})
-    with pytest.raises(InputError, match="seed was 0, is 5 now"):
+    with pytest.raises(InputError, match=rf"{changed}\.\n.*seed was 0, is 5 now\.\nRestore the recipe and the pairs,"):
+        reconstruct(other)
+    pairs.write_text("".join(pairs.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"seed was 0, is 5 now\.\nRestore the recipe,"):
         reconstruct(other)
     assert contrast(run.model_copy(update={"output": tmp_path / "fresh"})).exists()

@@ -9,6 +9,7 @@ import pytest
 from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
+from anchorembed.evaluate.difference import Difference
 from anchorembed.evaluate.held_out import pair_search, search_by_embedder
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
@@ -128,7 +129,31 @@ def test_too_few_pairs_are_no_test(tmp_path: Path, tiny_folder: Path, said: list
     recipe = make(tmp_path, tiny_folder, held_out=1)
     train(recipe)
     assert read(recipe)["tests"] == []
-    assert "fewer than 2 pairs are held out: at most data.held_out, and at most a tenth of all. Give 20" in said[-1]
+    assert "fewer than 2 pairs are held out. To tell a difference takes 6 queries or more. Bring 60 pairs" in said[-1]
+
+
+def test_a_difference_that_cannot_be_told_has_reason_and_cure(
+    tmp_path: Path, tiny_folder: Path, said: list[str]
+) -> None:
+    train(make(tmp_path, tiny_folder, 30))
+    counts = "data: 27 pairs to train on, 3 held out (at most a tenth; data.held_out is 8), of 30"
+    assert counts in said
+    assert said[-1] == (
+        "  3 queries were held out; any difference takes 6 or more to tell, a small one hundreds. Bring 60 pairs "
+        "or more (held out are at most a tenth of all and at most data.held_out), or name tests in "
+        "contrast.evaluate_on."
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "cure"), [(verdicts.HELD_OUT, "Bring more pairs (held"), ("mine", "Name a larger test")]
+)
+def test_the_cure_fits_the_test(test: str, cure: str) -> None:
+    def lines(difference: Difference) -> list[str]:
+        return verdicts.verdict_lines([verdicts.TestVerdict(test, "nDCG@10", 8, 0.6, 0.5, None, difference, None)])
+
+    assert cure in lines(Difference(0.1, -0.1, 0.3, 0.5))[-1]
+    assert len(lines(Difference(0.1, 0.05, 0.3, 0.01))) == 2
 
 
 def test_no_more_than_some_pairs_are_compared(

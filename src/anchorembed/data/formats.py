@@ -31,6 +31,7 @@ FORMATS = (
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
 SAVE_AS_UTF8 = " Save the file as UTF-8, such as by: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
+_QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 _MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
 _PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
@@ -267,7 +268,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             )
             header = cells
         elif cells:
-            yield line, _cells(header, cells, nullable)
+            yield line, _cells(header, cells, nullable, "" if tabs else _QUOTE_COMMAS)
 
 
 def _refuse_other_separators(location: str, header: list[str], *, tabs: bool) -> None:
@@ -281,9 +282,12 @@ def _refuse_other_separators(location: str, header: list[str], *, tabs: bool) ->
             raise InputError(f"{location}: the cells are separated by {name}, not {expected}. {cure}.")
 
 
-def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool]) -> Row | BadRow:
+def _cells(
+    header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_of_more: str = ""
+) -> Row | BadRow:
     if len(cells) != len(header):
-        return BadRow(f"the row has {len(cells)} cells, the header {len(header)}")
+        cure = cure_of_more if len(cells) > len(header) else ""
+        return BadRow(f"the row has {len(cells)} cells, the header {len(header)}", cure=cure)
     if any("\0" in cell for cell in cells):
         return BadRow("the row holds a NUL byte")
     return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}

@@ -1,5 +1,6 @@
 """Whether one model is better than another on the same queries, with interval and p."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
 
 LEVEL = 0.95
+FEWEST = 1 + math.floor(math.log2(2 / (1 - LEVEL)))  # items that can tell a difference: n sign flips reach p = 2 / 2**n
 Word = Literal["better", "worse", "cannot be told"]
 
 
@@ -25,7 +27,7 @@ class Difference:
     def word(self) -> Word:
         """Better or worse where both the test and the interval say so.
 
-        The interval alone is too narrow for a handful of queries; the test cannot reach 0.05 with fewer than six.
+        The interval alone is too narrow for a handful of queries; the test cannot reach 0.05 with fewer than `FEWEST`.
         """
         if self.p < 1 - LEVEL and (self.low > 0 or self.high < 0):
             return "better" if self.value > 0 else "worse"

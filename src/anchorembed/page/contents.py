@@ -13,7 +13,6 @@ from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
 from anchorembed.evaluate.metrics import METRICS, relevant
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.tokens import Lengths
 from anchorembed.model.vectors import Floats, Side, cosines
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder
@@ -92,13 +91,12 @@ def contents(
     collection: Collection,
     rows: Mapping[str, Mapping[str, float]],
     logs: Mapping[str, Path],
-    lengths: Lengths | None = None,
+    load: Callable[[str], Embedder] = Embedder.load,
 ) -> Page:
     """What the page shows of models, by the names it gives them: before training first, the last trained one last.
 
     ``collection`` has held-out queries and documents, ``rows`` the scores by metric of each row. ``logs`` are output
-    folders of runs, by the name of what they trained; their stages' logs give the curves. ``lengths`` are for models
-    that have none of their own.
+    folders of runs, by the name of what they trained; their stages' logs give the curves. ``load`` loads a model.
     """
     shown = spread(collection, _ON_MAP)
     searched = spread(collection, _SEARCHES)
@@ -107,7 +105,7 @@ def contents(
     maps: dict[str, VectorMap] = {}
     readings: dict[str, Reading] = {}
     for name, model in models.items():
-        embedder = Embedder.load(model, lengths=lengths)
+        embedder = load(model)
         embed = cached_encoder(embedder)
         queries_NH = embed([query.text for query, _ in shown], "query")
         maps[name] = vector_map(shown, queries_NH, embed([document.text for _, document in shown], "document"))

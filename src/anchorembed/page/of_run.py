@@ -18,7 +18,7 @@ from anchorembed.model.metadata import read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.recipe import read_recipe
 from anchorembed.train.kept_recipe import KEPT
-from anchorembed.train.prepare import open_pairs
+from anchorembed.train.prepare import load_to_measure, open_pairs
 
 _MOST = 500  # pairs to show
 _STAGES = {"reconstruct": "Stage I", "contrast": "Stage II"}
@@ -26,6 +26,8 @@ _STAGES = {"reconstruct": "Stage I", "contrast": "Stage II"}
 
 def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     """What the page of a run shows, and the run's output folder.
+
+    With a recipe, models are loaded as the verdict of `train` loads them, so the base model has the same instruction.
 
     Args:
         run: output folder of a run, which holds its ``recipe.yaml``, or a recipe.
@@ -43,15 +45,19 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     rows = {"chance": chance(collection)}
     trained = read_metadata(Path(list(models.values())[-1]))
     lengths = trained.lengths if trained else None  # the base model's texts are cut alike
+
+    def load(model: str) -> Embedder:
+        return load_to_measure(recipe, model, "auto") if recipe else Embedder.load(model, lengths=lengths)
+
     for name, model in models.items():
-        rows[name] = evaluate_collection(cached_encoder(Embedder.load(model, lengths=lengths)), collection)
+        rows[name] = evaluate_collection(cached_encoder(load(model)), collection)
     kind = "held-out queries" if pairs is None else f"queries of {Path(pairs).name}"
     notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
     if pairs is not None and (trained_on := _trained_on(recipe, shown)):
         notes.append(
             f"{trained_on} of these {len(shown)} pairs were trained on: their results say nothing of new texts."
         )
-    return contents(f"What training did: {output.name}", notes, models, collection, rows, {"": output}, lengths), output
+    return contents(f"What training did: {output.name}", notes, models, collection, rows, {"": output}, load), output
 
 
 def find_models(output: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.system.files import hash_content, hash_file, hash_texts
 from anchorembed.train.checkpoint import Plan
 
+_SOURCES, _CONTENT = "data.sources.", ".content"  # before and after a source's name in the key of its pairs
+
 
 def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
     """The settings and contents that decide a stage's result, by dotted key; settings of cost only are left out.
@@ -27,7 +29,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
             mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
         ),
     }
-    contents = {f"data.sources.{source.name}.content": content_of(source.path) for source in recipe.data.sources}
+    contents = {f"{_SOURCES}{source.name}{_CONTENT}": content_of(source.path) for source in recipe.data.sources}
     contents |= {key: model_content(model) for key, model in settings.other_models.items()}
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": model_content(start)}
 
@@ -57,9 +59,22 @@ def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = 
     if not isinstance(before, dict):
         return
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    pairs = {key for key in changed if _is_content(key) and key in before and key in now}
     if changed:
-        faults = [f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now." for key in changed]
-        cures = ["Restore the recipe, choose another output, or delete that folder."]
+        faults = [_fault(key, before.get(key), now.get(key), is_pairs=key in pairs) for key in changed]
+        what = "the pairs" if pairs == {*changed} else "the recipe and the pairs" if pairs else "the recipe"
+        cures = [f"Restore {what}, choose another output, or delete that folder."]
         if extended_by:
             cures.append(f"The stage is complete. To train its model further, choose another output and {extended_by}.")
-        raise InputError("\n".join([*faults, *cures]))
+        raise InputError("\n".join([*(f"{folder}: {fault}" for fault in faults), *cures]))
+
+
+def _is_content(key: str) -> bool:
+    """Whether a key of a plan is that of the pairs of a source."""
+    return key.startswith(_SOURCES) and key.endswith(_CONTENT)
+
+
+def _fault(key: str, before: object, now: object, *, is_pairs: bool) -> str:
+    if is_pairs:
+        return f"the pairs of {key.removeprefix(_SOURCES).removesuffix(_CONTENT)} changed since training began."
+    return f"{key} was {before!r}, is {now!r} now."

@@ -77,9 +77,10 @@ def prepare(recipe: Recipe, start: str) -> Prepared:
     parts = split(store, data.held_out, recipe.seed)
     shared = len(store) - len(parts.train) - len(parts.held_out)
     left_out = f"; {shared} are left out, which share a text with those held out" if shared else ""
-    _log.info(
-        "data: %s pairs to train on, %s held out, of %s%s", len(parts.train), len(parts.held_out), len(store), left_out
-    )
+    held_out = f"{len(parts.held_out)} held out"
+    if len(parts.held_out) < data.held_out:
+        held_out += f" (at most a tenth; data.held_out is {data.held_out})"
+    _log.info("data: %s pairs to train on, %s, of %s%s", len(parts.train), held_out, len(store), left_out)
     if len({instruction or "" for instruction in data.instructions}) > 1:
         _log.info("data: instructions differ by source, so the model keeps none of them; data.instruction says which")
     embedder = load_embedder(recipe, start, recipe.model.device)
@@ -105,6 +106,13 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     if recipe.model.residual == "bfloat16":
         embedder.backbone.residual_dtype = torch.bfloat16
     return embedder
+
+
+def load_to_measure(recipe: Recipe, model: str, device: str) -> Embedder:
+    """Load a model as `load_embedder` does, but nf4 as bfloat16, in which a trained model is saved and later used."""
+    if recipe.model.weights == "nf4":
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
+    return load_embedder(recipe, model, device)
 
 
 def open_pairs(recipe: Recipe) -> PairStore:

@@ -85,9 +85,10 @@ class Reading:
         """A sentence on whether the decoder reads the vector."""
         if self.ratio is None:
             return "Give the vector's text, too, to see how much of it the decoder reads."
-        numbers = f"{self.ratio:+.3f} nats a token over {self.tokens} tokens"
+        word = "less likely" if self.ratio < 0 else "likelier"
+        numbers = f"by {abs(self.ratio):.3f} nats a token over {self.tokens} tokens"
         ranks = f"than from {self.below} of {len(NEUTRAL)} neutral texts' vectors"
-        likelier = f"its text is {numbers} likelier than from the other's, and likelier {ranks}"
+        likelier = f"its text is {word} than from the other's {numbers}, and likelier {ranks}"
         if not self.is_read:
             return f"The decoder reads nothing above noise: {likelier}."
         return f"The decoder reads the vector: {likelier}."

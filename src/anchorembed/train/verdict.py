@@ -17,7 +17,7 @@ from anchorembed.config import Recipe
 from anchorembed.curate.mine import by_bm25
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
-from anchorembed.evaluate.difference import Difference, difference
+from anchorembed.evaluate.difference import FEWEST, Difference, difference
 from anchorembed.evaluate.held_out import (
     METRIC,
     InstructedPair,
@@ -30,7 +30,7 @@ from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.train.plan import model_content
-from anchorembed.train.prepare import load_embedder, open_pairs
+from anchorembed.train.prepare import load_to_measure, open_pairs
 
 if TYPE_CHECKING:  # tasks need an extra, which is imported only if a recipe has tasks
     from anchorembed.evaluate.tasks import Task
@@ -40,6 +40,10 @@ _log = logging.getLogger(__name__)
 VERDICT = "verdict.json"
 HELD_OUT = "held-out pairs"
 _MOST_PAIRS = 1000  # in the test; time grows with their square
+_ENOUGH = f"{10 * FEWEST} pairs or more"
+_MORE_PAIRS = (
+    "Bring {} (held out are at most a tenth of all and at most data.held_out), or name tests in contrast.evaluate_on."
+)
 Measured = dict[str, dict[str, Any]]  # test -> its metric, its value, and the score of each of its items
 
 
@@ -75,8 +79,6 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     tests = find_tests(recipe)
     before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
     kept = recipe.output / "verdict"
-    if recipe.model.weights == "nf4":  # the trained model is saved, and later used, in bfloat16
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
     settings = recipe.model.model_dump_json(exclude={"name", "device"})
     settings += recipe.data.model_dump_json(exclude={"sources"})
 
@@ -121,9 +123,8 @@ def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
     """A verdict as lines for the user."""
     if not verdicts:
         return [
-            "verdict: whether training helped is not known, as fewer than 2 pairs are held out: at most "
-            "data.held_out, and at most a tenth of all. Give 20 pairs or more, better hundreds, or name a test in "
-            "contrast.evaluate_on."
+            "verdict: whether training helped is not known, as fewer than 2 pairs are held out. To tell a "
+            f"difference takes {FEWEST} queries or more. {_MORE_PAIRS.format(_ENOUGH)}"
         ]
     return [line for each in verdicts for line in _lines(each)]
 
@@ -142,9 +143,20 @@ def _lines(each: TestVerdict) -> list[str]:
             if against.word == "cannot be told":
                 word = f"whether it is better than {name} cannot be told"
             lines.append(f"  {word}: {against}")
+    if any(against and against.word == "cannot be told" for against in (each.against_before, each.against_bm25)):
+        lines.append(f"  {_too_few(each)}")
     if each.against_before is None:
         lines.append("  whether that is more than chance cannot be told: this metric has no score of each item")
     return lines
+
+
+def _too_few(each: TestVerdict) -> str:
+    """Why a difference cannot be told, and what to do."""
+    counted, cure = f"{each.items} queries or texts are in this test", "Name a larger test in contrast.evaluate_on."
+    if each.test == HELD_OUT:
+        counted = f"{each.items} queries were held out"
+        cure = _MORE_PAIRS.format(_ENOUGH if each.items < FEWEST else "more pairs")
+    return f"{counted}; any difference takes {FEWEST} or more to tell, a small one hundreds. {cure}"
 
 
 def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
@@ -201,7 +213,7 @@ def _record(verdict: TestVerdict) -> dict[str, Any]:
 
 
 def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
-    embedder = load_embedder(recipe, model, recipe.model.device)
+    embedder = load_to_measure(recipe, model, recipe.model.device)
     measured: Measured = {}
     if tests.pairs:
         measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
