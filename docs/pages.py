@@ -8,11 +8,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-MEASURED = [*sorted(ROOT.glob("results/**/*.md")), ROOT / "speed" / "NOTES.md"]
+MEASURED = [*sorted(ROOT.glob("results/**/*.md")), *sorted(ROOT.glob("results/**/*.svg")), ROOT / "speed" / "NOTES.md"]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages of what was measured, under the paths they have in the repository."""
+    """Add the pages and figures of what was measured, under the paths they have in the repository."""
     for path in MEASURED:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
