@@ -16,6 +16,7 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
@@ -187,18 +188,21 @@ def _train_stage(
             tracker.finish()
         weights = gathered_weights(module) if sharded(module) else None
         if accelerator.is_main_process:
-            trained = (
-                prepared.embedder if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
-            )
-            with whole_folder(target) as unfinished:
-                trained.save(unfinished, history)
-                write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
+            whole = None if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
+            _write_model(whole or prepared.embedder, target, history)
             _clear(folder)
     wait()
     _log.info("%s: complete: %s", name, target)
     if anywhere(stop.is_set(), accelerator.device):
         raise Interrupted(stop.number, "Stopped.")
     return target
+
+
+def _write_model(trained: Embedder, target: Path, history: dict[str, object]) -> None:
+    """Write a trained model with its history and card."""
+    with whole_folder(target) as unfinished:
+        trained.save(unfinished, history)
+        write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
 
 
 def plan_memory(
