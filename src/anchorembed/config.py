@@ -283,7 +283,11 @@ class OwnArm(Section):
     what: str = Field("", description="One sentence for the report.")
     first: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
     contrast: dict[str, Any] = Field({}, description="Keys of Stage II.")
-    budget: float = Field(1.0, gt=0, description="Its share of the primary arm's compute of Stage I: 2 is twice that.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Its share of the primary arm's compute of Stage I: 2 is twice that. Default: as like has.",
+    )
 
 
 class Compare(Section):

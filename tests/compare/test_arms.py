@@ -50,9 +50,10 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
 
 def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> None:
     recipe = make(
-        arms=["both", "both_half", "longer", "longer_2"],
+        arms=["both", "both_half", "alike", "longer", "longer_2"],
         own_arms={
             "both_half": {"like": "both", "budget": 0.5},
+            "alike": {"like": "both_half"},
             "longer": {"like": "contrast_longer"},
             "longer_2": {"like": "contrast_longer", "budget": 2},
         },
@@ -60,7 +61,7 @@ def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> Non
     )
     arms = find_arms(recipe.compare)
     steps = matched_steps(recipe, arms)
-    assert steps["both_half"] == 3
+    assert steps["both_half"] == steps["alike"] == 3
     assert abs(steps["longer_2"] - 2 * steps["longer"]) <= 1
     digests = {arm.name: arm.digest for arm in arms}
     assert digests["longer"] == READY["contrast_longer"].digest  # 1 changes no key of earlier results

@@ -125,7 +125,7 @@ def find_arms(compare: Compare) -> list[Arm]:
             what=own.what or f"As {like.name}, with other settings.",
             first_keys=like.first_keys | own.first,
             contrast_keys=like.contrast_keys | own.contrast,
-            budget=own.budget,
+            budget=own.budget or like.budget,
         )
     explored = [name for first, others in compare.explore.items() for name in (first, *others)]
     for where, names in (("declared", compare.declared), ("explore", explored), ("arms", compare.arms)):
@@ -157,9 +157,10 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
     ):
         for key in keys:
             raise InputError(f"compare.own_arms.{name}.{stage}.{key}: no arm may set it, as {why}. Leave it out.")
-    if own.budget != 1 and name == compare.primary:
+    budget = own.budget or like.budget
+    if budget != 1 and name == compare.primary:
         raise InputError(f"compare.own_arms.{name}.budget: compare.primary sets the unit. Leave it out.")
-    if own.budget != 1 and like.first == "nothing" and not like.longer:
+    if budget != 1 and like.first == "nothing" and not like.longer:
         raise InputError(f"compare.own_arms.{name}.budget: has no effect, as {like.name} gets none. Leave it out.")
 
 
