@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from anchorembed.data import hub as reading
-from anchorembed.data.formats import SAVE_AS_UTF8
 from anchorembed.data.hub import HubDataset, located
 from anchorembed.data.pairs import content_of, read_pairs
+from anchorembed.data.rows import SAVE_AS_UTF8
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
 from hub_stand_in import Hub, hub_on_loopback

@@ -15,9 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from anchorembed.data.documents import read_corpus, read_texts
-from anchorembed.data.formats import SAVE_AS_UTF8
 from anchorembed.data.judged import read_test_set
 from anchorembed.data.pairs import TextPair, read_pairs
+from anchorembed.data.rows import SAVE_AS_UTF8
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_jsonl
 from text_files import CURE, fault, lines, texts

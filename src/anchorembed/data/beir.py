@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.documents import Document, Documents, read_corpus
-from anchorembed.data.formats import BadRow, Rows, existing, lines, listed
+from anchorembed.data.formats import existing, lines, listed
+from anchorembed.data.rows import BadRow, Rows
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_file, write_jsonl
 

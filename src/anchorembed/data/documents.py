@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from anchorembed.data.formats import (
+from anchorembed.data.formats import existing, json_rows, lines, suffix_of
+from anchorembed.data.rows import (
     BadRow,
     ColumnNames,
     Row,
     Rows,
     checked,
-    existing,
-    json_rows,
-    lines,
     missing,
     not_empty,
     optional_text,
     required_text,
-    suffix_of,
 )
 from anchorembed.errors import InputError
 

@@ -1,28 +1,23 @@
-"""Files of any format to numbered rows, streamed: ``(line, mapping)``, or ``(line, BadRow)`` where one cannot be read.
+"""Files of any format to numbered rows, streamed; `rows` says what a row is and makes records of them.
 
-`checked` turns rows into records. It stops at the first bad row, or drops bad rows and reports each. Which columns a
-table must have is checked by the caller's ``Columns`` function, which gets the names in its header.
+Which columns a table must have is checked by the caller's ``Columns`` function, which gets the names in its header.
 """
 
 import csv
 import gzip
 import json
-import logging
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pyarrow
 import pyarrow.parquet
 
+from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Columns, Row, Rows, kind_of
 from anchorembed.errors import InputError, nearest, refuse_utf16
-
-_log = logging.getLogger(__name__)
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # suffixes of files of rows
@@ -30,147 +25,8 @@ FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
-SAVE_AS_UTF8 = " Save the file as UTF-8, such as by: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 _QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
 _SUFFIXES = {"tabs": "tsv", "commas": "csv"}
-_MOST_NAMES, _NAME_CHARACTERS = 10, 40  # of columns in a message
-_PYTHON_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*,?\s*\]\s*""", re.DOTALL)
-_KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
-
-
-class BadRow(Exception):
-    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading.
-
-    A ``cure`` stands instead of that of the file's other rows.
-    """
-
-    def __init__(self, what: str, hint: str = "", cure: str = "") -> None:
-        super().__init__(what)
-        self.what, self.hint, self.cure = what, hint, cure
-
-
-Row = Mapping[str, object]
-Rows = Iterator[tuple[int, Row | BadRow]]
-Columns = Callable[[list[str]], list[str]]  # names in a header -> those to read, or raises BadRow
-_T = TypeVar("_T")
-
-
-class ColumnNames:
-    """The names of a file's columns, as its header and rows give them; ``used`` returns those that records use."""
-
-    def __init__(self, used: Callable[[list[str]], Iterable[str]]) -> None:
-        self._seen: dict[str, None] = {}
-        self._used = used
-
-    def add(self, names: Iterable[str]) -> None:
-        """Note the names of a header or a row."""
-        self._seen |= dict.fromkeys(names)
-
-    @property
-    def seen(self) -> str:
-        """All names, as a message lists them."""
-        return _listed_names([*self._seen])
-
-    @property
-    def unused(self) -> str:
-        """The names that no record uses, as a message lists them; empty if there are none."""
-        used = set(self._used([*self._seen]))
-        return _listed_names([name for name in self._seen if name not in used])
-
-
-def _listed_names(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:_NAME_CHARACTERS]) for name in names[:_MOST_NAMES])
-    return shown + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
-
-
-def checked(
-    path: object,
-    rows: Rows,
-    make: Callable[[int, Row], _T],
-    columns: ColumnNames,
-    *,
-    cure: str,
-    on_bad: Callable[[str], None] | None = None,
-    on_unused: Callable[[str], None] | None = None,
-) -> Iterator[_T]:
-    """Turn rows into records; the message of a bad row goes to ``on_bad``.
-
-    The names of columns that are not used go to ``on_unused`` after the last row read; without it they are logged.
-
-    Raises:
-        InputError: at the first bad row, with its cure, if there is no ``on_bad``.
-    """
-    with suppress(GeneratorExit):  # whoever reads may want no more rows
-        for line, row in rows:
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                columns.add(row)
-                record = make(line, row)
-            except BadRow as bad:
-                if on_bad is None:
-                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
-                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure}")
-            else:
-                yield record
-    if unused := columns.unused:
-        (on_unused or partial(_log.info, "%s: columns that are not used: %s", path))(unused)
-
-
-def not_empty(records: Iterator[_T], message: Callable[[], str]) -> Iterator[_T]:
-    """Pass records on; raise InputError with the message if there are none."""
-    empty = True
-    for record in records:
-        empty = False
-        yield record
-    if empty:
-        raise InputError(message())
-
-
-# --- Cells -----------------------------------------------------------------------------------------------------------
-
-
-def required_text(row: Row, key: str) -> str:
-    """The text of a cell that must hold more than space; raises BadRow."""
-    value = row[key]
-    if not isinstance(value, str):
-        raise BadRow(f'"{key}" is {_kind(value)}, not text')
-    if not value.strip():
-        raise BadRow(f'"{key}" is empty')
-    return _encodable(value, key)
-
-
-def optional_text(row: Row, key: str) -> str:
-    """The text of a cell, empty where the cell is absent or null; raises BadRow."""
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise BadRow(f'"{key}" is {_kind(value)}, not text')
-    return _encodable(value or "", key)
-
-
-def _encodable(value: str, key: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        what = f'"{key}" is not valid UTF-8 at character {error.start + 1}'
-        byte = ord(value[error.start]) - 0xDC00  # as `lines` reads one that is not UTF-8
-        if 0x80 <= byte <= 0xFF:
-            raise BadRow(f"{what} (byte 0x{byte:X})", SAVE_AS_UTF8) from None
-        raise BadRow(f"{what} (a lone surrogate)") from None
-    return value
-
-
-def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "") -> BadRow:
-    """The fault of a row that lacks columns: ``wanted`` has the names that each of those may have."""
-    lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
-    hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
-    return BadRow(
-        f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "" if cure else "".join(hints), cure
-    )
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
 def listed(what: str, names: list[str]) -> str:
@@ -229,7 +85,7 @@ def _parse_json(text: str) -> Row | BadRow:
         return BadRow(f"the line is not valid JSON ({error.msg}, column {error.colno})")
     except (RecursionError, ValueError) as error:
         return BadRow(f"the line's JSON is beyond what can be read ({error})")
-    return value if isinstance(value, dict) else BadRow(f"the line is {_kind(value)}, not a JSON object")
+    return value if isinstance(value, dict) else BadRow(f"the line is {kind_of(value)}, not a JSON object")
 
 
 def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> Rows:
@@ -333,20 +189,6 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
     if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
         return splits[0]
     raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
-
-
-def json_list(cell: str, key: str) -> object:
-    """A CSV cell's value as JSON, which lists are written in; None if it is empty, its text if it is no JSON.
-
-    Raises:
-        BadRow: if it is a list as Python prints it.
-    """
-    try:
-        return json.loads(cell) if cell.strip() else None
-    except (ValueError, RecursionError):
-        if _PYTHON_LIST.fullmatch(cell):
-            raise BadRow(f'"{key}" is a list as Python prints it', ' Write it as JSON: ["a", "b"].') from None
-        return cell
 
 
 def dataset_rows(folder: Path, columns: Columns) -> Rows:

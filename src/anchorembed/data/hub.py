@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.data.formats import (
-    SAVE_AS_UTF8,
     TABLES,
-    Columns,
-    Rows,
     arrow_rows,
     checked_header,
     lines,
@@ -25,6 +22,7 @@ from anchorembed.data.formats import (
     suffix_of,
     table_rows,
 )
+from anchorembed.data.rows import SAVE_AS_UTF8, Columns, Rows
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
 

@@ -11,17 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorembed.data.beir import within
-from anchorembed.data.formats import (
-    TABLES,
-    BadRow,
-    ColumnNames,
-    Row,
-    checked,
-    json_list,
-    not_empty,
-    required_text,
-    table_rows,
-)
+from anchorembed.data.formats import TABLES, table_rows
+from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
 
 _CURE = "Correct or remove the line."

@@ -1,4 +1,4 @@
-"""Rows to pairs of texts, validated and streamed; every fault names its file and line. Formats are in `formats`.
+"""Rows to pairs of texts, validated and streamed; every fault names its file and line. Files are read by `formats`.
 
 A row with several positives is as many pairs, each with all negatives of the row.
 """
@@ -11,24 +11,20 @@ from pathlib import Path
 
 from anchorembed.data.beir import judged_pair_rows, splits, within
 from anchorembed.data.documents import ID_NAMES
-from anchorembed.data.formats import (
-    FORMATS,
+from anchorembed.data.formats import FORMATS, dataset_rows, existing, split_of_pairs, table_rows
+from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
+from anchorembed.data.rows import (
     BadRow,
     ColumnNames,
     Columns,
     Row,
     Rows,
     checked,
-    dataset_rows,
-    existing,
     json_list,
     missing,
     not_empty,
     required_text,
-    split_of_pairs,
-    table_rows,
 )
-from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
 from anchorembed.errors import InputError
 from anchorembed.system.files import hash_content
 
