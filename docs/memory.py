@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from anchorembed.config import Contrast, Recipe, Reconstruct, Schedule
+from anchorembed.config import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
@@ -25,6 +25,7 @@ COLUMNS: list[tuple[str, Contrast | Reconstruct, dict[str, str]]] = [  # title, 
     ("LoRA, nf4", Contrast(), {"weights": "nf4"}),
     ("Stage II, all weights", Contrast(lora=None), {}),
     ("Stage I", Reconstruct(), {}),
+    ("Stage I, LoRA, bfloat16", Reconstruct(lora=Lora()), {"weights": "bfloat16"}),
 ]
 
 
@@ -58,7 +59,7 @@ def peak(shape: Shape, settings: Schedule, model: dict[str, str]) -> str:
 
 def table(models: dict[str, PretrainedConfig]) -> str:
     """The table as Markdown, a row a model."""
-    rows = [["model", "weights, billions", "encoding", *(title for title, _, _ in COLUMNS)], ["---"] * 8]
+    rows = [["model", "weights, billions", "encoding", *(title for title, _, _ in COLUMNS)], ["---"] * (3 + len(COLUMNS))]
     for name, described in models.items():
         shape = shape_of(described)
         peaks = [peak(shape, settings, model) for _, settings, model in COLUMNS]

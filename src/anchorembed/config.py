@@ -175,6 +175,18 @@ class Schedule(Section):
         return {}
 
 
+class Lora(Section):
+    """Low-rank adapters; without them all weights train."""
+
+    rank: Positive = Field(16, description="Rank of the adapters.")
+    alpha: Positive = Field(32, description="Adapters are scaled by alpha / rank.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapters.")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Names of the linear modules to adapt.",
+    )
+
+
 class Reconstruct(Schedule):
     """Stage I: reconstruct each side of a pair from the other's anchor."""
 
@@ -209,6 +221,9 @@ class Reconstruct(Schedule):
         description="Weight of Stage II's loss beside the decoder's, on the anchors that are encoded anyway, with "
         "cosines times 20; null for none, as the paper.",
     )
+    lora: Lora | None = Field(
+        None, description="Train adapters, merged when the stage ends; null trains all weights, as the paper does."
+    )
 
     @model_validator(mode="after")
     def _has_both_sides(self) -> Self:
@@ -218,18 +233,6 @@ class Reconstruct(Schedule):
                 "both in a step. Set directions: both, or leave contrast_weight out"
             )
         return self
-
-
-class Lora(Section):
-    """Low-rank adapters; without them all weights train."""
-
-    rank: Positive = Field(16, description="Rank of the adapters.")
-    alpha: Positive = Field(32, description="Adapters are scaled by alpha / rank.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapters.")
-    targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        description="Names of the linear modules to adapt.",
-    )
 
 
 class Contrast(Schedule):

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Reconstruct, Schedule
+from anchorembed.config import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
@@ -36,6 +36,7 @@ SETTINGS: dict[str, Schedule] = {
     "stage1-contrast-alone-untied": ControlReconstruct(
         tokens_per_micro_batch=4000, contrast_weight=0.5, bag_weight=0.1, decode=False
     ),
+    "stage1-adapters-untied": Reconstruct(tokens_per_micro_batch=110, lora=Lora(rank=2, dropout=0.0), anchor="centred"),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
     # The scale keeps positives from a share of nearly 1, where the gradient is what rounding leaves of a difference.
@@ -83,6 +84,9 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
         settings = settings.model_copy(update={"guide": str(folder)})
     stage = ready(embedder, settings)
     module = stage.module
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:  # at 0 the others' gradients are 0
+            nn.init.normal_(parameter, std=0.02)
     updates = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-4)
     if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
@@ -99,7 +103,8 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
         metrics = step(stage, number, embedder.pairs.tokenize(batch, [""] * count))
         found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
         for name, parameter in module.named_parameters():
-            found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
+            if parameter.requires_grad:
+                found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
         updates.step()
         updates.zero_grad(set_to_none=False)
     weights = gathered_weights(module)

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Reconstruct, Schedule
+from anchorembed.config import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
@@ -58,6 +58,7 @@ STAGES: dict[str, Schedule] = {
     "bags alone": ControlReconstruct(bag_weight=0.5, decode=False, tokens_per_micro_batch=120),
     "next token": ControlReconstruct(directions="next_token", tokens_per_micro_batch=120),
     "recomputed": Reconstruct(recompute=True, tokens_per_micro_batch=120),
+    "adapters": Reconstruct(lora=Lora(), contrast_weight=1.0, tokens_per_micro_batch=120),
     "contrastive": Contrast(tokens_per_micro_batch=120),
     "contrastive, at once": Contrast(tokens_per_micro_batch=10_000),
     "contrastive, all weights": Contrast(lora=None, tokens_per_micro_batch=120),

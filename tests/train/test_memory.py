@@ -212,7 +212,10 @@ def test_what_cannot_fit_is_refused_with_figures_and_a_cure(eight_billion: Shape
 
     said = refused(80e9, use(stage="reconstruct"), "reconstruct")
     assert said.startswith("reconstruct: weights 32, gradients 32 and moments 64 GB are 128 GB, and cuda:0 has 80. ")
-    assert "FSDP2" in said
+    assert said.endswith("Train adapters: set reconstruct.lora={}. Set model.weights=bfloat16.")
+    with_adapters = use(stage="reconstruct", lora={})
+    assert "Set model.weights=bfloat16" in refused(60e9, with_adapters, "reconstruct")
+    assert "Share it out over several GPUs (recipes/accelerate has FSDP2)" in refused(4e9, use("nf4"))
     said = refused(80e9, use())
     assert "it takes about 105 GB" in said
     assert "Set contrast.tokens_per_micro_batch=4096 (it is 8192)" in said

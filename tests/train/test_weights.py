@@ -147,6 +147,20 @@ def test_it_learns_and_saves_a_normal_model(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", ["bfloat16", pytest.param("nf4", marks=needs_bitsandbytes)])
+def test_both_stages_train_adapters_on_them(recipe: Make, weights: str) -> None:
+    common = {"batch_size": 8, "learning_rate": 3e-3, "warmup_steps": 2}
+    model = train(recipe(weights, reconstruct=common | {"steps": 40, "lora": {}}, contrast=common | {"steps": 8}))
+    first = model.parents[1] / "reconstruct" / "model"
+    found = losses(first)
+    assert sum(found[-8:]) < 0.9 * sum(found[:8])
+    for folder in (first, model):
+        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    before, after = (Embedder.load(folder, precision="bfloat16").encode(TEXTS) for folder in (first, model))
+    assert (before * after).sum(1).max() < 0.9999, "Stage II goes on from Stage I's"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bfloat16", "nf4"])
 def test_all_weights_train_in_float32_alone(recipe: Make, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
@@ -156,7 +170,7 @@ def test_all_weights_train_in_float32_alone(recipe: Make, weights: str, monkeypa
     monkeypatch.setattr(training, "prepare", load)
     wanted = recipe(weights, reconstruct={"steps": 2})
     for run in (train, reconstruct):
-        with pytest.raises(InputError, match=rf"{weights} is for .* Run reconstruct with model\.weights=float32"):
+        with pytest.raises(InputError, match=rf"{weights} is for .* reconstruct\.lora=.* run reconstruct with"):
             run(wanted)
     wanted = recipe(weights, contrast={"lora": None})
     for run in (train, contrast):

@@ -57,8 +57,8 @@ def merge_lora(backbone: Backbone) -> None:
         backbone.model = backbone.peft.pop().merge_and_unload()
 
 
-def adaptable(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Return the names in ``targets`` that linear modules of the model have.
+def adaptable(model: nn.Module, targets: Iterable[str], key: str = "lora.targets") -> list[str]:
+    """Return the names in ``targets``, the recipe's ``key``, that linear modules of the model have.
 
     Raises:
         InputError: if there are none.
@@ -67,8 +67,7 @@ def adaptable(model: nn.Module, targets: Iterable[str]) -> list[str]:
     matching = [name for name in targets if name in names]
     if not matching:
         raise InputError(
-            f"contrast.lora.targets: the model has none of {', '.join(targets)}. "
-            f"Its linear modules are {', '.join(sorted(names))}."
+            f"{key}: the model has none of {', '.join(targets)}. Its linear modules are {', '.join(sorted(names))}."
         )
     return matching
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from anchorembed.config import Contrast, Data
 from anchorembed.errors import InputError
-from anchorembed.model.adapters import adaptable, add_lora, not_adapted
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.packing import PackedBatch, by_length, pack, send
@@ -33,10 +32,10 @@ from anchorembed.train.contrastive_losses import (
     similarities,
     too_similar,
 )
-from anchorembed.train.flops import FROZEN, TRAINED, weight_count
+from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
+from anchorembed.train.stage import Measured, Metrics, StepSize, add_adapters, check_adapters, read_back, unadapted
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +109,7 @@ class Contrastive:
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
         """The embedder with adapters; an untied output head is frozen."""
         embedder.backbone.freeze_own_head()
-        if settings.lora is not None:
-            lora = settings.lora
-            add_lora(embedder.backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
+        add_adapters(embedder.backbone, settings.lora)
         return embedder
 
     @staticmethod
@@ -154,8 +151,7 @@ class Contrastive:
             raise InputError(
                 f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
             )
-        if settings.lora is not None:
-            adaptable(prepared.embedder.backbone.model, settings.lora.targets)
+        check_adapters("contrast", prepared.embedder.backbone, settings.lora)
         if settings.guide is not None:
             load_tokenizer(settings.guide)  # so that a wrong name is reported at once
 
@@ -275,15 +271,11 @@ class Contrastive:
         """Model FLOPs of a step: each text is embedded once."""
         backbone = self.embedder.backbone
         encoded = sum(len(text) for texts in _texts(pairs, self.hard_negatives) for text in texts)
-        weights = (weight for name, weight in backbone.named_parameters() if "lora_" not in name)
-        return float((TRAINED if any(w.requires_grad for w in weights) else FROZEN) * weight_count(backbone) * encoded)
+        return float(flops_a_weight(backbone) * weight_count(backbone) * encoded)
 
     def unused(self, prepared: Prepared) -> list[str]:
         """Warnings of unused hard negatives, and of modules without adapters."""
-        sentences = []
-        given, backbone = prepared.store.most_negatives, self.embedder.backbone
-        if backbone.peft and (left_out := not_adapted(backbone.model)):
-            sentences.append(f"LoRA does not adapt {', '.join(left_out)}; contrast.lora.targets says what it adapts")
+        sentences, given = unadapted("contrast", self.embedder.backbone), prepared.store.most_negatives
         if given > self.hard_negatives:
             used = self.hard_negatives
             sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")

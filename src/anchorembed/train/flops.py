@@ -11,6 +11,12 @@ TRAINED = 6  # FLOPs a token and weight: a product forward, and two backward, fo
 FROZEN = 4  # without the weight's gradient
 
 
+def flops_a_weight(backbone: Backbone) -> int:
+    """FLOPs a token and weight of the decoder's layers: `FROZEN` if adapters train, else `TRAINED`."""
+    weights = (weight for name, weight in backbone.named_parameters() if "lora_" not in name)
+    return TRAINED if any(weight.requires_grad for weight in weights) else FROZEN
+
+
 def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
     """Shapes (out, in) of the linear weights of the decoder's layers, without adapters."""
     return [

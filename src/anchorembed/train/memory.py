@@ -53,10 +53,11 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
             if lower is not None:
                 also = "" if lower == use.budget else f" and {stage}.tokens_per_micro_batch={lower}"
                 return f"Set model.weights={weights}{also}."
-    elif stage == "contrast":
+    else:
         adapting = replace(use, size=replace(use.size, lora=Lora(targets=[*{name for name, _, _ in shape.linear}])))
         rest = "" if fits(adapting) else f" {cure(stage, shape, adapting, have)}"
-        return f"Train adapters: leave out contrast.lora=null.{rest}"
+        how = "leave out contrast.lora=null" if stage == "contrast" else "set reconstruct.lora={}"
+        return f"Train adapters: {how}.{rest}"
     return "Share it out over several GPUs (recipes/accelerate has FSDP2), or start from a smaller model."
 
 

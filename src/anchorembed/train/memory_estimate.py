@@ -268,12 +268,13 @@ def _group(name: str) -> str:
 
 
 def _logits(shape: Shape, use: Use) -> int:
-    """Bytes of a chunk of logits, of the head's weight in the products' dtype, and of that weight's new gradient."""
+    """Bytes of a chunk of logits, of the head's weight in the products' dtype, and of its new gradient if it trains."""
     if not use.logits:
         return 0
     at_once = min(use.logits, use.tokens * shape.vocabulary)
     copy = use.product if use.weights == "float32" and use.product < _FLOAT32 else 0
-    return at_once * (_BYTES_A_LOGIT + use.product) + (_FLOAT32 + copy) * shape.vocabulary * shape.hidden
+    gradient = 0 if use.size.lora else _FLOAT32
+    return at_once * (_BYTES_A_LOGIT + use.product) + (gradient + copy) * shape.vocabulary * shape.hidden
 
 
 def _compared(shape: Shape, use: Use) -> int:

@@ -25,7 +25,7 @@ from anchorembed.train.anchor_choice import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
 from anchorembed.train.anchors import entering
 from anchorembed.train.contrastive_losses import false_negatives
-from anchorembed.train.flops import TRAINED, weight_count
+from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.reconstruction_batch import (
@@ -37,7 +37,7 @@ from anchorembed.train.reconstruction_batch import (
     lay_out,
 )
 from anchorembed.train.reconstruction_loss import ReconstructionLoss
-from anchorembed.train.stage import Measured, Metrics, StepSize
+from anchorembed.train.stage import Measured, Metrics, StepSize, add_adapters, check_adapters, unadapted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class Reconstruction:
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
-        """All weights, the head's among them."""
+        """Both passes and the loss: all weights train, the head's among them, or adapters alone."""
+        add_adapters(embedder.backbone, settings.lora)
         return ReconstructionLoss(embedder)
 
     @staticmethod
@@ -77,25 +78,26 @@ class Reconstruction:
         pair = directions * written
         if settings.read_weight is not None:
             pair += (CHOICES - 1) * min(pair, 2 * directions * (settings.target_tokens or pair))
-        return StepSize(longest=pair, most=settings.batch_size * pair, writes=True)
+        return StepSize(longest=pair, most=settings.batch_size * pair, writes=True, lora=settings.lora)
 
     @staticmethod
     def check_stored(settings: Reconstruct, stored: str) -> None:
-        """Refuse weights that are not stored in float32.
+        """Refuse weights that are not stored in float32 if they are trained, as without adapters.
 
         Raises:
             InputError: naming what to change.
         """
-        if stored != "float32":
+        if stored != "float32" and settings.lora is None:
             raise InputError(
-                f"model.weights: {stored} is for adapters, and Stage I trains all weights, which need float32. Run "
-                f"reconstruct with model.weights=float32, then contrast with {stored}; or leave Stage I out: "
-                "reconstruct=null."
+                f"model.weights: {stored} is for adapters, and Stage I trains all weights, which need float32. Train "
+                f"adapters: reconstruct.lora={{}}. Or run reconstruct with model.weights=float32, then contrast with "
+                f"{stored}; or leave Stage I out: reconstruct=null."
             )
 
     @staticmethod
     def check(settings: Reconstruct, prepared: Prepared) -> None:
-        """All pairs and models serve."""
+        """Refuse adapters whose targets the model does not have; all else serves."""
+        check_adapters("reconstruct", prepared.embedder.backbone, settings.lora)
 
     @staticmethod
     def teaches(settings: Reconstruct, pairs: Sequence[TokenPair]) -> bool:
@@ -315,11 +317,11 @@ class Reconstruction:
         bags = sum(self.settings.bag_weight > 0 and bool(writing.source) for writing in writings)
         backbone = self.embedder.backbone
         heads = backbone.head.weight.numel() * (written + bags)
-        return float(TRAINED * (weight_count(backbone) * (encoded + sinks + written) + heads))
+        return float(flops_a_weight(backbone) * (weight_count(backbone) * (encoded + sinks + written) + heads))
 
     def unused(self, prepared: Prepared) -> list[str]:
-        """Nothing is left unused."""
-        return []
+        """Warnings of modules without adapters."""
+        return unadapted("reconstruct", self.embedder.backbone)
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """Say so where anchors are all alike at the end and the decoder does not read them."""

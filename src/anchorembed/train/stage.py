@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from anchorembed.config import Data, Lora
 from anchorembed.errors import extra
+from anchorembed.model.adapters import adaptable, add_lora, not_adapted
+from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import TokenPair
 from anchorembed.train.prepare import Prepared
@@ -150,6 +152,28 @@ def evaluation(stage: Stage, prepared: Prepared) -> Callable[[], Metrics]:
         return metrics if quality is None else metrics | {"quality": quality}
 
     return evaluate
+
+
+def add_adapters(backbone: Backbone, lora: Lora | None) -> None:
+    """Freeze all weights and add adapters; without settings for them, all weights train."""
+    if lora is not None:
+        add_lora(backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
+
+
+def check_adapters(stage: str, backbone: Backbone, lora: Lora | None) -> None:
+    """Refuse adapters whose targets the model does not have.
+
+    Raises:
+        InputError: naming the stage's setting.
+    """
+    if lora is not None:
+        adaptable(backbone.model, lora.targets, f"{stage}.lora.targets")
+
+
+def unadapted(stage: str, backbone: Backbone) -> list[str]:
+    """A sentence on modules that adapters leave out, if there are adapters and such modules."""
+    left_out = not_adapted(backbone.model) if backbone.peft else []
+    return [f"LoRA does not adapt {', '.join(left_out)}; {stage}.lora.targets says what it adapts"] if left_out else []
 
 
 def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
