@@ -6,8 +6,7 @@
 Axes: N texts, Q queries, D documents (positives first, then hard negatives), H hidden size.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -36,7 +35,7 @@ from anchorembed.train.contrastive_losses import (
 from anchorembed.train.flops import FROZEN, TRAINED, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Measured, Metrics, StepSize, read_back
+from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, read_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +73,15 @@ class ContrastiveBatch:
     pairs: Sequence[TokenPair]
 
 
-@dataclass(frozen=True, slots=True)
-class Contrastive:
+@dataclass(frozen=True)
+class Contrastive(Stage):
     """Stage II on a step's pairs, by GradCache if they exceed the token budget.
 
-    ``guide`` is the model whose vectors decide ``settings.mask_above``. ``unsynced`` opens a context without gradient
-    averaging between processes, for all chunks but the last.
+    ``guide`` is the model whose vectors decide ``settings.mask_above``.
     """
 
     settings: Contrast
-    module: nn.Module
-    embedder: Embedder
-    budget: int
     guide: Embedder | None = None
-    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     name: ClassVar[str] = "contrast"
 
@@ -100,11 +94,8 @@ class Contrastive:
 
     @classmethod
     def build(cls, embedder: Embedder, settings: Contrast, budget: int) -> Self:
-        """Build the stage for ``embedder``, with at most ``budget`` tokens at once; adapters are added."""
-        module = cls.trained_module(embedder, settings)
-        if settings.recompute:
-            embedder.backbone.recompute_layers()
-        return cls(settings, module, embedder, budget, _guide(embedder, settings))
+        """Build the stage as `Stage.build` does, with its guide."""
+        return replace(super().build(embedder, settings, budget), guide=_guide(embedder, settings))
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
@@ -165,10 +156,6 @@ class Contrastive:
         queries, positives, negatives = _texts(pairs, settings.hard_negatives)
         return has_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
 
-    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same stage with a module that is wrapped for several processes."""
-        return replace(self, module=module, unsynced=unsynced or self.unsynced)
-
     # A step
 
     def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> ContrastiveBatch:
@@ -182,10 +169,10 @@ class Contrastive:
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
             self._comparison(pairs),
-            [chunk.to(self._device) for chunk in chunks[rank()] + idle],
-            send(rows[rank()], self._device),
+            [chunk.to(self.device) for chunk in chunks[rank()] + idle],
+            send(rows[rank()], self.device),
             [sum(map(len, part)) for part in parts],
-            send(gathered_rows, self._device),
+            send(gathered_rows, self.device),
             shared[rank()],
         )
 
@@ -193,17 +180,13 @@ class Contrastive:
         """Backpropagate a step's chunks; returns the loss over all processes' texts."""
         guided = self._guided(batch.pairs)
         guided = None if guided is None else gathered(guided, batch.counts)[batch.gathered_rows]
-        cache = GradCache(self.module, batch.chunks, self._device)
+        cache = GradCache(self.module, batch.chunks, self.device)
         of_process = cache.vectors_NH[batch.chunk_rows]
         embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
         idle = 0.0 * cache.vectors_NH[len(of_process) :].sum()  # keeps idle chunks in the graph
         loss = self._loss(batch.comparison, embeddings, guided) + idle
         cache.backward(loss, processes(), self.unsynced)
         return {"loss": loss.detach()}
-
-    @property
-    def _device(self) -> torch.device:
-        return self.embedder.backbone.device
 
     # Held-out pairs
 
@@ -213,7 +196,7 @@ class Contrastive:
         comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
-        embeddings = torch.cat([self.module(chunk.to(self._device)) for chunk in chunks])[send(rows, self._device)]
+        embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
         loss = self._loss(comparison, embeddings, self._guided(pairs))
@@ -224,11 +207,11 @@ class Contrastive:
         documents = answers + negatives
         positives = list(range(len(pairs)))
         excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives)
-        positives_Q = send(torch.tensor(positives), self._device)
+        positives_Q = send(torch.tensor(positives), self.device)
         given = None
         if self.settings.distill:
-            given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self._device)
-        return Comparison(len(pairs), send(excluded_QD, self._device), positives_Q, given)
+            given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
+        return Comparison(len(pairs), send(excluded_QD, self.device), positives_Q, given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
@@ -257,7 +240,7 @@ class Contrastive:
         negatives = [text for pair in pairs for text in pair.text.negatives[: self.hard_negatives]]
         queries = self.guide.encode([pair.text.query for pair in pairs], "query")
         documents = self.guide.encode([*(pair.text.positive for pair in pairs), *negatives])
-        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self._device)
+        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
 
     def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
         """Sequences in chunks within the budget, and the row of each among the chunks' embeddings; on the CPU."""
@@ -288,10 +271,6 @@ class Contrastive:
             used = self.hard_negatives
             sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")
         return sentences
-
-    def verdict(self, log: Sequence[Metrics]) -> str:
-        """No warning: no failure of this stage shows in its log."""
-        return ""
 
 
 def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:

@@ -34,7 +34,7 @@ from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use
 from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName, batch_and_costs, evaluation
+from anchorembed.train.stage import Metrics, Stage, StageName, batch_and_costs, evaluation
 from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.verdict import conclude
 
@@ -115,7 +115,7 @@ def _extended_by(name: str, folder: Path) -> str:
     return f"set model.name={model}" if name == "reconstruct" else f"set contrast.from={model} and reconstruct=null"
 
 
-def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str) -> Path:
+def run_stage(recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str) -> Path:
     """Train a stage of a recipe from the model ``start``, or go on with it; returns the model's folder.
 
     The recipe is kept in the output folder.
@@ -140,7 +140,7 @@ def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, s
 
 
 def _train_stage(
-    recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str, folder: Path, plan: Plan
+    recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, folder: Path, plan: Plan
 ) -> Path:
     name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)
