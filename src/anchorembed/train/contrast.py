@@ -42,13 +42,10 @@ from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, read_bac
 class Comparison:
     """The queries and documents that a step compares, laid out before anything is embedded.
 
-    ``queries`` is Q; documents are positives, then hard negatives. ``excluded_QD`` marks documents that must not be a
-    query's negatives, ``positives_Q`` is the row of each query's positive, ``given`` holds scores to distill.
+    ``excluded_QD`` marks documents that must not be a query's negatives, ``given`` holds scores to distill.
     """
 
-    queries: int
     excluded_QD: Tensor
-    positives_Q: Tensor
     given: ScoredDocuments | None
 
 
@@ -198,36 +195,34 @@ class Contrastive(Stage):
         chunks, rows = self._chunks(sequences)
         embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
-        right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
+        best_Q = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1)
+        right = best_Q == torch.arange(len(pairs), device=self.device)
         loss = self._loss(comparison, embeddings, self._guided(pairs))
         return read_back({"held_out_loss": loss, "held_out_accuracy": right.float().mean()})
 
     def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
         queries, answers, negatives = _texts(pairs, self.hard_negatives)
-        documents = answers + negatives
-        positives = list(range(len(pairs)))
-        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives)
-        positives_Q = send(torch.tensor(positives), self.device)
+        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, answers + negatives)])
         given = None
         if self.settings.distill:
             given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
-        return Comparison(len(pairs), send(excluded_QD, self.device), positives_Q, given)
+        return Comparison(send(excluded_QD, self.device), given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
 
         It is the mean over vectors cut to each of ``settings.dimensions``, so that cut ones work, too (Kusupati, 2022).
         """
-        count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
+        count, left_out_QD = len(comparison.excluded_QD), comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
-            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], positives_Q, margin)
+            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], margin)
 
         losses = []
         for dimension in dict.fromkeys((*self.settings.dimensions, embeddings.shape[1])):
             queries_QH, documents_DH = embeddings[:count, :dimension], embeddings[count:, :dimension]
-            value = info_nce(queries_QH, documents_DH, positives_Q, scale, left_out_QD)
+            value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
             if comparison.given is not None:
                 value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
             losses.append(value)

@@ -105,7 +105,7 @@ class Reconstruction(Stage):
         excluded_QD = None
         if self.settings.contrast_weight is not None:
             queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
-            excluded_QD = send(false_negatives(queries, documents, range(len(pairs))), self.device)
+            excluded_QD = send(false_negatives(queries, documents), self.device)
         anchor, contrast_weight = self.settings.anchor, self.settings.contrast_weight or 0.0
         return ReconstructionBatch(
             micro_batches, idle, len(pairs), weights, totals, anchor, excluded_QD, contrast_weight
