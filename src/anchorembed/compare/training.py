@@ -70,7 +70,6 @@ def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
 
 def _train(recipe: ArmRecipe, folder: Path) -> None:
     path = folder / "recipe.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     if find_device(recipe.model.device).type == "cuda":
         torch.cuda.empty_cache()

@@ -316,7 +316,6 @@ def stop_signals() -> Iterator[Stop]:
 def _kept_log(path: Path, done: int) -> list[Metrics]:
     """Drop log lines of steps after the checkpoint, which run again; returns the lines kept, in all processes."""
     if rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
     wait()
