@@ -37,7 +37,8 @@ class Decoding:
     def to(self, device: torch.device) -> "Decoding":
         """Return the same on ``device``."""
         tensors = (self.slots, self.predicting, self.targets, self.owners)
-        return Decoding(self.batch.to(device), *(send(tensor, device) for tensor in tensors), self.counts)
+        slots, predicting, targets, owners = (send(tensor, device) for tensor in tensors)
+        return Decoding(self.batch.to(device), slots, predicting, targets, owners, self.counts)
 
 
 def target_count(text: Sequence[int], limit: int | None = None) -> int:
