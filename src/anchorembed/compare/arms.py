@@ -4,7 +4,6 @@ An arm's stage before Stage II gets the compute of the primary arm's Stage I, in
 the same on every machine. Pairs, their order and Stage II's steps are the same for all arms.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
 from anchorembed.recipe import parse_as
+from anchorembed.system.files import hash_texts
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.prepare import Prepared, prepare
@@ -47,7 +47,7 @@ class Arm:
         """Hash of the arm's settings, which decide its results."""
         settings: list[object] = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
         settings += [self.budget] if self.budget != 1 else []
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return hash_texts([json.dumps(settings, sort_keys=True)])[:8]
 
 
 READY = {

@@ -1,6 +1,5 @@
 """From a recipe to a comparison: its record, its results so far, and its missing runs."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
-from anchorembed.system.files import hash_content
+from anchorembed.system.files import hash_content, hash_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
         values["contrast"] |= {key: _content(model) for key, model in recipe.contrast.other_models.items()}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     decisive = [values, contents, primary, compare.seeds[0]]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hash_texts([json.dumps(decisive, sort_keys=True)])
 
 
 def _content(model: str) -> str:
