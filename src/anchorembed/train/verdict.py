@@ -160,9 +160,7 @@ def _too_few(each: TestVerdict) -> str:
 
 
 def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
-    trained, before, bm25 = (scores.get(name, {}).get(test) for name in ("trained", "before", "bm25"))
-    if trained is None or before is None:
-        raise ValueError(f"{test}: not measured")
+    trained, before, bm25 = scores["trained"][test], scores["before"][test], scores.get("bm25", {}).get(test)
     return TestVerdict(
         test,
         trained["metric"],
