@@ -206,15 +206,15 @@ def contrast_recipe(
     return _derive(recipe, arm, seed, output, reconstruct=None, contrast=settings)
 
 
-def choices(recipe: Recipe) -> list[Values]:
-    """Stage II settings of the grid, without repetitions; one empty choice if there is no grid."""
+def choices(recipe: Recipe) -> dict[str, Values]:
+    """Stage II settings of the grid, by their name in results and folders; an empty ``recipe`` if there is no grid."""
     if recipe.compare is None or recipe.contrast is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
     if not recipe.compare.grid:
-        return [{}]
+        return {"recipe": {}}
     defaults = recipe.contrast.model_dump(include=set(Choice.model_fields))
     listed = [defaults | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
-    return [choice for number, choice in enumerate(listed) if choice not in listed[:number]]
+    return {"-".join(f"{key}={value:g}" for key, value in choice.items()): choice for choice in listed}
 
 
 def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:

@@ -113,7 +113,7 @@ def _record(
         primary=compare.primary,
         declared=compare.declared,
         explore=compare.explore,
-        choices=[choice_name(choice) for choice in choices(recipe)],
+        choices=list(choices(recipe)),
         notes=compare.notes,
         tables={title: {task.name: task.revision for task in tasks} for title, tasks in tables.items()},
     )
@@ -180,11 +180,6 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
 def _content(model: str) -> str:
     """Content hash of a local model, or the name of any other."""
     return hash_content(Path(model)) if Path(model).exists() else model
-
-
-def choice_name(choice: Mapping[str, float]) -> str:
-    """Name of a choice of Stage II's settings in results and folders; ``recipe`` without a grid."""
-    return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "recipe"
 
 
 def describe(comparison: Comparison) -> str:

@@ -7,16 +7,16 @@ stay visible. On a GPU all trainings share this process, and so its compiled lay
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import yaml
 
-from anchorembed.compare.arms import contrast_recipe, first_recipe
+from anchorembed.compare.arms import choices, contrast_recipe, first_recipe
 from anchorembed.compare.controls import ArmRecipe, train_arm
-from anchorembed.compare.plan import Comparison, choice_name
+from anchorembed.compare.plan import Comparison
 from anchorembed.compare.records import Run
 from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
@@ -41,12 +41,12 @@ def train_before(comparison: Comparison, run: Run) -> Path | None:
     return train_stage(recipe, folder) if recipe else None
 
 
-def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: Mapping[str, float]) -> Path:
-    """Train Stage II from the stage ``before``, or the base model, with a choice of settings; returns its folder."""
-    folder = run_folder(comparison, run) / choice_name(choice)
+def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: str) -> Path:
+    """Train Stage II from the stage ``before``, or the base model, with a choice of the grid; returns its folder."""
+    folder, settings = run_folder(comparison, run) / choice, choices(comparison.recipe)[choice]
     arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
     start = str(before / "model") if before else None
-    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, dict(choice), start, steps, folder), folder)
+    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, settings, start, steps, folder), folder)
 
 
 def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
