@@ -170,11 +170,6 @@ def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
     return known[name]
 
 
-def seeds_of(compare: Compare, arm: Arm) -> list[int]:
-    """Seeds of an arm: all, or the first only if the arm is not trained."""
-    return compare.seeds if arm.trained else compare.seeds[:1]
-
-
 def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
     """The recipe of an arm's stage before Stage II, with ``steps`` steps; None if it has none."""
     if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:

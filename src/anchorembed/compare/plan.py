@@ -9,7 +9,7 @@ from statistics import fmean
 
 import yaml
 
-from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps, seeds_of
+from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps
 from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
 from anchorembed.compare.results import Results
 from anchorembed.config import Compare, Recipe
@@ -129,7 +129,7 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
         arm.digest,
         arm.trained,
         arm.longer,
-        seeds_of(compare, arm),
+        compare.seeds if arm.trained else compare.seeds[:1],
         steps,
         settings,
         arm.budget,
