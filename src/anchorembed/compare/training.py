@@ -110,10 +110,8 @@ def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
 
     SIGINT would be wrong: the terminal sends it to the training itself, and a second SIGINT stops it at once.
     """
-    is_stopping = False
-    while True:
+    while not caught:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_SECONDS)
-        if caught and not is_stopping:
-            process.terminate()
-            is_stopping = True
+    process.terminate()
+    return process.wait()

@@ -281,14 +281,12 @@ def one_ahead(
 ) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
     """Yield each step's number, pairs and future batch, which a thread prepares while the step before runs."""
     with ThreadPoolExecutor(1, "batches") as pool:
-        current = None
-        for number, indices in order:
-            following = (number, indices, pool.submit(make_batch, number, indices))
-            if current is not None:
-                yield current
-            current = following
-        if current is not None:
+        submitted = ((number, indices, pool.submit(make_batch, number, indices)) for number, indices in order)
+        current = next(submitted, None)
+        while current is not None:
+            following = next(submitted, None)
             yield current
+            current = following
 
 
 @contextmanager
