@@ -190,7 +190,5 @@ def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
 
 def read_back(measured: Measured) -> Metrics:
     """Metrics as numbers: the only time in a step that the CPU waits for the device."""
-    if not measured:
-        return {}
     values = torch.stack([value.detach().float().reshape(()) for value in measured.values()]).tolist()
     return dict(zip(measured, values, strict=True))
