@@ -35,10 +35,9 @@ def run_folder(comparison: Comparison, run: Run) -> Path:
 
 def train_before(comparison: Comparison, run: Run) -> Path | None:
     """Train the stage before Stage II of a run's arm; returns the stage's folder, or None if it has none."""
-    folder = run_folder(comparison, run) / "first"
-    steps = comparison.arm_record(run.arm).steps
-    recipe = first_recipe(comparison.recipe, comparison.arms[run.arm], run.seed, steps, folder)
-    return train_stage(recipe, folder) if recipe else None
+    arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
+    recipe = first_recipe(comparison.recipe, arm, run.seed, steps, run_folder(comparison, run) / "first")
+    return train_stage(recipe) if recipe else None
 
 
 def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: str) -> Path:
@@ -46,20 +45,20 @@ def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choic
     folder, settings = run_folder(comparison, run) / choice, choices(comparison.recipe)[choice]
     arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
     start = str(before / "model") if before else None
-    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, settings, start, steps, folder), folder)
+    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, settings, start, steps, folder))
 
 
-def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
-    """Train a recipe of one stage in ``folder`` unless its model exists; returns the stage's folder.
+def train_stage(recipe: ArmRecipe) -> Path:
+    """Train a recipe of one stage unless its model exists; returns the stage's folder.
 
     Raises:
         InputError: if the model there has another number of steps than the recipe, or training fails.
         Interrupted: if a signal stopped the training.
     """
     settings: Schedule | None = recipe.reconstruct or recipe.contrast
-    stage = folder / ("reconstruct" if recipe.reconstruct else "contrast")
+    stage = recipe.output / ("reconstruct" if recipe.reconstruct else "contrast")
     if not (stage / "model" / METADATA).exists():
-        _train(recipe, folder)
+        _train(recipe)
     steps = read_log(stage / "log.jsonl")[-1]["step"]
     if settings is not None and steps != settings.steps:
         raise InputError(
@@ -68,8 +67,8 @@ def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
     return stage
 
 
-def _train(recipe: ArmRecipe, folder: Path) -> None:
-    path = folder / "recipe.yaml"
+def _train(recipe: ArmRecipe) -> None:
+    path = recipe.output / "recipe.yaml"
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     if find_device(recipe.model.device).type == "cuda":
         torch.cuda.empty_cache()

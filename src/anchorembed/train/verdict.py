@@ -212,9 +212,7 @@ def _record(verdict: TestVerdict) -> dict[str, Any]:
 
 def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
     embedder = load_to_measure(recipe, model, recipe.model.device)
-    measured: Measured = {}
-    if tests.pairs:
-        measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
+    measured = {HELD_OUT: _measured(search_by_embedder(tests.pairs, embedder))} if tests.pairs else {}
     if tests.tasks:
         from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has checked
 
