@@ -144,13 +144,13 @@ def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message
 def test_without_a_grid_an_arm_s_own_keys_count(make: Make, tmp_path: Path) -> None:
     recipe = make(own_arms={"x": {"like": "both", "contrast": {"scale": 9}}}, arms=["both", "x"])
     x = find_arms(recipe.compare)[1]
-    assert choices(recipe) == [{}]
-    assert contrast_recipe(recipe, x, 0, choices(recipe)[0], None, 0, tmp_path).contrast.scale == 9
+    assert choices(recipe) == {"recipe": {}}
+    assert contrast_recipe(recipe, x, 0, {}, None, 0, tmp_path).contrast.scale == 9
 
 
 def test_a_choice_takes_from_the_recipe_what_it_leaves_out(make: Make) -> None:
     own = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
-    assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == [
-        {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
-        own,
-    ]
+    assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == {
+        "learning_rate=0.0001-warmup_steps=2-scale=20": {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
+        "learning_rate=0.001-warmup_steps=2-scale=50": own,
+    }

@@ -29,16 +29,16 @@ def test_a_model_of_another_number_of_steps_is_not_taken(
 ) -> None:
     """As one is that was trained before what matches compute was changed."""
 
-    def train(recipe: Recipe, folder: Path) -> None:
-        (folder / "reconstruct" / "model").mkdir(parents=True)
-        (folder / "reconstruct" / "model" / METADATA).write_text("{}", encoding="utf-8")
-        (folder / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
+    def train(recipe: Recipe) -> None:
+        (recipe.output / "reconstruct" / "model").mkdir(parents=True)
+        (recipe.output / "reconstruct" / "model" / METADATA).write_text("{}", encoding="utf-8")
+        (recipe.output / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
 
     monkeypatch.setattr(training, "_train", train)
     six, seven = (first_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
-    assert training.train_stage(six, tmp_path) == tmp_path / "reconstruct"
+    assert training.train_stage(six) == tmp_path / "reconstruct"
     with pytest.raises(InputError, match=r"its model has 6 steps, this comparison's 7. Remove the folder"):
-        training.train_stage(seven, tmp_path)
+        training.train_stage(seven)
 
 
 @pytest.mark.slow

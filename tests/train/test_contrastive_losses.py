@@ -25,21 +25,21 @@ def test_hand_computed() -> None:
     # cosines: query 0: 1, 0.6, 0; query 1: 0, 0.8, -1
     first = -math.log(math.exp(2.0) / (math.exp(2.0) + math.exp(1.2) + 1))
     second = -math.log(math.exp(1.6) / (1 + math.exp(1.6) + math.exp(-2.0)))
-    loss = info_nce(queries, documents, torch.tensor([0, 1]), scale=2.0)
+    loss = info_nce(queries, documents, scale=2.0)
     assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
 
 
 def test_excluded_documents_do_not_count() -> None:
     queries, documents = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     excluded = torch.tensor([[False, False, True], [False, False, False]])
-    loss = info_nce(queries, documents, torch.tensor([0, 1]), 1.0, excluded)
+    loss = info_nce(queries, documents, 1.0, excluded)
     first = -math.log(math.e / (math.e + 1))
     second = -math.log(math.e / (math.e + 2))
     assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
 
 
 def test_a_duplicate_positive_is_no_negative() -> None:
-    found = false_negatives(["a", "b", "a"], ["x", "y", "z", "x", "y"], [0, 1, 2])
+    found = false_negatives(["a", "b", "a"], ["x", "y", "z", "x", "y"])
     assert found.tolist() == [
         [False, False, True, True, False],  # query a: x (its own and its copy) and z answer it
         [False, False, False, False, True],
@@ -49,7 +49,7 @@ def test_a_duplicate_positive_is_no_negative() -> None:
 
 def test_a_query_is_no_negative_of_itself() -> None:
     """Where both sides are alike: b is asked for, and stands among the documents as a's answer."""
-    assert false_negatives(["a", "b"], ["b", "c"], [0, 1]).tolist() == [[False, False], [True, False]]
+    assert false_negatives(["a", "b"], ["b", "c"]).tolist() == [[False, False], [True, False]]
 
 
 def test_cosines_stay_float32_under_autocast() -> None:
@@ -62,21 +62,20 @@ def test_cosines_stay_float32_under_autocast() -> None:
 
 
 def test_what_is_nearer_than_the_positive_is_masked() -> None:
-    """Cosines of query 0: 0.6, 1, 0.8 with the first its positive; of query 1: 0.8, 0, 0.6 with the last."""
-    queries, documents = torch.eye(2), torch.tensor([[3.0, 4.0], [1.0, 0.0], [8.0, 6.0]])
-    positives = torch.tensor([0, 2])
+    """Cosines of query 0: 0.6, 0.8, 1 with the first its positive; of query 1: 0.8, 0.6, 0 with the second."""
+    queries, documents = torch.eye(2), torch.tensor([[3.0, 4.0], [8.0, 6.0], [1.0, 0.0]])
     expected = [[False, True, True], [True, False, False]]
-    assert too_similar(queries, documents, positives, 0.1).tolist() == expected
-    assert too_similar(queries, documents, positives, 0.3).tolist() == [[False, True, False], [False, False, False]]
+    assert too_similar(queries, documents, 0.1).tolist() == expected
+    assert too_similar(queries, documents, 0.3).tolist() == [[False, False, True], [False, False, False]]
     guide = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert not too_similar(guide, torch.ones(3, 2), positives, 0.0).any()
+    assert not too_similar(guide, torch.ones(3, 2), 0.0).any()
 
 
 def test_with_dimensions_it_is_the_mean_over_cut_vectors() -> None:
     embedder, pairs = make("llama")
     queries = embedder.encode_tokens([pair.query for pair in pairs])
     documents = embedder.encode_tokens([pair.document for pair in pairs])
-    losses = [info_nce(queries[:, :size], documents[:, :size], torch.arange(4), 50.0) for size in (8, 32)]
+    losses = [info_nce(queries[:, :size], documents[:, :size], 50.0) for size in (8, 32)]
     found = step(ready(embedder, Contrast(dimensions=[8], lora=None, hard_negatives=0)), 0, pairs)
     assert found["loss"] == pytest.approx(float(sum(losses)) / 2, abs=1e-5)
 
@@ -113,6 +112,6 @@ def test_distillation_is_the_divergence_from_the_given_scores() -> None:
 def test_a_step_without_negatives_is_known_by_its_texts(queries: str, documents: str, expected: bool) -> None:
     assert has_negatives(queries, documents) is expected
     positives = list(range(len(queries)))
-    excluded_QD = false_negatives(queries, documents, positives)
+    excluded_QD = false_negatives(queries, documents)
     excluded_QD[positives, positives] = True
     assert bool((~excluded_QD).any()) is expected

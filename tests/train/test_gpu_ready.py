@@ -354,7 +354,7 @@ def test_what_is_prepared_goes_to_the_device_but_for_the_offsets(monkeypatch: py
     """To the meta device, which every build of torch has."""
     for settings in (STAGES["both directions, bags"], STAGES["contrastive, all options"]):
         _, run, pairs = stage(settings)
-        monkeypatch.setattr(type(run), "_device", torch.device("meta"))
+        monkeypatch.setattr(type(run), "device", torch.device("meta"))
         places = set(tensors_of(run.make_batch(0, pairs)))
         assert {place for name, place in places if name == "offsets"} == {"cpu"}
         assert {place for name, place in places if name != "offsets"} == {"meta"}

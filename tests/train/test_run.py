@@ -238,7 +238,7 @@ def test_given_scores_teach_and_a_guide_masks(tiny_folder: Path) -> None:
 
     def loss(scores: list[tuple[float, ...]], guide: Embedder | None = None, **options: Any) -> float:
         pairs = [TextPair(*text, "s", 1, given) for text, given in zip(texts, scores, strict=True)]
-        stage = Contrastive(Contrast(scale=5.0, **options), embedder, embedder, 40, guide)
+        stage = Contrastive(Contrast(scale=5.0, **options), embedder, embedder, 40, guide=guide)
         value = step(stage, 0, embedder.pairs.tokenize(pairs, [""] * len(pairs)))["loss"]
         gradients.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))
         embedder.zero_grad()

@@ -4,7 +4,6 @@ An arm's stage before Stage II gets the compute of the primary arm's Stage I, in
 the same on every machine. Pairs, their order and Stage II's steps are the same for all arms.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
 from anchorembed.recipe import parse_as
+from anchorembed.system.files import hash_texts
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.prepare import Prepared, prepare
@@ -47,7 +47,7 @@ class Arm:
         """Hash of the arm's settings, which decide its results."""
         settings: list[object] = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
         settings += [self.budget] if self.budget != 1 else []
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return hash_texts([json.dumps(settings, sort_keys=True)])[:8]
 
 
 READY = {
@@ -170,11 +170,6 @@ def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
     return known[name]
 
 
-def seeds_of(compare: Compare, arm: Arm) -> list[int]:
-    """Seeds of an arm: all, or the first only if the arm is not trained."""
-    return compare.seeds if arm.trained else compare.seeds[:1]
-
-
 def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
     """The recipe of an arm's stage before Stage II, with ``steps`` steps; None if it has none."""
     if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
@@ -206,15 +201,15 @@ def contrast_recipe(
     return _derive(recipe, arm, seed, output, reconstruct=None, contrast=settings)
 
 
-def choices(recipe: Recipe) -> list[Values]:
-    """Stage II settings of the grid, without repetitions; one empty choice if there is no grid."""
+def choices(recipe: Recipe) -> dict[str, Values]:
+    """Stage II settings of the grid, by their name in results and folders; an empty ``recipe`` if there is no grid."""
     if recipe.compare is None or recipe.contrast is None:
         raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
     if not recipe.compare.grid:
-        return [{}]
+        return {"recipe": {}}
     defaults = recipe.contrast.model_dump(include=set(Choice.model_fields))
     listed = [defaults | choice.model_dump(exclude_none=True) for choice in recipe.compare.grid]
-    return [choice for number, choice in enumerate(listed) if choice not in listed[:number]]
+    return {"-".join(f"{key}={value:g}" for key, value in choice.items()): choice for choice in listed}
 
 
 def stage_flops(recipe: ArmRecipe, prepared: Prepared) -> float:

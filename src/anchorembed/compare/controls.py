@@ -39,7 +39,7 @@ class ArmRecipe(Recipe):
     reconstruct: ControlReconstruct | None = Field(None, description="Stage I or a control; null leaves it out.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ControlReconstruction(Reconstruction):
     """Stage I, or a control."""
 
@@ -57,7 +57,7 @@ class ControlReconstruction(Reconstruction):
             return [Writing(pair.document, pair.document_text, direction, limit)]
         if direction == "next_token":
             return [Writing([], text, direction, limit) for text in (pair.query_text, pair.document_text)]
-        return Reconstruction.of_pair(self, pair, direction)
+        return super().of_pair(pair, direction)
 
     def reported_directions(self) -> tuple[Direction, ...]:
         """Both directions, and documents from their own vectors where those are trained."""

@@ -1,6 +1,5 @@
 """From a recipe to a comparison: its record, its results so far, and its missing runs."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from statistics import fmean
 
 import yaml
 
-from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps, seeds_of
+from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps
 from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
 from anchorembed.compare.results import Results
 from anchorembed.config import Compare, Recipe
@@ -18,7 +17,7 @@ from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
-from anchorembed.system.files import hash_content
+from anchorembed.system.files import hash_content, hash_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def _record(
         primary=compare.primary,
         declared=compare.declared,
         explore=compare.explore,
-        choices=[choice_name(choice) for choice in choices(recipe)],
+        choices=list(choices(recipe)),
         notes=compare.notes,
         tables={title: {task.name: task.revision for task in tasks} for title, tasks in tables.items()},
     )
@@ -130,7 +129,7 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
         arm.digest,
         arm.trained,
         arm.longer,
-        seeds_of(compare, arm),
+        compare.seeds if arm.trained else compare.seeds[:1],
         steps,
         settings,
         arm.budget,
@@ -175,17 +174,12 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
         values["contrast"] |= {key: _content(model) for key, model in recipe.contrast.other_models.items()}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     decisive = [values, contents, primary, compare.seeds[0]]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hash_texts([json.dumps(decisive, sort_keys=True)])
 
 
 def _content(model: str) -> str:
     """Content hash of a local model, or the name of any other."""
     return hash_content(Path(model)) if Path(model).exists() else model
-
-
-def choice_name(choice: Mapping[str, float]) -> str:
-    """Name of a choice of Stage II's settings in results and folders; ``recipe`` without a grid."""
-    return "-".join(f"{key}={value:g}" for key, value in choice.items()) or "recipe"
 
 
 def describe(comparison: Comparison) -> str:

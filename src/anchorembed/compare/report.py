@@ -35,10 +35,6 @@ class Report:
     sections: list[Section]
     made_with: list[str]
 
-    def figure_of(self, title: str) -> str:
-        """The figure of the section with a title; empty if there is none."""
-        return next((section.figure for section in self.sections if section.title == title), "")
-
 
 def write_report(folder: Path) -> list[Path]:
     """Write ``report.html`` and ``report.md`` of a results folder, and ``compute.svg`` if arms differ in compute alone.
@@ -52,8 +48,9 @@ def write_report(folder: Path) -> list[Path]:
     evidence = read_evidence(folder)
     report = build_report(evidence)
     files = {"report.html": html(report), "report.md": markdown(report)}
-    if any(arm.budget != 1 for arm in evidence.comparison.arms) and (svg := report.figure_of(_BY_COMPUTE)):
-        files["compute.svg"] = svg
+    drawn = [section.figure for section in report.sections if section.title == _BY_COMPUTE]
+    if drawn and any(arm.budget != 1 for arm in evidence.comparison.arms):
+        files["compute.svg"] = drawn[0]
     for name, text in files.items():
         write_file(folder / name, text)
     return [folder / name for name in files]

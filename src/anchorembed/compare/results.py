@@ -77,9 +77,7 @@ class Results:
 
     def keep_record(self, run: Run, record: RunRecord) -> None:
         """Write a run's record, whole; it goes before its cells."""
-        path = self._record_path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
+        write_file(self._record_path(run), gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
 
     def keep(self, *lines: Cell | GridScore) -> None:
         """Append lines."""
@@ -115,7 +113,6 @@ class Evidence:
 
 def write_comparison(folder: Path, comparison: ComparisonRecord) -> None:
     """Write ``comparison.json``, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "comparison.json", json.dumps(asdict(comparison), indent=2, allow_nan=False) + "\n")
 
 

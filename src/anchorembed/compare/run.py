@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from anchorembed.compare.choose import choose
-from anchorembed.compare.plan import Comparison, choice_name, hours_left
+from anchorembed.compare.plan import Comparison, hours_left
 from anchorembed.compare.records import COMMON, OWN, Cell, Cost, ItemScores, Run, RunRecord
 from anchorembed.compare.results import write_comparison
 from anchorembed.compare.training import run_folder, train_before, train_stage_two
@@ -76,7 +76,7 @@ def _run(comparison: Comparison, wanted: Run) -> None:
     _measure(
         comparison,
         wanted,
-        choice_name(choice),
+        choice,
         {models[name]: str(folder / "model") for name, folder in stages.items()},
         {name: read_log(folder / "log.jsonl") for name, folder in stages.items()},
     )

@@ -7,16 +7,16 @@ stay visible. On a GPU all trainings share this process, and so its compiled lay
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import yaml
 
-from anchorembed.compare.arms import contrast_recipe, first_recipe
+from anchorembed.compare.arms import choices, contrast_recipe, first_recipe
 from anchorembed.compare.controls import ArmRecipe, train_arm
-from anchorembed.compare.plan import Comparison, choice_name
+from anchorembed.compare.plan import Comparison
 from anchorembed.compare.records import Run
 from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
@@ -35,31 +35,30 @@ def run_folder(comparison: Comparison, run: Run) -> Path:
 
 def train_before(comparison: Comparison, run: Run) -> Path | None:
     """Train the stage before Stage II of a run's arm; returns the stage's folder, or None if it has none."""
-    folder = run_folder(comparison, run) / "first"
-    steps = comparison.arm_record(run.arm).steps
-    recipe = first_recipe(comparison.recipe, comparison.arms[run.arm], run.seed, steps, folder)
-    return train_stage(recipe, folder) if recipe else None
+    arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
+    recipe = first_recipe(comparison.recipe, arm, run.seed, steps, run_folder(comparison, run) / "first")
+    return train_stage(recipe) if recipe else None
 
 
-def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: Mapping[str, float]) -> Path:
-    """Train Stage II from the stage ``before``, or the base model, with a choice of settings; returns its folder."""
-    folder = run_folder(comparison, run) / choice_name(choice)
+def train_stage_two(comparison: Comparison, run: Run, before: Path | None, choice: str) -> Path:
+    """Train Stage II from the stage ``before``, or the base model, with a choice of the grid; returns its folder."""
+    folder, settings = run_folder(comparison, run) / choice, choices(comparison.recipe)[choice]
     arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
     start = str(before / "model") if before else None
-    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, dict(choice), start, steps, folder), folder)
+    return train_stage(contrast_recipe(comparison.recipe, arm, run.seed, settings, start, steps, folder))
 
 
-def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
-    """Train a recipe of one stage in ``folder`` unless its model exists; returns the stage's folder.
+def train_stage(recipe: ArmRecipe) -> Path:
+    """Train a recipe of one stage unless its model exists; returns the stage's folder.
 
     Raises:
         InputError: if the model there has another number of steps than the recipe, or training fails.
         Interrupted: if a signal stopped the training.
     """
     settings: Schedule | None = recipe.reconstruct or recipe.contrast
-    stage = folder / ("reconstruct" if recipe.reconstruct else "contrast")
+    stage = recipe.output / ("reconstruct" if recipe.reconstruct else "contrast")
     if not (stage / "model" / METADATA).exists():
-        _train(recipe, folder)
+        _train(recipe)
     steps = read_log(stage / "log.jsonl")[-1]["step"]
     if settings is not None and steps != settings.steps:
         raise InputError(
@@ -68,9 +67,8 @@ def train_stage(recipe: ArmRecipe, folder: Path) -> Path:
     return stage
 
 
-def _train(recipe: ArmRecipe, folder: Path) -> None:
-    path = folder / "recipe.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
+def _train(recipe: ArmRecipe) -> None:
+    path = recipe.output / "recipe.yaml"
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     if find_device(recipe.model.device).type == "cuda":
         torch.cuda.empty_cache()
@@ -111,10 +109,8 @@ def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
 
     SIGINT would be wrong: the terminal sends it to the training itself, and a second SIGINT stops it at once.
     """
-    is_stopping = False
-    while True:
+    while not caught:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_SECONDS)
-        if caught and not is_stopping:
-            process.terminate()
-            is_stopping = True
+    process.terminate()
+    return process.wait()

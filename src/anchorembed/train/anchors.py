@@ -24,8 +24,7 @@ def entering(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone)
     entering_NH, contrast = anchors_NH, anchors_NH.new_zeros(())
     if batch.excluded_QD is not None:
         queries_QH, documents_DH = _of_all(batch, anchors_NH).view(batch.pairs, 2, -1).unbind(1)
-        positives_Q = torch.arange(batch.pairs, device=anchors_NH.device)
-        contrast = batch.contrast_weight * info_nce(queries_QH, documents_DH, positives_Q, _SCALE, batch.excluded_QD)
+        contrast = batch.contrast_weight * info_nce(queries_QH, documents_DH, _SCALE, batch.excluded_QD)
     if batch.anchor != "raw":
         sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
         length = whole(backbone.token_length())

@@ -1,16 +1,17 @@
 """The sizes of a run of so many minutes (`sizing`), fitted anew after each arm by the clock and kept in a file."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from anchorembed.errors import InputError, first_line
 from anchorembed.system.files import to_json, write_file
 from anchorembed.train.loop import read_log
-from anchorembed.train.sizing import Sizes, StageTimes, Times, corrected, minutes_for, refitted, seconds_left
+from anchorembed.train.sizing import Sizes, Times, corrected, minutes_for, refitted, seconds_left
 from anchorembed.train.stage import Metrics
 
 _log = logging.getLogger(__name__)
@@ -82,11 +83,8 @@ class Clock:
 def read_sizing(path: Path) -> Sizing:
     """What a file says, as a `Clock` has written it; raises InputError if it is damaged."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        stages = {name: StageTimes(**saved["times"][name]) for name in ("reconstruct", "contrast")}
-        times = Times(**saved["times"] | stages)
-        return Sizing(**saved | {"sizes": Sizes(**saved["sizes"]), "most": Sizes(**saved["most"]), "times": times})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return TypeAdapter(Sizing).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: damaged, or of another version ({first_line(error)}). Delete its folder, or choose another: "
             "--set output=DIR"

@@ -6,8 +6,7 @@
 Axes: N texts, Q queries, D documents (positives first, then hard negatives), H hidden size.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -35,20 +34,17 @@ from anchorembed.train.contrastive_losses import (
 from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.prepare import Prepared
-from anchorembed.train.stage import Measured, Metrics, StepSize, add_adapters, check_adapters, read_back, unadapted
+from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adapters, read_back
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The queries and documents that a step compares, laid out before anything is embedded.
 
-    ``queries`` is Q; documents are positives, then hard negatives. ``excluded_QD`` marks documents that must not be a
-    query's negatives, ``positives_Q`` is the row of each query's positive, ``given`` holds scores to distill.
+    ``excluded_QD`` marks documents that must not be a query's negatives, ``given`` holds scores to distill.
     """
 
-    queries: int
     excluded_QD: Tensor
-    positives_Q: Tensor
     given: ScoredDocuments | None
 
 
@@ -73,20 +69,15 @@ class ContrastiveBatch:
     pairs: Sequence[TokenPair]
 
 
-@dataclass(frozen=True, slots=True)
-class Contrastive:
+@dataclass(frozen=True)
+class Contrastive(Stage):
     """Stage II on a step's pairs, by GradCache if they exceed the token budget.
 
-    ``guide`` is the model whose vectors decide ``settings.mask_above``. ``unsynced`` opens a context without gradient
-    averaging between processes, for all chunks but the last.
+    ``guide`` is the model whose vectors decide ``settings.mask_above``.
     """
 
     settings: Contrast
-    module: nn.Module
-    embedder: Embedder
-    budget: int
     guide: Embedder | None = None
-    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     name: ClassVar[str] = "contrast"
 
@@ -99,11 +90,8 @@ class Contrastive:
 
     @classmethod
     def build(cls, embedder: Embedder, settings: Contrast, budget: int) -> Self:
-        """Build the stage for ``embedder``, with at most ``budget`` tokens at once; adapters are added."""
-        module = cls.trained_module(embedder, settings)
-        if settings.recompute:
-            embedder.backbone.recompute_layers()
-        return cls(settings, module, embedder, budget, _guide(embedder, settings))
+        """Build the stage as `Stage.build` does, with its guide."""
+        return replace(super().build(embedder, settings, budget), guide=_guide(embedder, settings))
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
@@ -137,13 +125,14 @@ class Contrastive:
                 "float32. Leave lora=null out, or set model.weights=float32."
             )
 
-    @staticmethod
-    def check(settings: Contrast, prepared: Prepared) -> None:
+    @classmethod
+    def check(cls, settings: Contrast, prepared: Prepared) -> None:
         """Refuse settings that cannot work with these pairs and this model.
 
         Raises:
             InputError: naming the first such setting.
         """
+        super().check(settings, prepared)
         if settings.distill and not prepared.store.scored:
             raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
         dimension = prepared.embedder.dimension
@@ -151,7 +140,6 @@ class Contrastive:
             raise InputError(
                 f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
             )
-        check_adapters("contrast", prepared.embedder.backbone, settings.lora)
         if settings.guide is not None:
             load_tokenizer(settings.guide)  # so that a wrong name is reported at once
 
@@ -160,10 +148,6 @@ class Contrastive:
         """Whether any query has a negative, without which the loss is 0."""
         queries, positives, negatives = _texts(pairs, settings.hard_negatives)
         return has_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
-
-    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same stage with a module that is wrapped for several processes."""
-        return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
     # A step
 
@@ -178,10 +162,10 @@ class Contrastive:
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
             self._comparison(pairs),
-            [chunk.to(self._device) for chunk in chunks[rank()] + idle],
-            send(rows[rank()], self._device),
+            [chunk.to(self.device) for chunk in chunks[rank()] + idle],
+            send(rows[rank()], self.device),
             [sum(map(len, part)) for part in parts],
-            send(gathered_rows, self._device),
+            send(gathered_rows, self.device),
             shared[rank()],
         )
 
@@ -189,17 +173,13 @@ class Contrastive:
         """Backpropagate a step's chunks; returns the loss over all processes' texts."""
         guided = self._guided(batch.pairs)
         guided = None if guided is None else gathered(guided, batch.counts)[batch.gathered_rows]
-        cache = GradCache(self.module, batch.chunks, self._device)
+        cache = GradCache(self.module, batch.chunks, self.device)
         of_process = cache.vectors_NH[batch.chunk_rows]
         embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
         idle = 0.0 * cache.vectors_NH[len(of_process) :].sum()  # keeps idle chunks in the graph
         loss = self._loss(batch.comparison, embeddings, guided) + idle
         cache.backward(loss, processes(), self.unsynced)
         return {"loss": loss.detach()}
-
-    @property
-    def _device(self) -> torch.device:
-        return self.embedder.backbone.device
 
     # Held-out pairs
 
@@ -209,38 +189,36 @@ class Contrastive:
         comparison = self._comparison(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
-        embeddings = torch.cat([self.module(chunk.to(self._device)) for chunk in chunks])[send(rows, self._device)]
+        embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
-        right = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1) == comparison.positives_Q
+        best_Q = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1)
+        right = best_Q == torch.arange(len(pairs), device=self.device)
         loss = self._loss(comparison, embeddings, self._guided(pairs))
         return read_back({"held_out_loss": loss, "held_out_accuracy": right.float().mean()})
 
     def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
         queries, answers, negatives = _texts(pairs, self.hard_negatives)
-        documents = answers + negatives
-        positives = list(range(len(pairs)))
-        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, documents)], positives)
-        positives_Q = send(torch.tensor(positives), self._device)
+        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, answers + negatives)])
         given = None
         if self.settings.distill:
-            given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self._device)
-        return Comparison(len(pairs), send(excluded_QD, self._device), positives_Q, given)
+            given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
+        return Comparison(send(excluded_QD, self.device), given)
 
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
 
         It is the mean over vectors cut to each of ``settings.dimensions``, so that cut ones work, too (Kusupati, 2022).
         """
-        count, positives_Q, left_out_QD = comparison.queries, comparison.positives_Q, comparison.excluded_QD
+        count, left_out_QD = len(comparison.excluded_QD), comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
-            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], positives_Q, margin)
+            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], margin)
 
         losses = []
         for dimension in dict.fromkeys((*self.settings.dimensions, embeddings.shape[1])):
             queries_QH, documents_DH = embeddings[:count, :dimension], embeddings[count:, :dimension]
-            value = info_nce(queries_QH, documents_DH, positives_Q, scale, left_out_QD)
+            value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
             if comparison.given is not None:
                 value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
             losses.append(value)
@@ -253,7 +231,7 @@ class Contrastive:
         negatives = [text for pair in pairs for text in pair.text.negatives[: self.hard_negatives]]
         queries = self.guide.encode([pair.text.query for pair in pairs], "query")
         documents = self.guide.encode([*(pair.text.positive for pair in pairs), *negatives])
-        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self._device)
+        return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
 
     def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
         """Sequences in chunks within the budget, and the row of each among the chunks' embeddings; on the CPU."""
@@ -275,15 +253,11 @@ class Contrastive:
 
     def unused(self, prepared: Prepared) -> list[str]:
         """Warnings of unused hard negatives, and of modules without adapters."""
-        sentences, given = unadapted("contrast", self.embedder.backbone), prepared.store.most_negatives
+        sentences, given = super().unused(prepared), prepared.store.most_negatives
         if given > self.hard_negatives:
             used = self.hard_negatives
             sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")
         return sentences
-
-    def verdict(self, log: Sequence[Metrics]) -> str:
-        """No warning: no failure of this stage shows in its log."""
-        return ""
 
 
 def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:

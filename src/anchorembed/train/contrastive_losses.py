@@ -1,6 +1,6 @@
 """Stage II: InfoNCE on anchors, in float32. Pure functions that never see a model.
 
-Axes: Q queries, D documents (positives first, then hard negatives), H hidden size.
+Axes: Q queries, D documents (the queries' positives in order, then hard negatives), H hidden size.
 """
 
 from collections.abc import Hashable, Sequence
@@ -18,7 +18,6 @@ SCALE = 50.0
 def info_nce(
     queries_QH: Tensor,
     documents_DH: Tensor,
-    positives_Q: Tensor,
     scale: float = SCALE,
     excluded_QD: Tensor | None = None,
 ) -> Tensor:
@@ -27,14 +26,13 @@ def info_nce(
     Args:
         queries_QH: query anchors, any length.
         documents_DH: anchors of all documents of the step, which are each other's in-batch negatives.
-        positives_Q: index into the documents of each query's positive.
         scale: inverse temperature.
         excluded_QD: true where a document must not count as a negative of a query.
     """
     scores_QD = scale * similarities(queries_QH, documents_DH)
     if excluded_QD is not None:
         scores_QD = scores_QD.masked_fill(excluded_QD, float("-inf"))
-    return F.cross_entropy(scores_QD, positives_Q)
+    return F.cross_entropy(scores_QD, torch.arange(len(scores_QD), device=scores_QD.device))
 
 
 def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
@@ -44,7 +42,7 @@ def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
 
 
 def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> bool:
-    """Whether any query has a negative by `false_negatives`; the first documents are the queries' positives, in order.
+    """Whether any query has a negative by `false_negatives`.
 
     Without one the loss and its gradient are 0.
     """
@@ -55,34 +53,29 @@ def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashab
     return any(documents - positives for positives in right.values())
 
 
-def false_negatives(
-    query_keys: Sequence[Hashable], document_keys: Sequence[Hashable], positives: Sequence[int]
-) -> Tensor:
+def false_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> Tensor:
     """Mark, [Q, D], documents that must not be negatives of a query because they answer it.
 
     Their text equals the query's positive, the positive of another query with the same text, or the query itself.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(document_keys))}
     documents_D = torch.tensor([numbers[key] for key in document_keys])
-    positives_Q = torch.tensor(positives)
-    excluded = documents_D[positives_Q][:, None] == documents_D
+    excluded = documents_D[: len(query_keys), None] == documents_D
     groups: dict[Hashable, list[int]] = {}
     for row, query in enumerate(query_keys):
         groups.setdefault(query, []).append(row)
     for query, rows in groups.items():
         excluded[rows] = excluded[rows].any(dim=0) | (documents_D == numbers.get(query, -1))
-    excluded[torch.arange(len(positives)), positives_Q] = False
-    return excluded
+    return excluded.fill_diagonal_(False)
 
 
-def too_similar(queries_QH: Tensor, documents_DH: Tensor, positives_Q: Tensor, margin: float) -> Tensor:
+def too_similar(queries_QH: Tensor, documents_DH: Tensor, margin: float) -> Tensor:
     """Mark, [Q, D], documents nearer to a query than its positive by more than ``margin``: likely unjudged positives.
 
     The vectors may be the model's own or another model's, a guide's (Solatorio, 2024). A positive is never marked.
     """
     scores_QD = similarities(queries_QH.detach(), documents_DH.detach())
-    is_positive_QD = torch.arange(scores_QD.shape[1], device=scores_QD.device) == positives_Q[:, None]
-    return (scores_QD > scores_QD.gather(1, positives_Q[:, None]) + margin) & ~is_positive_QD
+    return (scores_QD > scores_QD.diagonal()[:, None] + margin).fill_diagonal_(False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,14 +36,9 @@ class Decoding:
 
     def to(self, device: torch.device) -> "Decoding":
         """Return the same on ``device``."""
-        return Decoding(
-            self.batch.to(device),
-            send(self.slots, device),
-            send(self.predicting, device),
-            send(self.targets, device),
-            send(self.owners, device),
-            self.counts,
-        )
+        tensors = (self.slots, self.predicting, self.targets, self.owners)
+        slots, predicting, targets, owners = (send(tensor, device) for tensor in tensors)
+        return Decoding(self.batch.to(device), slots, predicting, targets, owners, self.counts)
 
 
 def target_count(text: Sequence[int], limit: int | None = None) -> int:

@@ -281,14 +281,12 @@ def one_ahead(
 ) -> Iterator[tuple[int, list[int], Future[tuple[Batch, Metrics]]]]:
     """Yield each step's number, pairs and future batch, which a thread prepares while the step before runs."""
     with ThreadPoolExecutor(1, "batches") as pool:
-        current = None
-        for number, indices in order:
-            following = (number, indices, pool.submit(make_batch, number, indices))
-            if current is not None:
-                yield current
-            current = following
-        if current is not None:
+        submitted = ((number, indices, pool.submit(make_batch, number, indices)) for number, indices in order)
+        current = next(submitted, None)
+        while current is not None:
+            following = next(submitted, None)
             yield current
+            current = following
 
 
 @contextmanager
@@ -316,7 +314,6 @@ def stop_signals() -> Iterator[Stop]:
 def _kept_log(path: Path, done: int) -> list[Metrics]:
     """Drop log lines of steps after the checkpoint, which run again; returns the lines kept, in all processes."""
     if rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
     wait()

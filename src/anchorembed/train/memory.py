@@ -21,19 +21,14 @@ def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, s
         InputError: if the stage cannot fit, with the figures and the settings that make it fit.
     """
     needs = estimate(shape, use)
-    if have and needs.fixed > have:
-        raise InputError(
-            f"{stage}: weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments "
-            f"{gb(needs.moments)} GB are {gb(needs.fixed)} GB, and {where} has {gb(have)}. "
-            f"{cure(stage, shape, use, have)}"
-        )
-    if strict and have and needs.total > have:
-        raise InputError(
-            f"{stage}: it takes about {gb(needs.total)} GB ({needs}), and {where} has {gb(have)}. "
-            f"{cure(stage, shape, use, have)}"
-        )
-    of = f" of {where}'s {gb(have)}" if have else ""
-    return f"{stage}: about {gb(needs.total)} GB{of}: {needs}"
+    if not have or (needs.total if strict else needs.fixed) <= have:
+        of = f" of {where}'s {gb(have)}" if have else ""
+        return f"{stage}: about {gb(needs.total)} GB{of}: {needs}"
+    what = f"it takes about {gb(needs.total)} GB ({needs})"
+    if needs.fixed > have:
+        what = f"weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments {gb(needs.moments)} GB are "
+        what += f"{gb(needs.fixed)} GB"
+    raise InputError(f"{stage}: {what}, and {where} has {gb(have)}. {cure(stage, shape, use, have)}")
 
 
 def cure(stage: str, shape: Shape, use: Use, have: int) -> str:

@@ -59,22 +59,17 @@ def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = 
     if not isinstance(before, dict):
         return
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    pairs = {key for key in changed if _is_content(key) and key in before and key in now}
-    if changed:
-        faults = [_fault(key, before.get(key), now.get(key), is_pairs=key in pairs) for key in changed]
-        what = "the pairs" if pairs == {*changed} else "the recipe and the pairs" if pairs else "the recipe"
-        cures = [f"Restore {what}, choose another output, or delete that folder."]
-        if extended_by:
-            cures.append(f"The stage is complete. To train its model further, choose another output and {extended_by}.")
-        raise InputError("\n".join([*(f"{folder}: {fault}" for fault in faults), *cures]))
-
-
-def _is_content(key: str) -> bool:
-    """Whether a key of a plan is that of the pairs of a source."""
-    return key.startswith(_SOURCES) and key.endswith(_CONTENT)
-
-
-def _fault(key: str, before: object, now: object, *, is_pairs: bool) -> str:
-    if is_pairs:
-        return f"the pairs of {key.removeprefix(_SOURCES).removesuffix(_CONTENT)} changed since training began."
-    return f"{key} was {before!r}, is {now!r} now."
+    if not changed:
+        return
+    pairs = [key for key in changed if key.startswith(_SOURCES) and key in before and key in now]
+    faults = [
+        f"{folder}: the pairs of {key.removeprefix(_SOURCES).removesuffix(_CONTENT)} changed since training began."
+        if key in pairs
+        else f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now."
+        for key in changed
+    ]
+    what = "the pairs" if pairs == changed else "the recipe and the pairs" if pairs else "the recipe"
+    cures = [f"Restore {what}, choose another output, or delete that folder."]
+    if extended_by:
+        cures.append(f"The stage is complete. To train its model further, choose another output and {extended_by}.")
+    raise InputError("\n".join([*faults, *cures]))

@@ -12,7 +12,7 @@ from anchorembed.data.sampling import Split, batches, first_epoch, share_used, s
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template
-from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
+from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.system.files import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -20,11 +20,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Data and model of a run: pairs on disk, their split, their tokenizer, and the embedder to train."""
+    """Data and model of a run: pairs on disk, their split, and the embedder to train."""
 
     store: PairStore
     split: Split
-    tokenizer: PairTokenizer
     embedder: Embedder
     temperature: float
 
@@ -47,7 +46,7 @@ class Prepared:
         defaults = self.embedder.metadata.prompts
         prompts = [defaults.of_pairs(source.instruction, source.symmetric) for source in sources]
         of_queries, of_documents = [prompt.query for prompt in prompts], [prompt.document for prompt in prompts]
-        return self.tokenizer.tokenize(pairs, of_queries, of_documents, most_negatives)
+        return self.embedder.pairs.tokenize(pairs, of_queries, of_documents, most_negatives)
 
     def summary(self) -> dict[str, object]:
         """Numbers of pairs in all, by source, to train on and held out, and of dropped lines by reason."""
@@ -88,7 +87,7 @@ def prepare(recipe: Recipe, start: str) -> Prepared:
         prompts = embedder.metadata.prompts.of_pairs(source.instruction, source.symmetric)
         embedder.pairs.check_room(prompts.query, data.query_tokens)
         embedder.pairs.check_room(prompts.document, data.document_tokens)
-    return Prepared(store, parts, embedder.pairs, embedder, data.temperature)
+    return Prepared(store, parts, embedder, data.temperature)
 
 
 def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:

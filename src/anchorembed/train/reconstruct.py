@@ -6,11 +6,11 @@
 Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, Self, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from anchorembed.train.anchors import entering
 from anchorembed.train.contrastive_losses import false_negatives
 from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
-from anchorembed.train.prepare import Prepared
 from anchorembed.train.reconstruction_batch import (
     DIRECTIONS,
     Direction,
@@ -37,33 +36,21 @@ from anchorembed.train.reconstruction_batch import (
     lay_out,
 )
 from anchorembed.train.reconstruction_loss import ReconstructionLoss
-from anchorembed.train.stage import Measured, Metrics, StepSize, add_adapters, check_adapters, unadapted
+from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adapters
 
 
-@dataclass(frozen=True, slots=True)
-class Reconstruction:
+@dataclass(frozen=True)
+class Reconstruction(Stage):
     """Stage I on a step's pairs: L_I = w L_D2Q + (1 - w) L_Q2D, each over all target tokens of the step.
 
-    Micro-batches and processes change nothing but memory. ``unsynced`` opens a context in which gradients stay in this
-    process: all micro-batches but the last.
+    Micro-batches and processes change nothing but memory.
     """
 
     settings: Reconstruct
-    module: nn.Module
-    embedder: Embedder
-    budget: int
-    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     name: ClassVar[str] = "reconstruct"
 
     # Building
-
-    @classmethod
-    def build(cls, embedder: Embedder, settings: Reconstruct, budget: int) -> Self:
-        """Make the stage ready to train ``embedder``, at most ``budget`` tokens at once."""
-        if settings.recompute:
-            embedder.backbone.recompute_layers()
-        return cls(settings, cls.trained_module(embedder, settings), embedder, budget)
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
@@ -95,18 +82,9 @@ class Reconstruction:
             )
 
     @staticmethod
-    def check(settings: Reconstruct, prepared: Prepared) -> None:
-        """Refuse adapters whose targets the model does not have; all else serves."""
-        check_adapters("reconstruct", prepared.embedder.backbone, settings.lora)
-
-    @staticmethod
     def teaches(settings: Reconstruct, pairs: Sequence[TokenPair]) -> bool:
         """Whether two pairs have text on both sides, or one where a step has one."""
         return sum(bool(pair.query_text and pair.document_text) for pair in pairs) >= min(2, settings.batch_size)
-
-    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same with its module wrapped for several processes."""
-        return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
     # A step
 
@@ -128,7 +106,7 @@ class Reconstruction:
         excluded_QD = None
         if self.settings.contrast_weight is not None:
             queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
-            excluded_QD = send(false_negatives(queries, documents, range(len(pairs))), self._device)
+            excluded_QD = send(false_negatives(queries, documents), self.device)
         anchor, contrast_weight = self.settings.anchor, self.settings.contrast_weight or 0.0
         return ReconstructionBatch(
             micro_batches, idle, len(pairs), weights, totals, anchor, excluded_QD, contrast_weight
@@ -164,11 +142,6 @@ class Reconstruction:
         return [Writing(pair.query, pair.document_text, direction, limit)]
 
     @property
-    def hard_negatives(self) -> int:
-        """None are used."""
-        return 0
-
-    @property
     def decodes(self) -> bool:
         """Whether the decoder's loss is trained; else the bag's alone."""
         return True
@@ -181,7 +154,7 @@ class Reconstruction:
         sums_3D, contrast = self._cached_backward(batch) if by_cache else self._backward(batch)
         sums_3D = summed(sums_3D)
         measured: Measured = {}
-        loss = torch.zeros((), device=self._device)
+        loss = torch.zeros((), device=self.device)
         for row, (direction, weight) in enumerate(batch.weights.items()):
             written, bag = (sums_3D[kind, row] / batch.totals[direction] for kind in (0, 1))
             losses = self._named(direction, written, bag, sums_3D[2, row] / batch.pairs)
@@ -198,7 +171,7 @@ class Reconstruction:
 
         Returns this process's losses, [3, D], and the loss of comparing anchors, which every process has whole.
         """
-        sums_3D = torch.zeros(3, len(batch.weights), device=self._device)
+        sums_3D = torch.zeros(3, len(batch.weights), device=self.device)
         step = batch if len(batch.micro_batches) == 1 else None
         for number, micro in enumerate(batch.micro_batches):
             is_last = not anchors and number + 1 == len(batch.micro_batches)
@@ -228,7 +201,7 @@ class Reconstruction:
         push its anchors' gradients through.
         """
         sources = [micro.sources for micro in batch.micro_batches]
-        cache = GradCache(lambda packed: self.module(packed, None)[0], sources, self._device)
+        cache = GradCache(lambda packed: self.module(packed, None)[0], sources, self.device)
         parts, contrast = entering(batch, cache.vectors_NH, self.embedder.backbone)
         leaves = [part.detach().requires_grad_() for part in parts]
         sums_3D, _ = self._backward(batch, leaves)
@@ -262,11 +235,7 @@ class Reconstruction:
     ) -> MicroBatch:
         """Writings on the device."""
         end_id, sink = self.embedder.pairs.end_id, self.settings.sink
-        return lay_out(writings, per_token, per_text, end_id, sink, is_idle).to(self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.embedder.backbone.device
+        return lay_out(writings, per_token, per_text, end_id, sink, is_idle).to(self.device)
 
     # Held-out pairs
 
@@ -318,10 +287,6 @@ class Reconstruction:
         backbone = self.embedder.backbone
         heads = backbone.head.weight.numel() * (written + bags)
         return float(flops_a_weight(backbone) * (weight_count(backbone) * (encoded + sinks + written) + heads))
-
-    def unused(self, prepared: Prepared) -> list[str]:
-        """Warnings of modules without adapters."""
-        return unadapted("reconstruct", self.embedder.backbone)
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """Say so where anchors are all alike at the end and the decoder does not read them."""

@@ -34,7 +34,7 @@ from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use
 from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import AnyStage, Metrics, Stage, StageName, batch_and_costs, evaluation
+from anchorembed.train.stage import Metrics, Stage, StageName, batch_and_costs, evaluation
 from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.verdict import conclude
 
@@ -93,7 +93,7 @@ def _read(recipe: Recipe | str | Path) -> Recipe:
 
 def _after_stage_one(recipe: Recipe) -> str:
     """The model that Stage II starts from: Stage I's, or the base model where the recipe has none or it was not run."""
-    folder = stage_folder(recipe, "reconstruct")
+    folder = recipe.output / "reconstruct"
     if recipe.reconstruct is None or not folder.exists():
         return recipe.model.name
     finished = read_metadata(folder / "model")
@@ -104,28 +104,22 @@ def _after_stage_one(recipe: Recipe) -> str:
     return str(folder / "model")
 
 
-def stage_folder(recipe: Recipe, name: str) -> Path:
-    """Folder of a stage: ``log.jsonl``, ``checkpoints/`` while it runs, ``model/`` when it is complete."""
-    return recipe.output / name
-
-
 def _extended_by(name: str, folder: Path) -> str:
     """The settings by which another run begins with a stage's model."""
     model = folder / "model"
     return f"set model.name={model}" if name == "reconstruct" else f"set contrast.from={model} and reconstruct=null"
 
 
-def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str) -> Path:
+def run_stage(recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str) -> Path:
     """Train a stage of a recipe from the model ``start``, or go on with it; returns the model's folder.
 
-    The recipe is kept in the output folder.
-
-    Only one process of this machine works in the stage's folder at a time.
+    The recipe is kept in the output folder. The stage's folder there has ``log.jsonl``, ``checkpoints/`` while it runs,
+    and ``model/`` when it is complete; only one process of this machine works in it at a time.
 
     Raises:
         InputError: if it cannot be trained so, or was begun with other settings.
     """
-    folder = stage_folder(recipe, stage_class.name)
+    folder = recipe.output / stage_class.name
     with lock_folder(folder) if first_process() else nullcontext():
         stage_class.check_stored(settings, recipe.model.weights)
         plan = plan_of(recipe, stage_class.name, settings, start)
@@ -140,7 +134,7 @@ def run_stage(recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, s
 
 
 def _train_stage(
-    recipe: Recipe, stage_class: type[AnyStage], settings: Schedule, start: str, folder: Path, plan: Plan
+    recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, folder: Path, plan: Plan
 ) -> Path:
     name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)

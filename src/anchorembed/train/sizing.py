@@ -6,7 +6,7 @@ errors do not add up.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anchorembed.config import Recipe
 from anchorembed.train.stage import Metrics
@@ -83,15 +83,13 @@ def refitted(left: float, times: Times, sizes: Sizes, most: Sizes, arms: int) ->
     if arms == 1:
         return _with_stage_one(left, times, sizes, most, arms)
     rest = left - times.ending
-    documents = _fitted(rest, times.document, _FEWEST_DOCUMENTS, most.documents)
-    return Sizes(sizes.reconstruct_steps, sizes.contrast_steps, documents)
+    return replace(sizes, documents=_fitted(rest, times.document, _FEWEST_DOCUMENTS, most.documents))
 
 
 def _with_stage_one(left: float, times: Times, sizes: Sizes, most: Sizes, arms: int) -> Sizes:
     """The sizes with as many steps of Stage I as there is time for."""
-    rest = left - seconds_left(Sizes(0, sizes.contrast_steps, sizes.documents), times, arms)
-    steps = _fitted(rest, times.reconstruct.step, _LEAST, most.reconstruct_steps)
-    return Sizes(steps, sizes.contrast_steps, sizes.documents)
+    rest = left - seconds_left(replace(sizes, reconstruct_steps=0), times, arms)
+    return replace(sizes, reconstruct_steps=_fitted(rest, times.reconstruct.step, _LEAST, most.reconstruct_steps))
 
 
 def _fitted(seconds: float, each: float, least: int, most: int) -> int:

@@ -1,14 +1,15 @@
-"""The interface of a training stage: settings and a module in, a step's gradients, metrics and costs out.
+"""A stage of training: settings and a module in, a step's gradients, metrics and costs out.
 
-``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) implement it. The loop, the
+``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) are its kinds. The loop, the
 profile and the comparison use nothing else of a stage. Then what the loop asks of any stage: a step's batch, an
 evaluation.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,77 +48,115 @@ class StepSize:
     lora: Lora | None = None
 
 
-class Stage(Protocol):
-    """A stage of training, built from its settings; ``Any`` stands for its own settings and batches."""
+@dataclass(frozen=True)
+class Stage(ABC):
+    """A stage of training, built from its settings; ``Any`` stands for its own settings and batches.
+
+    Attributes:
+        settings: the stage's section of the recipe.
+        module: has the weights that train, wrapped if there are several processes.
+        embedder: what is trained.
+        budget: most tokens at once, or those of one text or pair.
+        unsynced: opens a context without gradient averaging between processes, for all parts of a step but the last.
+    """
+
+    settings: Any
+    module: nn.Module
+    embedder: Embedder
+    budget: int
+    unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     name: ClassVar[str]  # its key in a recipe, and its folder
 
-    @property
-    def settings(self) -> Any:  # noqa: ANN401 - each stage has its own
-        """The stage's section of the recipe."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module with the weights that train, wrapped if there are several processes."""
-
-    @property
-    def embedder(self) -> Embedder:
-        """The embedder that is trained."""
-
-    @property
-    def hard_negatives(self) -> int:
-        """Hard negatives of each pair that a step uses."""
+    # Building
 
     @classmethod
-    def build(cls, embedder: Embedder, settings: Any, budget: int) -> Self:  # noqa: ANN401
+    def build(cls, embedder: Embedder, settings: Any, budget: int) -> Self:  # noqa: ANN401 - each stage has its own
         """Build the stage for ``embedder``, with at most ``budget`` tokens at once; adapters are added."""
+        module = cls.trained_module(embedder, settings)
+        if settings.recompute:
+            embedder.backbone.recompute_layers()
+        return cls(settings, module, embedder, budget)
 
     @staticmethod
+    @abstractmethod
     def trained_module(embedder: Embedder, settings: Any) -> nn.Module:  # noqa: ANN401
         """The module whose trainable weights the stage trains; adapters are added."""
 
     @staticmethod
+    @abstractmethod
     def step_size(settings: Any, data: Data) -> StepSize:  # noqa: ANN401
         """Largest sizes of a step, for the estimate of its memory."""
 
     @staticmethod
+    @abstractmethod
     def check_stored(settings: Any, stored: str) -> None:  # noqa: ANN401
         """Refuse weights that are not stored in float32 if the stage trains them: small updates would be lost."""
 
-    @staticmethod
-    def check(settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
-        """Refuse settings that cannot work with these pairs and this model, before anything is trained."""
+    @classmethod
+    def check(cls, settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
+        """Refuse settings that cannot work with these pairs and this model, before anything is trained.
+
+        Raises:
+            InputError: if the model has none of the modules that adapters are for.
+        """
+        if settings.lora is not None:
+            adaptable(prepared.embedder.backbone.model, settings.lora.targets, f"{cls.name}.lora.targets")
 
     @staticmethod
+    @abstractmethod
     def teaches(settings: Any, pairs: Sequence[TokenPair]) -> bool:  # noqa: ANN401
         """Whether a step of these pairs has a gradient."""
 
     def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same stage with a wrapped module; ``unsynced`` is as in `GradCache.backward`."""
+        """The same stage with a module that is wrapped for several processes."""
+        return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
+    # A step
+
+    @property
+    def hard_negatives(self) -> int:
+        """Hard negatives of each pair that a step uses."""
+        return 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stage computes."""
+        return self.embedder.backbone.device
+
+    @abstractmethod
     def make_batch(self, number: int, pairs: Sequence[TokenPair]) -> Any:  # noqa: ANN401
         """Lay out step ``number`` on the CPU and send it to the device."""
 
+    @abstractmethod
     def run(self, batch: Any) -> Measured:  # noqa: ANN401
         """Accumulate the gradients of a batch, without waiting for the device."""
 
+    # Held-out pairs
+
+    @abstractmethod
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Metrics of held-out pairs."""
 
+    @abstractmethod
     def quality(self, metrics: Metrics) -> float | None:
         """The metric of a report by which the best evaluation is chosen; None if the report lacks it."""
 
+    # Cost and warnings
+
+    @abstractmethod
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
         """Model FLOPs of step ``number``; see `flops`."""
 
     def unused(self, prepared: Prepared) -> list[str]:
         """Sentences on parts of the pairs or of the model that these settings do not use."""
+        backbone = self.embedder.backbone
+        left_out = ", ".join(not_adapted(backbone.model) if backbone.peft else ())
+        return [f"LoRA does not adapt {left_out}; {self.name}.lora.targets says what it adapts"] if left_out else []
 
     def verdict(self, log: Sequence[Metrics]) -> str:
         """A warning if a finished stage's log shows that training failed; else empty."""
-
-
-AnyStage = TypeVar("AnyStage", bound=Stage)
+        return ""
 
 
 def batch_and_costs(stage: Stage, prepared: Prepared, number: int, indices: Sequence[int]) -> tuple[Any, Metrics]:
@@ -160,22 +199,6 @@ def add_adapters(backbone: Backbone, lora: Lora | None) -> None:
         add_lora(backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
 
 
-def check_adapters(stage: str, backbone: Backbone, lora: Lora | None) -> None:
-    """Refuse adapters whose targets the model does not have.
-
-    Raises:
-        InputError: naming the stage's setting.
-    """
-    if lora is not None:
-        adaptable(backbone.model, lora.targets, f"{stage}.lora.targets")
-
-
-def unadapted(stage: str, backbone: Backbone) -> list[str]:
-    """A sentence on modules that adapters leave out, if there are adapters and such modules."""
-    left_out = not_adapted(backbone.model) if backbone.peft else []
-    return [f"LoRA does not adapt {', '.join(left_out)}; {stage}.lora.targets says what it adapts"] if left_out else []
-
-
 def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
     """Accumulate the gradient of the stage's loss over the pairs, and read its metrics back."""
     return read_back(stage.run(stage.make_batch(number, pairs)))
@@ -183,7 +206,5 @@ def step(stage: Stage, number: int, pairs: Sequence[TokenPair]) -> Metrics:
 
 def read_back(measured: Measured) -> Metrics:
     """Metrics as numbers: the only time in a step that the CPU waits for the device."""
-    if not measured:
-        return {}
     values = torch.stack([value.detach().float().reshape(()) for value in measured.values()]).tolist()
     return dict(zip(measured, values, strict=True))

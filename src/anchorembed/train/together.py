@@ -15,7 +15,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.system.device import find_device
 from anchorembed.train.prepare import load_embedder
-from anchorembed.train.stage import AnyStage, Stage
+from anchorembed.train.stage import Stage
 
 _PATIENCE = timedelta(hours=3)  # processes wait so long for the first one's work; torch's default on GPUs is 10 minutes
 
@@ -39,7 +39,7 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
     return accelerator
 
 
-def wrap_for_processes(accelerator: Accelerator, stage: AnyStage, optimizer: torch.optim.Optimizer) -> AnyStage:
+def wrap_for_processes(accelerator: Accelerator, stage: Stage, optimizer: torch.optim.Optimizer) -> Stage:
     """Have accelerate wrap or shard the module that a stage trains."""
     if accelerator.is_fsdp2:  # accelerate reads the layers' classes of the module, which is not transformers' own
         layers = [*(stage.embedder.backbone.model._no_split_modules or [])]

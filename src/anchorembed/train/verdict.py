@@ -160,9 +160,7 @@ def _too_few(each: TestVerdict) -> str:
 
 
 def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
-    trained, before, bm25 = (scores.get(name, {}).get(test) for name in ("trained", "before", "bm25"))
-    if trained is None or before is None:
-        raise ValueError(f"{test}: not measured")
+    trained, before, bm25 = scores["trained"][test], scores["before"][test], scores.get("bm25", {}).get(test)
     return TestVerdict(
         test,
         trained["metric"],
@@ -214,9 +212,7 @@ def _record(verdict: TestVerdict) -> dict[str, Any]:
 
 def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
     embedder = load_to_measure(recipe, model, recipe.model.device)
-    measured: Measured = {}
-    if tests.pairs:
-        measured[HELD_OUT] = _measured(search_by_embedder(tests.pairs, embedder))
+    measured = {HELD_OUT: _measured(search_by_embedder(tests.pairs, embedder))} if tests.pairs else {}
     if tests.tasks:
         from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has checked
 
