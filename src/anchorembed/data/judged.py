@@ -147,7 +147,7 @@ def _candidates(line: int, row: Row) -> Candidates:
 
 
 def _texts(row: Row, key: str) -> tuple[str, ...]:
-    value = json_list(cell, key) if isinstance(cell := row[key], str) else cell
+    value = json_list(row[key], key)
     if not isinstance(value, list) or not value:
         raise BadRow(f'"{key}" is {"an empty list" if value == [] else "no list"}')
     return tuple(required_text({key: item}, key) for item in value)

@@ -182,7 +182,7 @@ def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
 
 def _positives(value: object, key: str) -> list[str]:
     """The positives of a cell, given as a text or a list, which in CSV is JSON in a column whose name says so."""
-    listed = json_list(value, key) if isinstance(value, str) and key in _LISTS_OF_POSITIVES else value
+    listed = json_list(value, key) if key in _LISTS_OF_POSITIVES else value
     if listed == []:
         raise BadRow(f'"{key}" is empty')
     return [required_text({key: text}, key) for text in (listed if isinstance(listed, list) else [value])]
@@ -195,15 +195,13 @@ def _negatives(value: object, key: str) -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    listed = json_list(value, key) if isinstance(value, str) else value
-    if isinstance(listed, list):
-        return tuple(required_text({key: item}, key) for item in listed)
-    return (required_text({key: value}, key),)
+    listed = json_list(value, key)
+    return tuple(required_text({key: text}, key) for text in (listed if isinstance(listed, list) else [value]))
 
 
 def _check_label(value: object, key: str) -> None:
     """Refuse a pair whose label is not 1, true or missing; a list is of scores, not a label."""
-    if value is None or isinstance(_listed(value, key), list):
+    if value is None or isinstance(json_list(value, key), list):
         return
     try:
         is_positive = isinstance(value, int | float | str) and (str(value).lower() == "true" or float(value) == 1)
@@ -215,18 +213,13 @@ def _check_label(value: object, key: str) -> None:
         raise BadRow(f'"{key}" is {shown}, not 1: the pair is no positive', cure)
 
 
-def _listed(value: object, key: str) -> object:
-    """The value of a cell that may hold a list, which in CSV is JSON."""
-    return json_list(value, key) if isinstance(value, str) else value
-
-
 def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
     """A row's scores of each positive and then of each negative, also from a label column that holds lists.
 
     Empty if there is no such column, or its cell is null or empty.
     """
-    labels = [key for key in LABEL_NAMES if isinstance(_listed(row.get(key), key), list)]
-    given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if _listed(row.get(key), key) is not None]
+    labels = [key for key in LABEL_NAMES if isinstance(json_list(row.get(key), key), list)]
+    given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if json_list(row.get(key), key) is not None]
     if given in ([SIDE_SCORES_NAMES[0]], [SIDE_SCORES_NAMES[1]]) and positives and negatives:
         raise BadRow(f'"{given[0]}" is given without "{next(n for n in SIDE_SCORES_NAMES if n not in given)}"')
     if given[1:] and tuple(given) != SIDE_SCORES_NAMES:
@@ -237,7 +230,7 @@ def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
 
 
 def _numbers(value: object, key: str, texts: int) -> list[float]:
-    listed = _listed(value, key)
+    listed = json_list(value, key)
     if not isinstance(listed, list) or len(listed) != texts:
         whose = {"pos_scores": "positive", "neg_scores": "negative"}.get(key, "positive and for each negative")
         raise BadRow(f'"{key}" must be a list: a number for the {whose}, {texts} here')
