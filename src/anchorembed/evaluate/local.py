@@ -6,7 +6,7 @@ A local task never uses the network. Its revision is a hash of its rows, so resu
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,7 @@ from anchorembed.evaluate.task_types import (
     similarity,
 )
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
-from anchorembed.system.files import cache_folder, hash_texts, to_json, write_file
+from anchorembed.system.files import hash_texts, to_json, write_file
 
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
@@ -110,7 +110,7 @@ def _files_to_evaluate(path: Path) -> list[Path]:
 
 def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
     if path.is_dir():
-        collection = read_collection(path, split, lambda corpus: open_corpus(corpus, cache_folder() / "corpora"))
+        collection = read_collection(path, split, open_corpus)
         name = collection.name if split == "test" else f"{collection.name}-{split}"
         return _retrieval_task(replace(collection, name=name), quick)
     test = read_test_set(path)
@@ -161,7 +161,8 @@ def _training_texts(path: Path) -> list[LabelledText]:
 def _file_task(
     test: TestSet, measure: Callable[[Embed], TaskMetrics], quick: bool, train: Sequence[LabelledText] = ()
 ) -> LocalTask:
-    return LocalTask(_name(test.name, quick), test.kind, hash_texts(_shown_rows([*train, *test.rows])), measure)
+    revision = hash_texts(["\n".join(map(repr, [*train, *test.rows]))])
+    return LocalTask(_name(test.name, quick), test.kind, revision, measure)
 
 
 def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
@@ -177,12 +178,6 @@ def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
 
 def _name(name: str, quick: bool) -> str:
     return f"{name}-quick" if quick else name
-
-
-def _shown_rows(rows: Iterable[object]) -> Iterator[str]:
-    """Rows as ``repr`` shows them, one a line."""
-    for number, row in enumerate(rows):
-        yield ("\n" if number else "") + repr(row)
 
 
 def _shown_collection(collection: Collection) -> Iterator[str]:
