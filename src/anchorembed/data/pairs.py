@@ -68,7 +68,6 @@ def read_pairs(
     path: str | Path,
     *,
     source: str = "",
-    skip_bad: bool = False,
     on_skip: Callable[[str], None] | None = None,
     on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[TextPair]:
@@ -77,12 +76,11 @@ def read_pairs(
     Args:
         path: of the file or folder, or ``hf://owner/name[:config][@split][#revision]``.
         source: name of the source, kept in each pair.
-        skip_bad: drop bad rows rather than raise.
-        on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
+        on_skip: gets a message for each bad row, which is then dropped: ``path:line: what is wrong``.
         on_unused: gets the names of columns that are not used, after the last row; without it they are logged.
 
     Raises:
-        InputError: on a bad row, unless ``skip_bad``; if a column is missing or the file damaged; if no pair is usable.
+        InputError: on a bad row, without ``on_skip``; if a column is missing or the file damaged; if no pair is usable.
     """
     columns = ColumnNames(lambda names: filter(_is_known, names))
     numbered_file, rows = _pair_rows(located(path), columns)
@@ -90,7 +88,7 @@ def read_pairs(
 
     def skip(fault: str) -> None:
         first_fault[:] = first_fault or [fault]
-        if on_skip is not None:
+        if on_skip:
             on_skip(fault)
 
     def no_pair() -> str:
@@ -104,7 +102,7 @@ def read_pairs(
         lambda line, row: _pairs(row, source, line),
         columns,
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
-        on_bad=skip if skip_bad else None,
+        on_bad=on_skip and skip,
         on_unused=on_unused,
     )
     return not_empty(chain.from_iterable(pairs), no_pair)

@@ -128,9 +128,8 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
     target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
     if not target.exists():
         dropped, unused = _Dropped(), list[str]()
-        pairs = read_pairs(
-            source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add, on_unused=unused.append
-        )
+        on_skip = dropped.add if skip_bad else None
+        pairs = read_pairs(source.path, source=source.name, on_skip=on_skip, on_unused=unused.append)
         with whole_folder(target) as partial:
             rows = _write_pairs(pairs, partial / _PAIRS)
             notes = {"dropped": dropped.counts, "unused": "".join(unused)}
