@@ -65,7 +65,7 @@ def test_too_few_packages_to_hold_any_out_is_an_error(tmp_path: Path, packages: 
 
 def test_a_share_outside_0_and_1_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"held_out_share: 1\.5 is not between 0 and 1"):
-        harvesting.harvest_docstrings(tmp_path / "out", held_out_share=1.5)
+        harvest_packages(tmp_path / "out", list, "first", held_out_share=1.5)
 
 
 @pytest.mark.parametrize(("overlap", "dropped"), [(0.5, 1), (1.0, 0)])

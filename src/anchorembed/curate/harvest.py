@@ -19,13 +19,13 @@ from anchorembed.curate.docstrings import (
     collect_docstrings,
     installed_packages,
     lower_case_words,
+    runs,
 )
 from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
 from anchorembed.system.files import hash_texts, whole_folder, write_jsonl
 
-SHINGLE_WORDS = 5
 LARGEST_OVERLAP = 0.5
 
 _RULES = 1  # part of the fingerprint; increase it with every change, here or in `docstrings`, that gives other pairs
@@ -64,9 +64,7 @@ class Harvest:
         return self.folder / _COLLECTION
 
 
-def harvest_docstrings(
-    folder: Path, *, held_out_share: float = 0.1, progress: Callable[[int, int], None] | None = None
-) -> Harvest:
+def harvest_docstrings(folder: Path, progress: Callable[[int, int], None] | None = None) -> Harvest:
     """Harvest the public docstrings of the standard library and of every installed distribution into a folder.
 
     The same installed versions give the same pairs; an existing harvest of the same versions is reused.
@@ -77,7 +75,7 @@ def harvest_docstrings(
     versions = sorted({f"{item.name}=={item.version}" for item in importlib.metadata.distributions()})
     versions = [version for version in versions if not version.startswith(f"{PROJECT}==")]
     edition = f"Python {platform.python_version()}: {' '.join(versions)}"
-    return harvest_packages(folder, installed_packages, edition, held_out_share=held_out_share, progress=progress)
+    return harvest_packages(folder, installed_packages, edition, progress=progress)
 
 
 def harvest_packages(
@@ -163,7 +161,7 @@ def drop_near_duplicates(
     train: Iterable[Docstring], held_out: Iterable[Docstring], largest_overlap: float = LARGEST_OVERLAP
 ) -> list[Docstring]:
     """Drop training pairs with more than a share ``largest_overlap`` of their 5-word shingles in one held-out pair."""
-    holders: dict[str, list[int]] = {}
+    holders: dict[tuple[str, ...], list[int]] = {}
     for number, pair in enumerate(held_out):
         for shingle in _shingles(pair):
             holders.setdefault(shingle, []).append(number)
@@ -176,13 +174,9 @@ def drop_near_duplicates(
     return kept
 
 
-def _shingles(pair: Docstring) -> set[str]:
-    """Runs of five words within the query or within the positive."""
-    shingles: set[str] = set()
-    for words in (lower_case_words(pair.query), lower_case_words(pair.positive)):
-        starts = range(len(words) - SHINGLE_WORDS + 1)
-        shingles.update(" ".join(words[start : start + SHINGLE_WORDS]) for start in starts)
-    return shingles
+def _shingles(pair: Docstring) -> set[tuple[str, ...]]:
+    """Runs of words within the query or within the positive."""
+    return runs(lower_case_words(pair.query)) | runs(lower_case_words(pair.positive))
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
