@@ -93,15 +93,13 @@ def harvest_packages(
         folder: to write.
         find_packages: lists the packages; called only if no harvest is reused.
         edition: any text that changes when the content of the packages does.
-        held_out_share: of the pairs.
+        held_out_share: of the pairs, between 0 and 1.
         largest_overlap: as in `drop_near_duplicates`.
         progress: as in `collect_docstrings`.
 
     Raises:
         InputError: if the folder holds anything but a harvest, or no package is small enough to be held out.
     """
-    if not 0 < held_out_share < 1:
-        raise InputError(f"held_out_share: {held_out_share} is not between 0 and 1. Give a share such as 0.1.")
     fingerprint = hash_texts([json.dumps([_RULES, edition, held_out_share, largest_overlap])])
     earlier = _reusable(folder, fingerprint)
     if earlier is not None:

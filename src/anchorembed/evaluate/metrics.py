@@ -59,14 +59,8 @@ def measure_queries(
 
 
 def chance(collection: Collection) -> dict[str, float]:
-    """Return each metric's exact expectation if every query ranked all documents uniformly at random.
-
-    Raises:
-        InputError: if there is no judged query or no document.
-    """
+    """Return each metric's exact expectation if every query ranked all documents uniformly at random."""
     ids = {document.id for document in collection.documents}
-    if not collection.qrels or not ids:
-        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
     per_query = [_chance(grades, ids) for grades in collection.qrels.values()]
     return {name: math.fsum(scores[name] for scores in per_query) / len(per_query) for name in METRICS}
 

@@ -24,8 +24,6 @@ def subset(collection: Collection, documents: int) -> Collection:
     Raises:
         InputError: if there are no such queries.
     """
-    if documents < 1:
-        raise InputError(f"documents: {documents} is below 1. Ask for at least one document.")
     ids = {document.id for document in collection.documents}
     grades = {query.id: collection.qrels.get(query.id, {}) for query in collection.queries}
     wanted = {query: relevant(judged) for query, judged in grades.items() if relevant(judged) <= ids}
