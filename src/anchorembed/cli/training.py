@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,8 +36,6 @@ def check(
         resolved = recipe_of_options(recipe, pairs, base, output or Path(), changes)
     else:
         resolved = resolve_recipe(recipe, set_)
-    from dataclasses import asdict
-
     from anchorembed.api import check as run
     from anchorembed.curate.check import report
 
