@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or data.document_tokens."
 
@@ -63,15 +63,13 @@ def decoded(path: object, content: bytes) -> str:
         raise InputError(f"{path}:{line}: the line is not valid UTF-8. Save the file as UTF-8.") from error
 
 
-@contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str) -> AbstractContextManager[None]:
     """Turn a missing package of an extra in pyproject.toml, or of several with commas between, into an InputError.
 
     Raises:
         InputError: with the line to type, if a package that is imported within is not installed.
     """
-    with installed_by(f"'anchorembed[{name}]'"):
-        yield
+    return installed_by(f"'anchorembed[{name}]'")
 
 
 @contextmanager
