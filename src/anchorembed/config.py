@@ -206,7 +206,7 @@ class Reconstruct(Schedule):
         description="How anchors enter the decoder: as they are, as the paper has it; less the step's mean, as long as "
         "a token's vector; or as they are, with the mean taken off their gradients.",
     )
-    target_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    target_tokens: Positive | None = Field(
         None, description="Write the first so many tokens of each text only, without EOS; null for all, as the paper."
     )
     read_weight: float | None = Field(

@@ -18,22 +18,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from anchorembed.api import score
 from anchorembed.config import Recipe
 from anchorembed.curate.harvest import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS, chance
 from anchorembed.evaluate.quick import subset
+from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
-from anchorembed.page.contents import Page, contents
+from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.page.write import write_page
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
-from anchorembed.system.progress import bars_on_terminals_only, progress_bar
+from anchorembed.system.progress import bars_on_terminals_only, counting_bar, progress_bar
 from anchorembed.train.clock import Clock, Sizing, read_sizing
 from anchorembed.train.first_steps import measure
 from anchorembed.train.loop import read_log
@@ -314,7 +314,9 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
     }
     means, word = _saved_means(path, key), "reused: "
     if means is None:
-        means, word = score(embedder, collection), ""
+        texts = len(collection.documents) + len(collection.queries)
+        with counting_bar(f"embedding {collection.name}", texts) as advance:
+            means, word = evaluate_collection(cached_encoder(embedder, advance), collection), ""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, to_json({"key": key, "mean": means}, indent=2))
     _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {word}{path}")

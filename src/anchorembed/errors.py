@@ -1,8 +1,9 @@
 """One kind of error for everything a user can mend: it names the value, the limit and the cure."""
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or data.document_tokens."
 
@@ -42,16 +43,9 @@ def refuse_utf16(path: object, start: bytes) -> None:
     Raises:
         InputError: with the command that converts it.
     """
-    nuls = [byte == 0 for byte in start[:4]]
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
-        [False, True] * 2,
-        [True, False] * 2,
-        [True, True, False, False],
-        [False, True, True, True],
-        [True, True, True, False],
-    ):
-        is_32 = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or sum(nuls) == 3
-        name = "UTF-32" if is_32 else "UTF-16"
+    encoding = json.detect_encoding(start)
+    if not encoding.startswith("utf-8"):
+        name = encoding[:6].upper()
         raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
 
 
@@ -69,15 +63,13 @@ def decoded(path: object, content: bytes) -> str:
         raise InputError(f"{path}:{line}: the line is not valid UTF-8. Save the file as UTF-8.") from error
 
 
-@contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str) -> AbstractContextManager[None]:
     """Turn a missing package of an extra in pyproject.toml, or of several with commas between, into an InputError.
 
     Raises:
         InputError: with the line to type, if a package that is imported within is not installed.
     """
-    with installed_by(f"'anchorembed[{name}]'"):
-        yield
+    return installed_by(f"'anchorembed[{name}]'")
 
 
 @contextmanager

@@ -35,10 +35,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_as(schema: type[AnyRecipe], path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe as `read_recipe` does, validated by ``schema``: `Recipe`, or the subclass of a comparison."""
-    values = _values(Path(path), ())
-    for override in overrides:
-        _set(values, override)
-    return parse_as(schema, values, f"{path} with --set" if overrides else str(path))
+    return parse_as(schema, _values(Path(path), ()), f"{path} with --set" if overrides else str(path), overrides)
 
 
 def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
@@ -82,17 +79,13 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Validate a recipe given as nested dictionaries, which ``overrides`` change; raises as `read_recipe` does."""
+    return parse_as(Recipe, values, origin, overrides)
+
+
+def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Validate a recipe as `parse_recipe` does, by ``schema``: `Recipe`, or the subclass of a comparison."""
     for override in overrides:
         _set(values, override)
-    return parse_as(Recipe, values, origin)
-
-
-def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str) -> AnyRecipe:
-    """Validate a recipe by ``schema``: `Recipe`, or the subclass of a comparison.
-
-    Raises:
-        InputError: listing every fault, with its key path.
-    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:

@@ -63,11 +63,6 @@ def test_too_few_packages_to_hold_any_out_is_an_error(tmp_path: Path, packages: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_share_outside_0_and_1_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"held_out_share: 1\.5 is not between 0 and 1"):
-        harvesting.harvest_docstrings(tmp_path / "out", held_out_share=1.5)
-
-
 @pytest.mark.parametrize(("overlap", "dropped"), [(0.5, 1), (1.0, 0)])
 def test_a_train_pair_that_repeats_a_held_out_one_is_dropped(
     tmp_path: Path, packages: list[Package], overlap: float, dropped: int

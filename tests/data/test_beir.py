@@ -66,7 +66,7 @@ def test_bad_judgements_of_pairs_can_be_skipped(tmp_path: Path) -> None:
     folder = beir(tmp_path, "q1\td3\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t1\n", split="train")
     assert fault(folder) == f'{folder}/qrels/train.tsv:2: "positive" is empty. {CURE}'
     told: list[str] = []
-    assert [pair.line for pair in read_pairs(folder, skip_bad=True, on_skip=told.append)] == [5]
+    assert [pair.line for pair in read_pairs(folder, on_skip=told.append)] == [5]
     assert [message.removeprefix(f"{folder}/qrels/") for message in told] == [
         'train.tsv:2: "positive" is empty.',
         "train.tsv:3: query 'q9' is not in queries.jsonl.",

@@ -155,7 +155,7 @@ def test_every_line_is_a_pair_or_a_counted_fault(tmp_path: Path, cuts: list[Cut]
     path.write_bytes(mutated(PAIRS * 3, cuts))
     faults: list[str] = []
     try:
-        pairs = list(read_pairs(path, skip_bad=True, on_skip=faults.append))
+        pairs = list(read_pairs(path, on_skip=faults.append))
     except InputError as error:
         whole_file = ("no usable pair", "the text is UTF-16, not UTF-8", "the text is UTF-32, not UTF-8")
         assert any(fault in str(error) for fault in whole_file)  # noqa: PT017 - as there may be no error
@@ -170,7 +170,7 @@ def test_a_line_of_fifty_megabytes(tmp_path: Path) -> None:
     path.write_bytes(PAIRS + b'{"query": "' + b"x" * 50_000_000 + b'"}\n' + PAIRS)
     with pytest.raises(InputError, match=r"p\.jsonl:3: no .positive"):
         list(read_pairs(path))
-    assert len(list(read_pairs(path, skip_bad=True))) == 4
+    assert len(list(read_pairs(path, on_skip=[].append))) == 4
 
 
 def test_metadata_of_a_model_folder(tmp_path: Path) -> None:

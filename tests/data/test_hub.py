@@ -95,7 +95,7 @@ def test_wrong_columns_bad_rows_and_damaged_files_are_named(hub: Hub) -> None:
     assert fault("hf://some/bad").startswith('hf://some/bad: no "query" or "anchor" and no "positive" ')
     hub.sets["some/bad"].append({"train.jsonl": rows(2) + b'{"anchor": "", "positive": "x"}\n'})
     assert fault(f"hf://some/bad#{SECOND}").startswith(f'hf://some/bad#{SECOND}:3: "anchor" is empty.')
-    assert len(list(read_pairs(f"hf://some/bad#{SECOND}", skip_bad=True))) == 2
+    assert len(list(read_pairs(f"hf://some/bad#{SECOND}", on_skip=[].append))) == 2
     assert "hf://some/torn:1: cannot be read (" in fault("hf://some/torn")
     hub.sets["some/latin"] = [{"train.csv": "query,positive\ncafé,x\n".encode("latin-1")}]
     assert fault("hf://some/latin") == f"hf://some/latin: the text is not valid UTF-8.{SAVE_AS_UTF8}"

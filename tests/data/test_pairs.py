@@ -165,7 +165,7 @@ def test_a_pair_that_is_labelled_as_none_does_not_train(
     message = fault(path)
     assert f'"{column}" is ' in message
     assert f'Keep the rows of label 1 alone, or remove the column "{column}" if all pairs are positives.' in message
-    assert len(list(read_pairs(path, skip_bad=True))) == 2
+    assert len(list(read_pairs(path, on_skip=[].append))) == 2
     assert len(list(read_pairs(write_rows(tmp_path / f"good {name}", rows[:2])))) == 2
 
 
@@ -204,7 +204,7 @@ def test_a_list_as_python_prints_it_is_no_text(tmp_path: Path, cell: str) -> Non
 def test_a_layout_without_a_usable_pair_says_its_columns(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", {"question": "a", "answer": "b"}, {"question": "a", "answer": "b", "id": 1})
     with pytest.raises(InputError) as caught:
-        list(read_pairs(path, skip_bad=True))
+        list(read_pairs(path, on_skip=[].append))
     assert "no usable pair" in str(caught.value)
     assert "Columns there: 'question', 'answer', 'id'." in str(caught.value)
     assert f'{path}:1: no "query" or "anchor" and no "positive" or "document" here' in str(caught.value)
@@ -254,7 +254,7 @@ def test_other_separators_are_named_for_what_they_are(tmp_path: Path, name: str,
 def test_a_file_in_a_folder_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        list(read_pairs(tmp_path, skip_bad=True))
+        list(read_pairs(tmp_path, on_skip=[].append))
 
 
 @pytest.mark.parametrize("rows", ["query,positive\nwhy,because\ncafé,b\n", "query,posé\nwhy,because\n"])
@@ -346,16 +346,16 @@ def test_a_bad_line_is_named_with_its_cure_or_dropped_and_told(tmp_path: Path, r
     assert fault(path) == f"{path}:2: {what} {CURE}"
 
     told: list[str] = []
-    assert [pair.line for pair in read_pairs(path, skip_bad=True, on_skip=told.append)] == [1, 3]
+    assert [pair.line for pair in read_pairs(path, on_skip=told.append)] == [1, 3]
     assert told == [f"{path}:2: {what}"]
-    assert len(list(read_pairs(path, skip_bad=True))) == 2
+    assert len(list(read_pairs(path, on_skip=[].append))) == 2
 
 
 @pytest.mark.parametrize("row", ["[" * 100_000, '{"query": ' + "9" * 5000 + "}"])
 def test_json_beyond_the_parser_is_a_bad_line(tmp_path: Path, row: str) -> None:
     path = lines(tmp_path / "p.jsonl", row, GOOD)
     assert "p.jsonl:1: the line's JSON is beyond what can be read" in fault(path)
-    assert len(list(read_pairs(path, skip_bad=True))) == 1
+    assert len(list(read_pairs(path, on_skip=[].append))) == 1
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_bad_csv_rows(tmp_path: Path, row: str, what: str) -> None:
     path = tmp_path / "p.csv"
     path.write_bytes(f'query,positive\n"two\nlines",x\n{row}\nhow,thus\n'.encode(errors="surrogateescape"))
     assert fault(path) == f"{path}:4: {what} {CURE}"
-    assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2, 5]
+    assert [pair.line for pair in read_pairs(path, on_skip=[].append)] == [2, 5]
 
 
 def test_a_comma_without_quotes_is_told_by_its_cure(tmp_path: Path) -> None:
@@ -386,9 +386,9 @@ def test_an_unclosed_quote_is_told_by_the_line_it_opens_on(tmp_path: Path) -> No
     path = lines(tmp_path / "p.csv", "query,positive", "how,thus", 'why,"because', "x,y")
     assert "p.csv:3: the row of lines 3 to 4 is not valid CSV (unexpected end of data)" in fault(path)
     skipped: list[str] = []
-    assert [pair.query for pair in read_pairs(path, skip_bad=True, on_skip=skipped.append)] == ["how"]
+    assert [pair.query for pair in read_pairs(path, on_skip=skipped.append)] == ["how"]
     assert [message.split(": ")[0] for message in skipped] == [f"{path}:3", f"{path}:4"]
-    assert [pair.line for pair in read_pairs(path, skip_bad=True)] == [2]
+    assert [pair.line for pair in read_pairs(path, on_skip=[].append)] == [2]
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
     broken = pa.array([b"why", b"caf\xe9"]).view(pa.string())
     pa.parquet.write_table(pa.table({"query": broken, "positive": ["x", "y"]}), tmp_path / "p.parquet")
     assert "p.parquet:2: the row is not valid UTF-8." in fault(tmp_path / "p.parquet")
-    assert len(list(read_pairs(tmp_path / "p.parquet", skip_bad=True))) == 1
+    assert len(list(read_pairs(tmp_path / "p.parquet", on_skip=[].append))) == 1
 
 
 # Faults of a whole file, which --skip-bad does not mend
@@ -434,7 +434,7 @@ def test_wrong_columns_stop_the_reading(tmp_path: Path, header: str, message: st
     path = lines(tmp_path / "p.csv", header, "a,b,c")
     assert fault(path) == f"{path}{message}"
     with pytest.raises(InputError):
-        list(read_pairs(path, skip_bad=True))
+        list(read_pairs(path, on_skip=[].append))
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_columns_of_other_names_are_to_be_renamed_in_every_format(
         said = fault(tmp_path / name)
         assert said.endswith(f" Rename {renamed}.") if renamed else 'Rename "' not in said
         with pytest.raises(InputError, match=f"Rename {renamed}" if renamed else "no "):
-            list(read_pairs(tmp_path / name, skip_bad=True))
+            list(read_pairs(tmp_path / name, on_skip=[].append))
 
 
 def test_wrong_columns_in_parquet_and_saved_datasets(tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_a_gzip_file_cut_short_gives_what_it_holds_and_then_says_so(tmp_path: Pa
     path.write_bytes(data[: len(data) // 2])
     read: list[TextPair] = []
     with pytest.raises(InputError, match=rf"{name}:\d+: the gzip data is cut short .*Copy the file again") as caught:
-        read.extend(read_pairs(path, skip_bad=True))
+        read.extend(read_pairs(path, on_skip=[].append))
     assert 100 < len(read) < 1900
     assert str(caught.value).startswith((f"{path}:{read[-1].line + 1}:", f"{path}:{read[-1].line + 2}:"))
 
@@ -527,7 +527,7 @@ def test_missing_and_unknown_files_are_told_at_once(tmp_path: Path) -> None:
 def test_a_file_without_a_usable_pair_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        list(read_pairs(tmp_path / name, skip_bad=True))
+        list(read_pairs(tmp_path / name, on_skip=[].append))
     assert str(caught.value) == f"{tmp_path / name}: no usable pair. Give at least one query with its positive."
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.evaluate import held_out
-from anchorembed.evaluate.held_out import InstructedPair, ndcg_at_10, pair_search, search_by_embedder, search_by_words
+from anchorembed.evaluate.held_out import ndcg_at_10, pair_search, search_by_embedder, search_by_words
 from anchorembed.evaluate.metrics import measure_queries
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts, instruct
@@ -46,11 +46,11 @@ def test_ndcg_is_that_of_ir_measures() -> None:
 
 def test_each_text_is_in_the_test_once() -> None:
     pairs = [TextPair("a", "x"), TextPair("b", "x"), TextPair("a", "y"), TextPair("a", "x")]
-    test = pair_search([InstructedPair(pair) for pair in pairs])
+    test = pair_search([(pair, (None, False)) for pair in pairs])
     assert test.queries == [((None, False), "a"), ((None, False), "b")]
     assert test.documents == [((None, False), "x"), ((None, False), "y")]
     assert test.relevant == [{0, 1}, {0}]
-    other = pair_search([InstructedPair(pair, "Find it") for pair in pairs])
+    other = pair_search([(pair, ("Find it", False)) for pair in pairs])
     assert test.digest != other.digest
 
 
@@ -58,7 +58,7 @@ def test_the_embedder_s_vectors_are_compared_with_the_prompts_of_training(embedd
     embedder.metadata = replace(embedder.metadata, prompts=Prompts("Q: ", "D: "))
     rows = [("sort a list", None, False), ("open file", "find", False), ("read row", "find", True)]
     rows += [("delete", "", False), ("write", None, True)]
-    asked = [InstructedPair(TextPair(text, f"{text} {text}"), task, symmetric) for text, task, symmetric in rows]
+    asked = [(TextPair(text, f"{text} {text}"), (task, symmetric)) for text, task, symmetric in rows]
     found = search_by_embedder(pair_search(asked), embedder)
     before = [
         ("Q: ", "D: "),
@@ -74,7 +74,7 @@ def test_the_embedder_s_vectors_are_compared_with_the_prompts_of_training(embedd
 
 
 def test_all_queries_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = [InstructedPair(TextPair(f"q{number}", f"d{number}")) for number in range(5)]
+    asked = [(TextPair(f"q{number}", f"d{number}"), (None, False)) for number in range(5)]
     monkeypatch.setattr(held_out, "_SCORES_AT_ONCE", 10)
     blocks: list[list[str]] = []
 

@@ -129,6 +129,6 @@ def test_a_revision_is_of_all_that_is_read(documents: int, tmp_path: Path) -> No
     for quick in (False, True):
         (task,) = find_tasks([str(tmp_path / "c")], quick=quick)
         assert task.revision == hashlib.sha256(whole.encode()).hexdigest()
-    stored = open_corpus(tmp_path / "c" / "corpus.jsonl", tmp_path)
+    stored = open_corpus(tmp_path / "c" / "corpus.jsonl")
     assert [*stored] == [*read.documents]
     assert stored.ids == [document.id for document in read.documents]

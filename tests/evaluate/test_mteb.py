@@ -15,10 +15,9 @@ from anchorembed.evaluate import local as local_module
 from anchorembed.evaluate import mteb as mteb_module
 from anchorembed.evaluate import quick
 from anchorembed.evaluate.find import find_tasks
-from anchorembed.evaluate.mteb import MtebTask
 from anchorembed.evaluate.tasks import run_tasks
 from anchorembed.model.embedder import Embedder
-from judge import mteb_task
+from judge import mteb_task, wrapped
 from judged_files import FILES, scores, task_embedder
 
 
@@ -34,7 +33,7 @@ def test_data_that_mteb_loads_itself_is_held_until_items_are_scored(
             self.dataset, self.data_loaded = local.dataset, True
 
     task = Named()
-    (score,) = run_tasks(task_embedder(embedder, tmp_path), [MtebTask(task)])
+    (score,) = run_tasks(task_embedder(embedder, tmp_path), [wrapped(task)])
     assert len(score.items) == 30
     assert not task.data_loaded
 
@@ -66,9 +65,9 @@ def test_a_task_with_rules_of_its_own_has_mteb_s_score_and_no_items(
     embedder: Embedder, data: Path, tmp_path: Path
 ) -> None:
     task = mteb_task(data / "beir")
-    (kept,) = run_tasks(task_embedder(embedder, tmp_path), [MtebTask(task)])
+    (kept,) = run_tasks(task_embedder(embedder, tmp_path), [wrapped(task)])
     task.ignore_identical_ids = True
-    (score,) = run_tasks(task_embedder(embedder, tmp_path), [MtebTask(task)])
+    (score,) = run_tasks(task_embedder(embedder, tmp_path), [wrapped(task)])
     assert (len(kept.items), score.items) == (12, {})
     assert score.value == score.scores["test"][0]["main_score"] != pytest.approx(kept.value, abs=1e-4)
 
@@ -103,7 +102,7 @@ def test_an_undefined_score_is_null_in_mteb_s_file(
         yield np.eye(1, 32, dtype=np.float32).repeat(len(list(texts)), 0)
 
     monkeypatch.setattr(embedder, "stream", stream)
-    task = MtebTask(mteb_task(data / FILES["STS"]))
+    task = wrapped(mteb_task(data / FILES["STS"]))
     for _ in range(2):
         (score,) = run_tasks(task_embedder(embedder, tmp_path), [task], tmp_path / "out")
         assert math.isnan(score.value)

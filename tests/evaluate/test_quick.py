@@ -39,13 +39,12 @@ def test_subset_keeps_whole_queries() -> None:
             assert small.qrels[query.id] == {k: v for k, v in full.qrels[query.id].items() if k in ids}
 
 
-def test_subset_depends_on_ids_and_seed_alone() -> None:
+def test_subset_depends_on_ids_alone() -> None:
     full = big()
     turned = Collection(full.name, full.documents[::-1], full.queries[::-1], dict(reversed(list(full.qrels.items()))))
     small = subset(full, 80)
     assert set(subset(turned, 80).documents) == set(small.documents)
     assert subset(turned, 80).qrels == small.qrels
-    assert set(subset(full, 80, seed=1).documents) != set(small.documents)
 
 
 def test_subset_is_the_same_on_every_machine() -> None:
@@ -57,8 +56,6 @@ def test_subset_of_everything_and_of_too_little() -> None:
     full = big()
     assert subset(full, 9999).documents == full.documents
     assert subset(full, 9999).qrels == full.qrels
-    with pytest.raises(InputError, match="documents: 0"):
-        subset(full, 0)
     with pytest.raises(InputError, match="no query has all its relevant documents in 1"):
         subset(collection("abc", {"q": {"a": 1, "b": 1}}), 1)
 

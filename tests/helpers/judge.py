@@ -24,10 +24,15 @@ BASES = {
 }
 
 
+def wrapped(task: AbsTask) -> MtebTask:
+    """A task of mteb as `find_tasks` returns it."""
+    return MtebTask(task.metadata.name, task.metadata.type, str(task.metadata.dataset["revision"]), task)
+
+
 def judged(path: Path, embedder: TaskEmbedder) -> tuple[TaskScore, dict[str, float]]:
     """What mteb says of a BEIR folder or test file, and each query's main score, unrounded."""
     task = mteb_task(path)
-    return MtebTask(task).run(embedder, None), unrounded(task, embedder) if isinstance(task, AbsTaskRetrieval) else {}
+    return wrapped(task).run(embedder, None), unrounded(task, embedder) if isinstance(task, AbsTaskRetrieval) else {}
 
 
 def unrounded(task: AbsTaskRetrieval, embedder: TaskEmbedder) -> dict[str, float]:

@@ -91,7 +91,7 @@ def test_each_is_measured_once(
 
 def test_a_test_that_changed_is_measured_again(tmp_path: Path, tiny_folder: Path) -> None:
     tests = find_tests(make(tmp_path, tiny_folder))
-    other = pair_search([verdicts.InstructedPair(TextPair("a", "b")), verdicts.InstructedPair(TextPair("c", "d"))])
+    other = pair_search([(TextPair("a", "b"), (None, False)), (TextPair("c", "d"), (None, False))])
     assert tests.digest != verdicts.Tests(other, ()).digest != verdicts.Tests(None, ()).digest
 
 

@@ -1,4 +1,4 @@
-"""Measure models: `evaluate`, `isotropy`, `score`, and the `page` of a run."""
+"""Measure models: `evaluate`, `isotropy`, and the `page` of a run."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,6 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anchorembed.data.beir import Collection
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
@@ -85,15 +84,6 @@ def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 100
             documents = embedder.encode([pair.positive for pair in chosen], progress=advance)
         by_model[str(model)] = measure_isotropy(queries, documents)
     return by_model
-
-
-def score(embedder: Embedder, collection: Collection) -> dict[str, float]:
-    """Score an embedder on a collection, with a progress bar; vectors are cached. It needs the extra ``eval``."""
-    with extra("eval"):
-        from anchorembed.evaluate.task_types import evaluate_collection
-    vectors = VectorCache(embedder, cache_folder() / "vectors")
-    with counting_bar(f"embedding {collection.name}", len(collection.documents) + len(collection.queries)) as advance:
-        return evaluate_collection(lambda texts, side: vectors.vectors(texts, side, None, advance), collection)
 
 
 def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | None = None) -> Path:

@@ -4,26 +4,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+
 from anchorembed.cli.terminal import fail, print_line, typed_command
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.recipe import read_recipe, show_config
 
 
-def resolve_recipe(path: Path | None, overrides: list[str] | None, show: bool, skip_bad: bool) -> Recipe | None:
-    """Read the recipe, or print the configuration and return None."""
-    if path is None:
-        if not show:
-            raise InputError(
-                "a recipe is needed, such as recipes/demo.yaml, or train --pairs, check --pairs. --show-config prints "
-                "every key."
-            )
-        print_line(show_config())
-        return None
-    recipe = read_recipe(path, [*(overrides or ()), *skipping(skip_bad)])
-    if show:
+def resolve_recipe(
+    path: Path | None, overrides: list[str] | None, show: bool = False, skip_bad: bool = False
+) -> Recipe:
+    """Read the recipe, or print the configuration and stop."""
+    if path is None and not show:
+        raise InputError(
+            "a recipe is needed, such as recipes/demo.yaml, or train --pairs, check --pairs. --show-config prints "
+            "every key."
+        )
+    recipe = read_recipe(path, [*(overrides or ()), *skipping(skip_bad)]) if path else None
+    if recipe is None or show:
         print_line(show_config(recipe))
-        return None
+        raise typer.Exit
     return recipe
 
 
@@ -41,18 +42,17 @@ def recipe_of_options(
     return made
 
 
-def recipe_to_train(made: Recipe, show: bool) -> Recipe | None:
-    """The recipe that was made of some pairs, unless another is kept; or print its configuration and return None."""
+def check_made(made: Recipe, show: bool) -> None:
+    """Refuse a recipe that was made of some pairs where another is kept; or print its configuration and stop."""
     from anchorembed.train.default_recipe import say_instruction
     from anchorembed.train.kept_recipe import KEPT, check_kept
 
     if show:
         print_line(show_config(made))
-        return None
+        raise typer.Exit
     check_kept(made)
     if not (made.output / KEPT).exists():  # else training has begun so
         say_instruction(made)
-    return made
 
 
 def skipping(skip_bad: bool) -> list[str]:

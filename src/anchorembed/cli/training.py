@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,9 +11,8 @@ from rich.console import Console
 
 from anchorembed.cli.app import app
 from anchorembed.cli.options import Base, Output, Pairs, RecipeFile, Set, Show, SkipBad
-from anchorembed.cli.recipes import recipe_of_options, recipe_to_train, resolve_recipe, resumable, skipping
+from anchorembed.cli.recipes import check_made, recipe_of_options, resolve_recipe, resumable, skipping
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
-from anchorembed.config import Recipe
 from anchorembed.errors import OutOfMemory, extra
 from anchorembed.recipe import read_as
 
@@ -33,13 +33,9 @@ def check(
     """Look at a recipe's pairs: counts, lengths, cut and dropped ones, duplicates, texts of tests, with examples."""
     if pairs or base or output:  # a folder that nothing is written to
         changes = [*(set_ or ()), *skipping(skip_bad=True)]
-        resolved: Recipe | None = recipe_of_options(recipe, pairs, base, output or Path(), changes)
+        resolved = recipe_of_options(recipe, pairs, base, output or Path(), changes)
     else:
-        resolved = resolve_recipe(recipe, set_, show=False, skip_bad=False)
-    if resolved is None:
-        return
-    from dataclasses import asdict
-
+        resolved = resolve_recipe(recipe, set_)
     from anchorembed.api import check as run
     from anchorembed.curate.check import report
 
@@ -131,12 +127,10 @@ def train(
 ) -> None:
     """Train the stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
     if pairs or base or output:
-        made = recipe_of_options(recipe, pairs, base, output, [*(set_ or ()), *skipping(skip_bad)])
-        resolved = recipe_to_train(made, show)
+        resolved = recipe_of_options(recipe, pairs, base, output, [*(set_ or ()), *skipping(skip_bad)])
+        check_made(resolved, show)
     else:
         resolved = resolve_recipe(recipe, set_, show, skip_bad)
-    if resolved is None:
-        return
     from anchorembed.train import run as training
 
     with resumable():
@@ -147,8 +141,6 @@ def train(
 def reconstruct(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
     """Train Stage I alone: reconstruct each side of a pair from the other's anchor."""
     resolved = resolve_recipe(recipe, set_, show, skip_bad)
-    if resolved is None:
-        return
     from anchorembed.train import run as training
 
     with resumable():
@@ -159,8 +151,6 @@ def reconstruct(recipe: RecipeFile = None, set_: Set = None, show: Show = False,
 def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, skip_bad: SkipBad = False) -> None:
     """Train Stage II alone: contrastive learning, from the Stage I model if it is complete."""
     resolved = resolve_recipe(recipe, set_, show, skip_bad)
-    if resolved is None:
-        return
     from anchorembed.train import run as training
 
     with resumable():
@@ -175,16 +165,14 @@ def profile(
     steps: Annotated[int, typer.Option(min=1, help="Measured steps a stage, after 2 to warm up.")] = 5,
 ) -> None:
     """Run a few steps of a recipe: tokens a second, memory, share of the machine's peak, where the time goes."""
-    resolved = resolve_recipe(recipe, set_, show=False, skip_bad=False)
-    if resolved is None:
-        return
+    resolved = resolve_recipe(recipe, set_)
     from anchorembed.train.profile import profile as run
     from anchorembed.train.profile import report
+    from anchorembed.train.run import STAGES
 
-    if stage != "contrast" and (resolved.reconstruct is not None or stage == "reconstruct"):
-        print_line(report(run(resolved, "reconstruct", steps)))
-    if stage != "reconstruct" and (resolved.contrast is not None or stage == "contrast"):
-        print_line(report(run(resolved, "contrast", steps)))
+    for name in STAGES:
+        if stage == name or (stage == "both" and resolved.stage(name)):
+            print_line(report(run(resolved, name, steps)))
 
 
 @app.command()
@@ -195,9 +183,7 @@ def demo(
     minutes: Annotated[float, typer.Option(min=0, help="About so long in all; 0 keeps the recipe's steps.")] = 10,
 ) -> None:
     """Harvest docstrings, train with and without Stage I, measure, export and search."""
-    resolved = resolve_recipe(recipe, set_, show, skip_bad=False)
-    if resolved is None:
-        return
+    resolved = resolve_recipe(recipe, set_, show)
     with extra("compare,search,gguf"):
         from anchorembed import demo as module
 
@@ -228,9 +214,7 @@ def compare(
     if only_report and results is not None and not show:
         _write_report(results)
         return
-    resolved = resolve_recipe(recipe, set_, show, skip_bad=False)
-    if resolved is None:
-        return
+    resolved = resolve_recipe(recipe, set_, show)
     folder = results or resolved.output / "results"
     if only_report:
         _write_report(folder)

@@ -1,6 +1,7 @@
 """Commands that measure, use, and pass on a trained model."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,8 +72,6 @@ def isotropy(
     most: Annotated[int, typer.Option(min=2, help="Pairs to take from its beginning.")] = 1000,
 ) -> None:
     """How evenly vectors fill their space: mean cosine, effective rank, alignment, uniformity."""
-    from dataclasses import asdict
-
     from anchorembed.api import isotropy as run
 
     by_model = {model: asdict(measured) for model, measured in run(models, pairs, most=most).items()}
@@ -158,8 +157,6 @@ def read(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a vector says: its likeliest words, and what the decoder writes from it alone."""
-    from dataclasses import asdict
-
     from anchorembed.api import read as run
 
     reading = run(model, text, vectors=vectors, id_=id_, side=side, **({} if other is None else {"other": other}))
@@ -237,8 +234,6 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of a verb
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare what serves a model with the model, and name why vectors differ; the exit code is 1 if they do."""
-    from dataclasses import asdict
-
     from anchorembed.export.verify import table
     from anchorembed.export.verify import verify as run
 

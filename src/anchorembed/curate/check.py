@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorembed.data.beir import read_collection, splits
-from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.judged import Candidates, SentencePair, read_test_set, test_files
 from anchorembed.data.pairs import TextPair, folded
-from anchorembed.data.store import PairStore, text_key
+from anchorembed.data.store import PairStore, open_corpus, text_key
 from anchorembed.model.template import Prompts
 from anchorembed.model.tokens import PairTokenizer
 
@@ -181,25 +180,12 @@ def _token_counts(tokens: NDArray[np.int32], limit: int) -> TokenCounts:
     return TokenCounts(percentiles, limit, float(np.mean(tokens > limit)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Corpus:
-    """The documents of a corpus file, read from disk in each iteration."""
-
-    path: Path
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __iter__(self) -> Iterator[Document]:
-        return read_corpus(self.path)
-
-
 def _test_texts(path: Path) -> Iterator[str]:
     """Texts of a BEIR folder or a test file."""
     if path.is_dir():
         names = splits(path)
         split = "test" if "test" in names or not names else names[0]
-        collection = read_collection(path, split, _Corpus)
+        collection = read_collection(path, split, open_corpus)
         for document in chain(collection.documents, collection.queries):
             yield document.text
             yield document.text.partition("\n")[2]  # without its title

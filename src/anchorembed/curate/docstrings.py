@@ -23,6 +23,7 @@ LARGEST_SOURCE = 1 << 20  # bytes; larger files are generated tables
 LONGEST_POSITIVE = 2000  # characters
 QUERY_WORDS = range(3, 61)
 FEWEST_POSITIVE_WORDS = 8
+RUN_WORDS = 5
 
 _TEST_PARTS = {"test", "tests", "testing", "conftest", "idlelib", "turtledemo"}
 _WORD = re.compile(r"\w+")
@@ -178,3 +179,8 @@ def _shorten(text: str) -> str:
 def lower_case_words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
+
+
+def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """Runs of `RUN_WORDS` words each (shingles); a shorter text has none."""
+    return {tuple(words[start : start + RUN_WORDS]) for start in range(len(words) - RUN_WORDS + 1)}

@@ -19,13 +19,13 @@ from anchorembed.curate.docstrings import (
     collect_docstrings,
     installed_packages,
     lower_case_words,
+    runs,
 )
 from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
 from anchorembed.system.files import hash_texts, whole_folder, write_jsonl
 
-SHINGLE_WORDS = 5
 LARGEST_OVERLAP = 0.5
 
 _RULES = 1  # part of the fingerprint; increase it with every change, here or in `docstrings`, that gives other pairs
@@ -64,9 +64,7 @@ class Harvest:
         return self.folder / _COLLECTION
 
 
-def harvest_docstrings(
-    folder: Path, *, held_out_share: float = 0.1, progress: Callable[[int, int], None] | None = None
-) -> Harvest:
+def harvest_docstrings(folder: Path, progress: Callable[[int, int], None] | None = None) -> Harvest:
     """Harvest the public docstrings of the standard library and of every installed distribution into a folder.
 
     The same installed versions give the same pairs; an existing harvest of the same versions is reused.
@@ -77,7 +75,7 @@ def harvest_docstrings(
     versions = sorted({f"{item.name}=={item.version}" for item in importlib.metadata.distributions()})
     versions = [version for version in versions if not version.startswith(f"{PROJECT}==")]
     edition = f"Python {platform.python_version()}: {' '.join(versions)}"
-    return harvest_packages(folder, installed_packages, edition, held_out_share=held_out_share, progress=progress)
+    return harvest_packages(folder, installed_packages, edition, progress=progress)
 
 
 def harvest_packages(
@@ -95,15 +93,13 @@ def harvest_packages(
         folder: to write.
         find_packages: lists the packages; called only if no harvest is reused.
         edition: any text that changes when the content of the packages does.
-        held_out_share: of the pairs.
+        held_out_share: of the pairs, between 0 and 1.
         largest_overlap: as in `drop_near_duplicates`.
         progress: as in `collect_docstrings`.
 
     Raises:
         InputError: if the folder holds anything but a harvest, or no package is small enough to be held out.
     """
-    if not 0 < held_out_share < 1:
-        raise InputError(f"held_out_share: {held_out_share} is not between 0 and 1. Give a share such as 0.1.")
     fingerprint = hash_texts([json.dumps([_RULES, edition, held_out_share, largest_overlap])])
     earlier = _reusable(folder, fingerprint)
     if earlier is not None:
@@ -163,7 +159,7 @@ def drop_near_duplicates(
     train: Iterable[Docstring], held_out: Iterable[Docstring], largest_overlap: float = LARGEST_OVERLAP
 ) -> list[Docstring]:
     """Drop training pairs with more than a share ``largest_overlap`` of their 5-word shingles in one held-out pair."""
-    holders: dict[str, list[int]] = {}
+    holders: dict[tuple[str, ...], list[int]] = {}
     for number, pair in enumerate(held_out):
         for shingle in _shingles(pair):
             holders.setdefault(shingle, []).append(number)
@@ -176,13 +172,9 @@ def drop_near_duplicates(
     return kept
 
 
-def _shingles(pair: Docstring) -> set[str]:
-    """Runs of five words within the query or within the positive."""
-    shingles: set[str] = set()
-    for words in (lower_case_words(pair.query), lower_case_words(pair.positive)):
-        starts = range(len(words) - SHINGLE_WORDS + 1)
-        shingles.update(" ".join(words[start : start + SHINGLE_WORDS]) for start in starts)
-    return shingles
+def _shingles(pair: Docstring) -> set[tuple[str, ...]]:
+    """Runs of words within the query or within the positive."""
+    return runs(lower_case_words(pair.query)) | runs(lower_case_words(pair.positive))
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from anchorembed.curate.docstrings import lower_case_words
+from anchorembed.curate.docstrings import lower_case_words, runs
 from anchorembed.curate.mine import words
 from anchorembed.data.pairs import folded
 from anchorembed.evaluate.ranking import Scorer
@@ -20,7 +20,6 @@ NONE, SHORT, ECHO, DUPLICATE, LOST = (
     "same as another query",
     "its document is not found again",
 )
-_RUN = 5  # words
 _MOST_COPIED = 0.5  # share of a query's runs of words
 _SCORES_AT_ONCE = 1 << 24
 
@@ -63,13 +62,8 @@ def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tupl
 
 def copies(query: str, document: str) -> bool:
     """Whether more than half of a query's runs of five words are in the document; shorter queries have none."""
-    runs = _runs(query)
-    return len(runs & _runs(document)) > _MOST_COPIED * len(runs)
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    tokens = words(text)
-    return {tuple(tokens[start : start + _RUN]) for start in range(len(tokens) - _RUN + 1)}
+    asked = runs(words(query))
+    return len(asked & runs(words(document))) > _MOST_COPIED * len(asked)
 
 
 def _plain(query: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from functools import cached_property
 from http.client import HTTPException
+from itertools import takewhile
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -125,7 +126,8 @@ class ModelWriter:
                 **options,
             )
         read = inputs["attention_mask"].sum(1).tolist()
-        written = [_until(row, ends) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
+        rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        written = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
         replies = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [Reply(*each) for each in zip(replies, read, map(len, written), strict=True)]
 
@@ -154,11 +156,6 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     configured: Any = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
-
-
-def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens before the first end token."""
-    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 # --- An endpoint -----------------------------------------------------------------------------------------------------

@@ -23,12 +23,10 @@ class Collection:
     qrels: dict[str, dict[str, int]]
 
 
-def _in_memory(corpus: Path) -> Documents:
-    return tuple(read_corpus(corpus))
-
-
 def read_collection(
-    folder: Path, split: str = "test", read_documents: Callable[[Path], Documents] = _in_memory
+    folder: Path,
+    split: str = "test",
+    read_documents: Callable[[Path], Documents] = lambda corpus: tuple(read_corpus(corpus)),
 ) -> Collection:
     """Read a BEIR folder; queries without a judgement above 0 are left out.
 
@@ -98,11 +96,9 @@ def _qrels(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict
 
 def judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
     """Stream ``(line, query id, document id, score)`` below a header; scores may be graded or negative."""
-    is_header = True
     for line, text in lines(path):
         fields = text.rstrip("\r\n").split("\t")
-        if is_header:
-            is_header = False
+        if line == 1:
             if fields != _QRELS_HEADER:
                 raise InputError(f"{path}:{line}: the header is {fields}. Write {_QRELS_HEADER}, separated by tabs.")
         elif text.strip():

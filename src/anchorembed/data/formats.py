@@ -8,8 +8,8 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,6 @@ FORMATS = (
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
 _QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
-_SUFFIXES = {"tabs": "tsv", "commas": "csv"}
 
 
 def listed(what: str, names: list[str]) -> str:
@@ -98,7 +97,10 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
     tabs = suffix_of(path) == ".tsv"
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     delimiter = "\t" if tabs else ","
-    reader = csv.reader((text for _, text in lines(path)), delimiter=delimiter, strict=True, quoting=quoting)
+    texts = (text for _, text in lines(path))
+    first = list(islice(texts, 1))
+    _refuse_other_separators(path, "".join(first), delimiter)
+    reader = csv.reader(chain(first, texts), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -107,18 +109,12 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
         except StopIteration:
             return
         except csv.Error as error:
-            if header is None:  # quotes around cells that are separated otherwise are out of place
-                names: list[str] = []
-                with suppress(csv.Error):
-                    names = next(csv.reader((text for _, text in lines(path)), delimiter=delimiter), [])
-                _refuse_other_separators(f"{path}:{line}", names, tabs=tabs)
             swallowed = range(line, reader.line_num + 1)
             where = f"the row of lines {line} to {swallowed[-1]}" if swallowed[1:] else "the row"
             for number in swallowed:
                 yield number, BadRow(f"{where} is not valid CSV ({error})")
             continue
         if header is None:
-            _refuse_other_separators(f"{path}:{line}", cells, tabs=tabs)
             checked_header(
                 f"{path}:{line}", cells, columns, "Rename the columns, which the first line names, or add that line."
             )
@@ -127,20 +123,20 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             yield line, _cells(header, cells, nullable, "" if tabs else _QUOTE_COMMAS)
 
 
-def _refuse_other_separators(location: str, header: list[str], *, tabs: bool) -> None:
-    """Refuse a header that is one cell and would be several by another separator."""
-    if len(header) != 1:
-        return
-    expected = "tabs" if tabs else "commas"
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
-        if name != expected and separator in header[0]:
-            cure = f"Save it with {expected} between cells" if name == "semicolons" else f"Name it .{_SUFFIXES[name]}"
-            raise InputError(f"{location}: the cells are separated by {name}, not {expected}. {cure}.")
+def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:
+    """Refuse a file whose first line is one cell and would be several by another separator."""
+    expected = "tabs" if delimiter == "\t" else "commas"
+    others = (
+        (";", "semicolons", f"Save it with {expected} between cells."),
+        ("\t", "tabs", "Name it .tsv."),
+        (",", "commas", "Name it .csv."),
+    )
+    for separator, name, cure in others:
+        if delimiter not in header and separator in header:
+            raise InputError(f"{path}:1: the cells are separated by {name}, not {expected}. {cure}")
 
 
-def _cells(
-    header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_of_more: str = ""
-) -> Row | BadRow:
+def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_of_more: str) -> Row | BadRow:
     if len(cells) != len(header):
         cure = cure_of_more if len(cells) > len(header) else ""
         return BadRow(f"the row has {len(cells)} cells, the header {len(header)}", cure=cure)

@@ -15,9 +15,7 @@ from anchorembed.data.formats import TABLES, table_rows
 from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
 
-_CURE = "Correct or remove the line."
 _LABELS = ("label", "category")
-_SENTENCES = ("sentence1", "sentence2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +64,25 @@ def read_test_set(path: Path) -> TestSet:
         InputError: on an unknown format, unknown columns or any bad row, with its line.
     """
     kind = ""
-    columns = ColumnNames(lambda names: _used(kind, names))
+    used: set[str] = set()
 
     def make(line: int, row: Row) -> TestRow:
         nonlocal kind
-        kind_of_row, read = _kind(list(row))
+        kind_of_row, columns, read = _kind(list(row))
         if kind and kind_of_row != kind:
             raise BadRow(f"its columns are those of {kind_of_row}, the first row's those of {kind}")
         kind = kind_of_row
+        used.update(columns)
         return read(line, row)
 
     rows = table_rows(path, _columns)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
     records = tuple(
-        not_empty(checked(path, rows, make, columns, cure=_CURE), lambda: f"{path}: no row. Give at least one line.")
+        not_empty(
+            checked(path, rows, make, ColumnNames(lambda _: used), cure="Correct or remove the line."),
+            lambda: f"{path}: no row. Give at least one line.",
+        )
     )
     ids = {record.id for record in records if isinstance(record, Candidates)}
     if ids and len(ids) < len(records):
@@ -116,25 +118,17 @@ def _columns(names: list[str]) -> list[str]:
     return names
 
 
-def _used(kind: str, names: list[str]) -> set[str]:
-    """The columns that rows of a kind are read from."""
-    used = {"Reranking": ("query_id", "query", "positive", "negative"), "STS": (*_SENTENCES, "score")}
-    used["PairClassification"] = (*_SENTENCES, "label")
-    used["Classification"] = ("text", next((name for name in _LABELS if name in names), ""))
-    return set(used.get(kind, names))
-
-
-def _kind(names: list[str]) -> tuple[str, Callable[[int, Row], TestRow]]:
-    """The kind of test that rows with these columns are for, and the function that reads a row."""
+def _kind(names: list[str]) -> tuple[str, set[str], Callable[[int, Row], TestRow]]:
+    """The kind of test that rows with these columns are for, the columns it uses, and the function that reads a row."""
     columns = set(names)
-    if {"query", "positive", "negative"} <= columns:
-        return "Reranking", _candidates
-    if {"sentence1", "sentence2", "score"} <= columns:
-        return "STS", lambda line, row: _pair(row, "score")
-    if {"sentence1", "sentence2", "label"} <= columns:
-        return "PairClassification", lambda line, row: _pair(row, "label")
-    if "text" in columns and columns & set(_LABELS):
-        return "Classification", _labelled
+    if (needed := {"query", "positive", "negative"}) <= columns:
+        return "Reranking", needed | {"query_id"}, _candidates
+    if (needed := {"sentence1", "sentence2", "score"}) <= columns:
+        return "STS", needed, lambda line, row: _pair(row, "score")
+    if (needed := {"sentence1", "sentence2", "label"}) <= columns:
+        return "PairClassification", needed, lambda line, row: _pair(row, "label")
+    if "text" in columns and (label := next((name for name in _LABELS if name in columns), "")):
+        return "Classification", {"text", label}, lambda line, row: _labelled(row, label)
     raise BadRow(
         f"its columns are {', '.join(names) or 'none'}",
         " Give query, positive and negative; sentence1, sentence2 and score or label; or text and label.",
@@ -147,7 +141,7 @@ def _candidates(line: int, row: Row) -> Candidates:
 
 
 def _texts(row: Row, key: str) -> tuple[str, ...]:
-    value = json_list(cell, key) if isinstance(cell := row[key], str) else cell
+    value = json_list(row[key], key)
     if not isinstance(value, list) or not value:
         raise BadRow(f'"{key}" is {"an empty list" if value == [] else "no list"}')
     return tuple(required_text({key: item}, key) for item in value)
@@ -166,8 +160,7 @@ def _pair(row: Row, key: str) -> SentencePair:
     return SentencePair(required_text(row, "sentence1"), required_text(row, "sentence2"), number)
 
 
-def _labelled(line: int, row: Row) -> LabelledText:
-    key = next(name for name in _LABELS if name in row)
+def _labelled(row: Row, key: str) -> LabelledText:
     value = row[key]
     return LabelledText(
         required_text(row, "text"), str(value) if isinstance(value, int) else required_text(row, key).strip()

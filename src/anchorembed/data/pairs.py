@@ -68,7 +68,6 @@ def read_pairs(
     path: str | Path,
     *,
     source: str = "",
-    skip_bad: bool = False,
     on_skip: Callable[[str], None] | None = None,
     on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[TextPair]:
@@ -77,12 +76,11 @@ def read_pairs(
     Args:
         path: of the file or folder, or ``hf://owner/name[:config][@split][#revision]``.
         source: name of the source, kept in each pair.
-        skip_bad: drop bad rows rather than raise.
-        on_skip: gets a message for each row dropped: ``path:line: what is wrong``.
+        on_skip: gets a message for each bad row, which is then dropped: ``path:line: what is wrong``.
         on_unused: gets the names of columns that are not used, after the last row; without it they are logged.
 
     Raises:
-        InputError: on a bad row, unless ``skip_bad``; if a column is missing or the file damaged; if no pair is usable.
+        InputError: on a bad row, without ``on_skip``; if a column is missing or the file damaged; if no pair is usable.
     """
     columns = ColumnNames(lambda names: filter(_is_known, names))
     numbered_file, rows = _pair_rows(located(path), columns)
@@ -90,7 +88,7 @@ def read_pairs(
 
     def skip(fault: str) -> None:
         first_fault[:] = first_fault or [fault]
-        if on_skip is not None:
+        if on_skip:
             on_skip(fault)
 
     def no_pair() -> str:
@@ -104,7 +102,7 @@ def read_pairs(
         lambda line, row: _pairs(row, source, line),
         columns,
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
-        on_bad=skip if skip_bad else None,
+        on_bad=on_skip and skip,
         on_unused=on_unused,
     )
     return not_empty(chain.from_iterable(pairs), no_pair)
@@ -182,7 +180,7 @@ def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
 
 def _positives(value: object, key: str) -> list[str]:
     """The positives of a cell, given as a text or a list, which in CSV is JSON in a column whose name says so."""
-    listed = json_list(value, key) if isinstance(value, str) and key in _LISTS_OF_POSITIVES else value
+    listed = json_list(value, key) if key in _LISTS_OF_POSITIVES else value
     if listed == []:
         raise BadRow(f'"{key}" is empty')
     return [required_text({key: text}, key) for text in (listed if isinstance(listed, list) else [value])]
@@ -195,15 +193,13 @@ def _negatives(value: object, key: str) -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    listed = json_list(value, key) if isinstance(value, str) else value
-    if isinstance(listed, list):
-        return tuple(required_text({key: item}, key) for item in listed)
-    return (required_text({key: value}, key),)
+    listed = json_list(value, key)
+    return tuple(required_text({key: text}, key) for text in (listed if isinstance(listed, list) else [value]))
 
 
 def _check_label(value: object, key: str) -> None:
     """Refuse a pair whose label is not 1, true or missing; a list is of scores, not a label."""
-    if value is None or isinstance(_listed(value, key), list):
+    if value is None or isinstance(json_list(value, key), list):
         return
     try:
         is_positive = isinstance(value, int | float | str) and (str(value).lower() == "true" or float(value) == 1)
@@ -215,18 +211,13 @@ def _check_label(value: object, key: str) -> None:
         raise BadRow(f'"{key}" is {shown}, not 1: the pair is no positive', cure)
 
 
-def _listed(value: object, key: str) -> object:
-    """The value of a cell that may hold a list, which in CSV is JSON."""
-    return json_list(value, key) if isinstance(value, str) else value
-
-
 def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
     """A row's scores of each positive and then of each negative, also from a label column that holds lists.
 
     Empty if there is no such column, or its cell is null or empty.
     """
-    labels = [key for key in LABEL_NAMES if isinstance(_listed(row.get(key), key), list)]
-    given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if _listed(row.get(key), key) is not None]
+    labels = [key for key in LABEL_NAMES if isinstance(json_list(row.get(key), key), list)]
+    given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if json_list(row.get(key), key) is not None]
     if given in ([SIDE_SCORES_NAMES[0]], [SIDE_SCORES_NAMES[1]]) and positives and negatives:
         raise BadRow(f'"{given[0]}" is given without "{next(n for n in SIDE_SCORES_NAMES if n not in given)}"')
     if given[1:] and tuple(given) != SIDE_SCORES_NAMES:
@@ -237,7 +228,7 @@ def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
 
 
 def _numbers(value: object, key: str, texts: int) -> list[float]:
-    listed = _listed(value, key)
+    listed = json_list(value, key)
     if not isinstance(listed, list) or len(listed) != texts:
         whose = {"pos_scores": "positive", "neg_scores": "negative"}.get(key, "positive and for each negative")
         raise BadRow(f'"{key}" must be a list: a number for the {whose}, {texts} here')

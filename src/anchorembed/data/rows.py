@@ -158,12 +158,14 @@ def kind_of(value: object) -> str:
     return _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
-def json_list(cell: str, key: str) -> object:
-    """A CSV cell's value as JSON, which lists are written in; None if it is empty, its text if it is no JSON.
+def json_list(cell: object, key: str) -> object:
+    """The value of a cell that may hold a list. In CSV that is JSON: empty is None, and what is no JSON a text.
 
     Raises:
         BadRow: if it is a list as Python prints it.
     """
+    if not isinstance(cell, str):
+        return cell
     try:
         return json.loads(cell) if cell.strip() else None
     except (ValueError, RecursionError):

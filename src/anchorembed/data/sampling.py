@@ -63,11 +63,6 @@ def batches(
         step += len(planned)
 
 
-def first_epoch(store: PairStore, train: Indices, size: int, seed: int, source: int) -> Iterator[list[int]]:
-    """Yield the steps of one source's pairs in the first epoch, as global indices, computed one by one."""
-    return _source_epoch(store, train, size, [seed, 0, source])
-
-
 def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
     """Share of the pairs to train on that the first epoch uses, from 0 to 1."""
     return sum(map(len, _epoch(store, train, size, seed, 0))) / len(train)
@@ -75,7 +70,7 @@ def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
 
 def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -> list[list[int]]:
     sources = range(len(store.sources))
-    planned = [batch for source in sources for batch in _source_epoch(store, train, size, [seed, epoch, source])]
+    planned = [batch for source in sources for batch in source_epoch(store, train, size, seed, epoch, source)]
     order = np.random.default_rng([seed, epoch]).permutation(len(planned))
     return [planned[i] for i in order]
 
@@ -85,7 +80,7 @@ def _drawn(store: PairStore, train: Indices, size: int, seed: int, temperature: 
 
     def stream(source: int) -> Iterator[list[int]]:
         for epoch in count():
-            yield from _source_epoch(store, train, size, [seed, epoch, source])
+            yield from source_epoch(store, train, size, seed, epoch, source)
 
     sizes = np.array([len(_members(store, train, source)) for source in range(len(store.sources))], np.float64)
     weights = np.where(sizes > 0, sizes ** (1 / temperature), 0.0)
@@ -100,12 +95,14 @@ def _members(store: PairStore, train: Indices, source: int) -> Indices:
     return members
 
 
-def _source_epoch(store: PairStore, train: Indices, size: int, key: list[int]) -> Iterator[list[int]]:
-    """Steps of one source's pairs, in an order drawn from ``key``, whose last number is the source.
+def source_epoch(
+    store: PairStore, train: Indices, size: int, seed: int, epoch: int, source: int
+) -> Iterator[list[int]]:
+    """Steps of one source's pairs in an epoch, as global indices, computed one by one.
 
     All steps are full; if no step can be filled, the shorter ones are yielded.
     """
-    order = np.random.default_rng(key).permutation(_members(store, train, key[-1]))
+    order = np.random.default_rng([seed, epoch, source]).permutation(_members(store, train, source))
     is_full, shorter = False, list[list[int]]()
     for step in _without_duplicates(store, order.tolist(), size):
         if len(step) == size:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, content_of, read_pairs
-from anchorembed.system.files import hash_content, hash_texts, whole_file, whole_folder
+from anchorembed.system.files import cache_folder, hash_content, hash_texts, whole_file, whole_folder
 
 _log = logging.getLogger(__name__)
 
@@ -128,12 +128,11 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
     target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
     if not target.exists():
         dropped, unused = _Dropped(), list[str]()
-        pairs = read_pairs(
-            source.path, source=source.name, skip_bad=skip_bad, on_skip=dropped.add, on_unused=unused.append
-        )
+        on_skip = dropped.add if skip_bad else None
+        pairs = read_pairs(source.path, source=source.name, on_skip=on_skip, on_unused=unused.append)
         with whole_folder(target) as partial:
             rows = _write_pairs(pairs, partial / _PAIRS)
-            notes = {"dropped": dropped.counts(), "unused": "".join(unused)}
+            notes = {"dropped": dropped.counts, "unused": "".join(unused)}
             (partial / _NOTES).write_text(json.dumps(notes), encoding="utf-8")
         _log.info("%s: %d pairs read from %s", source.name, rows, source.path)
     return target
@@ -143,19 +142,13 @@ class _Dropped:
     """Dropped lines, counted by reason, in the words of the first; faults that differ only in numbers are one."""
 
     def __init__(self) -> None:
-        self._first: dict[str, tuple[str, str]] = {}
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # each reason names its first line
+        self._named: dict[str, str] = {}
 
     def add(self, fault: str) -> None:
         """Count a fault as `read_pairs` words it: ``path:line: what``."""
         _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
-        reason = re.sub(r"\d+", "N", what)
-        self._first.setdefault(reason, (line, what))
-        self._counts[reason] += 1
-
-    def counts(self) -> dict[str, int]:
-        """Number of lines by reason; each reason names its first line."""
-        return {f"{what} First on line {line}.": self._counts[reason] for reason, (line, what) in self._first.items()}
+        self.counts[self._named.setdefault(re.sub(r"\d+", "N", what), f"{what} First on line {line}.")] += 1
 
 
 def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:
@@ -163,17 +156,16 @@ def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:
     rows = 0
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _PAIR_SCHEMA) as writer:
         while batch := list(islice(pairs, _ROWS_PER_BATCH)):
-            columns = [
-                [pair.query for pair in batch],
-                [pair.positive for pair in batch],
-                [list(pair.negatives) for pair in batch],
-                [pair.line for pair in batch],
-                [list(pair.scores) for pair in batch],
-                [text_key(pair.query) for pair in batch],
-                [text_key(pair.positive) for pair in batch],
-            ]
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, _PAIR_SCHEMA, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=_PAIR_SCHEMA))
+            columns = {
+                "query": [pair.query for pair in batch],
+                "positive": [pair.positive for pair in batch],
+                "negatives": [pair.negatives for pair in batch],
+                "line": [pair.line for pair in batch],
+                "scores": [pair.scores for pair in batch],
+                "query_key": [text_key(pair.query) for pair in batch],
+                "positive_key": [text_key(pair.positive) for pair in batch],
+            }
+            writer.write_batch(pa.record_batch(columns, schema=_PAIR_SCHEMA))
             rows += len(batch)
     return rows
 
@@ -202,13 +194,13 @@ class StoredDocuments:
                 yield Document(str(row["id"]), f"{title} {row['text']}" if title else row["text"])  # as mteb joins them
 
 
-def open_corpus(path: Path, cache: Path) -> StoredDocuments:
-    """A BEIR corpus, memory-mapped from ``cache``; if it is not there, by its content hash, it is converted first.
+def open_corpus(path: Path) -> StoredDocuments:
+    """A BEIR corpus, memory-mapped from the cache; if it is not there, by its content hash, it is converted first.
 
     Raises:
         InputError: as `read_corpus` does.
     """
-    target = cache / f"{hash_content(path)}.arrow"
+    target = cache_folder() / "corpora" / f"{hash_content(path)}.arrow"
     if not target.exists():
         documents = read_corpus(path)
         with (

@@ -25,15 +25,6 @@ _SCORES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class InstructedPair:
-    """A pair with the instruction of its query (None: the model's prompt), if ``symmetric`` of its documents, too."""
-
-    pair: TextPair
-    instruction: str | None = None
-    symmetric: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class PairSearch:
     """A retrieval test: texts, each with its instruction, and the rows of each query's relevant documents."""
 
@@ -47,13 +38,13 @@ class PairSearch:
         return hash_texts([json.dumps([self.queries, self.documents, [sorted(rows) for rows in self.relevant]])])
 
 
-def pair_search(pairs: Iterable[InstructedPair]) -> PairSearch:
+def pair_search(pairs: Iterable[tuple[TextPair, Instruction]]) -> PairSearch:
     """The test of some pairs: each text occurs once, and a query's documents are the positives of all its pairs."""
     queries: dict[tuple[Instruction, str], set[int]] = {}
     documents: dict[tuple[Instruction, str], int] = {}
-    for instructed in pairs:
-        instruction, pair = (instructed.instruction, instructed.symmetric), instructed.pair
-        of_document = instruction if instructed.symmetric else (None, False)
+    for pair, instruction in pairs:
+        _, symmetric = instruction
+        of_document = instruction if symmetric else (None, False)
         row = documents.setdefault((of_document, pair.positive), len(documents))
         queries.setdefault((instruction, pair.query), set()).add(row)
     return PairSearch(list(queries), list(documents), list(queries.values()))

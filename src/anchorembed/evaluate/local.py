@@ -6,7 +6,7 @@ A local task never uses the network. Its revision is a hash of its rows, so resu
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,7 @@ from anchorembed.evaluate.task_types import (
     similarity,
 )
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
-from anchorembed.system.files import cache_folder, hash_texts, to_json, write_file
+from anchorembed.system.files import hash_texts, to_json, write_file
 
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
@@ -96,7 +96,8 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
     Raises:
         InputError: if a file or folder cannot be evaluated.
     """
-    return [_local_task(file, split, quick) for file in _files_to_evaluate(path)]
+    tasks = [_local_task(file, split, quick) for file in _files_to_evaluate(path)]
+    return [replace(task, name=f"{task.name}-quick") for task in tasks] if quick else tasks
 
 
 def _files_to_evaluate(path: Path) -> list[Path]:
@@ -110,17 +111,17 @@ def _files_to_evaluate(path: Path) -> list[Path]:
 
 def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
     if path.is_dir():
-        collection = read_collection(path, split, lambda corpus: open_corpus(corpus, cache_folder() / "corpora"))
+        collection = read_collection(path, split, open_corpus)
         name = collection.name if split == "test" else f"{collection.name}-{split}"
         return _retrieval_task(replace(collection, name=name), quick)
     test = read_test_set(path)
     rows: Sequence[Any] = [test.rows[index] for index in quick_items(len(test.rows))] if quick else test.rows
     if test.kind == "Reranking":
-        return _file_task(test, partial(reranking, _as_collection(test.name, rows)), quick)
+        return _file_task(test, partial(reranking, _as_collection(test.name, rows)))
     if test.kind == "Classification":
-        return _classification_task(path, test, rows, quick)
+        return _classification_task(path, test, rows)
     _check_values(test, rows)
-    return _file_task(test, partial(similarity if test.kind == "STS" else pair_classification, rows), quick)
+    return _file_task(test, partial(similarity if test.kind == "STS" else pair_classification, rows))
 
 
 def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
@@ -136,10 +137,10 @@ def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
 def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
     revision = hash_texts(_shown_collection(collection))
     chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
-    return LocalTask(_name(collection.name, quick), "Retrieval", revision, partial(retrieval, chosen), chosen)
+    return LocalTask(collection.name, "Retrieval", revision, partial(retrieval, chosen), chosen)
 
 
-def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText], quick: bool) -> LocalTask:
+def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText]) -> LocalTask:
     train = _training_texts(path)
     labels = {row.label for row in train}
     if len(labels) < 2:
@@ -148,7 +149,7 @@ def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText]
         )
     if unknown := sorted({row.label for row in rows} - labels):
         raise InputError(f"{test.name}: label {unknown[0]!r} is in no training text. Correct it, or add such texts.")
-    return _file_task(test, partial(classification, train, rows), quick, train)
+    return _file_task(test, partial(classification, train, rows), train)
 
 
 def _training_texts(path: Path) -> list[LabelledText]:
@@ -158,10 +159,9 @@ def _training_texts(path: Path) -> list[LabelledText]:
     return [row for row in read_test_set(beside).rows if isinstance(row, LabelledText)]
 
 
-def _file_task(
-    test: TestSet, measure: Callable[[Embed], TaskMetrics], quick: bool, train: Sequence[LabelledText] = ()
-) -> LocalTask:
-    return LocalTask(_name(test.name, quick), test.kind, hash_texts(_shown_rows([*train, *test.rows])), measure)
+def _file_task(test: TestSet, measure: Callable[[Embed], TaskMetrics], train: Sequence[LabelledText] = ()) -> LocalTask:
+    revision = hash_texts(["\n".join(map(repr, [*train, *test.rows]))])
+    return LocalTask(test.name, test.kind, revision, measure)
 
 
 def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
@@ -173,16 +173,6 @@ def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
         tuple(Document(row.id, row.query) for row in rows),
         {row.id: {ids[text]: 0 for text in row.negatives} | {ids[text]: 1 for text in row.positives} for row in rows},
     )
-
-
-def _name(name: str, quick: bool) -> str:
-    return f"{name}-quick" if quick else name
-
-
-def _shown_rows(rows: Iterable[object]) -> Iterator[str]:
-    """Rows as ``repr`` shows them, one a line."""
-    for number, row in enumerate(rows):
-        yield ("\n" if number else "") + repr(row)
 
 
 def _shown_collection(collection: Collection) -> Iterator[str]:

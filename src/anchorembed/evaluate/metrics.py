@@ -59,15 +59,10 @@ def measure_queries(
 
 
 def chance(collection: Collection) -> dict[str, float]:
-    """Return each metric's exact expectation if every query ranked all documents uniformly at random.
-
-    Raises:
-        InputError: if there is no judged query or no document.
-    """
+    """Return each metric's exact expectation if every query ranked all documents uniformly at random."""
     ids = {document.id for document in collection.documents}
-    if not collection.qrels or not ids:
-        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
-    return _means({query: _chance(grades, ids) for query, grades in collection.qrels.items()})
+    per_query = [_chance(grades, ids) for grades in collection.qrels.values()]
+    return {name: math.fsum(scores[name] for scores in per_query) / len(per_query) for name in METRICS}
 
 
 def _chance(grades: Mapping[str, int], ids: set[str]) -> dict[str, float]:
@@ -102,10 +97,6 @@ def _expected_reciprocal_rank(total: int, relevant_count: int) -> float:
 def relevant(grades: Mapping[str, int]) -> set[str]:
     """Ids of the documents graded above 0."""
     return {document for document, grade in grades.items() if grade > 0}
-
-
-def _means(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(scores[name] for scores in per_query.values()) / len(per_query) for name in METRICS}
 
 
 def correlation(rows_2N: Array) -> float:

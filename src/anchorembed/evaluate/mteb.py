@@ -49,24 +49,12 @@ _SHOWN_METRICS = dict(MAIN_METRICS.values())
 
 @dataclass(frozen=True, slots=True)
 class MtebTask:
-    """A task of mteb."""
+    """A task of mteb, with its name and type there, and the revision of its data on the hub."""
 
+    name: str
+    kind: str
+    revision: str
     task: AbsTask
-
-    @property
-    def name(self) -> str:
-        """Its name in mteb, which ends in ``-quick`` for a fixed part."""
-        return self.task.metadata.name
-
-    @property
-    def kind(self) -> str:
-        """Its type."""
-        return self.task.metadata.type
-
-    @property
-    def revision(self) -> str:
-        """The revision of its data on the hub."""
-        return str(self.task.metadata.dataset["revision"])
 
     def run(self, embedder: TaskEmbedder, out: Path | None) -> TaskScore:
         """Evaluate by mteb, or read the result for the same data and model in the folder ``out``."""
@@ -94,7 +82,9 @@ def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
             )
         if quick:
             _shorten(task)
-    return [MtebTask(task) for task in tasks]
+    return [
+        MtebTask(task.metadata.name, task.metadata.type, str(task.metadata.dataset["revision"]), task) for task in tasks
+    ]
 
 
 def _benchmark(name: str) -> list[AbsTask]:

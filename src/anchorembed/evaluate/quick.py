@@ -1,11 +1,11 @@
 """A fixed part of a task, the same on every machine: what ``--quick`` evaluates."""
 
-import hashlib
 import random
 
 from anchorembed.data.beir import Collection
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import relevant
+from anchorembed.system.files import hash_texts
 
 QUICK_DOCUMENTS, QUICK_ITEMS = 1000, 500
 
@@ -15,8 +15,8 @@ def quick_items(count: int) -> list[int]:
     return sorted(random.Random(0).sample(range(count), min(count, QUICK_ITEMS)))  # noqa: S311 - a fixed choice
 
 
-def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
-    """Return a collection of at most ``documents`` documents that depends only on ids, judgements and ``seed``.
+def subset(collection: Collection, documents: int) -> Collection:
+    """Return a collection of at most ``documents`` documents that depends only on ids and judgements.
 
     Queries are taken in the order of a hash of their ids, each with all its relevant documents if these still fit.
     Other documents, in the order of such a hash, fill the rest. Queries with all their relevant documents are kept.
@@ -24,16 +24,14 @@ def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
     Raises:
         InputError: if there are no such queries.
     """
-    if documents < 1:
-        raise InputError(f"documents: {documents} is below 1. Ask for at least one document.")
     ids = {document.id for document in collection.documents}
     grades = {query.id: collection.qrels.get(query.id, {}) for query in collection.queries}
     wanted = {query: relevant(judged) for query, judged in grades.items() if relevant(judged) <= ids}
     pool: set[str] = set()
-    for query in sorted(wanted, key=lambda name: _shuffled(name, seed)):
+    for query in sorted(wanted, key=_shuffled):
         if len(pool | wanted[query]) <= documents:
             pool |= wanted[query]
-    others = sorted(ids - pool, key=lambda name: _shuffled(name, seed))
+    others = sorted(ids - pool, key=_shuffled)
     pool.update(others[: documents - len(pool)])
     kept = {query for query, needed in wanted.items() if needed and needed <= pool}
     if not kept:
@@ -52,6 +50,6 @@ def subset(collection: Collection, documents: int, seed: int = 0) -> Collection:
     )
 
 
-def _shuffled(name: str, seed: int) -> bytes:
+def _shuffled(name: str) -> str:
     """A sort key that puts names in a fixed random order."""
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return hash_texts(["0:", name])

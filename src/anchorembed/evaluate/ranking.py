@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from anchorembed.errors import InputError
 from anchorembed.model.vectors import Floats, check_finite, cosines, near_top, rounding, unit_rows
 
 Scorer = Callable[[list[str]], Floats]  # queries -> scores of all documents [Q, D], higher is nearer, -inf is not found
@@ -28,10 +27,8 @@ def rank(
     product. Scores of documents that its rounding might misplace are computed again, so equal documents tie exactly.
 
     Raises:
-        InputError: if vectors are not finite, or ``top_k`` is below 1.
+        InputError: if vectors are not finite.
     """
-    if top_k < 1:
-        raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
     check_finite(queries_QH)
     queries_QH = unit_rows(queries_QH)
     rankings: Rankings = {query_id: {} for query_id in query_ids}

@@ -10,7 +10,7 @@ Axes: Q queries, D documents, N items, H hidden size.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Documents
 from anchorembed.data.judged import LabelledText, SentencePair
 from anchorembed.data.store import StoredDocuments
-from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import (
     DEEPEST,
     METRICS,
@@ -74,15 +73,8 @@ class StrippedTexts:
 
 
 def evaluate_collection(embed: Embed, collection: Collection) -> dict[str, float]:
-    """Rank all documents for each judged query; returns the mean of each of `METRICS`.
-
-    Raises:
-        InputError: if there is no judged query or no document.
-    """
-    judged = tuple(query for query in collection.queries if query.id in collection.qrels)
-    if not judged or not collection.documents:
-        raise InputError(f"{collection.name}: no judged query or no document. Give a collection with both.")
-    values = retrieval(replace(collection, queries=judged), embed).values
+    """Rank all documents for each query; returns the mean of each of `METRICS`."""
+    values = retrieval(collection, embed).values
     return {shown: values[name] for shown, name in METRICS.items()}
 
 

@@ -3,7 +3,7 @@
 Axes: N texts, D documents, Q queries, H hidden size.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import numpy as np
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
 from anchorembed.evaluate.metrics import METRICS, relevant
+from anchorembed.evaluate.task_types import Embed
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vectors import Floats, Side, cosines
+from anchorembed.model.vectors import Floats, cosines
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder
 from anchorembed.train.loop import read_log
@@ -122,10 +123,10 @@ def contents(
     return Page(title, notes, scores, list(charts(logs)), searches, maps, *texts, readings)
 
 
-def cached_encoder(embedder: Embedder) -> Callable[[Iterable[str], Side], Floats]:
+def cached_encoder(embedder: Embedder, progress: Callable[[int], None] | None = None) -> Embed:
     """Unit vectors of texts [N, H], kept in the cache: a page needs those that scores were computed from."""
     cache = VectorCache(embedder, cache_folder() / "vectors")
-    return lambda texts, side: cache.vectors(list(texts), side, None)
+    return lambda texts, side: cache.vectors(texts, side, None, progress)
 
 
 def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]:

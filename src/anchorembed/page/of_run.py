@@ -51,7 +51,7 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
 
     for name, model in models.items():
         rows[name] = evaluate_collection(cached_encoder(load(model)), collection)
-    kind = "held-out queries" if pairs is None else f"queries of {Path(pairs).name}"
+    kind = "held-out queries" if pairs is None else f"queries of {pairs.name}"
     notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
     if pairs is not None and (trained_on := _trained_on(recipe, shown)):
         notes.append(

@@ -8,7 +8,7 @@ import torch
 
 from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import Split, batches, first_epoch, share_used, split
+from anchorembed.data.sampling import Split, batches, share_used, source_epoch, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template
@@ -37,7 +37,7 @@ class Prepared:
 
     def first_epoch(self, size: int, seed: int, source: int) -> Iterator[list[int]]:
         """Pairs of each step of one source in the first epoch."""
-        return first_epoch(self.store, self.split.train, size, seed, source)
+        return source_epoch(self.store, self.split.train, size, seed, 0, source)
 
     def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
         """Read and tokenise the pairs of a step, each with at most ``most_negatives`` hard negatives."""

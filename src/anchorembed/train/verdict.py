@@ -20,7 +20,6 @@ from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import FEWEST, Difference, difference
 from anchorembed.evaluate.held_out import (
     METRIC,
-    InstructedPair,
     PairSearch,
     pair_search,
     search_by_embedder,
@@ -108,7 +107,7 @@ def find_tests(recipe: Recipe) -> Tests:
     pairs = []
     for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
         source = store.sources[store.source_of(index)]
-        pairs.append(InstructedPair(store[index], source.instruction, source.symmetric))
+        pairs.append((store[index], (source.instruction, source.symmetric)))
     names = [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     tasks: Sequence[Task] = ()
     if names:
