@@ -59,7 +59,8 @@ def peak(shape: Shape, settings: Schedule, model: dict[str, str]) -> str:
 
 def table(models: dict[str, PretrainedConfig]) -> str:
     """The table as Markdown, a row a model."""
-    rows = [["model", "weights, billions", "encoding", *(title for title, _, _ in COLUMNS)], ["---"] * (3 + len(COLUMNS))]
+    titles = ["model", "weights, billions", "encoding", *(title for title, _, _ in COLUMNS)]
+    rows = [titles, ["---"] * len(titles)]
     for name, described in models.items():
         shape = shape_of(described)
         peaks = [peak(shape, settings, model) for _, settings, model in COLUMNS]

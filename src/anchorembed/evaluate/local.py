@@ -156,7 +156,10 @@ def _training_texts(path: Path) -> list[LabelledText]:
     beside = path.with_name(path.name.replace("_test.", "_train."))
     if beside == path or not beside.is_file():
         raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
-    return [row for row in read_test_set(beside).rows if isinstance(row, LabelledText)]
+    training = read_test_set(beside)
+    if training.kind != "Classification":
+        raise InputError(f"{beside}: its columns are those of {training.kind}. Give text and label, as {path.name} has.")
+    return [row for row in training.rows if isinstance(row, LabelledText)]
 
 
 def _file_task(test: TestSet, measure: Callable[[Embed], TaskMetrics], train: Sequence[LabelledText] = ()) -> LocalTask:
