@@ -259,13 +259,9 @@ class Embedder(nn.Module):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is below 1. Compute at least one text at once.")
         listed = list(_checked([texts] if isinstance(texts, str) else texts))
-        size = batch_size or max(1, len(listed))
-        windows = [
-            window
-            for start in range(0, len(listed), size)
-            for window in self.stream(listed[start : start + size], side)
-        ]
-        vectors_NH = np.concatenate(windows) if windows else np.zeros((0, self.dimension), np.float32)
+        size = batch_size or len(listed) or 1
+        parts = [self.encode(listed[start : start + size], side) for start in range(0, len(listed) or 1, size)]
+        vectors_NH = np.concatenate(parts)
         return vectors_NH[0] if isinstance(texts, str) else vectors_NH
 
     def _scales(self, normalize: bool | None) -> bool:
