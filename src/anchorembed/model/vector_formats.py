@@ -41,9 +41,12 @@ class VectorFormat:
 
 
 def vector_format(
-    full: int, dimensions: int | None = None, precision: str = "float32", ranges: Ranges | None = None
+    full: int,
+    dimensions: int | None = None,
+    precision: str = "float32",
+    ranges: Sequence[Sequence[float]] | None = None,
 ) -> VectorFormat:
-    """Return a checked format; ``full`` is H, the default of ``dimensions``.
+    """Return a checked format; ``full`` is H, the default of ``dimensions``, and ``ranges`` may be lists of JSON.
 
     Raises:
         InputError: if ``dimensions`` is not between 1 and H, or no multiple of 8 where bits are packed, the precision
@@ -61,7 +64,8 @@ def vector_format(
         raise InputError(f"{fault} Give {max(8, kept - kept % 8)}.")
     if ranges is not None and np.shape(ranges) != (2, kept):
         raise InputError(f"ranges: {np.shape(ranges)} numbers, not 2 x {kept}. Give int8_ranges of vectors as long.")
-    return VectorFormat(kept, cast("StoredPrecision", precision), ranges)
+    of_tuples = None if ranges is None else (tuple(ranges[0]), tuple(ranges[1]))
+    return VectorFormat(kept, cast("StoredPrecision", precision), of_tuples)
 
 
 def vector_formats(full: int, dimensions: Sequence[int], precisions: Sequence[str]) -> list[VectorFormat]:

@@ -9,7 +9,6 @@ from pydantic import TypeAdapter
 
 from anchorembed.errors import InputError
 from anchorembed.model.vector_formats import VectorFormat, vector_format
-from anchorembed.search.columns import as_ranges
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"
@@ -36,8 +35,7 @@ class Manifest:
     @property
     def form(self) -> VectorFormat:
         """How vectors are stored."""
-        ranges = as_ranges(self.ranges) if self.ranges else None
-        return vector_format(self.dimension, self.dimension, self.precision, ranges)
+        return vector_format(self.dimension, self.dimension, self.precision, self.ranges or None)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
