@@ -122,18 +122,16 @@ class Index:
         manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
-        fault, table = "", None
+        fault = ""
         try:
             table = lancedb.connect(folder).open_table(manifest.table)
-            count = table.count_rows()
-        except (OSError, RuntimeError, ValueError) as error:
-            fault = str(error)
-        else:
-            if count != manifest.documents:
+            if (count := table.count_rows()) != manifest.documents:
                 fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
+        except (OSError, RuntimeError, ValueError) as error:
+            fault = first_line(error)
         if identity_of(folder) != identity:  # replaced while it was opened
             return cls.open(folder)
-        if fault or table is None:
+        if fault:
             raise InputError(_damaged(folder, fault))
         return cls(folder, manifest, table, identity)
 
