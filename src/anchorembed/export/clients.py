@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from anchorembed.errors import InputError, first_line
+from anchorembed.errors import InputError, first_line, installed_by
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.keys import NoRedirect, json_headers
@@ -69,10 +69,8 @@ def open_library(library: Library, folder: str) -> Client:
         raise InputError(f"{folder}: no such folder. With --with, name one that `anchorembed export` wrote.")
     package, module_name = PACKAGES[library]
     class_name, argument, of_documents, of_query = _METHODS[library]
-    try:
+    with installed_by(package):
         module: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{module_name}: not installed. To install it: pip install {package}") from error
     try:
         with quiet():
             model = getattr(module, class_name)(**{argument: folder})
