@@ -51,7 +51,7 @@ def add_lora(backbone: Backbone, rank: int, alpha: int, dropout: float, targets:
 
 def merge_lora(backbone: Backbone) -> None:
     """Add the adapters, if there are any, to the weights they adapt; 4-bit weights become bfloat16 first."""
-    if is_quantized(backbone.model):
+    if getattr(backbone.model, "is_loaded_in_4bit", False):
         _dequantize(backbone)
     while backbone.peft:
         backbone.model = backbone.peft.pop().merge_and_unload()
@@ -77,11 +77,6 @@ def not_adapted(model: PreTrainedModel) -> list[str]:
     """Names of the linear modules in a model's layers that have no adapters."""
     linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
     return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a model's linear modules have 4-bit weights."""
-    return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
 def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:

@@ -114,9 +114,7 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     backend.post_processor = TemplateProcessing(single=single, pair=f"{single} $B:1", special_tokens=special)
     names = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     names["pad_token"] = names.get("pad_token") or template.end
-    baked = PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
-    baked.padding_side = "right"
-    return baked
+    return PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, contents: list[str]) -> str:
