@@ -111,10 +111,8 @@ class Embedder(nn.Module):
         metadata = describe(name, settings, model.config, tokenizer, template)
         if isinstance(settings, Existing) and lengths not in (None, metadata.lengths):
             _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
-        query_prompt = metadata.prompts.query if instruction is None else instruct(instruction)
-        metadata = replace(
-            metadata, lengths=lengths or metadata.lengths, prompts=replace(metadata.prompts, query=query_prompt)
-        )
+        prompts = metadata.prompts.of_pairs(instruction, symmetric=False)
+        metadata = replace(metadata, lengths=lengths or metadata.lengths, prompts=prompts)
         check_lengths(name, model.config, metadata.lengths)
         baked = bake(tokenizer, metadata.template)
         check_vocabulary(name, model, baked)
