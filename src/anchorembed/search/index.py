@@ -103,7 +103,7 @@ class Index:
                 raise InputError(
                     f"{folder}: there are no documents to index. Give a corpus with at least one document."
                 )
-            ranges = [list(side) for side in form.ranges or ()]
+            ranges = form.ranges or ()
             manifest = Manifest(
                 FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges, name
             )
@@ -217,11 +217,8 @@ def open_or_build(
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
     form = form or VectorFormat(encoder.dimension)
-    if manifest is not None and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == (
-        encoder.fingerprint,
-        corpus_hash,
-        form,
-    ):
+    wanted = (encoder.fingerprint, corpus_hash, form)
+    if manifest and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == wanted:
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 

@@ -1,18 +1,18 @@
 """The manifest of an index: the model and corpus that made it, and the format of its vectors."""
 
 import json
-import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from anchorembed.errors import InputError
 from anchorembed.model.vector_formats import VectorFormat, vector_format
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"
-_TABLE = re.compile("documents(-[0-9a-f]{12})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Manifest:
     documents: int
     corpus: str
     precision: str = "float32"
-    ranges: list[list[float]] = field(default_factory=list)
-    table: str = "documents"
+    ranges: Sequence[Sequence[float]] = ()
+    table: Annotated[str, Field(pattern="^documents(-[0-9a-f]{12})?$")] = "documents"  # it becomes part of a path
 
     @property
     def form(self) -> VectorFormat:
@@ -65,7 +65,6 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
         is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
-        is_whole &= _TABLE.fullmatch(manifest.table) is not None  # it becomes part of a path
     except (InputError, ValueError, TypeError):
         is_whole = False
     if not is_whole:
