@@ -243,8 +243,6 @@ def keep_memory() -> None:
 
     It does nothing without glibc.
     """
-    if sys.platform != "linux":
-        return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
