@@ -116,12 +116,9 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs.append(args[0] if args else kwargs["hidden_states"])
 
-    hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True):
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
         backbone.states(vectors_TH * backbone.input_scale, batch)  # `states` divides by that scale
-    finally:
-        hook.remove()
     if not inputs:
         raise InputError(
             f"{backbone.name}: its first layers are not the decoder's. Of a vision model, name the text model."
