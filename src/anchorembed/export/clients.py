@@ -8,6 +8,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -181,13 +182,11 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 def _message(content: bytes) -> str:
     """The message in an error's body, as one line."""
     text = content.decode(errors="replace")
-    try:
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
         for key in ("error", "message", "detail"):
             value = value.get(key, value) if isinstance(value, dict) else value
         text = value if isinstance(value, str) else json.dumps(value)
-    except (ValueError, RecursionError):
-        pass
     return " ".join(text.split())[:300] or "(no message)"
 
 

@@ -81,8 +81,7 @@ def not_adapted(model: PreTrainedModel) -> list[str]:
 
 def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Put adapters on a model, in place, with `AdapterDropout` before them."""
-    with warnings.catch_warnings():  # peft calls what transformers deprecates
-        warnings.simplefilter("ignore", FutureWarning)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft calls what transformers deprecates
         peft: PeftModel = get_peft_model(model, config)
     for module in peft.modules():
         dropouts = getattr(module, "lora_dropout", {})
