@@ -1,7 +1,6 @@
 """The manifest of an index: the model and corpus that made it, and the format of its vectors."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from anchorembed.errors import InputError
-from anchorembed.model.vector_formats import VectorFormat, vector_format
+from anchorembed.model.vector_formats import Ranges, VectorFormat, vector_format
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"
@@ -29,7 +28,7 @@ class Manifest:
     documents: int
     corpus: str
     precision: str = "float32"
-    ranges: Sequence[Sequence[float]] = ()
+    ranges: Ranges = ()
     table: Annotated[str, Field(pattern="^documents(-[0-9a-f]{12})?$")] = "documents"  # it becomes part of a path
 
     @property
