@@ -17,7 +17,7 @@ from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention
 from anchorembed.model import load as models
-from anchorembed.model.adapters import add_lora, is_quantized
+from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import check_nf4
@@ -247,8 +247,8 @@ def test_gguf_is_not_quantised_again() -> None:
 def test_four_bits_are_four_bits_and_count_as_what_they_stand_for(wide_folder: Path) -> None:
     plain = Embedder.load(wide_folder, device="cpu").backbone
     packed = Embedder.load(wide_folder, device="cpu", weights="nf4").backbone
-    assert is_quantized(packed.model)
-    assert not is_quantized(plain.model)
+    assert packed.model.is_loaded_in_4bit
+    assert not getattr(plain.model, "is_loaded_in_4bit", False)
     module = packed.model.base_model.layers[0].mlp.down_proj
     assert module.weight.dtype == torch.uint8
     count, state = module.in_features * module.out_features, module.weight.quant_state

@@ -101,7 +101,17 @@ def _introduction(base: str, license_: str | None, metadata: Metadata, dimension
 def _usage(use: Use, title: str, metadata: Metadata) -> Iterable[str]:
     limit = metadata.lengths.document
     if use == "native":
-        yield _native_usage(title)
+        yield f"""## Use
+
+```py
+from anchorembed import Embedder
+
+model = Embedder.load({title!r})  # or the path of this folder
+queries = model.encode(["How do I sort a list?"], side="query")
+documents = model.encode(["list.sort() sorts a list in place."])
+```
+
+`anchorembed export` writes a folder for sentence-transformers and other software."""
     elif use == "folder":
         yield from _exported_usage(title, metadata.prompts)
     elif use == "gguf":
@@ -119,20 +129,6 @@ text, its `suffix`. Texts longer than `max_tokens` are not cut: cut them before.
 
 `{file}` is a graph for {engine}: `input_ids` and `attention_mask` in, `sentence_embedding` out. Tokens are by
 `tokenizer.json`, with the prompts of `config_sentence_transformers.json` before a text, at most {limit} of them."""
-
-
-def _native_usage(title: str) -> str:
-    return f"""## Use
-
-```py
-from anchorembed import Embedder
-
-model = Embedder.load({title!r})  # or the path of this folder
-queries = model.encode(["How do I sort a list?"], side="query")
-documents = model.encode(["list.sort() sorts a list in place."])
-```
-
-`anchorembed export` writes a folder for sentence-transformers and other software."""
 
 
 def _exported_usage(title: str, prompts: Prompts) -> Iterable[str]:

@@ -8,6 +8,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from anchorembed.errors import InputError, first_line
+from anchorembed.errors import InputError, first_line, installed_by
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.keys import NoRedirect, json_headers
@@ -69,10 +70,8 @@ def open_library(library: Library, folder: str) -> Client:
         raise InputError(f"{folder}: no such folder. With --with, name one that `anchorembed export` wrote.")
     package, module_name = PACKAGES[library]
     class_name, argument, of_documents, of_query = _METHODS[library]
-    try:
+    with installed_by(package):
         module: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{module_name}: not installed. To install it: pip install {package}") from error
     try:
         with quiet():
             model = getattr(module, class_name)(**{argument: folder})
@@ -183,13 +182,11 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 def _message(content: bytes) -> str:
     """The message in an error's body, as one line."""
     text = content.decode(errors="replace")
-    try:
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
         for key in ("error", "message", "detail"):
             value = value.get(key, value) if isinstance(value, dict) else value
         text = value if isinstance(value, str) else json.dumps(value)
-    except (ValueError, RecursionError):
-        pass
     return " ".join(text.split())[:300] or "(no message)"
 
 

@@ -62,10 +62,9 @@ _OF_LIBRARY: dict[tuple[str, str], str] = {
     ("langchain", Fault.NO_DOCUMENT_PROMPT): (
         'HuggingFaceEmbeddings(model_name=..., encode_kwargs={{"prompt_name": "document"}})'
     ),
-    (
-        "llamaindex",
-        Fault.NO_DOCUMENT_PROMPT,
-    ): "HuggingFaceEmbedding(model_name=..., text_instruction={document_prompt!r})",
+    ("llamaindex", Fault.NO_DOCUMENT_PROMPT): (
+        "HuggingFaceEmbedding(model_name=..., text_instruction={document_prompt!r})"
+    ),
     ("langchain", CUT): "LangChain calls encode, which has one limit for both sides: cut texts at {limit} tokens "
     "first, or train with equal data.query_tokens and data.document_tokens.",
     ("llamaindex", CUT): "LlamaIndex calls encode, which has one limit for both sides: cut texts at {limit} tokens "

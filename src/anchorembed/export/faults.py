@@ -91,14 +91,10 @@ class Simulation:
     _known: dict[tuple[Tokens, bool], Floats] = field(default_factory=dict)
     _ids: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
 
-    @cached_property
-    def prompt(self) -> str:
-        """The query prompt."""
-        return self.embedder.metadata.prompts.query
-
     def prompt_of(self, side: Side) -> str:
         """The prompt of a side."""
-        return self.prompt if side == "query" else self.embedder.metadata.prompts.document
+        prompts = self.embedder.metadata.prompts
+        return prompts.query if side == "query" else prompts.document
 
     @cached_property
     def _backends(self) -> tuple[Tokenizer, Tokenizer]:
@@ -115,7 +111,8 @@ class Simulation:
     def around(self, faults: Faults) -> tuple[Tokens, Tokens]:
         """Token ids before and after a text."""
         before, after = tuple(self.embedder.pairs.before), tuple(self.embedder.pairs.after)
-        bos = self._bos()
+        bos_id = self.embedder.tokenizer.bos_token_id  # which engines may add by themselves
+        bos: Tokens = () if bos_id is None else (int(bos_id),)
         has_bos = before[: len(bos)] == bos
         befores = {
             Fault.NO_HEADER: (),
@@ -129,18 +126,13 @@ class Simulation:
         before = next((ids for fault, ids in befores.items() if fault in faults), before)
         return before, next((ids for fault, ids in afters.items() if fault in faults), after)
 
-    def _bos(self) -> Tokens:
-        """The BOS token, which engines may add by themselves; empty if the tokenizer has none."""
-        token = self.embedder.tokenizer.bos_token_id
-        return () if token is None else (int(token),)
-
     def text_ids(self, text: str, side: Side, faults: Faults) -> Tokens:
         """Token ids of a raw text with its prompt, not cut."""
         prompt = self.prompt_of(side)
         if Fault.NO_PROMPT in faults or Fault.NO_DOCUMENT_PROMPT in faults:
             prompt = ""
         elif Fault.PROMPT_TWICE in faults or Fault.PROMPT_ON_DOCUMENTS in faults:
-            prompt = self.prompt + prompt
+            prompt = self.prompt_of("query") + prompt
         if Fault.NEWLINES_OF_TEXT in faults:
             text = text.replace("\n", " ")
         text = prompt + text
@@ -178,12 +170,9 @@ class Simulation:
         new = sorted({ids for ids in sequences if (ids, False) not in self._known}, key=len)
         for run in micro_batches([len(ids) for ids in new], _TOKENS_AT_ONCE):
             chosen = new[run.start : run.stop]
-            states_TH = self._states(chosen)
-            start = 0
-            for ids in chosen:
-                text_TH = states_TH[start : start + len(ids)]
+            parts = self._states(chosen).split([len(ids) for ids in chosen])
+            for ids, text_TH in zip(chosen, parts, strict=True):
                 self._known[ids, False], self._known[ids, True] = text_TH[-1].numpy(), text_TH.mean(dim=0).numpy()
-                start += len(ids)
 
     def prefix_vectors(self, ids: Tokens, mean: bool) -> Floats:
         """Vectors of all prefixes of a sequence, [T, H], from one forward pass: attention is causal."""

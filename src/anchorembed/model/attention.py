@@ -84,14 +84,10 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_buckets(offsets: bytes, device: torch.device) -> tuple[Bucket, ...]:
+def _buckets(offsets: bytes, device: torch.device) -> tuple[Bucket, ...]:
     """Buckets of a batch on a device, laid out for its first layer and cached for the others."""
     buckets = lay_out(torch.frombuffer(bytearray(offsets), dtype=torch.long))
     return tuple(Bucket(*(send(part, device) for part in (b.index, b.real, b.tokens, b.slots))) for b in buckets)
-
-
-def _buckets(offsets: Tensor, device: torch.device) -> tuple[Bucket, ...]:
-    return _cached_buckets(offsets.numpy().tobytes(), device)
 
 
 @torch.library.custom_op("anchorembed::bucketed_attention", mutates_args=())
@@ -106,7 +102,7 @@ def _bucketed(
 ) -> tuple[Tensor, Tensor]:
     """Attention [T, A, D], and for the backward pass the log of each row's softmax sum, [T, A] in float32."""
     mixed_TAD, sums_TA = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[:2], dtype=torch.float32)
-    for bucket in _buckets(offsets, q_TAD.device):
+    for bucket in _buckets(offsets.numpy().tobytes(), q_TAD.device):
         queries, keys, values = (_side_by_side(side, bucket, k_TKD.shape[1]) for side in (q_TAD, k_TKD, v_TKD))
         mixed = torch.empty_like(queries)
         sums = queries.new_empty(queries.shape[:2], dtype=torch.float32)
@@ -141,7 +137,7 @@ def _bucketed_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors an
     dq_TAD, dk_TKD, dv_TKD = (torch.empty_like(side) for side in (q_TAD, k_TKD, v_TKD))
     inner_TA = (gradient_TAD.float() * mixed_TAD.float()).sum(-1)  # each row's sum of probability times its gradient
     heads, key_heads = q_TAD.shape[1], k_TKD.shape[1]
-    for bucket in _buckets(offsets, q_TAD.device):
+    for bucket in _buckets(offsets.numpy().tobytes(), q_TAD.device):
         queries, keys, values = (_side_by_side(side, bucket, key_heads) for side in (q_TAD, k_TKD, v_TKD))
         gradients = _side_by_side(gradient_TAD, bucket, key_heads, padding=0.0)
         inner = _side_by_side(inner_TA[..., None], bucket, key_heads, padding=0.0)

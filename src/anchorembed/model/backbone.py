@@ -149,8 +149,8 @@ class Backbone(nn.Module):
 
     def recompute_layers(self) -> None:
         """Keep only each layer's input for the backward pass, and compute the rest again there."""
-        with warnings.catch_warnings():  # transformers deprecates the name, and older versions lack the new one
-            warnings.simplefilter("ignore", FutureWarning)
+        # transformers deprecates the name, and older versions lack the new one
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def freeze_own_head(self) -> None:

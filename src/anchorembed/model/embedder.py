@@ -111,10 +111,8 @@ class Embedder(nn.Module):
         metadata = describe(name, settings, model.config, tokenizer, template)
         if isinstance(settings, Existing) and lengths not in (None, metadata.lengths):
             _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
-        query_prompt = metadata.prompts.query if instruction is None else instruct(instruction)
-        metadata = replace(
-            metadata, lengths=lengths or metadata.lengths, prompts=replace(metadata.prompts, query=query_prompt)
-        )
+        prompts = metadata.prompts.of_pairs(instruction, symmetric=False)
+        metadata = replace(metadata, lengths=lengths or metadata.lengths, prompts=prompts)
         check_lengths(name, model.config, metadata.lengths)
         baked = bake(tokenizer, metadata.template)
         check_vocabulary(name, model, baked)
@@ -259,13 +257,9 @@ class Embedder(nn.Module):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is below 1. Compute at least one text at once.")
         listed = list(_checked([texts] if isinstance(texts, str) else texts))
-        size = batch_size or max(1, len(listed))
-        windows = [
-            window
-            for start in range(0, len(listed), size)
-            for window in self.stream(listed[start : start + size], side)
-        ]
-        vectors_NH = np.concatenate(windows) if windows else np.zeros((0, self.dimension), np.float32)
+        size = batch_size or len(listed) or 1
+        parts = [self.encode(listed[start : start + size], side) for start in range(0, len(listed) or 1, size)]
+        vectors_NH = np.concatenate(parts)
         return vectors_NH[0] if isinstance(texts, str) else vectors_NH
 
     def _scales(self, normalize: bool | None) -> bool:

@@ -72,8 +72,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
     if not lengths or min(lengths) == 0:
         raise ValueError("pack: every sequence needs at least one token, and there must be one sequence")
     tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.long)
-    offsets[1:] = torch.tensor(lengths).cumsum(0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.arange(len(tokens)) - offsets[:-1].repeat_interleave(offsets.diff())
     return PackedBatch(tokens, positions, offsets[1:] - 1, offsets.int(), offsets, max(lengths))
 

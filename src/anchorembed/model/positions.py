@@ -41,7 +41,8 @@ def most_positions(config: PretrainedConfig) -> tuple[int, str]:
     text_config = config.get_text_config()
     most = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
     limits = [(int(most), "the max_position_embeddings")]
-    for rope in _ropes(text_config):
+    ropes = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    for rope in (ropes, *(inner for inner in ropes.values() if isinstance(inner, dict))):  # one for each kind of layer
         kind = rope.get("rope_type", rope.get("type"))
         if kind in _FOLLOW_THE_LONGEST:
             original: Any = rope.get("original_max_position_embeddings") or getattr(
@@ -49,9 +50,3 @@ def most_positions(config: PretrainedConfig) -> tuple[int, str]:
             )
             limits.append((int(original), f"the original context, beyond which {kind} positions follow the batch,"))
     return min(limits)
-
-
-def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """Settings of rotary positions: one, or one for each kind of layer."""
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return [settings, *(inner for inner in settings.values() if isinstance(inner, dict))]

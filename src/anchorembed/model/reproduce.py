@@ -9,6 +9,7 @@ Axes: T tokens of all probe sequences, V vocabulary, H hidden size.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def measure_scales(backbone: Backbone, own_TV: Tensor, name: str) -> tuple[float
     batch = probe_batch(backbone)
     with _faults_named(name, backbone.name):
         input_scale = _input_scale(backbone, batch)
-        products_TV = _products(backbone, batch)
+        states_TH = backbone.states(backbone.embed(batch.tokens), batch)
+        products_TV = replace(backbone.head, scale=1.0, softcap=None).logits(states_TH).float()
     uncapped_TV = own_TV if backbone.softcap is None else backbone.softcap * torch.atanh(own_TV / backbone.softcap)
     logit_scale = float((uncapped_TV * products_TV).sum() / (products_TV * products_TV).sum())
     return input_scale, _rounded_if_whole(logit_scale, backbone)
@@ -83,9 +85,7 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
     """
     batch = probe_batch(backbone)
     with _faults_named(name, backbone.name):
-        ours_TV = _products(backbone, batch) * backbone.logit_scale
-    if backbone.softcap is not None:
-        ours_TV = backbone.softcap * torch.tanh(ours_TV / backbone.softcap)
+        ours_TV = backbone.head.logits(backbone.states(backbone.embed(batch.tokens), batch)).float()
     targets_T = batch.tokens.roll(-1)
     difference = abs(float(F.cross_entropy(ours_TV, targets_T) - F.cross_entropy(own_TV, targets_T)))
     limit = _LARGEST_DIFFERENCE[backbone.stored]
@@ -109,12 +109,6 @@ def _faults_named(name: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def _products(backbone: Backbone, batch: PackedBatch) -> Tensor:
-    """Final states times the output head, without its scale and soft-cap, [T, V] in float32."""
-    states_TH = backbone.states(backbone.embed(batch.tokens), batch)
-    return F.linear(states_TH.to(backbone.stored), backbone.head.weight, backbone.head.bias).float()
-
-
 def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     """The factor by which the model multiplies its input vectors before its first layer, such as 3 in a Granite."""
     inputs: list[Tensor] = []
@@ -122,12 +116,9 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs.append(args[0] if args else kwargs["hidden_states"])
 
-    hook = backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with backbone.layers[0].register_forward_pre_hook(keep, with_kwargs=True):
         vectors_TH = backbone.model.get_input_embeddings()(batch.tokens)
         backbone.states(vectors_TH * backbone.input_scale, batch)  # `states` divides by that scale
-    finally:
-        hook.remove()
     if not inputs:
         raise InputError(
             f"{backbone.name}: its first layers are not the decoder's. Of a vision model, name the text model."

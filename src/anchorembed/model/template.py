@@ -11,7 +11,6 @@ the tokenizer does not call special become tokens in every engine.
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -60,8 +59,7 @@ def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     Raises:
         InputError: if the tokenizer has no ``eos_token``, or its chat template cannot be understood.
     """
-    eos = _token(tokenizer, "eos_token")
-    bos = _token(tokenizer, "bos_token")
+    eos, bos = (str(token or "") for token in (tokenizer.eos_token, tokenizer.bos_token))
     if not tokenizer.chat_template:
         if not eos:
             raise InputError("model: its tokenizer has no chat template and no eos_token. Set model.template.end.")
@@ -98,10 +96,11 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
     if end_id is None:
         raise InputError(f"model.template.end: {template.end!r} is not one token of the vocabulary. Name one that is.")
     parts = {
-        "bos": _ids(backend, template.bos),
-        "header": _leading_ids(backend, template.header),
-        "suffix": _ids(backend, template.suffix),
-        "end": [end_id],
+        "<anchor-bos>": _ids(backend, template.bos),
+        "<anchor-header>": _leading_ids(backend, template.header),
+        "$A": [],
+        "<anchor-suffix>": _ids(backend, template.suffix),
+        "<anchor-end>": [end_id],
     }
     around = {token_id for ids in parts.values() for token_id in ids}
     for token_id, token in backend.get_added_tokens_decoder().items():
@@ -109,27 +108,13 @@ def bake(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTo
             token.special = True
             backend.add_special_tokens([token])
     special = [
-        {"id": f"<anchor-{name}>", "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
-        for name, ids in parts.items()
-        if ids
+        {"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]} for name, ids in parts.items() if ids
     ]
-    order = [f"<anchor-{name}>" if name != "text" else "$A" for name in ("bos", "header", "text", "suffix", "end")]
-    present = {entry["id"] for entry in special} | {"$A"}
-    backend.post_processor = TemplateProcessing(
-        single=" ".join(piece for piece in order if piece in present),
-        pair=" ".join(piece for piece in order if piece in present) + " $B:1",
-        special_tokens=special,
-    )
+    single = " ".join(name for name, ids in parts.items() if ids or name == "$A")
+    backend.post_processor = TemplateProcessing(single=single, pair=f"{single} $B:1", special_tokens=special)
     names = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     names["pad_token"] = names.get("pad_token") or template.end
-    baked = PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
-    baked.padding_side = "right"
-    return baked
-
-
-def _token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    value: Any = getattr(tokenizer, name, None)
-    return str(value) if value is not None else ""
+    return PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, contents: list[str]) -> str:

@@ -19,7 +19,7 @@ from anchorembed.errors import InputError, nearest
 from anchorembed.model.vectors import Floats, check_finite, unit_rows
 
 StoredPrecision = Literal["float32", "int8", "binary"]
-Ranges = tuple[tuple[float, ...], tuple[float, ...]]  # smallest and largest value of each component, D numbers each
+Ranges = Sequence[Sequence[float]]  # smallest and largest value of each component, D numbers each
 Stored = NDArray[Any]  # float32 [N, D], int8 [N, D], or uint8 [N, D / 8] of packed bits
 
 
@@ -43,7 +43,7 @@ class VectorFormat:
 def vector_format(
     full: int, dimensions: int | None = None, precision: str = "float32", ranges: Ranges | None = None
 ) -> VectorFormat:
-    """Return a checked format; ``full`` is H, the default of ``dimensions``.
+    """Return a checked format; ``full`` is H, the default of ``dimensions``, and ``ranges`` may be lists of JSON.
 
     Raises:
         InputError: if ``dimensions`` is not between 1 and H, or no multiple of 8 where bits are packed, the precision
@@ -61,7 +61,7 @@ def vector_format(
         raise InputError(f"{fault} Give {max(8, kept - kept % 8)}.")
     if ranges is not None and np.shape(ranges) != (2, kept):
         raise InputError(f"ranges: {np.shape(ranges)} numbers, not 2 x {kept}. Give int8_ranges of vectors as long.")
-    return VectorFormat(kept, cast("StoredPrecision", precision), ranges)
+    return VectorFormat(kept, cast("StoredPrecision", precision), None if ranges is None else tuple(map(tuple, ranges)))
 
 
 def vector_formats(full: int, dimensions: Sequence[int], precisions: Sequence[str]) -> list[VectorFormat]:

@@ -49,9 +49,9 @@ def read_made_by(path: Path) -> MadeBy:
     file = next(iter(sorted(path.glob("part-*.parquet"))), path) if path.is_dir() else path
     try:
         record = json.loads((pq.read_schema(file).metadata or {})[_KEY])
-        ranges = record["ranges"] and as_ranges(record["ranges"])
         dimensions = int(record["dimensions"])
-        return MadeBy(str(record["model"]), vector_format(dimensions, dimensions, record["precision"], ranges))
+        form = vector_format(dimensions, dimensions, record["precision"], record["ranges"])
+        return MadeBy(str(record["model"]), form)
     except (OSError, LookupError, TypeError, ValueError, InputError) as error:
         raise InputError(
             f"--like: {path} does not say how its vectors are stored ({error}). Give a file that encode wrote."
@@ -73,12 +73,6 @@ def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, li
             "that model, or encode both sides again."
         )
     return like
-
-
-def as_ranges(lists: Sequence[Sequence[float]]) -> Ranges:
-    """Ranges that were read from JSON."""
-    smallest, largest = lists
-    return tuple(smallest), tuple(largest)
 
 
 def vector_batch(ids: Sequence[str], vectors_NB: Stored, **texts: Sequence[str]) -> pa.RecordBatch:

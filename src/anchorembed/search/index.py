@@ -103,7 +103,7 @@ class Index:
                 raise InputError(
                     f"{folder}: there are no documents to index. Give a corpus with at least one document."
                 )
-            ranges = [list(side) for side in form.ranges or ()]
+            ranges = form.ranges or ()
             manifest = Manifest(
                 FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges, name
             )
@@ -122,18 +122,16 @@ class Index:
         manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: there is no index here. Build one first, or give an index's folder.")
-        fault, table = "", None
+        fault = ""
         try:
             table = lancedb.connect(folder).open_table(manifest.table)
-            count = table.count_rows()
-        except (OSError, RuntimeError, ValueError) as error:
-            fault = str(error)
-        else:
-            if count != manifest.documents:
+            if (count := table.count_rows()) != manifest.documents:
                 fault = f"{count} documents stored, {manifest.documents} in {MANIFEST}"
+        except (OSError, RuntimeError, ValueError) as error:
+            fault = first_line(error)
         if identity_of(folder) != identity:  # replaced while it was opened
             return cls.open(folder)
-        if fault or table is None:
+        if fault:
             raise InputError(_damaged(folder, fault))
         return cls(folder, manifest, table, identity)
 
@@ -219,11 +217,8 @@ def open_or_build(
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
     form = form or VectorFormat(encoder.dimension)
-    if manifest is not None and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == (
-        encoder.fingerprint,
-        corpus_hash,
-        form,
-    ):
+    wanted = (encoder.fingerprint, corpus_hash, form)
+    if manifest and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == wanted:
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 

@@ -1,19 +1,17 @@
 """The manifest of an index: the model and corpus that made it, and the format of its vectors."""
 
 import json
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from anchorembed.errors import InputError
-from anchorembed.model.vector_formats import VectorFormat, vector_format
-from anchorembed.search.columns import as_ranges
+from anchorembed.model.vector_formats import Ranges, VectorFormat, vector_format
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"
-_TABLE = re.compile("documents(-[0-9a-f]{12})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +28,13 @@ class Manifest:
     documents: int
     corpus: str
     precision: str = "float32"
-    ranges: list[list[float]] = field(default_factory=list)
-    table: str = "documents"
+    ranges: Ranges = ()
+    table: Annotated[str, Field(pattern="^documents(-[0-9a-f]{12})?$")] = "documents"  # it becomes part of a path
 
     @property
     def form(self) -> VectorFormat:
         """How vectors are stored."""
-        ranges = as_ranges(self.ranges) if self.ranges else None
-        return vector_format(self.dimension, self.dimension, self.precision, ranges)
+        return vector_format(self.dimension, self.dimension, self.precision, self.ranges or None)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -67,7 +64,6 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
         is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
-        is_whole &= _TABLE.fullmatch(manifest.table) is not None  # it becomes part of a path
     except (InputError, ValueError, TypeError):
         is_whole = False
     if not is_whole:

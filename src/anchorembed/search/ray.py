@@ -48,18 +48,15 @@ class Worker:
         self.job, self.texts, self.vectors = job, texts, vectors
         self.embedder = Embedder.load(job.model)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Embed the parts that a batch names; returns how many texts each has."""
-        return {"rows": [self._part(str(name)) for name in batch["part"]]}
-
-    def _part(self, name: str) -> int:
-        table, job = pq.read_table(self.texts / name), self.job
+    def __call__(self, row: dict[str, str]) -> dict[str, int]:
+        """Embed the part that a row names; returns how many texts it has."""
+        table, job = pq.read_table(self.texts / row["part"]), self.job
         metadata = made_by(self.embedder, job.dimensions, job.precision, job.like)
         vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
         batch = vector_batch(
             table["id"].to_pylist(), cut(vectors_NH, metadata.form.dimensions, self.embedder.metadata.normalize)
         )
-        return write_vectors(self.vectors / name, [batch], metadata)
+        return {"rows": write_vectors(self.vectors / row["part"], [batch], metadata)}
 
 
 def encode_by_ray(
@@ -140,10 +137,9 @@ def _run(
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a part may take long
         count, share = _share(ray, workers)
-        done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map_batches(
+        done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map(
             Worker,
             fn_constructor_args=arguments,
-            batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             max_task_retries=_TRIES - 1,
             **share,

@@ -60,9 +60,6 @@ class VectorCache:
     ) -> None:
         shape = (len(texts), self.embedder.dimension)
         with whole_file(path) as partial:
-            if not len(texts):
-                np.save(partial, np.zeros(shape, np.float32))
-                return
             vectors_NH = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
             with partial.open("r+b") as file:
                 _reserve(file.fileno(), partial.stat().st_size)

@@ -243,8 +243,6 @@ def keep_memory() -> None:
 
     It does nothing without glibc.
     """
-    if sys.platform != "linux":
-        return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
@@ -306,8 +304,7 @@ def _machine() -> Machine:
     driver = not hidden and any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg"))
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else None
     build = f"ROCm {torch.version.hip}" if torch.version.hip else build
-    with warnings.catch_warnings():  # torch warns of a driver that is too old, and counts no GPU
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # torch warns of a driver that is too old, and counts no GPU
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # device_count does not test the driver
         gpus = tuple(torch.cuda.get_device_name(number) for number in range(count))
         fault = _cuda_error() if driver and build and not gpus else ""
