@@ -23,6 +23,11 @@ def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     write_rows(data / "classes" / "c_test.jsonl", [{"text": "x", "label": "unseen"}])
     with pytest.raises(InputError, match="'unseen' is in no training text"):
         find_tasks([str(data / "classes")])
+    write_rows(data / "classes" / "c_train.jsonl", [{"sentence1": "x", "sentence2": "y", "score": 1}])
+    with pytest.raises(
+        InputError, match=r"c_train\.jsonl: it has columns of STS\. Give text and label"
+    ):
+        find_tasks([str(data / "classes")])
 
 
 @pytest.mark.slow
