@@ -24,9 +24,7 @@ def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'unseen' is in no training text"):
         find_tasks([str(data / "classes")])
     write_rows(data / "classes" / "c_train.jsonl", [{"sentence1": "x", "sentence2": "y", "score": 1}])
-    with pytest.raises(
-        InputError, match=r"c_train\.jsonl: it has columns of STS\. Give text and label"
-    ):
+    with pytest.raises(InputError, match=r"c_train\.jsonl: it has columns of STS\. Give text and label"):
         find_tasks([str(data / "classes")])
 
 

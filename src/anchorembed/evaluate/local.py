@@ -158,9 +158,7 @@ def _training_texts(path: Path) -> list[LabelledText]:
         raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
     training = read_test_set(beside)
     if training.kind != "Classification":
-        raise InputError(
-            f"{beside}: it has columns of {training.kind}. Give text and label, as in {path.name}."
-        )
+        raise InputError(f"{beside}: it has columns of {training.kind}. Give text and label, as in {path.name}.")
     return [row for row in training.rows if isinstance(row, LabelledText)]
 
 
