@@ -110,8 +110,8 @@ class Model(Section):
     precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
     weights: Literal["float32", "bfloat16", "nf4"] = Field(
         "float32",
-        description="How the model's own weights are stored. bfloat16 and nf4 (4 bits, by bitsandbytes) are for LoRA "
-        "in Stage II: those weights are frozen, and the adapters stay float32.",
+        description="How the model's own weights are stored. bfloat16 and nf4 (4 bits, by bitsandbytes) are for "
+        "LoRA: those weights are frozen, and the adapters stay float32.",
     )
     residual: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -1,7 +1,6 @@
 """One kind of error for everything a user can mend: it names the value, the limit and the cure."""
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -43,9 +42,16 @@ def refuse_utf16(path: object, start: bytes) -> None:
     Raises:
         InputError: with the command that converts it.
     """
-    encoding = json.detect_encoding(start)
-    if not encoding.startswith("utf-8"):
-        name = encoding[:6].upper()
+    nuls = [byte == 0 for byte in start[:4]]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
+        [False, True] * 2,
+        [True, False] * 2,
+        [True, True, False, False],
+        [False, True, True, True],
+        [True, True, True, False],
+    ):
+        is_32 = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or sum(nuls) == 3
+        name = "UTF-32" if is_32 else "UTF-16"
         raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
 
 

@@ -15,7 +15,8 @@ def test_a_step_of_each_stage_is_measured_and_nothing_is_written(tiny_folder: Pa
     path = write_pairs(tmp_path / "pairs.jsonl", 60)
     values = recipe_values(path, tiny_folder, tmp_path / "run")
     evaluated = stage | {"evaluate_every": 40}
-    recipe = parse_recipe(values | {"reconstruct": evaluated, "contrast": stage | {"evaluate_every": 0}})
+    adapted = evaluated | {"lora": {"targets": ["q_proj"]}}  # gone before Stage II is timed
+    recipe = parse_recipe(values | {"reconstruct": adapted, "contrast": stage | {"evaluate_every": 0, "lora": None}})
     times, pairs = measure(recipe, ["a", "b"] * 8, 7, 10)
     assert min(times.reconstruct.step, times.contrast.step, times.document) > 0
     assert times.reconstruct.evaluations == pytest.approx(3 * 6 / 8 * 0.45 * times.reconstruct.step)

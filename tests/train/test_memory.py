@@ -223,6 +223,7 @@ def test_what_cannot_fit_is_refused_with_figures_and_a_cure(eight_billion: Shape
     assert estimate(eight_billion, lower).total < 80e9, "the cure cures"
     assert "Set model.weights=bfloat16 and contrast.tokens_per_micro_batch=" in refused(24e9, use())
     assert "Set model.weights=nf4" in refused(12e9, use("bfloat16"))
+    assert "smaller model" in refused(6e9, replace(use(), shards=8)), "only float32 is sharded"
     said = refused(80e9, use(lora=None))
     assert said.startswith("contrast: weights 32, gradients 30 and moments 60 GB are 122 GB, and cuda:0 has 80. ")
     assert "leave out contrast.lora=null. Set contrast.tokens_per_micro_batch=4096" in said

@@ -8,7 +8,9 @@ import pytest
 
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA
-from anchorembed.train.plan import model_content
+from anchorembed.recipe import parse_recipe
+from anchorembed.train.plan import model_content, plan_of
+from tiny import recipe_values, write_pairs
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,18 @@ def test_each_file_of_a_saved_embedder_that_decides_vectors_counts(
     path = tmp_path / file
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     assert (model_content(str(tmp_path)) != before) == counts
+
+
+@pytest.mark.parametrize(("lora", "counts"), [(None, False), ({}, True)])
+def test_stored_weights_count_where_adapters_train_on_them(
+    lora: dict[str, int] | None, counts: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """All weights train in float32 alone, whatever a later Stage II has."""
+    values = recipe_values(write_pairs(tmp_path / "pairs.jsonl", 20), tiny_folder, tmp_path / "run")
+    plans = []
+    for weights in ("bfloat16", "nf4"):
+        changed = {"model": values["model"] | {"weights": weights}, "reconstruct": {"lora": lora}}
+        recipe = parse_recipe(values | changed)
+        assert recipe.reconstruct is not None
+        plans.append(plan_of(recipe, "reconstruct", recipe.reconstruct, str(tiny_folder)))
+    assert (plans[0] != plans[1]) == counts

@@ -98,7 +98,7 @@ READY = {
         Arm(
             "next_token",
             "Next token + contrastive",
-            "Before Stage II, ordinary next-token training of all weights on the same texts.",
+            "Before Stage II, ordinary next-token training on the same texts.",
             "reconstruct",
             {"directions": "next_token"},
         ),

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from anchorembed.config import Recipe, Schedule
+from anchorembed.model.adapters import merge_lora
 from anchorembed.train.loop import make_optimizer, whole_step
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
 from anchorembed.train.run import STAGES, plan_memory
@@ -39,6 +40,8 @@ def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: in
         if settings is not None:
             budget = plan_memory(recipe, kind, settings, recipe.model.name).budget
             seconds = _step_seconds(recipe, prepared, kind.build(prepared.embedder, settings, budget))
+            merge_lora(prepared.embedder.backbone)
+            prepared.embedder.requires_grad_(requires_grad=True)
             evaluations = _evaluations(settings, len(prepared.split.held_out)) * seconds
             stages[name] = StageTimes(seconds, evaluations, 2 * loading)  # saving takes as long
     times = Times(stages["reconstruct"], stages["contrast"], document_texts * text, loads * loading)

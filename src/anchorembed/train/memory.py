@@ -41,7 +41,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
     if lower is not None:
         return _set(f"{stage}.tokens_per_micro_batch", lower, use.budget)
     if use.size.lora:
-        stored: tuple[Weights, ...] = ("bfloat16", "nf4")
+        stored: tuple[Weights, ...] = ("bfloat16", "nf4") if use.shards == 1 else ()  # only float32 is sharded
         for weights in stored[stored.index(use.weights) + 1 if use.weights in stored else 0 :]:
             changed = replace(use, weights=weights, product=2, stream=2)
             lower = use.budget if fits(changed) else lower_budget(changed, fits)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from anchorembed.config import Recipe, Schedule
+from anchorembed.config import Recipe, Reconstruct, Schedule
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import forward_settings
@@ -21,10 +21,12 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
     Data and local models are in it by content hash, so that a run continues after folders are moved.
     """
-    stage_one_only = {"weights"} if name == "reconstruct" else set()  # Stage I always trains float32 weights
+    in_float32 = isinstance(settings, Reconstruct) and settings.lora is None  # whatever model.weights is
     parts = {
         "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
-        "model": recipe.model.model_dump(mode="json", exclude={"device", "name"} | stage_one_only),
+        "model": recipe.model.model_dump(
+            mode="json", exclude={"device", "name"} | ({"weights"} if whole_stage_one else set())
+        ),
         name: settings.model_dump(
             mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
         ),

@@ -67,7 +67,10 @@ def train(recipe: Recipe | str | Path) -> Path:
 
 
 def reconstruct(recipe: Recipe | str | Path) -> Path:
-    """Stage I: train all weights to write each side of a pair from the other's anchor. Returns the model folder."""
+    """Stage I: train all weights, or adapters, to write each side of a pair from the other's anchor.
+
+    Returns the model folder.
+    """
     recipe = _read(recipe)
     if recipe.reconstruct is None:
         raise InputError("recipe: reconstruct is null. Give it settings, or run contrast.")
