@@ -25,7 +25,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
     parts = {
         "data": recipe.data.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}}),
         "model": recipe.model.model_dump(
-            mode="json", exclude={"device", "name"} | ({"weights"} if whole_stage_one else set())
+            mode="json", exclude={"device", "name"} | ({"weights"} if in_float32 else set())
         ),
         name: settings.model_dump(
             mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
