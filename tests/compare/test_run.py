@@ -32,7 +32,7 @@ Make = Callable[..., Recipe]
 @pytest.fixture
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings need no process of their own here, which takes seconds to start; `test_training` starts some."""
-    monkeypatch.setattr(training, "_train", lambda recipe, _: train_arm(recipe))
+    monkeypatch.setattr(training, "_train", train_arm)
 
 
 def base_alone(record: ComparisonRecord) -> Iterator[Run]:
