@@ -59,6 +59,7 @@ def made(folder: Path, base: Path, endpoint: Endpoint, *overrides: str, **writin
     )
 
 
+@pytest.mark.slow
 def test_from_documents_to_a_verdict(tmp_path: Path, tiny_folder: Path, said: list[str]) -> None:
     with chat_endpoint(write) as endpoint:
         fitted = made(tmp_path, tiny_folder, endpoint)
@@ -134,6 +135,7 @@ def test_the_recipe_is_as_long_as_the_pairs_are_many(pairs: int, batch: int, ste
     assert recipe.reconstruct is None
 
 
+@pytest.mark.slow
 def test_queries_of_no_use_are_counted_in_the_refusal(tmp_path: Path, tiny_folder: Path) -> None:
     with (
         chat_endpoint(lambda _: "what is it") as endpoint,

@@ -147,6 +147,7 @@ def test_a_long_rest_is_cut_between_words() -> None:
     assert set(cut[1].split()) == {"seven77"}
 
 
+@pytest.mark.slow
 def test_installed_packages_hold_the_library_and_distributions_but_not_this_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

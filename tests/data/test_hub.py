@@ -89,6 +89,7 @@ def test_what_is_not_there_is_named_with_what_is(hub: Hub, address: str, message
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_wrong_columns_bad_rows_and_damaged_files_are_named(hub: Hub) -> None:
     hub.sets["some/torn"] = [{"train.jsonl": b'{"anchor": "a'}]
     hub.sets["some/bad"] = [{"train.jsonl": b'{"q": "a"}\n'}]

@@ -97,6 +97,7 @@ def test_a_task_by_name_says_what_to_install(folder: Path, tiny_folder: Path) ->
     assert (done.returncode, done.stderr.splitlines()[-1], done.stdout) == (2, line, "")
 
 
+@pytest.mark.slow
 def test_a_corpus_is_never_held_in_memory(embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents: list[dict[str, object]] = [{"_id": str(n), "text": f"{n} " * 2000} for n in range(3000)]
     write_beir(tmp_path / "big", documents, [{"_id": "q", "text": "which"}], ["q\t7\t1"])

@@ -91,6 +91,7 @@ def test_large_scores_have_finite_gradients() -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bucketed_is_an_operator_that_the_compiler_can_hold() -> None:
     inputs, batch = sides(4, 2), batch_of()
     torch.library.opcheck(attention._bucketed, (*inputs, batch.offsets, 0.3, 4, 2.0))

@@ -167,6 +167,7 @@ def test_a_trained_model_on_the_hub_is_the_folder_it_was(
     assert Embedder.load("somebody/trained").metadata.prompts == Prompts()
 
 
+@pytest.mark.slow
 def test_threads_share_an_embedder(embedder: Embedder) -> None:
     """Queries and documents, whose limits differ, at once: what one thread gives, many times."""
     long = ["sort the list of values " * 20, "open a file and read it line by line " * 20, *texts(6)]

@@ -148,6 +148,7 @@ def test_products_on_cpus(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> 
         compute_dtype("float32", cpu, "bfloat16")
 
 
+@pytest.mark.slow
 def test_what_windows_lacks_is_not_imported_with_a_module() -> None:
     modules = [*Path(anchorembed.__file__).parent.rglob("*.py")]
     at_top = [node for path in modules for node in ast.parse(path.read_text(encoding="utf-8")).body]
