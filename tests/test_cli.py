@@ -258,6 +258,7 @@ def test_smaller_vectors(run: Run, tiny_folder: Path, collection: Path, tmp_path
         assert (code, fault in err, "Traceback" in err) == (2, True, False), err
 
 
+@pytest.mark.slow
 def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:
     code, _, err = run("contrast", recipe, "--set", f"output={tmp_path / 'alone'}", "--set", "contrast.lora=null")
     assert code == 0, err

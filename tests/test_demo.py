@@ -25,6 +25,8 @@ from anchorembed.train.clock import Clock
 from anchorembed.train.sizing import ENOUGH, StageTimes, Times
 from tiny import WORDS
 
+pytestmark = pytest.mark.slow  # they share one demo
+
 
 def package(root: Path, number: int) -> Package:
     folder = root / f"package{number}"
@@ -218,7 +220,6 @@ def test_a_slow_machine_is_told_before_it_trains(
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
 def test_a_whole_demo_says_a_line_a_stage(
     made: Harvest,
     recipe: Recipe,
@@ -252,7 +253,6 @@ def test_a_whole_demo_says_a_line_a_stage(
     assert result.page == tmp_path / "run" / "page.html"
 
 
-@pytest.mark.slow
 def test_the_page_shows_the_four_models(result: DemoResult) -> None:
     page = page_of(result)
     assert list(page.maps) == ["base model", "contrastive only", "Stage I", "Stage I + contrastive"]

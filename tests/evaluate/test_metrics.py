@@ -120,6 +120,7 @@ def test_pseudo_values_average_to_spearman() -> None:
     assert np.isnan(pseudo_values([1, 1, 1], [0.1, 0.2, 0.3])).all()
 
 
+@pytest.mark.slow
 def test_pseudo_values_spread_as_the_correlation_does() -> None:
     """400 samples of 100 pairs of numbers that correlate by 0.8: their own spread is the one seen in each."""
     rng = np.random.default_rng(0)

@@ -391,6 +391,7 @@ def test_an_unfinished_first_stage_is_not_passed_over(recipe: Make, monkeypatch:
         contrast(made)
 
 
+@pytest.mark.slow
 def test_what_was_moved_goes_on(recipe: Make, tmp_path: Path, said: list[str]) -> None:
     """Run folder, data and base model, by what they hold; a recipe's file is as good as the recipe."""
     made = recipe()
