@@ -425,6 +425,7 @@ def test_a_changed_local_base_model_is_refused(recipe: Make, tmp_path: Path) -> 
     [
         ({"dimensions": [9999]}, r"contrast\.dimensions: 9999 is above"),
         ({"lora": {"targets": ["nothing"]}}, r"contrast\.lora\.targets: the model has none of nothing"),
+        ({"lora": {"targets": ["lm_head"]}}, r"contrast\.lora\.targets: the model has none of lm_head"),
         ({"distill": 1.0}, r"contrast\.distill: no pair has given scores"),
         ({"mask_above": 0.0, "guide": "./no/such/model"}, "'./no/such/model': no such folder"),
         pytest.param({"evaluate_on": ["./none_test.jsonl"]}, "none_test.jsonl", marks=pytest.mark.slow),

@@ -57,13 +57,17 @@ def merge_lora(backbone: Backbone) -> None:
         backbone.model = backbone.peft.pop().merge_and_unload()
 
 
-def adaptable(model: nn.Module, targets: Iterable[str], key: str = "lora.targets") -> list[str]:
-    """Return the names in ``targets``, the recipe's ``key``, that linear modules of the model have.
+def adaptable(model: PreTrainedModel, targets: Iterable[str], key: str = "lora.targets") -> list[str]:
+    """Return the names in ``targets``, the recipe's ``key``, that linear modules of the model's layers have.
+
+    The output head is none of them: losses take its weight, so adapters on it would do nothing.
 
     Raises:
         InputError: if there are none.
     """
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name.rsplit(".", 1)[-1] for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)
+    }
     matching = [name for name in targets if name in names]
     if not matching:
         raise InputError(
