@@ -126,7 +126,7 @@ def test_show_config_names_every_key_and_reads_back() -> None:
     recipe = parse_recipe(GOOD | {"seed": 5})
     shown = show_config(recipe)
     assert parse_recipe(yaml.safe_load(shown)) == recipe
-    own = {"mine": {"like": "both", "title": "Mine", "what": "Both.", "first": {"bag_weight": 1.0}}}
+    own = {"mine": {"like": "both", "title": "Mine", "what": "Both.", "before": {"bag_weight": 1.0}}}
     compared = parse_recipe(
         GOOD | {"compare": {"arms": ["both", "mine"], "own_arms": own, "collections": {"A": ["a"]}}}
     )

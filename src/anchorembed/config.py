@@ -284,7 +284,7 @@ class OwnArm(Section):
     like: str = Field(description="The arm it is like.")
     title: str = Field("", description="Title in the report.")
     what: str = Field("", description="One sentence for the report.")
-    first: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
+    before: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
     contrast: dict[str, Any] = Field({}, description="Keys of Stage II.")
     budget: float | None = Field(
         None,

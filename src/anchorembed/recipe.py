@@ -14,7 +14,8 @@ from anchorembed.errors import InputError, decoded, nearest
 _REMOVED = {  # keys that recipes may still set, and what to write instead
     "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "
     "extends this one, with compare.arms and compare.seeds of its own.",
-    "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.first.",
+    "compare.own_arms.NAME.first": "Write `before` instead.",
+    "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.before.",
 }
 _CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # directions of a comparison only, and the arm that has them
 
@@ -122,8 +123,9 @@ def _set(values: dict[str, Any], override: str) -> None:
 def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
-    if fault["type"] == "extra_forbidden" and key in _REMOVED:
-        return f"unknown key {key!r}. {_REMOVED[key]}"
+    removed = ".".join([*path[:2], "NAME", *path[3:]] if path[:2] == ["compare", "own_arms"] else path)
+    if fault["type"] == "extra_forbidden" and removed in _REMOVED:
+        return f"unknown key {key!r}. {_REMOVED[removed]}"
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key!r}.{nearest(path[-1], _known(schema, path[:-1]))}"
     if fault["type"] == "missing":

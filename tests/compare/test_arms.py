@@ -9,10 +9,10 @@ import pytest
 from anchorembed.compare import arms as arms_module
 from anchorembed.compare.arms import (
     READY,
+    before_recipe,
     choices,
     contrast_recipe,
     find_arms,
-    first_recipe,
     matched_steps,
     stage_flops,
 )
@@ -33,9 +33,9 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
     def alone(derived: Recipe) -> float:
         return stage_flops(derived, prepare(derived, derived.model.name))
 
-    budget = alone(first_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
+    budget = alone(before_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
     for arm in arms:
-        own = first_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
+        own = before_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
         if arm.longer:
             own = contrast_recipe(recipe, arm, 0, {}, None, 0, tmp_path)
             assert contrast_recipe(recipe, arm, 0, {}, None, 9, tmp_path).contrast.steps == 13
@@ -84,15 +84,15 @@ def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: p
 
 def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
     recipe = make(
-        arms=["both", "mine"], own_arms={"mine": {"like": "q2d", "first": {"learning_rate": 0.5}, "what": "Mine."}}
+        arms=["both", "mine"], own_arms={"mine": {"like": "q2d", "before": {"learning_rate": 0.5}, "what": "Mine."}}
     )
     both, mine = find_arms(recipe.compare)
-    paper = first_recipe(recipe, both, 3, 6, tmp_path)
+    paper = before_recipe(recipe, both, 3, 6, tmp_path)
     assert paper.reconstruct.model_dump() == recipe.reconstruct.model_dump() | {"decode": True}
-    derived = first_recipe(recipe, mine, 3, 7, tmp_path)
+    derived = before_recipe(recipe, mine, 3, 7, tmp_path)
     assert (derived.seed, derived.reconstruct.steps, derived.reconstruct.directions) == (3, 7, "q2d")
     assert derived.reconstruct.learning_rate == 0.5
-    full = first_recipe(recipe, READY["full_contrast"], 0, 9, tmp_path)
+    full = before_recipe(recipe, READY["full_contrast"], 0, 9, tmp_path)
     assert full.reconstruct is None
     assert (full.contrast.lora, full.contrast.learning_rate, full.contrast.steps) == (None, 1e-3, 9)
     second = contrast_recipe(recipe, both, 0, {"scale": 7.0}, "there", 5, tmp_path)
@@ -115,19 +115,19 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ),
         ({"declared": ["nothing"]}, "compare.declared: no arm is called 'nothing'"),
         (
-            {"own_arms": {"x": {"like": "contrast", "first": {"sink": False}}}},
-            "x.first.sink: no arm may set it, as contrast",
+            {"own_arms": {"x": {"like": "contrast", "before": {"sink": False}}}},
+            "x.before.sink: no arm may set it, as contrast",
         ),
         (
-            {"own_arms": {"x": {"like": "both", "first": {"steps": 9}}}},
-            "x.first.steps: no arm may set it, as steps follow",
+            {"own_arms": {"x": {"like": "both", "before": {"steps": 9}}}},
+            "x.before.steps: no arm may set it, as steps follow",
         ),
         (
             {"own_arms": {"x": {"like": "both", "budget": 2}}, "arms": ["x"], "primary": "x"},
             "x.budget: compare.primary sets the unit",
         ),
         ({"own_arms": {"x": {"like": "contrast", "budget": 2}}}, "x.budget: has no effect, as contrast gets none"),
-        ({"own_arms": {"x": {"like": "full_contrast", "first": {"from": "y"}}}}, "x.first.from: no arm may set it"),
+        ({"own_arms": {"x": {"like": "full_contrast", "before": {"from": "y"}}}}, "x.before.from: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),
         (

@@ -28,8 +28,8 @@ def cell(comparison: Comparison, run: Run) -> Cell:
     ("change", "message"),
     [
         ({"own_arms": {"x": {"like": "both", "contrast": {"stepz": 9}}}, "arms": ["both", "x"]}, "arm x: .*stepz"),
-        ({"own_arms": {"x": {"like": "both", "first": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
-        ({"own_arms": {"x": {"like": "both", "first": {"decod": 0}}}, "arms": ["both", "x"]}, "Did you mean 'decode'"),
+        ({"own_arms": {"x": {"like": "both", "before": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
+        ({"own_arms": {"x": {"like": "both", "before": {"decod": 0}}}, "arms": ["both", "x"]}, "Did you mean 'decode'"),
     ],
 )
 def test_an_arm_s_keys_are_read_before_anything_is_trained(
@@ -47,6 +47,8 @@ def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path
         InputError, match=r"unknown key 'compare.seeds_of'. All trained arms have compare.seeds. .*extends"
     ):
         make(seeds_of={"both": [1]})
+    with pytest.raises(InputError, match=r"unknown key 'compare.own_arms.x.first'. Write `before` instead."):
+        make(own_arms={"x": {"like": "both", "first": {"sink": False}}})
     recipe = make(grid=[{}, {"scale": 7}])
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})
     with pytest.raises(InputError, match=r"data.held_out: 0 with a compare.grid"):
@@ -66,7 +68,7 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
     results, contrast, both = comparison.results, comparison.arm_record("contrast"), comparison.arm_record("both")
     for choice in comparison.record.choices:
         results.keep(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
-    seconds = {"first": 3000.0, "contrast": 500.0, "evaluate": 100.0}
+    seconds = {"before": 3000.0, "contrast": 500.0, "evaluate": 100.0}
     results.keep_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
     results.keep(cell(comparison, both.run("own", 0)))
     assert "about 6.0 hours to go" in describe(comparison)
@@ -76,7 +78,7 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
 
 def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
     def key(rate: float, title: str = "", **compare: object) -> str:
-        own = {"mine": {"like": "both", "title": title, "first": {"learning_rate": rate}}}
+        own = {"mine": {"like": "both", "title": title, "before": {"learning_rate": rate}}}
         arms = ["base", "contrast", "both", "mine"]
         return open_comparison(make(arms=arms, own_arms=own, **compare), tmp_path).results.key
 
@@ -105,7 +107,7 @@ def test_what_is_only_reported_makes_no_other_comparison(make: Make, tmp_path: P
 
 
 def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> None:
-    own = {"best": {"like": "both", "first": {"keep_best": True}}}
+    own = {"best": {"like": "both", "before": {"keep_best": True}}}
     recipe = make(arms=["base", "contrast", "both", "best"], own_arms=own)
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
     first, second = (open_comparison(one, tmp_path).results.key for one in (recipe, changed))

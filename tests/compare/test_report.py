@@ -81,9 +81,9 @@ def evidence() -> Evidence:
         tables={"Zero-shot": {"one": "r", "two": "r"}, "Other": {"pairs": "r"}},
     )
     record = RunRecord(
-        costs={"first": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0)},
+        costs={"before": Cost(90.0, 1000, 2e15, 1.5), "evaluate": Cost(30.0)},
         curves={
-            "first": [{"step": 1, "loss_q2d": 3.0}, {"step": 2, "loss_q2d": 2.0}],
+            "before": [{"step": 1, "loss_q2d": 3.0}, {"step": 2, "loss_q2d": 2.0}],
             "contrast": [{"step": 5, "held_out_accuracy": 0.25}, {"step": 10, "held_out_accuracy": 0.5}],
         },
         isotropy={"base": Isotropy(mean_cosine=0.9, effective_rank=2.5, alignment=0.1, uniformity=-0.3)},
@@ -201,7 +201,7 @@ def test_quality_is_shown_against_compute(evidence: Evidence, tmp_path: Path) ->
     costs = {"plain": (0.0, 1e15), "both": (2e15, 1e15), "both_2": (4e15, 1e15), "evil": (0.0, 9e15)}
     runs = {
         Run(arm, "0", "own", seed): RunRecord(
-            costs={"first": Cost(1.0, 1, first), "contrast": Cost(1.0, 1, second), "evaluate": Cost(9.0, 0, 7e15)}
+            costs={"before": Cost(1.0, 1, first), "contrast": Cost(1.0, 1, second), "evaluate": Cost(9.0, 0, 7e15)}
         )
         for arm, (first, second) in costs.items()
         for seed in (0, 1)

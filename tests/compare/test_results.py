@@ -34,8 +34,8 @@ CELL |= {"collection": "one", "revision": "r", "metric": "AP"}
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = RunRecord(
-        costs={"first": Cost(1.5, 7, 2e15, 0.5), "evaluate": Cost(2.0)},
-        curves={"first": [{"step": 1, "loss": 2.5}, {"step": 2, "loss": float("nan")}]},
+        costs={"before": Cost(1.5, 7, 2e15, 0.5), "evaluate": Cost(2.0)},
+        curves={"before": [{"step": 1, "loss": 2.5}, {"step": 2, "loss": float("nan")}]},
         isotropy={"base": Isotropy(0.9, 2.5, 0.1, -0.3)},
         made_with={"torch": "1"},
         items={"one": ItemScores("r", {"q1": 0.25, "q2": 1.0})},

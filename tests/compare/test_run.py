@@ -60,8 +60,8 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
     both = next(line for line in lines if line["kind"] == "cell" and line["arm"] == "both")
     opened = open_comparison(recipe, tmp_path / "kept")
     costs = opened.results.record(opened.arm_record("both").run(OWN, 0)).costs
-    assert costs["first"].flops > costs["contrast"].flops > 0
-    assert all(costs[stage].seconds > 0 for stage in ("first", "contrast", "evaluate"))
+    assert costs["before"].flops > costs["contrast"].flops > 0
+    assert all(costs[stage].seconds > 0 for stage in ("before", "contrast", "evaluate"))
     assert opened.results.record(opened.arm_record("contrast").run(COMMON, 0)).curves
     page, text = ((tmp_path / "kept" / name).read_text("utf-8") for name in ("report.html", "report.md"))
     for words in ("Both + contrastive", "Contrastive only", "s_test", "Exploratory", "gain"):
@@ -108,12 +108,12 @@ def test_every_arm_runs_and_spends_what_the_primary_one_does(
     costs = {run.arm: comparison.results.record(run).costs for run in comparison.record.runs()}
     assert set(costs) == set(READY)
     assert not list((tmp_path / "run").glob("*/*/*/*/*/model"))
-    budget, stage_two = costs["both"]["first"].flops, costs["contrast"]["contrast"].flops
+    budget, stage_two = costs["both"]["before"].flops, costs["contrast"]["contrast"].flops
     for name, cost in costs.items():
         if name in ("base", "contrast"):
-            assert "first" not in cost
+            assert "before" not in cost
             continue
-        extra = cost["first"].flops if "first" in cost else cost["contrast"].flops - stage_two
+        extra = cost["before"].flops if "before" in cost else cost["contrast"].flops - stage_two
         assert extra == pytest.approx(budget, rel=0.1), name
         if not READY[name].longer:
             assert cost["contrast"].flops == stage_two, name  # the same pairs

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from anchorembed.compare import training
-from anchorembed.compare.arms import READY, first_recipe
+from anchorembed.compare.arms import READY, before_recipe
 from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.run import run
 from anchorembed.config import Recipe
@@ -35,7 +35,7 @@ def test_a_model_of_another_number_of_steps_is_not_taken(
         (recipe.output / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
 
     monkeypatch.setattr(training, "_train", train)
-    six, seven = (first_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
+    six, seven = (before_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
     assert training.train_stage(six) == tmp_path / "reconstruct"
     with pytest.raises(InputError, match=r"its model has 6 steps, this comparison's 7. Remove the folder"):
         training.train_stage(seven)

@@ -25,18 +25,18 @@ from anchorembed.train.stage import Stage
 _COUNTED = 20  # steps over which a stage's mean FLOPs are counted
 
 Values = dict[str, Any]
-First = Literal["nothing", "reconstruct", "contrast"]
+Before = Literal["nothing", "reconstruct", "contrast"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """An arm: ``first`` is the stage before Stage II; ``first_keys`` and ``contrast_keys`` replace the recipe's."""
+    """An arm: ``before`` is the stage before Stage II; ``before_keys`` and ``contrast_keys`` replace the recipe's."""
 
     name: str
     title: str
     what: str
-    first: First = "nothing"
-    first_keys: Values = field(default_factory=dict)
+    before: Before = "nothing"
+    before_keys: Values = field(default_factory=dict)
     contrast_keys: Values = field(default_factory=dict)
     longer: bool = False  # Stage II gets Stage I's compute as well
     trained: bool = True
@@ -45,7 +45,7 @@ class Arm:
     @property
     def digest(self) -> str:
         """Hash of the arm's settings, which decide its results."""
-        settings: list[object] = [self.first, self.first_keys, self.contrast_keys, self.longer, self.trained]
+        settings: list[object] = [self.before, self.before_keys, self.contrast_keys, self.longer, self.trained]
         settings += [self.budget] if self.budget != 1 else []
         return hash_texts([json.dumps(settings, sort_keys=True)])[:8]
 
@@ -123,21 +123,21 @@ def find_arms(compare: Compare) -> list[Arm]:
             name=name,
             title=own.title or name,
             what=own.what or f"As {like.name}, with other settings.",
-            first_keys=like.first_keys | own.first,
+            before_keys=like.before_keys | own.before,
             contrast_keys=like.contrast_keys | own.contrast,
             budget=own.budget or like.budget,
         )
-    explored = [name for first, others in compare.explore.items() for name in (first, *others)]
+    explored = [name for arm, others in compare.explore.items() for name in (arm, *others)]
     for where, names in (("declared", compare.declared), ("explore", explored), ("arms", compare.arms)):
         for name in names:
             _named(name, known, f"compare.{where}")
     chosen = [known[name] for name in compare.arms]
     if compare.primary not in compare.arms:
         raise InputError(f"compare.primary: {compare.primary!r} is not among compare.arms. Add it.")
-    for first, others in compare.explore.items():
-        if first in (compare.primary, *others):
-            why = "is in its own list" if first in others else "is compare.primary, tested against all others anyway"
-            raise InputError(f"compare.explore: {first!r} {why}. Leave it out.")
+    for arm, others in compare.explore.items():
+        if arm in (compare.primary, *others):
+            why = "is in its own list" if arm in others else "is compare.primary, tested against all others anyway"
+            raise InputError(f"compare.explore: {arm!r} {why}. Leave it out.")
     if compare.primary in compare.declared:
         raise InputError(f"compare.declared: {compare.primary!r} is compare.primary, tested against the others.")
     return chosen
@@ -147,10 +147,10 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
     """Refuse keys of an own arm that another setting decides."""
     chosen = sorted(own.contrast.keys() & set(Choice.model_fields)) if compare.grid else []
     for stage, keys, why in (
-        ("first", own.first if like.first == "nothing" else (), f"{like.name} trains nothing before Stage II"),
+        ("before", own.before if like.before == "nothing" else (), f"{like.name} trains nothing before Stage II"),
         ("contrast", () if like.trained else own.contrast, f"{like.name} is not trained"),
-        ("first", own.first.keys() & {"steps"}, "steps follow from the primary arm's compute"),
-        ("first", own.first.keys() & {"from"}, "every arm starts from the recipe's model"),
+        ("before", own.before.keys() & {"steps"}, "steps follow from the primary arm's compute"),
+        ("before", own.before.keys() & {"from"}, "every arm starts from the recipe's model"),
         ("contrast", own.contrast.keys() & {"from"}, "Stage II starts from what comes before it"),
         ("contrast", own.contrast.keys() & {"steps"}, "Stage II's steps are the same for all arms"),
         ("contrast", chosen, "every arm takes it from compare.grid"),
@@ -160,7 +160,7 @@ def _possible(compare: Compare, name: str, own: OwnArm, like: Arm) -> None:
     budget = own.budget or like.budget
     if budget != 1 and name == compare.primary:
         raise InputError(f"compare.own_arms.{name}.budget: compare.primary sets the unit. Leave it out.")
-    if budget != 1 and like.first == "nothing" and not like.longer:
+    if budget != 1 and like.before == "nothing" and not like.longer:
         raise InputError(f"compare.own_arms.{name}.budget: has no effect, as {like.name} gets none. Leave it out.")
 
 
@@ -170,13 +170,13 @@ def _named(name: str, known: Mapping[str, Arm], key: str) -> Arm:
     return known[name]
 
 
-def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
+def before_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) -> ArmRecipe | None:
     """The recipe of an arm's stage before Stage II, with ``steps`` steps; None if it has none."""
-    if arm.first == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
+    if arm.before == "nothing" or recipe.reconstruct is None or recipe.contrast is None:
         return None
     stage_one = recipe.reconstruct.model_dump(mode="json")
-    if arm.first == "reconstruct":
-        keys = stage_one | {"steps": steps} | arm.first_keys
+    if arm.before == "reconstruct":
+        keys = stage_one | {"steps": steps} | arm.before_keys
         return _derive(recipe, arm, seed, output, reconstruct=keys, contrast=None)
     like_stage_one = {key: stage_one[key] for key in ("learning_rate", "warmup_steps", "weight_decay")}
     stage_two = recipe.contrast.model_dump(mode="json", by_alias=True)
@@ -186,7 +186,7 @@ def first_recipe(recipe: Recipe, arm: Arm, seed: int, steps: int, output: Path) 
         seed,
         output,
         reconstruct=None,
-        contrast=stage_two | like_stage_one | {"steps": steps, "from": None} | arm.first_keys,
+        contrast=stage_two | like_stage_one | {"steps": steps, "from": None} | arm.before_keys,
     )
 
 
@@ -238,16 +238,16 @@ def matched_steps(recipe: Recipe, arms: list[Arm]) -> dict[str, int]:
     seed, steps = compare.seeds[0], recipe.reconstruct.steps
     nowhere = Path(recipe.output)
     primary = _named(compare.primary, {arm.name: arm for arm in arms}, "compare.primary")
-    of_primary = first_recipe(recipe, primary, seed, steps, nowhere)
+    of_primary = before_recipe(recipe, primary, seed, steps, nowhere)
     if of_primary is None:
         raise InputError(f"compare.primary: {primary.name!r} has no stage before Stage II. Name one that has.")
     prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name)
     budget = stage_flops(of_primary, prepared) * steps
     matched: dict[str, int] = {}
     for arm in arms:
-        first = first_recipe(recipe, arm, seed, steps, nowhere)
-        second = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # always made, so that faults show here
-        stage = second if arm.longer else first
+        before = before_recipe(recipe, arm, seed, steps, nowhere)
+        stage_two = contrast_recipe(recipe, arm, seed, {}, None, 0, nowhere)  # always made, so that faults show here
+        stage = stage_two if arm.longer else before
         if arm.name == primary.name or stage is None:
             matched[arm.name] = steps if stage else 0
         else:

@@ -120,7 +120,7 @@ def _record(
 
 
 def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
-    settings = {f"before Stage II: {key}": str(value) for key, value in arm.first_keys.items()}
+    settings = {f"before Stage II: {key}": str(value) for key, value in arm.before_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
     return ArmRecord(
         arm.name,
@@ -148,7 +148,7 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
     It covers the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
     and whose best choice gives the common settings; and the first seed, on whose pairs compute is counted.
     """
-    keeps_best = any(keys.get("keep_best") for arm in arms for keys in (arm.first_keys, arm.contrast_keys))
+    keeps_best = any(keys.get("keep_best") for arm in arms for keys in (arm.before_keys, arm.contrast_keys))
     choosing = {"keep_best": True} if keeps_best else {}
     cost_only = {
         name: stage.model_copy(update=choosing).cost_only if stage else True

@@ -128,8 +128,9 @@ def _explained(primary: str) -> dict[str, str]:
         "isotropy": "On held-out pairs, which are others with each seed. Mean cosine of two documents and effective "
         "rank: low and high is even; alignment: mean squared distance of a query and its document; uniformity: lower "
         "is more even.",
-        "cost": "Minutes are with evaluations on held-out pairs. What was trained once and used twice is in both rows: "
-        "Stage I of an arm's own and common settings, Stage II of its choice in the grid.",
+        "cost": "before: the stage before Stage II; contrast: Stage II. Minutes are with held-out evaluations. "
+        "What was trained once and used twice is in both rows: Stage I of an arm's own and common settings, Stage II "
+        "of its choice in the grid.",
         "arms": "What each arm trains, and the settings that it does not share with the others.",
     }
 

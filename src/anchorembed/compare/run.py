@@ -71,8 +71,8 @@ def _run(comparison: Comparison, wanted: Run) -> None:
         return
     before = train_before(comparison, wanted)
     after = train_stage_two(comparison, wanted, before, choice)
-    stages = {"first": before, "contrast": after} if before else {"contrast": after}
-    models = {"first": "before Stage II", "contrast": "after Stage II"}
+    stages = {"before": before, "contrast": after} if before else {"contrast": after}
+    models = {"before": "before Stage II", "contrast": "after Stage II"}
     _measure(
         comparison,
         wanted,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from anchorembed.compare.arms import choices, contrast_recipe, first_recipe
+from anchorembed.compare.arms import before_recipe, choices, contrast_recipe
 from anchorembed.compare.controls import ArmRecipe, train_arm
 from anchorembed.compare.plan import Comparison
 from anchorembed.compare.records import Run
@@ -36,7 +36,7 @@ def run_folder(comparison: Comparison, run: Run) -> Path:
 def train_before(comparison: Comparison, run: Run) -> Path | None:
     """Train the stage before Stage II of a run's arm; returns the stage's folder, or None if it has none."""
     arm, steps = comparison.arms[run.arm], comparison.arm_record(run.arm).steps
-    recipe = first_recipe(comparison.recipe, arm, run.seed, steps, run_folder(comparison, run) / "first")
+    recipe = before_recipe(comparison.recipe, arm, run.seed, steps, run_folder(comparison, run) / "before")
     return train_stage(recipe) if recipe else None
 
 
