@@ -181,7 +181,7 @@ class Embedder(nn.Module):
             progress: called with the number of texts done since the last call.
             dimensions: keep the first so many components; ``normalize`` is of these.
             precision: of the vectors returned, as in `vector_formats`: ``float32``, ``int8`` or ``binary``.
-            ranges: for int8, `smaller.int8_ranges` of the documents' vectors, the same for documents and queries.
+            ranges: for int8, `vector_formats.int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:
             InputError: if ``texts`` is one string or holds what is no text, ``side`` is unknown, an instruction leaves
