@@ -135,6 +135,7 @@ def bytes_of(tensors: Any) -> int:
 )
 def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank: int, dropout: float) -> None:
     """Three layers less two, as autograd keeps them for the backward pass, within a twentieth."""
+    torch._dynamo.reset()
     kept = []
     for layers in (2, 3):
         config = AutoConfig.for_model(
@@ -163,7 +164,6 @@ def test_what_a_compiled_layer_keeps(kind: str, weights: str, product: int, rank
 
 def kept_of_a_token(model: PreTrainedModel, low: bool, tokens: int = 389) -> float:
     """Bytes a token that autograd keeps of what is as long as the text, each layer compiled."""
-    torch._dynamo.reset()
     model.set_attn_implementation("sdpa")
     for layer in next(module for module in model.modules() if isinstance(module, nn.ModuleList)):
         layer.compile(fullgraph=True, dynamic=True)
