@@ -62,8 +62,8 @@ def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tupl
 
 def copies(query: str, document: str) -> bool:
     """Whether more than half of a query's runs of five words are in the document; shorter queries have none."""
-    asked = runs(words(query))
-    return len(asked & runs(words(document))) > _MOST_COPIED * len(asked)
+    query_runs = runs(words(query))
+    return len(query_runs & runs(words(document))) > _MOST_COPIED * len(query_runs)
 
 
 def _plain(query: str) -> str:
