@@ -56,7 +56,7 @@ def show_or_check(recipe: Recipe, show: bool) -> None:
 
 
 def skipping(skip_bad: bool) -> list[str]:
-    """The override by which unusable lines are dropped."""
+    """The override that drops unusable lines, or none."""
     return ["data.skip_bad=true"] if skip_bad else []
 
 

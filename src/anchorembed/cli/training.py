@@ -73,7 +73,7 @@ def mine(  # noqa: PLR0913, PLR0917 - each an option
 
 
 def _print_prompt(asked: bool) -> None:
-    """Print the prompt by which `fit` has queries written, and stop."""
+    """Print the default prompt of `fit`, and stop."""
     if asked:
         from anchorembed.curate.prompt import default_prompt
 

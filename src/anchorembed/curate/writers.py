@@ -55,7 +55,7 @@ class Writer(Protocol):
         """Name and settings that decide its replies, as text."""
 
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
-        """Continue conversations, each by at most so many tokens."""
+        """Continue each conversation by at most ``most_tokens`` tokens."""
 
 
 # --- A model in this process -----------------------------------------------------------------------------------------
