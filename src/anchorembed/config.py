@@ -30,9 +30,9 @@ def _expanded(name: str) -> str:
 
 
 Positive = Annotated[int, Field(ge=1)]
-Place = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
-Name = Annotated[str, AfterValidator(_expanded)]  # of a model or task: a path or not
-Address = Annotated[  # of pairs: a path, or a data set on the hub
+ExpandedPath = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
+NameOrPath = Annotated[str, AfterValidator(_expanded)]  # of a model or task
+PairsPath = Annotated[  # or a data set on the hub
     str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path), AfterValidator(_expanded)
 ]
 
@@ -47,14 +47,14 @@ class Source(Section):
     """One file, folder or hub data set of pairs; the pairs of a step all come from one source."""
 
     name: str = Field(min_length=1, description="Name in logs and errors.")
-    path: Address = Field(
+    path: PairsPath = Field(
         description="JSONL, CSV or Parquet file, folder of such, saved datasets folder, BEIR folder, or "
         "hf://owner/name[:config][@split][#revision]."
     )
     instruction: str | None = Field(
-        None, description="Task put before this source's queries; default data.instruction."
+        None, description="Instruction put before this source's queries; default data.instruction."
     )
-    symmetric: bool = Field(False, description="Both sides are alike: the task is put before its documents, too.")
+    symmetric: bool = Field(False, description="Both sides are alike: the instruction is put before documents, too.")
 
 
 class Data(Section):
@@ -63,13 +63,13 @@ class Data(Section):
     sources: list[Source] = Field(min_length=1, description="Files or folders of pairs, each with a name.")
     instruction: str = Field(
         "",
-        description="Task put before queries of sources without one of their own, and kept in the model as its "
-        "default; without it the model keeps the one that all sources share.",
+        description="Instruction put before queries of sources that have none, and kept in the model as its default. "
+        "Without it the model keeps the instruction that all sources share.",
     )
     query_tokens: Positive = Field(512, description="Longest query, template and instruction included.")
     document_tokens: Positive = Field(512, description="Longest document, template included.")
     temperature: float = Field(
-        1.0, ge=1, description="Sources are drawn by size ** (1 / temperature): 1 is by size, more is more alike."
+        1.0, ge=1, description="Sources are drawn by size ** (1 / temperature); the higher, the more evenly."
     )
     held_out: int = Field(256, ge=0, description="Pairs set aside for evaluate_every, at most a tenth of all.")
     skip_bad: bool = Field(False, description="Drop and count unusable lines instead of stopping at the first.")
@@ -78,18 +78,18 @@ class Data(Section):
     @classmethod
     def _named_once(cls, sources: list[Source]) -> list[Source]:
         names = [source.name for source in sources]
-        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-        if twice is not None:
-            raise PydanticCustomError("named_twice", "two of them are called {name}; rename one", {"name": twice})
+        repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        if repeated is not None:
+            raise PydanticCustomError("named_twice", "two of them are called {name}; rename one", {"name": repeated})
         return sources
 
     def instruction_of(self, source: Source) -> str | None:
-        """The task put before a source's queries; None for what the model itself puts there."""
+        """The instruction before a source's queries; None for the model's own."""
         return source.instruction if source.instruction is not None else self.instruction or None
 
     @property
     def instructions(self) -> list[str | None]:
-        """The tasks that the model may keep as its default: the common one, or else those of the sources, each once."""
+        """The instructions that the model may keep as its default: the common one, or the different ones of sources."""
         return [self.instruction] if self.instruction else list(dict.fromkeys(map(self.instruction_of, self.sources)))
 
 
@@ -105,9 +105,9 @@ class TemplateOverride(Section):
 class Model(Section):
     """The decoder to start from."""
 
-    name: Name = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
+    name: NameOrPath = Field("smollm2-135m", description="smollm2-135m, a hub id, a local folder, or a .gguf file.")
     template: TemplateOverride | None = Field(None, description="Instead of the template derived from the model.")
-    precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Of matrix products.")
+    precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Number format of matrix products.")
     weights: Literal["float32", "bfloat16", "nf4"] = Field(
         "float32",
         description="How the model's own weights are stored. bfloat16 and nf4 (4 bits, by bitsandbytes) are for "
@@ -115,7 +115,7 @@ class Model(Section):
     )
     residual: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Numbers of the stream that layers add to, in training: bfloat16 is faster on a GPU, less exact.",
+        description="Number format of the residual stream in training: bfloat16 is faster on a GPU and less exact.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
 
@@ -128,25 +128,25 @@ class Schedule(Section):
     batch_size: Positive = Field(512, description="Pairs a step, which is what the loss sees.")
     learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate of AdamW.")
     warmup_steps: int = Field(300, ge=0, description="Steps of linear warm-up.")
-    decay: Literal["linear", "cosine", "none"] = Field("linear", description="From the highest learning rate on.")
+    decay: Literal["linear", "cosine", "none"] = Field("linear", description="How the rate falls after warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     skip_steps: int = Field(
-        0, ge=0, description="Steps whose loss or gradient is not finite that are left out before training stops."
+        0, ge=0, description="Steps that may be left out because loss or gradient is not finite; one more is an error."
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     tokens_per_micro_batch: Positive | Literal["auto"] = Field(
         "auto",
-        description="Tokens computed at once, or one pair that has more: memory, not result, but for LoRA's dropout. "
-        "auto is 8192 on the CPU, and on a GPU what its memory holds, at most 65536.",
+        description="Tokens computed at once; a pair that has more is computed alone. Decides memory, not the result, "
+        "except for LoRA's dropout. auto is 8192 on the CPU, and on a GPU what its memory holds, at most 65536.",
     )
     recompute: bool = Field(
-        False, description="Compute each layer's activations again in the backward pass: a third slower, far smaller."
+        False, description="Compute activations again in the backward pass: a third slower, far less memory."
     )
     save_every: Positive = Field(200, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept while a stage runs.")
     evaluate_every: int = Field(100, ge=0, description="Steps between evaluations on held-out pairs; 0 for never.")
-    evaluate_on: list[Name] = Field(
-        [], description="BEIR folders, test files or mteb's names to evaluate on then, too; quality is their mean."
+    evaluate_on: list[NameOrPath] = Field(
+        [], description="BEIR folders, test files or mteb's names to evaluate on, too; their mean is the quality."
     )
     keep_best: bool = Field(False, description="Keep the model of the evaluation with the best quality, not the last.")
     patience: Positive | None = Field(
@@ -160,18 +160,18 @@ class Schedule(Section):
         return keys if self.keep_best or self.patience else keys | {"evaluate_every", "evaluate_on"}
 
     def in_steps(self, pairs: int) -> Self:
-        """The schedule with the steps that its epochs are, of so many pairs to train on."""
+        """The schedule with its epochs, if it has them, as steps over ``pairs`` pairs to train on."""
         if self.epochs is None:
             return self
         return self.model_copy(update={"steps": math.ceil(self.epochs * pairs / self.batch_size)})
 
     def budget(self, automatic: int) -> int:
-        """Tokens computed at once; ``automatic`` of them where the recipe leaves it open."""
+        """Tokens computed at once; ``automatic`` where the recipe says auto."""
         return automatic if self.tokens_per_micro_batch == "auto" else self.tokens_per_micro_batch
 
     @property
     def other_models(self) -> dict[str, str]:
-        """Models that decide what comes out, beside the one that is trained, by key."""
+        """Models other than the trained one that decide what comes out, by key."""
         return {}
 
 
@@ -198,28 +198,28 @@ class Reconstruct(Schedule):
     bag_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of a loss beside the decoder's: the text's tokens in any order, by the anchor alone "
+        description="Weight of an added loss: predict the text's tokens, in any order, from the anchor alone "
         "(Llama2Vec); the paper has none.",
     )
     anchor: Literal["raw", "centred", "centred_gradient"] = Field(
         "raw",
-        description="How anchors enter the decoder: as they are, as the paper has it; less the step's mean, as long as "
-        "a token's vector; or as they are, with the mean taken off their gradients.",
+        description="How anchors enter the decoder. raw: unchanged, as in the paper. centred: less the step's mean, "
+        "scaled to the length of a token's vector. centred_gradient: unchanged, but their gradients less the mean.",
     )
     target_tokens: Positive | None = Field(
-        None, description="Write the first so many tokens of each text only, without EOS; null for all, as the paper."
+        None, description="Write only the first so many tokens of each text, without EOS; null for all, as the paper."
     )
     read_weight: float | None = Field(
         None,
         gt=0,
-        description="Weight of a loss beside the decoder's: each text must be likeliest from its own anchor, beside "
-        "those of three other pairs of the step; null for none, as the paper.",
+        description="Weight of an added loss: each text must be likelier from its own anchor than from those of three "
+        "other pairs of the step; null for none, as the paper.",
     )
     contrast_weight: float | None = Field(
         None,
         gt=0,
-        description="Weight of Stage II's loss beside the decoder's, on the anchors that are encoded anyway, with "
-        "cosines times 20; null for none, as the paper.",
+        description="Weight of Stage II's loss, added to the decoder's, on the same anchors, with cosines times 20; "
+        "null for none, as the paper.",
     )
     lora: Lora | None = Field(
         None, description="Train adapters, merged when the stage ends; null trains all weights, as the paper does."
@@ -238,20 +238,20 @@ class Reconstruct(Schedule):
 class Contrast(Schedule):
     """Stage II: contrastive learning with in-batch and hard negatives."""
 
-    from_: Name | None = Field(None, alias="from", description="Start here, not from Stage I or model.name.")
+    from_: NameOrPath | None = Field(None, alias="from", description="Start here, not from Stage I or model.name.")
     steps: Positive = Field(1000, description="Optimizer steps.")
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     scale: float = Field(50.0, gt=0, description="Cosines are multiplied by this: the inverse temperature.")
     hard_negatives: int = Field(1, ge=0, description="Hard negatives used of each pair that has them.")
     mask_above: float | None = Field(
-        None, description="Documents nearer to a query than its positive by more than this cosine are no negatives."
+        None, description="A document whose cosine exceeds the positive's by more than this is not used as a negative."
     )
-    guide: Name | None = Field(
-        None, description="Model by whose vectors mask_above judges, rather than by the trained model's own."
+    guide: NameOrPath | None = Field(
+        None, description="Model whose cosines mask_above compares; default: the model being trained."
     )
     distill: float = Field(
-        0.0, ge=0, description="Weight of the loss against the pairs' given scores, those of another model."
+        0.0, ge=0, description="Weight of the distillation loss, against the scores of another model in the pairs."
     )
     dimensions: list[Positive] = Field([], description="Train the first so many dimensions, too (Matryoshka).")
     lora: Lora | None = Field(Lora(), description="Adapter settings; null trains all weights.")
@@ -264,14 +264,14 @@ class Contrast(Schedule):
     @model_validator(mode="after")
     def _without_effect(self) -> "Contrast":
         if self.guide is not None and self.mask_above is None:
-            raise ValueError("guide has no effect without mask_above; set it, 0.0 for what the guide finds nearer")
+            raise ValueError("guide has no effect without mask_above; set that, such as 0.0")
         if self.distill and not self.hard_negatives:
             raise ValueError("distill has no effect without hard_negatives; set them to 1 or more")
         return self
 
 
 class Choice(Section):
-    """Stage II settings to choose from; what is left out is the recipe's own."""
+    """Stage II settings to choose from; those left out are the recipe's."""
 
     learning_rate: float | None = Field(None, gt=0, description="Highest learning rate.")
     warmup_steps: int | None = Field(None, ge=0, description="Steps of linear warm-up.")
@@ -279,9 +279,9 @@ class Choice(Section):
 
 
 class OwnArm(Section):
-    """An arm of one's own: a ready one with other settings."""
+    """An arm that the recipe defines: a ready arm with other settings."""
 
-    like: str = Field(description="The arm it is like.")
+    like: str = Field(description="The ready arm to start from.")
     title: str = Field("", description="Title in the report.")
     what: str = Field("", description="One sentence for the report.")
     before: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
@@ -289,12 +289,12 @@ class OwnArm(Section):
     budget: float | None = Field(
         None,
         gt=0,
-        description="Its share of the primary arm's compute of Stage I: 2 is twice that. Default: as like has.",
+        description="Compute, as a share of that of the primary arm's Stage I: 2 is twice that. Default: that of like.",
     )
 
 
 class Compare(Section):
-    """Arms x seeds x collections; what comes before Stage II costs each arm what it costs the primary one."""
+    """Arms x seeds x collections; arms are matched in compute to the primary arm's Stage I."""
 
     arms: list[str] = Field(
         [
@@ -317,16 +317,16 @@ class Compare(Section):
         description="Arms it is tested against; all else is called exploratory.",
     )
     explore: dict[str, list[str]] = Field(
-        {}, description="Other arms to test, each against those named, where both are run; reported as exploratory."
+        {}, description="Further tests, reported as exploratory: arm -> the arms it is tested against, if both are run."
     )
     seeds: list[int] = Field(
-        [0, 1, 2], min_length=1, description="Seeds of each arm; one that is not trained has the first."
+        [0, 1, 2], min_length=1, description="Seeds of each arm; an arm that is not trained has only the first."
     )
     grid: list[Choice] = Field(
         [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
     )
     own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
-    collections: dict[str, list[Name]] = Field(
+    collections: dict[str, list[NameOrPath]] = Field(
         description="Tables of the report: title -> BEIR folders, test files or mteb's names; null leaves one out."
     )
     instructions: dict[str, str] = Field({}, description="By task, task type or default, as in evaluate.")
@@ -345,7 +345,7 @@ class Compare(Section):
     @field_validator("collections", mode="before")
     @classmethod
     def _left_out(cls, tables: Any) -> Any:  # noqa: ANN401 - checked next
-        """Drop tables that are null: a recipe can so leave out those of the one it extends."""
+        """Drop tables that are null, by which a recipe leaves out tables of the recipe it extends."""
         if not isinstance(tables, dict):
             return tables
         kept = {title: names for title, names in tables.items() if names is not None}
@@ -361,7 +361,7 @@ class Recipe(Section):
     model: Model = Field(Model(), description="The decoder to start from.")
     reconstruct: Reconstruct | None = Field(None, description="Stage I; null leaves it out, {} has the paper's values.")
     contrast: Contrast | None = Field(Contrast(), description="Stage II; null leaves it out.")
-    output: Place = Field(description="Run folder: models, checkpoints, logs.")
+    output: ExpandedPath = Field(description="Run folder: models, checkpoints, logs.")
     seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
     compare: Compare | None = Field(None, description="What `anchorembed compare` runs.")

@@ -1,8 +1,8 @@
 """The demo: harvest docstrings, train with and without Stage I, measure on held-out packages, export, search.
 
-It is sized to take about so many minutes on this machine: Stage II by the time that first steps take, Stage I and the
-documents to measure on by the time that is left then. The sizes are kept in the output folder, so that an interrupted
-demo goes on with the same ones. What an earlier run made is reused, and a message says so.
+It is sized to take a given number of minutes on this machine: Stage II by the time of first steps; then Stage I, and
+the number of documents to measure on, by the time that is left. The sizes are kept in the output folder, so that an
+interrupted demo continues with them. What an earlier run has finished is reused, and a message says so.
 """
 
 import json
@@ -46,7 +46,7 @@ DOCUMENTS = 500  # that the models are measured on, at most
 CLEARLY = 5.0  # times chance
 SIZES = "sizes.json"
 _EMBEDDINGS = 7  # texts embedded for each of the documents: with its query by three models, in the index, on the map
-_LOADS = 28  # of a model, that take as long as those of evaluations and page, what the page reads, and the export
+_LOADS = 28  # loads of a model that take as long as all loads, the page's readings and the export
 _MEASURED = 32  # documents embedded to see how long that takes
 
 
@@ -60,7 +60,7 @@ class ModelScores:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the last screen shows; ``longer`` are the minutes of a demo that trains longer, None if it was not sized."""
+    """What the last screen shows; ``longer`` are the minutes to ask for to train longer, None if it was not sized."""
 
     collection: Collection
     rows: dict[str, ModelScores]
@@ -74,7 +74,7 @@ class DemoResult:
 
 
 def run(recipe: Recipe, minutes: float) -> DemoResult:
-    """The whole demo: harvest, size, train, measure and write the page, in about so many minutes.
+    """The whole demo, in about ``minutes`` minutes: harvest, size, train, measure and write the page.
 
     With 0 minutes the stages have the recipe's steps.
 
@@ -83,10 +83,10 @@ def run(recipe: Recipe, minutes: float) -> DemoResult:
     """
     started = time.monotonic()
     with bars_on_terminals_only():
-        made = harvest(recipe.output)
+        harvested = harvest(recipe.output)
         _check(recipe)
-        clock = size(recipe, made, minutes, started)
-        result = demo(recipe, made, clock)
+        clock = size(recipe, harvested, minutes, started)
+        result = demo(recipe, harvested, clock)
         page = write_page(page_of(result), recipe.output / "page.html")
     sizing = clock.sizing if clock else None
     longer = sizing.minutes_for(2 * max(ENOUGH, sizing.sizes.contrast_steps)) if sizing else None
@@ -97,18 +97,18 @@ def harvest(output: Path) -> Harvest:
     """Make or reuse the docstring pairs of this Python."""
     with progress_bar() as bar:
         task = bar.add_task("reading packages", total=None, note="")
-        made = harvest_docstrings(
+        harvested = harvest_docstrings(
             output / "data", progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
-    word = "reused" if made.reused else "harvested"
+    word = "reused" if harvested.reused else "harvested"
     _log.info(
-        f"data: {made.counts.train} docstring pairs {word}, {made.counts.held_out} held out from "
-        f"{len(made.held_out_packages)} whole packages: {made.folder}"
+        f"data: {harvested.counts.train} docstring pairs {word}, {harvested.counts.held_out} held out from "
+        f"{len(harvested.held_out_packages)} whole packages: {harvested.folder}"
     )
-    return made
+    return harvested
 
 
-def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Clock | None:
+def size(recipe: Recipe, harvested: Harvest, minutes: float, started: float) -> Clock | None:
     """Measure first steps and size the demo, or read how it was sized when it was begun; None for 0 minutes.
 
     Raises:
@@ -126,9 +126,9 @@ def size(recipe: Recipe, made: Harvest, minutes: float, started: float) -> Clock
     if saved:
         _log.info(f"sizes: as this demo was begun: {_described(recipe, saved)}")
         return Clock(path, saved, time.monotonic() - saved.spent)
-    texts = [document.text for document in list(read_collection(made.collection).documents)[:_MEASURED]]
+    texts = [document.text for document in list(read_collection(harvested.collection).documents)[:_MEASURED]]
     with _training_quiet():
-        times, pairs = measure(_with_data(recipe, made), texts, _EMBEDDINGS, _LOADS)
+        times, pairs = measure(_with_data(recipe, harvested), texts, _EMBEDDINGS, _LOADS)
     epochs = [max(1, pairs // stage.batch_size) for stage in (recipe.reconstruct, recipe.contrast) if stage]
     most = Sizes(epochs[0], epochs[1], DOCUMENTS)
     begun = time.monotonic() - started
@@ -164,13 +164,13 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"{exported}: the demo exports to there, and this is no export of ours. Move it away.")
 
 
-def _with_data(recipe: Recipe, made: Harvest) -> Recipe:
+def _with_data(recipe: Recipe, harvested: Harvest) -> Recipe:
     """The recipe with the harvest as its only source."""
-    source = recipe.data.sources[0].model_copy(update={"path": str(made.train)})
+    source = recipe.data.sources[0].model_copy(update={"path": str(harvested.train)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})
 
 
-def demo(recipe: Recipe, made: Harvest, clock: Clock | None = None) -> DemoResult:
+def demo(recipe: Recipe, harvested: Harvest, clock: Clock | None = None) -> DemoResult:
     """Train a recipe on a harvest, with and without Stage I, and measure both on its held-out packages.
 
     Without a clock, the stages have the recipe's steps.
@@ -179,14 +179,14 @@ def demo(recipe: Recipe, made: Harvest, clock: Clock | None = None) -> DemoResul
         InputError: if the recipe leaves a stage out, or the export would replace something else.
     """
     _check(recipe)
-    recipe = _with_data(recipe, made)
+    recipe = _with_data(recipe, harvested)
     alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
     contrastive = _trained(resized(alone, clock.sizing.sizes) if clock else alone, "contrastive only")
     if clock:
         recipe = resized(recipe, clock.arm_done(1, contrastive.parent / "log.jsonl"))
     anchored_model = _trained(recipe, "Stage I + contrastive")
     documents = clock.arm_done(2, anchored_model.parent / "log.jsonl").documents if clock else DOCUMENTS
-    collection = subset(read_collection(made.collection), documents)
+    collection = subset(read_collection(harvested.collection), documents)
     models = {
         "base model": recipe.model.name,
         "contrastive only": str(contrastive),
@@ -264,7 +264,7 @@ def show(result: DemoResult, console: Console) -> None:
 
 @contextmanager
 def _training_quiet() -> Iterator[None]:
-    """Of training and its data only warnings are printed: the demo says in a line what each stage did."""
+    """Hide what training and its data log below warnings: the demo logs a line for each stage."""
     loggers = {name: logging.getLogger(f"anchorembed.{name}") for name in ("data", "train")}
     before = {name: logger.level for name, logger in loggers.items()}
     for logger in loggers.values():
@@ -277,7 +277,7 @@ def _training_quiet() -> Iterator[None]:
 
 
 def _trained(recipe: Recipe, name: str) -> Path:
-    """Train the recipe's stages, and say in a line each how it went; returns the last model's folder."""
+    """Train the recipe's stages, and log a line for each; returns the last model's folder."""
     model = recipe.output
     for stage, run_stage in zip(STAGES, (reconstruct, contrast), strict=True):
         settings = recipe.stage(stage)
@@ -287,20 +287,19 @@ def _trained(recipe: Recipe, name: str) -> Path:
         is_kept = (folder / "model").exists()
         with _training_quiet():
             model = run_stage(recipe)
-        what = f"finished before, kept: {model}" if is_kept else _summary(folder / "log.jsonl", settings.batch_size)
-        _log.info(f"{name}: {stage}: {what}")
+        outcome = f"finished before, kept: {model}" if is_kept else _summary(folder / "log.jsonl", settings.batch_size)
+        _log.info(f"{name}: {stage}: {outcome}")
     return model
 
 
 def _summary(log: Path, pairs: int) -> str:
     """A finished stage in a line."""
     entries = read_log(log)
-    first, last = entries[0], entries[-1]
-    named = {"held_out_accuracy": "accuracy on held-out pairs", "gain_d2q": "anchor gain of queries"}
-    seen = {key: [entry[key] for entry in entries if key in entry] for key in named}
-    measured = "".join(f", {named[key]} {values[-1]:.3f}" for key, values in seen.items() if values)
+    titles = {"held_out_accuracy": "accuracy on held-out pairs", "gain_d2q": "anchor gain of queries"}
+    latest = {key: entry[key] for entry in entries for key in titles if key in entry}
+    measured = "".join(f", {title} {latest[key]:.3f}" for key, title in titles.items() if key in latest)
     minutes = sum(entry["seconds"] for entry in entries) / 60
-    loss = f"loss {first['loss']:.3f} to {last['loss']:.3f}"
+    loss = f"loss {entries[0]['loss']:.3f} to {entries[-1]['loss']:.3f}"
     return f"{len(entries)} steps of {pairs} pairs in {minutes:.1f} minutes, {loss}{measured}"
 
 
@@ -312,19 +311,19 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
         "weights_sha256": embedder.weights_sha256,
         "collection_sha256": hash_texts([content]),
     }
-    means, word = _saved_means(path, key), "reused: "
+    means, origin = _saved_means(path, key), "reused: "
     if means is None:
         texts = len(collection.documents) + len(collection.queries)
         with counting_bar(f"embedding {collection.name}", texts) as advance:
-            means, word = evaluate_collection(cached_encoder(embedder, advance), collection), ""
+            means, origin = evaluate_collection(cached_encoder(embedder, advance), collection), ""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, to_json({"key": key, "mean": means}, indent=2))
-    _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {word}{path}")
+    _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {origin}{path}")
     return ModelScores(means, embedder.weights_sha256)
 
 
 def _saved_means(path: Path, key: dict[str, str]) -> dict[str, float] | None:
-    """The scores in a file, if it has those of ``key``."""
+    """The scores in a file, if they were saved with the same ``key``."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["key"] == key:

@@ -10,19 +10,19 @@ LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or da
 class InputError(Exception):
     """A fault in the user's input; the command line prints its message without a traceback and exits with code 2.
 
-    The message names the place, the fault and the cure:
+    The message gives the location, the fault and the cure:
     ``pairs.jsonl:17: "positive" is empty. Remove the line, or drop and count such lines by ...``
     """
 
 
 class OutOfMemory(InputError):
-    """Memory ended in a training step; the steps before it are kept, and the same command continues after them."""
+    """Memory ran out in a training step; the steps before it are kept, and the same command continues after them."""
 
 
 def memory_ended(error: BaseException) -> bool:
     """Whether an error means that memory ran out; torch's CPU allocator raises a plain RuntimeError."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "DefaultCPUAllocator" in str(error)
+    has_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return has_type or "DefaultCPUAllocator" in str(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -70,21 +70,21 @@ def decoded(path: object, content: bytes) -> str:
 
 
 def extra(name: str) -> AbstractContextManager[None]:
-    """Turn a missing package of an extra in pyproject.toml, or of several with commas between, into an InputError.
+    """Turn a missing package of an extra in pyproject.toml, or of extras separated by commas, into an InputError.
 
     Raises:
-        InputError: with the line to type, if a package that is imported within is not installed.
+        InputError: with the command to type, if a package that the block imports is not installed.
     """
     return installed_by(f"'anchorembed[{name}]'")
 
 
 @contextmanager
-def installed_by(what: str) -> Iterator[None]:
-    """Do as `extra` does for packages that ``pip install what`` installs."""
+def installed_by(needed: str) -> Iterator[None]:
+    """Do as `extra` does, for the packages that ``pip install NEEDED`` installs."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "anchorembed"):  # a wrong import in this package, which no installation cures
             raise
-        raise InputError(f"{package}: this package is not installed. To install it: pip install {what}") from error
+        raise InputError(f"{package}: this package is not installed. To install it: pip install {needed}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.config import Recipe
-from anchorembed.curate.keep_queries import LOST, Query, drop_useless, found_again, held_out_rows
+from anchorembed.curate.keep_queries import LOST, Query, drop_useless, held_out_rows, is_retrieved
 from anchorembed.curate.mine import by_bm25, by_embedder
 from anchorembed.curate.prompt import Prompt, read_prompt
 from anchorembed.curate.write_queries import Written, write_queries
@@ -45,8 +45,8 @@ class Writing:
         count: queries of a document.
         temperature: of the writer; 0 is greedy.
         seed: of the writer.
-        found_by: ``bm25``, or a model such as the base model: the search by which a query must find its document again.
-        found_in: rank, from 1, within which it must find it.
+        found_by: search that must find a query's document: ``bm25``, or a model, such as the base model.
+        found_in: last rank, from 1, at which the document may be found.
         held_out: documents to test on, at most a fifth of all.
     """
 
@@ -117,7 +117,7 @@ def fit(
         held_out = held_out_rows(texts, writing.held_out)
         to_train = [query for query in kept if query.row not in held_out]
         to_test = list({query.row: query for query in reversed(kept) if query.row in held_out}.values())[::-1]
-        pairs = _finding_their_document(to_train, texts, writing)
+        pairs = _retrieving_their_document(to_train, texts, writing)
         dropped[LOST] = len(to_train) - len(pairs)
         if len(pairs) < 2 or len(to_test) < 2:
             reasons = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items() if count)
@@ -187,13 +187,13 @@ def _write(documents: Sequence[Document], writing: Writing, base: str, prompt: P
     return written
 
 
-def _finding_their_document(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> list[Query]:
-    """The queries that find their document again."""
+def _retrieving_their_document(queries: Sequence[Query], texts: Sequence[str], writing: Writing) -> list[Query]:
+    """The queries whose document the search finds."""
     if writing.found_by == "bm25":
         scorer = by_bm25(texts)
     else:
         scorer = by_embedder(Embedder.load(writing.found_by).encode, texts)
     with progress_bar() as bar:
         task = bar.add_task("searching", total=len(queries), note="")
-        is_found = found_again(queries, len(texts), scorer, writing.found_in, partial(bar.advance, task))
-    return [query for query, keep in zip(queries, is_found, strict=True) if keep]
+        is_kept = is_retrieved(queries, len(texts), scorer, writing.found_in, partial(bar.advance, task))
+    return [query for query, keep in zip(queries, is_kept, strict=True) if keep]

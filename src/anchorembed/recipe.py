@@ -11,13 +11,13 @@ from pydantic import BaseModel, ValidationError
 from anchorembed.config import UNSET, Recipe, Section
 from anchorembed.errors import InputError, decoded, nearest
 
-_REMOVED = {  # keys that recipes may still set, and what to write instead
+_REMOVED = {  # keys that are refused, and what to write instead
     "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "
     "extends this one, with compare.arms and compare.seeds of its own.",
     "compare.own_arms.NAME.first": "Write `before` instead.",
     "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.before.",
 }
-_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # directions of a comparison only, and the arm that has them
+_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # directions that only an arm of a comparison has -> the arm
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -98,7 +98,7 @@ def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str, overr
 
 
 def show_config(recipe: Recipe | None = None) -> str:
-    """Every key with its value, or its default without a recipe, and its meaning, as commented YAML."""
+    """Every key with its meaning, and its value or, without a recipe, its default, as commented YAML."""
     values = recipe.model_dump(mode="json", by_alias=True) if recipe else {}
     return "\n".join(_lines(type(recipe) if recipe else Recipe, values, 0)) + "\n"
 
@@ -112,7 +112,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         child = values.get(parent)
         if not isinstance(child, dict | None):
             raise InputError(f"--set {override!r}: {parent!r} has no keys of its own. Set it as a whole.")
-        values[parent] = dict(child or {})  # a copy: a YAML alias may stand elsewhere too
+        values[parent] = dict(child or {})  # a copy: by a YAML alias, another key may hold the same dictionary
         values = values[parent]
     try:
         values[last] = yaml.safe_load(text)

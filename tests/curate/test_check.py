@@ -106,7 +106,7 @@ def test_tests_that_are_no_files_are_named(
     )
     caplog.set_level("INFO", "anchorembed.api")
     (found,) = check_recipe(recipe)
-    assert "not looked into, as they are no files here: SciFact" in caplog.messages
+    assert "these tests are no local files, so pairs are not compared with them: SciFact" in caplog.messages
     assert found.findings["text of a test"].count == 1
 
 

@@ -13,8 +13,8 @@ from anchorembed.curate.keep_queries import (
     Query,
     copies,
     drop_useless,
-    found_again,
     held_out_rows,
+    is_retrieved,
 )
 
 TEXT = "The pump must not run dry, so fill the housing through the upper valve first."
@@ -49,8 +49,8 @@ def test_what_is_not_found_in_the_first_is_lost(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(keep_queries, "_SCORES_AT_ONCE", 6)
     queries = [Query(text, row) for text, row in (("a", 0), ("a", 1), ("a", 2), ("b", 2), ("c", 0))]
-    assert found_again(queries, 3, score, 1) == [True, False, False, True, False]
-    assert found_again(queries, 3, score, 2) == [True, True, False, True, False]
+    assert is_retrieved(queries, 3, score, 1) == [True, False, False, True, False]
+    assert is_retrieved(queries, 3, score, 2) == [True, True, False, True, False]
 
 
 def test_documents_are_held_out_by_their_text() -> None:

@@ -169,7 +169,7 @@ def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
     (tmp_path / "link.jsonl").symlink_to(pairs)
     before = pairs.read_bytes()
-    with pytest.raises(InputError, match=r"is what is read\. Name another file"):
+    with pytest.raises(InputError, match=r"this file is also read\. Name another file"):
         mine_file(pairs, tmp_path / "link.jsonl")
     assert pairs.read_bytes() == before
 

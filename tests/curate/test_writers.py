@@ -104,6 +104,20 @@ def test_what_fails_for_the_moment_is_asked_again() -> None:
         writer(endpoint, tries=2).reply(asked("a"), 4)
 
 
+def test_pauses_double_unless_the_endpoint_asks_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("anchorembed.curate.writers.time.sleep", pauses.append)
+    with chat_endpoint(str.upper) as endpoint:
+        endpoint.first_answers = [
+            (503, b""),
+            (429, b"", {"Retry-After": "7"}),
+            (503, b""),
+            (429, b"", {"Retry-After": "99"}),
+        ]
+        EndpointWriter(endpoint.url, "m").reply(asked("a"), 4)
+    assert pauses == [2, 7, 8, 60]
+
+
 @pytest.mark.parametrize(
     ("answer", "fault"),
     [

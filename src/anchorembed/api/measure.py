@@ -17,7 +17,7 @@ from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder, check_writable
 from anchorembed.system.progress import counting_bar
 
-if TYPE_CHECKING:  # these need an extra, which only the verb that uses them imports
+if TYPE_CHECKING:  # it needs an extra, which only `evaluate` imports
     from anchorembed.evaluate.tasks import TaskScore
 
 
@@ -39,8 +39,8 @@ def evaluate(  # noqa: PLR0913 - the options of a verb
         model: model folder, hub id, ``.gguf`` file or ``smollm2-135m``.
         tasks: as in `find.find_tasks`.
         split: which qrels of a BEIR folder.
-        instructions: by task name, task type or ``default``; instead of the model's own. They go before queries and
-            before the texts of symmetric tasks, never before documents.
+        instructions: by task name, task type or ``default``; they replace the model's own. They are put before queries
+            and the texts of symmetric tasks, never before documents.
         quick: a fixed part of each task only; the task's name then ends in ``-quick``.
         out: folder for result files in mteb's form; results that are already there are read.
         dimensions: also score vectors cut to these dimensions; texts are embedded once.
@@ -58,17 +58,17 @@ def evaluate(  # noqa: PLR0913 - the options of a verb
     embedder = Embedder.load(model)
     vectors = VectorCache(embedder, cache_folder() / "vectors")
     name = "-".join(Path(model).parts[-3:]) if Path(model).exists() else str(model)
-    whole = TaskEmbedder(vectors, name, instructions or {})
+    task_embedder = TaskEmbedder(vectors, name, instructions or {})
     scores: list[TaskScore] = []
     for task, form in product(chosen, vector_formats(embedder.dimension, dimensions, precision)):
-        (score,) = run_tasks(replace(whole, smaller=form), [task], Path(out) if out else None)
+        (score,) = run_tasks(replace(task_embedder, smaller=form), [task], Path(out) if out else None)
         on_score(score)
         scores.append(score)
     return scores
 
 
 def isotropy(models: Sequence[str | Path], pairs: str | Path, *, most: int = 1000) -> dict[str, Isotropy]:
-    """Isotropy of each model's vectors of the first ``most`` pairs of a file, by model.
+    """Isotropy of each model's vectors, by model, measured on the first ``most`` pairs of a file.
 
     Raises:
         InputError: if there are fewer than two pairs.

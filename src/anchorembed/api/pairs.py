@@ -38,14 +38,14 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
         tests: tests whose texts must not be trained on, as in `curate.check.check`; the recipe's local ones are added.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"skip_bad": True})})
-    named = [name for names in recipe.compare.collections.values() for name in names] if recipe.compare else []
-    named += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
-    paths = {name: Path(name).expanduser() for name in named}
-    if elsewhere := [name for name, path in paths.items() if not path.exists()]:
-        _log.info(f"not looked into, as they are no files here: {', '.join(elsewhere)}")
+    names = [*chain(*recipe.compare.collections.values())] if recipe.compare else []
+    names += [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
+    paths = {name: Path(name).expanduser() for name in names}
+    if not_local := [name for name, path in paths.items() if not path.exists()]:
+        _log.info(f"these tests are no local files, so pairs are not compared with them: {', '.join(not_local)}")
     local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
-    tokenizer = load_tokenizer(recipe.model.name)
     name = recipe.model.name
+    tokenizer = load_tokenizer(name)
     settings = find_metadata(name) or find_existing(name)
     config, lengths = load_config(name), Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     check_lengths(name, config, lengths)
@@ -66,7 +66,7 @@ def mine(
     rerank: str | Path | None = None,
     skip_bad: bool = False,
 ) -> Mined:
-    """Mine hard negatives, and write the pairs with them as JSONL to train on.
+    """Mine hard negatives, and write the pairs with them as JSONL, to train on.
 
     Args:
         pairs: file, folder or hub data set of pairs, as in `read_pairs`.
@@ -83,7 +83,7 @@ def mine(
     """
     check_writable(Path(out))
     if Path(out).resolve() in {Path(path).resolve() for path in (pairs, corpus) if path}:
-        raise InputError(f"{out}: is what is read. Name another file to write.")
+        raise InputError(f"{out}: this file is also read. Name another file to write.")
     reranker = by_cross_encoder(rerank) if rerank else None
     store = open_store([SourceFile(str(pairs), pairs)], cache_folder() / "pairs", skip_bad=skip_bad)
 
@@ -96,7 +96,7 @@ def mine(
         if wordless := sum(not mining.words(pair.query) for pair in read()):
             _log.warning(
                 f"{wordless} of {len(store)} queries have no word that BM25 can search by, so no negatives are mined "
-                "for them. A model finds some: by=MODEL"
+                "for them. A model finds some: --by MODEL"
             )
     else:
         embedder = Embedder.load(by)

@@ -24,8 +24,6 @@ from anchorembed.train.read import read as read_vector
 if TYPE_CHECKING:  # needs an extra, which only `search` imports
     from anchorembed.search.index import Hit
 
-Engine = Literal["local", "ray"]
-
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -46,7 +44,7 @@ def encode(  # noqa: PLR0913 - the options of a verb
     dimensions: int | None = None,
     precision: StoredPrecision | None = None,
     like: str | Path | None = None,
-    engine: Engine = "local",
+    engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
 ) -> int:
     """Embed a file of texts into Parquet with columns ``id`` and ``vector``; returns the number of texts.
@@ -118,8 +116,8 @@ def search(
     if top_k < 1:
         raise InputError(f"--top-k: {top_k} is below 1. Ask for at least one hit.")
     if not corpus.is_file():
-        what = "is a folder" if corpus.is_dir() else "no such file"
-        raise InputError(f"{corpus}: {what}. Name a JSONL with _id, optional title, and text.")
+        fault = "is a folder" if corpus.is_dir() else "no such file"
+        raise InputError(f"{corpus}: {fault}. Name a JSONL with _id, optional title, and text.")
     embedder = Embedder.load(model)
     form = vector_format(embedder.dimension, dimensions, precision)
     if index is None:
@@ -139,7 +137,7 @@ def read(
     vectors: str | Path | None = None,
     id_: str | None = None,
 ) -> Reading:
-    """Read a text's vector, or a stored one: its bag's words, and the text that the decoder writes, beside another's.
+    """What a vector, of a text or stored, says: its likeliest words, and what the decoder writes, beside another's.
 
     Args:
         model: as in `evaluate`.

@@ -15,7 +15,7 @@ MESSAGES = Messages()
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run a command; one that is stopped says so, where Typer prints nothing."""
+        """Run a command; if it is interrupted, print how to continue, where Typer prints nothing."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

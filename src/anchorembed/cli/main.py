@@ -13,7 +13,7 @@ def main() -> None:
     """Run the command line; the exit code is 2 for faults a user can mend, 130 or 143 when stopped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot print is no traceback
+            stream.reconfigure(errors="backslashreplace")  # characters that a terminal cannot print are escaped
     try:
         app(standalone_mode=True)
     except OutOfMemory as error:

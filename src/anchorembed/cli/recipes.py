@@ -31,38 +31,38 @@ def resolve_recipe(
 def recipe_of_options(
     recipe: Path | None, pairs: list[str] | None, base: str | None, output: Path | None, set_: list[str]
 ) -> Recipe:
-    """Make the recipe of some pairs."""
+    """Make a recipe from the options that replace one."""
     if recipe is not None or not pairs or base is None or output is None:
         raise InputError("give a recipe, or else all of --pairs FILE, --base MODEL and, to train, --output DIR.")
     from anchorembed.model.load import load_config
     from anchorembed.train.default_recipe import recipe_of_pairs
 
-    made = recipe_of_pairs(pairs, base, output, set_)
+    of_pairs = recipe_of_pairs(pairs, base, output, set_)
     load_config(base)
-    return made
+    return of_pairs
 
 
-def check_made(made: Recipe, show: bool) -> None:
-    """Refuse a recipe that was made of some pairs where another is kept; or print its configuration and stop."""
+def show_or_check(recipe: Recipe, show: bool) -> None:
+    """Print the configuration made from pairs and stop, or refuse it if its output folder has another recipe."""
     from anchorembed.train.default_recipe import say_instruction
     from anchorembed.train.kept_recipe import KEPT, check_kept
 
     if show:
-        print_line(show_config(made))
+        print_line(show_config(recipe))
         raise typer.Exit
-    check_kept(made)
-    if not (made.output / KEPT).exists():  # else training has begun so
-        say_instruction(made)
+    check_kept(recipe)
+    if not (recipe.output / KEPT).exists():  # else a run that has begun has logged it
+        say_instruction(recipe)
 
 
 def skipping(skip_bad: bool) -> list[str]:
-    """The override by which unusable lines are dropped."""
+    """The override that drops unusable lines, or none."""
     return ["data.skip_bad=true"] if skip_bad else []
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Where what runs within is stopped, print the command that continues it; exit code 128 + the signal's number."""
+    """If the block is interrupted by a signal, print the command that continues it, and exit with 128 + its number."""
     from anchorembed.system.processes import leave
     from anchorembed.train.loop import Interrupted
 

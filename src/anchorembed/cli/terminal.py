@@ -21,7 +21,7 @@ class Messages(logging.Handler):
 
 
 def typed_command() -> str:
-    """What was typed; of several processes, what their launcher is to start again."""
+    """The command that was typed; for one of several processes, what their launcher is to start again."""
     command = shlex.join(["anchorembed", *sys.argv[1:]])
     return command if os.environ.get("WORLD_SIZE", "1") == "1" else f"the same launcher with -m {command}"
 
@@ -33,7 +33,7 @@ def say(message: str) -> None:
 
 def print_line(text: str) -> None:
     """Print a line to standard output."""
-    sys.stdout.write(f"{text}\n")  # typer.echo would write UTF-8 to what says it is ASCII
+    sys.stdout.write(f"{text}\n")  # typer.echo would write UTF-8 even where the terminal's encoding is ASCII
     sys.stdout.flush()
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from anchorembed.cli.app import app
 from anchorembed.cli.options import Base, Output, Pairs, RecipeFile, Set, Show, SkipBad
-from anchorembed.cli.recipes import check_made, recipe_of_options, resolve_recipe, resumable, skipping
+from anchorembed.cli.recipes import recipe_of_options, resolve_recipe, resumable, show_or_check, skipping
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
 from anchorembed.errors import OutOfMemory, extra
 from anchorembed.recipe import read_as
@@ -30,10 +30,10 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a source a line.")] = False,
 ) -> None:
-    """Look at a recipe's pairs: counts, lengths, cut and dropped ones, duplicates, texts of tests, with examples."""
-    if pairs or base or output:  # a folder that nothing is written to
+    """Report on pairs: counts, lengths, cut texts, dropped lines, duplicates, texts of tests, with examples."""
+    if pairs or base or output:
         changes = [*(set_ or ()), *skipping(skip_bad=True)]
-        resolved = recipe_of_options(recipe, pairs, base, output or Path(), changes)
+        resolved = recipe_of_options(recipe, pairs, base, output or Path(), changes)  # nothing is written to output
     else:
         resolved = resolve_recipe(recipe, set_)
     from anchorembed.api import check as run
@@ -55,11 +55,11 @@ def mine(  # noqa: PLR0913, PLR0917 - each an option
     ranks: Annotated[tuple[int, int], typer.Option(help="First and last rank to take from.")] = (1, 100),
     margin: Annotated[float, typer.Option(help="Leave out what scores above this share of the positive's.")] = 0.95,
     rerank: Annotated[
-        str | None, typer.Option(help="Cross-encoder that scores what is found anew.", show_default=False)
+        str | None, typer.Option(help="Cross-encoder that scores the candidates again.", show_default=False)
     ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Mine hard negatives by BM25 or with a model, and score them anew with a cross-encoder."""
+    """Mine hard negatives by BM25 or with a model; a cross-encoder may score them again."""
     from anchorembed.api import mine as run
     from anchorembed.curate.mine import Rules
 
@@ -73,7 +73,7 @@ def mine(  # noqa: PLR0913, PLR0917 - each an option
 
 
 def _print_prompt(asked: bool) -> None:
-    """Print the prompt by which `fit` has queries written, and stop."""
+    """Print the default prompt of `fit`, and stop."""
     if asked:
         from anchorembed.curate.prompt import default_prompt
 
@@ -83,7 +83,7 @@ def _print_prompt(asked: bool) -> None:
 
 @app.command()
 def fit(  # noqa: PLR0913, PLR0917 - a command's options
-    corpus: Annotated[Path, typer.Argument(help="JSONL with text, and _id or not; or .txt, a text a line.")],
+    corpus: Annotated[Path, typer.Argument(help="JSONL with text and optional _id; or .txt, a text a line.")],
     base: Annotated[str, typer.Option(help="Model to start from, and to write queries with.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of data, recipe and models.")],
     writer: Annotated[
@@ -98,14 +98,14 @@ def fit(  # noqa: PLR0913, PLR0917 - a command's options
     queries: Annotated[int, typer.Option(help="Queries of a document.")] = 2,
     temperature: Annotated[float, typer.Option(help="Of the writer; 0 is greedy.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the writer.")] = 0,
-    found_in: Annotated[int, typer.Option(help="Keep a query that finds its document in the first so many.")] = 10,
-    found_by: Annotated[str, typer.Option(help="bm25, or a model, by which it must.")] = "bm25",
+    found_in: Annotated[int, typer.Option(help="Keep a query whose document is found at this rank or better.")] = 10,
+    found_by: Annotated[str, typer.Option(help="What finds it: bm25, or a model.")] = "bm25",
     held_out: Annotated[int, typer.Option(help="Documents to test on, at most a fifth.")] = 200,
     set_: Set = None,
 ) -> None:
     """Write queries for documents that have none, train on them, and say whether it helped."""
     with extra("eval,mine"):
-        import bm25s  # noqa: F401 - what it needs is missed now, not after hours
+        import bm25s  # noqa: F401 - a missing package is reported now, not after hours
 
         import anchorembed.evaluate.find  # noqa: F401 - as above
     from anchorembed import fit as module
@@ -128,7 +128,7 @@ def train(
     """Train the stages, and say whether it helped; finished ones are skipped, interrupted ones resumed."""
     if pairs or base or output:
         resolved = recipe_of_options(recipe, pairs, base, output, [*(set_ or ()), *skipping(skip_bad)])
-        check_made(resolved, show)
+        show_or_check(resolved, show)
     else:
         resolved = resolve_recipe(recipe, set_, show, skip_bad)
     from anchorembed.train import run as training
@@ -161,7 +161,7 @@ def contrast(recipe: RecipeFile = None, set_: Set = None, show: Show = False, sk
 def profile(
     recipe: RecipeFile = None,
     set_: Set = None,
-    stage: Annotated[Literal["reconstruct", "contrast", "both"], typer.Option(help="Which.")] = "both",
+    stage: Annotated[Literal["reconstruct", "contrast", "both"], typer.Option(help="Which stage.")] = "both",
     steps: Annotated[int, typer.Option(min=1, help="Measured steps a stage, after 2 to warm up.")] = 5,
 ) -> None:
     """Run a few steps of a recipe: tokens a second, memory, share of the machine's peak, where the time goes."""
@@ -180,7 +180,7 @@ def demo(
     recipe: RecipeFile = None,
     set_: Set = None,
     show: Show = False,
-    minutes: Annotated[float, typer.Option(min=0, help="About so long in all; 0 keeps the recipe's steps.")] = 10,
+    minutes: Annotated[float, typer.Option(min=0, help="Length in all, about; 0 keeps the recipe's steps.")] = 10,
 ) -> None:
     """Harvest docstrings, train with and without Stage I, measure, export and search."""
     resolved = resolve_recipe(recipe, set_, show)
@@ -203,9 +203,9 @@ def compare(
         Path | None, typer.Option(help="Results folder; by default in the output.", show_default=False)
     ] = None,
     hours: Annotated[float | None, typer.Option(help="Start no run after so many hours.", show_default=False)] = None,
-    only_plan: Annotated[bool, typer.Option("--plan", help="Say what is to be run, and stop.")] = False,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and stop.")] = False,
     only_report: Annotated[
-        bool, typer.Option("--report", help="Write the report anew from the results folder alone, and stop.")
+        bool, typer.Option("--report", help="Write the report from the results folder alone, and stop.")
     ] = False,
 ) -> None:
     """Train and evaluate with and without Stage I, side by side, with statistics and a report."""
@@ -220,7 +220,7 @@ def compare(
         _write_report(folder)
         return
     with extra("compare"):
-        import anchorembed.compare.report  # noqa: F401 - what it needs is missed now, not after hours
+        import anchorembed.compare.report  # noqa: F401 - a missing package is reported now, not after hours
     from anchorembed.compare.plan import describe, open_comparison
     from anchorembed.compare.run import run
 
@@ -240,7 +240,7 @@ def compare(
 
 @app.command(hidden=True)
 def train_arm(recipe: Path) -> None:
-    """Train an arm of a comparison, which starts this itself, and says what to type next."""
+    """Train an arm of a comparison: `compare` runs this command, and says what to type next."""
     from anchorembed.compare.controls import ArmRecipe
     from anchorembed.compare.controls import train_arm as run
     from anchorembed.train.loop import Interrupted

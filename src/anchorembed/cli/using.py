@@ -26,7 +26,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
         Path | None, typer.Option("-o", "--out", help="Folder for result files in mteb's form.", show_default=False)
     ] = None,
     dimensions: Annotated[str, typer.Option(help="Smaller vectors, too: 256,128.", show_default=False)] = "",
-    precision: Annotated[str, typer.Option(help="And stored so: float32,int8,binary.", show_default=False)] = "",
+    precision: Annotated[str, typer.Option(help="Other formats, too: float32,int8,binary.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks."""
@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
     from anchorembed.api import evaluate as run
     from anchorembed.model.vector_formats import read_dimensions
 
-    whole: dict[str, TaskScore] = {}  # by task; what it is first scored with
+    full: dict[str, TaskScore] = {}  # by task: the first score, which is that of the full vectors
 
     def show(score: TaskScore) -> None:
         if as_json:
@@ -44,19 +44,18 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
             form = {"dimensions": score.form.dimensions, "precision": score.form.precision, "bytes": score.form.bytes}
             print_json(record | form)
         elif dimensions or precision:
-            if score.task not in whole:
+            if score.task not in full:
                 print_line(title(score))
-            print_line(row(score, whole.setdefault(score.task, score)))
+            print_line(row(score, full.setdefault(score.task, score)))
         else:
             value = "undefined" if math.isnan(score.value) else f"{score.value:.4f}"
             print_line(f"{score.task:<32}{score.kind:<20}{score.metric:<12}{value}")
 
-    told = read_instructions(instructions) if instructions else None
     run(
         model,
         tasks,
         split=split,
-        instructions=told,
+        instructions=read_instructions(instructions) if instructions else None,
         quick=quick,
         out=out,
         dimensions=read_dimensions(dimensions),
@@ -83,7 +82,7 @@ def isotropy(
 @app.command()
 def encode(  # noqa: PLR0913, PLR0917 - the options of a verb
     model: ModelName,
-    texts: Annotated[Path, typer.Argument(help="JSONL with text, and _id or not; or .txt, a text a line.")],
+    texts: Annotated[Path, typer.Argument(help="JSONL with text and optional _id; or .txt, a text a line.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
     side: SideOption = "document",
     instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
@@ -98,7 +97,7 @@ def encode(  # noqa: PLR0913, PLR0917 - the options of a verb
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray is for many machines, and writes a folder of parts.")
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Of ray; default one a GPU.", show_default=False)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="For ray; default one a GPU.", show_default=False)] = None,
 ) -> None:
     """Embed texts into Parquet with columns id and vector."""
     from anchorembed.api import encode as run
@@ -163,9 +162,9 @@ def read(
     if as_json:
         print_json(asdict(reading) | {"is_read": reading.is_read})
         return
-    for title, said in (("the vector", reading.own), (f"that of {reading.other!r}", reading.against)):
-        words = ", ".join(f"{word} {100 * share:.2g} %" for word, share in said.words)
-        print_line(f"{title}\n  likeliest words: {words}\n  the decoder writes: {said.writes!r}")
+    for title, contents in (("the vector", reading.own), (f"that of {reading.other!r}", reading.against)):
+        words = ", ".join(f"{word} {100 * share:.2g} %" for word, share in contents.words)
+        print_line(f"{title}\n  likeliest words: {words}\n  the decoder writes: {contents.writes!r}")
     print_line(reading.verdict)
 
 
@@ -197,7 +196,7 @@ def export(
     repository: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the model hub.", show_default=False)
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Let all see a new repository; by default private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; by default private.")] = False,
 ) -> None:
     """Write a model for other software, reloaded there and compared with ours."""
     from anchorembed.export.push import check_repository, push
@@ -216,7 +215,7 @@ def export(
 def verify(  # noqa: PLR0913, PLR0917 - the options of a verb
     model: ModelName,
     target: Annotated[
-        str, typer.Argument(metavar="URL", help="Of an OpenAI-compatible endpoint; with --with an exported folder.")
+        str, typer.Argument(metavar="URL", help="Of an OpenAI-compatible endpoint; or, for --with, an exported folder.")
     ],
     library: Annotated[
         Literal["langchain", "llamaindex", "sentence-transformers"] | None,
@@ -233,7 +232,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of a verb
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare what serves a model with the model, and name why vectors differ; the exit code is 1 if they do."""
+    """Compare the vectors of a served model with the model's own, and say why they differ; exit code 1 if they do."""
     from anchorembed.export.verify import table
     from anchorembed.export.verify import verify as run
 

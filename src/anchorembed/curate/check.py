@@ -83,9 +83,9 @@ def check(
         InputError: if a test cannot be read.
     """
     texts = (text for path in tests for file in test_files(path) for text in _test_texts(file))
-    forbidden = np.unique(_keys(filter(str.strip, texts), _words))
+    test_keys = np.unique(_keys(filter(str.strip, texts), _without_punctuation))
     for number in range(len(store.sources)):
-        yield _check_source(store, number, tokenizer, prompts, forbidden, progress)
+        yield _check_source(store, number, tokenizer, prompts, test_keys, progress)
 
 
 def _check_source(
@@ -93,7 +93,7 @@ def _check_source(
     number: int,
     tokenizer: PairTokenizer,
     prompts: Prompts,
-    forbidden: Keys,
+    test_keys: Keys,
     progress: Callable[[int], None],
 ) -> SourceReport:
     source = store.sources[number]
@@ -107,15 +107,15 @@ def _check_source(
                 tokenizer.count([prompts.document + pair.positive for pair in pairs]),
                 _keys((pair.query for pair in pairs), folded),
                 _keys((pair.positive for pair in pairs), folded),
-                _tested(pairs, forbidden),
+                _in_tests(pairs, test_keys),
                 np.array([folded(pair.positive) in map(folded, pair.negatives) for pair in pairs]),
             )
         )
         negatives += sum(len(pair.negatives) for pair in pairs)
         progress(len(pairs))
     columns = map(np.concatenate, zip(*parts, strict=True))
-    query_tokens, document_tokens, queries, positives, tested, self_negative = columns
-    masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": tested}
+    query_tokens, document_tokens, queries, positives, in_tests, self_negative = columns
+    masks = _masks(queries, positives) | {"negative is positive": self_negative, "text of a test": in_tests}
     start = int(store.bounds[number])
     return SourceReport(
         source=source.name,
@@ -153,10 +153,10 @@ def _seen_before(keys: Keys) -> Mask:
     return repeated
 
 
-def _tested(pairs: Sequence[TextPair], forbidden: Keys) -> Mask:
+def _in_tests(pairs: Sequence[TextPair], test_keys: Keys) -> Mask:
     """Mask of the pairs whose query or positive is a text of a test."""
     sides = ([pair.query for pair in pairs], [pair.positive for pair in pairs])
-    queries, positives = (np.isin(_keys(texts, _words), forbidden) for texts in sides)
+    queries, positives = (np.isin(_keys(texts, _without_punctuation), test_keys) for texts in sides)
     return queries | positives
 
 
@@ -165,7 +165,7 @@ def _keys(texts: Iterable[str], normalize: Callable[[str], str]) -> Keys:
     return np.fromiter((text_key(normalize(text)) for text in texts), np.uint64)
 
 
-def _words(text: str) -> str:
+def _without_punctuation(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 

@@ -102,9 +102,9 @@ def collect_docstrings(
 ) -> tuple[list[Docstring], int]:
     """Collect the usable docstrings of packages, sorted by name.
 
-    Of one package at most ``most`` are taken, so that large packages do not dominate: modules are read in the order of
-    a hash of their names until there are as many; the rest are not parsed. ``progress`` is called with the number of
-    packages done and of all packages.
+    At most ``most`` are taken from each package, so that large packages do not dominate: its modules are parsed in the
+    order of a hash of their names until there are as many. ``progress`` is called with the number of packages done and
+    of all packages.
 
     Returns:
         The docstrings, and the number of files that do not parse.
@@ -112,15 +112,15 @@ def collect_docstrings(
     collected: dict[str, Docstring] = {}
     unparsed = 0
     for done, package in enumerate(packages, 1):
-        of_package: dict[str, Docstring] = {}
+        from_package: dict[str, Docstring] = {}
         for module, file in _modules(package):
-            if len(of_package) >= most:
+            if len(from_package) >= most:
                 break
             tree = _parse(file)
             unparsed += tree is None
             for docstring in _docstrings(tree, module) if tree else ():
-                of_package.setdefault(docstring.name, docstring)
-        collected.update(list(of_package.items())[:most])
+                from_package.setdefault(docstring.name, docstring)
+        collected.update(list(from_package.items())[:most])
         if progress:
             progress(done, len(packages))
     return [collected[name] for name in sorted(collected)], unparsed

@@ -1,7 +1,7 @@
 """Docstrings to a data set: without duplicates, with whole packages held out, without near-duplicates of held-out ones.
 
-A harvest is a folder: training pairs as JSONL, a BEIR folder of the held-out packages, and a manifest by which the
-folder is reused while the same versions are installed.
+A harvest is a folder: training pairs as JSONL, a BEIR folder of the held-out packages, and a manifest that says for
+which installed versions the folder can be reused.
 """
 
 import importlib.metadata
@@ -200,7 +200,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise InputError(f"{folder}: a file, where a folder is needed. Give another path.")
     foreign = {entry.name for entry in folder.iterdir()} - {_TRAIN, _COLLECTION, _MANIFEST} if folder.exists() else ()
     if foreign:
-        raise InputError(f"{folder}: holds {min(foreign)!r}, which is no part of a harvest. Give a folder of its own.")
+        raise InputError(f"{folder}: holds {min(foreign)!r}, which is no part of a harvest. Give another folder.")
 
 
 def _write(folder: Path, train: list[Docstring], held_out: list[Docstring], manifest: dict[str, object]) -> None:

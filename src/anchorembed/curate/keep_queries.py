@@ -1,4 +1,4 @@
-"""Filter written queries: drop copies of the document, duplicates, and queries that do not find their document again.
+"""Filter written queries: drop copies of the document, duplicates, and queries whose document a search does not find.
 
 Axes: Q queries, D documents.
 """
@@ -33,7 +33,7 @@ class Query:
 
 
 def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tuple[list[Query], Counter[str]]:
-    """Drop queries that are too short, copy their document or repeat another; returns the others, and counts by reason.
+    """Drop queries that are too short, copy their document or repeat another; returns those kept, and counts by reason.
 
     Letter case, punctuation and white space make no difference between queries. A query written for several documents
     is dropped for all of them. Replies without a query are counted, too.
@@ -62,34 +62,34 @@ def drop_useless(written: Sequence[Sequence[str]], texts: Sequence[str]) -> tupl
 
 def copies(query: str, document: str) -> bool:
     """Whether more than half of a query's runs of five words are in the document; shorter queries have none."""
-    asked = runs(words(query))
-    return len(asked & runs(words(document))) > _MOST_COPIED * len(asked)
+    query_runs = runs(words(query))
+    return len(query_runs & runs(words(document))) > _MOST_COPIED * len(query_runs)
 
 
 def _plain(query: str) -> str:
     return " ".join(lower_case_words(query)) or folded(query)
 
 
-def found_again(
+def is_retrieved(
     queries: Sequence[Query],
     documents: int,
     score: Scorer,
     within: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[bool]:
-    """Whether each query finds its document, [Q]: fewer than ``within`` documents score above it.
+    """Whether a search by ``score`` retrieves each query's document, [Q]: fewer than ``within`` documents score higher.
 
-    A document that scores -inf is not found.
+    A document that scores -inf is not retrieved.
     """
-    is_found: list[bool] = []
+    retrieved: list[bool] = []
     size = max(1, _SCORES_AT_ONCE // documents)
     for start in range(0, len(queries), size):
         block = queries[start : start + size]
         for query, scores_D in zip(block, score([query.text for query in block]), strict=True):
-            score_of_own = scores_D[query.row]
-            is_found.append(bool(score_of_own > -float("inf") and (scores_D > score_of_own).sum() < within))
+            limit = scores_D[query.row]
+            retrieved.append(bool(limit > -float("inf") and (scores_D > limit).sum() < within))
         progress(len(block))
-    return is_found
+    return retrieved
 
 
 def held_out_rows(texts: Sequence[str], most: int) -> set[int]:

@@ -89,8 +89,8 @@ class Pool:
     def positives(self, query: str) -> set[int]:
         """Rows of a query's positives in all pairs."""
         key = np.uint64(text_key(folded(query)))
-        first, last = (int(np.searchsorted(self._query_keys, key, side=side)) for side in ("left", "right"))
-        return set(self._positive_rows[first:last].tolist())
+        start, stop = (int(np.searchsorted(self._query_keys, key, side=side)) for side in ("left", "right"))
+        return set(self._positive_rows[start:stop].tolist())
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
@@ -104,8 +104,8 @@ def by_bm25(texts: Sequence[str]) -> Scorer:
     with extra("mine"):
         import bm25s  # noqa: PLC0415 - an extra
 
-    kept: dict[str, str] = {}  # one string object for each word, to save memory
-    split = [[kept.setdefault(word, word) for word in words(text)] for text in texts]
+    interned: dict[str, str] = {}  # one string object for each word, to save memory
+    split = [[interned.setdefault(word, word) for word in words(text)] for text in texts]
     index = bm25s.BM25(k1=1.2, b=0.75)
     if has_words := any(split):  # bm25s has no index without words
         index.index(split, show_progress=False)
@@ -161,7 +161,7 @@ def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
 def mine(
     pairs: Iterable[TextPair], pool: Pool, score: Scorer, rules: Rules, mined: Mined, rerank: Reranker | None = None
 ) -> Iterator[TextPair]:
-    """Add negatives from a pool of the same pairs to each pair, before those it has, and counts to ``mined``.
+    """Add negatives from a pool of the same pairs to each pair, before its own negatives; counts go to ``mined``.
 
     ``rerank`` scores the candidates of ``score`` again; its logits become the pairs' ``scores``.
     """
@@ -218,7 +218,7 @@ def _chosen(judged: Judged, count: int, mined: Mined) -> list[str]:
 def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float]) -> TextPair:
     """The pair with chosen negatives before its own, and with the reranker's logits of all its texts as scores.
 
-    The pair's own scores do not cover new negatives: they are kept only if no negative is added.
+    Without logits the pair keeps its own scores, unless a negative is added, which they would not cover.
     """
     negatives = (*chosen, *(text for text in pair.negatives if text not in chosen))
     if negatives == pair.negatives and not logits:

@@ -20,7 +20,7 @@ from anchorembed.model.load import file_beside, quiet
 
 _PROBE = [("a query", "a text"), ("a query", "a longer text " * 8)]
 _ROUNDING = 0.05  # largest difference by bfloat16
-_CHARACTERS_A_TOKEN = 64  # of the tokens that are kept; what follows is not tokenised
+_CHARACTERS_A_TOKEN = 64  # characters kept for each token of the model's limit; the rest is not tokenised
 
 Logits = NDArray[np.float64]
 Reranker = Callable[[list[tuple[str, str]]], Logits]  # query-text pairs [N] -> logits [N], higher is more relevant
@@ -70,8 +70,8 @@ def by_cross_encoder(name: str | Path) -> Reranker:
 
 def _predicted(model: Any, pairs: list[tuple[str, str]]) -> Logits:  # noqa: ANN401 - as `_load` returns it
     most = _CHARACTERS_A_TOKEN * (model.max_seq_length or sys.maxsize)
-    kept = [(query[:most], text[:most]) for query, text in pairs]
-    logits: Logits = np.asarray(model.predict(kept, activation_fn=nn.Identity(), show_progress_bar=False), np.float64)
+    cut = [(query[:most], text[:most]) for query, text in pairs]
+    logits: Logits = np.asarray(model.predict(cut, activation_fn=nn.Identity(), show_progress_bar=False), np.float64)
     return logits
 
 
@@ -82,7 +82,7 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
     settings = file_beside(name, "config_sentence_transformers.json")
     saved_as = json.loads(settings.read_bytes()).get("model_type") if settings else None
     if architectures[0].endswith("ForSequenceClassification"):
-        # weights that are missing would be random numbers; on the device meta none are read
+        # CrossEncoder would draw missing weights at random; on the meta device they are listed and nothing is read
         options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": "meta"}
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
         check_complete(name, {"missing_keys": loaded[1]["missing_keys"]})
@@ -92,6 +92,6 @@ def _load(name: str) -> Any:  # noqa: ANN401 - sentence-transformers has no type
             "pair. Give one that ends in ForSequenceClassification, or that sentence-transformers saved."
         )
     model = CrossEncoder(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    if not model.tokenizer.chat_template:  # which is text with special tokens in it
+    if not model.tokenizer.chat_template:  # a chat template puts special tokens into the text
         model.tokenizer.split_special_tokens = True  # a special token's name in a text is text
     return model

@@ -55,7 +55,7 @@ class Writer(Protocol):
         """Name and settings that decide its replies, as text."""
 
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
-        """Continue conversations, each by at most so many tokens."""
+        """Continue each conversation by at most ``most_tokens`` tokens."""
 
 
 # --- A model in this process -----------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class EndpointWriter:
     seed: int = 0
     timeout: float = 120.0  # seconds of a request
     tries: int = 6
-    pause: float = 1.0  # seconds before the second try; twice as long before each one after that
+    pause: float = 2.0  # seconds before the second try, doubled before each later one
     _opener: urllib.request.OpenerDirector = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -220,22 +220,22 @@ class EndpointWriter:
 
     def _post(self, body: bytes) -> bytes:
         request = urllib.request.Request(self._address, body, json_headers(KEY_VARIABLE))  # noqa: S310 - checked above
-        pause, fault = self.pause, ""
+        asked, fault = 0.0, ""
         for number in range(self.tries):
             if number:
-                time.sleep(pause)
+                time.sleep(min(_LONGEST_PAUSE, max(2 ** (number - 1) * self.pause, asked)))
             try:
                 with self._opener.open(request, timeout=self.timeout) as answer:
                     content: bytes = answer.read(_LARGEST_REPLY)
                     return content
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode(errors="replace").strip()
-                fault = f"HTTP {error.code} {' '.join(said.split())[:200]}"
+                message = error.read(500).decode(errors="replace")
+                fault = f"HTTP {error.code} {' '.join(message.split())[:200]}"
                 if error.code not in _TEMPORARY:
                     raise InputError(f"--writer: {self._address}: {fault}. {_cure(error.code)}") from error
-                pause = min(_LONGEST_PAUSE, max(2 * pause, _asked_pause(error.headers)))
+                asked = _asked_pause(error.headers)
             except (OSError, HTTPException) as error:  # no connection, a timeout, a connection that breaks
-                fault, pause = first_line(error), min(_LONGEST_PAUSE, 2 * pause)
+                asked, fault = 0.0, first_line(error)
         raise InputError(
             f"--writer: {self._address} failed {self.tries} times, at last: {fault}. Repeat the command when it works; "
             "what is written is kept."

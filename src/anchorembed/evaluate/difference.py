@@ -10,7 +10,7 @@ import numpy as np
 from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
 
 LEVEL = 0.95
-FEWEST = 1 + math.floor(math.log2(2 / (1 - LEVEL)))  # items that can tell a difference: n sign flips reach p = 2 / 2**n
+FEWEST = 1 + math.floor(math.log2(2 / (1 - LEVEL)))  # items with a p below 1 - LEVEL: the least p of n is 2 / 2**n
 Word = Literal["better", "worse", "cannot be told"]
 
 
@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def word(self) -> Word:
-        """Better or worse where both the test and the interval say so.
+        """Better or worse if both the test and the interval say so.
 
         The interval alone is too narrow for a handful of queries; the test cannot reach 0.05 with fewer than `FEWEST`.
         """

@@ -30,7 +30,7 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
     seen: set[str] = set()
     for task in tasks:
         if task.name in seen:
-            raise InputError(f"{task.name}: two tasks have this name. Rename one, or evaluate it apart.")
+            raise InputError(f"{task.name}: two tasks have this name. Rename one, or evaluate them separately.")
         seen.add(task.name)
     return tasks
 
@@ -52,7 +52,7 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], dict[str, float]]:
     tasks = find_tasks(names)
 
     def measure(embedder: Embedder) -> dict[str, float]:
-        # A new object, because an embedder's fingerprint is made once, of the weights it then has.
+        # A new object, because an embedder computes its fingerprint only once, and the weights have changed since.
         current = Embedder(embedder.backbone, embedder.tokenizer, embedder.metadata, embedder.dtype)
         return {f"{score.task} {score.metric}": score.value for score in score_on(tasks, current)}
 
@@ -60,7 +60,7 @@ def measure_on(names: Sequence[str]) -> Callable[[Embedder], dict[str, float]]:
 
 
 def score_on(tasks: Sequence[Task], embedder: Embedder) -> list[TaskScore]:
-    """Each task's score; no file is kept."""
+    """Each task's score, without files of results or vectors."""
     with tempfile.TemporaryDirectory() as folder:
         return list(run_tasks(TaskEmbedder(VectorCache(embedder, Path(folder)), "training", {}), tasks))
 

@@ -17,7 +17,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts
 
-Instruction = tuple[str | None, bool]  # put before queries, None for the model's prompt; whether before documents, too
+Instruction = tuple[str | None, bool]  # text before queries (None: the model's prompt); is it before documents, too?
 METRIC = "nDCG@10"
 
 _DEPTH = 10
@@ -39,13 +39,13 @@ class PairSearch:
 
 
 def pair_search(pairs: Iterable[tuple[TextPair, Instruction]]) -> PairSearch:
-    """The test of some pairs: each text occurs once, and a query's documents are the positives of all its pairs."""
+    """Pairs as a test: each text occurs once, and a query's relevant documents are the positives of all its pairs."""
     queries: dict[tuple[Instruction, str], set[int]] = {}
     documents: dict[tuple[Instruction, str], int] = {}
     for pair, instruction in pairs:
         _, symmetric = instruction
-        of_document = instruction if symmetric else (None, False)
-        row = documents.setdefault((of_document, pair.positive), len(documents))
+        document_instruction = instruction if symmetric else (None, False)
+        row = documents.setdefault((document_instruction, pair.positive), len(documents))
         queries.setdefault((instruction, pair.query), set()).add(row)
     return PairSearch(list(queries), list(documents), list(queries.values()))
 

@@ -127,7 +127,7 @@ def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
 def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
     """Refuse pairs of sentences for which the metric is undefined or always the same."""
     if test.kind == "STS" and len(rows) < 2:
-        raise InputError(f"{test.name}: 1 pair of sentences, whose rank correlates with nothing. Give at least two.")
+        raise InputError(f"{test.name}: 1 pair of sentences, which has no rank correlation. Give at least two.")
     if len({row.value for row in rows}) == 1:
         cure = "Give scores that differ." if test.kind == "STS" else "Give pairs of label 0 and of label 1."
         name = "score" if test.kind == "STS" else "label"
@@ -135,7 +135,7 @@ def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
 
 
 def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
-    revision = hash_texts(_shown_collection(collection))
+    revision = hash_texts(_collection_text(collection))
     chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
     return LocalTask(collection.name, "Retrieval", revision, partial(retrieval, chosen), chosen)
 
@@ -153,12 +153,12 @@ def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText]
 
 
 def _training_texts(path: Path) -> list[LabelledText]:
-    beside = path.with_name(path.name.replace("_test.", "_train."))
-    if beside == path or not beside.is_file():
+    train_path = path.with_name(path.name.replace("_test.", "_train."))
+    if train_path == path or not train_path.is_file():
         raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
-    training = read_test_set(beside)
+    training = read_test_set(train_path)
     if training.kind != "Classification":
-        raise InputError(f"{beside}: it has columns of {training.kind}. Give text and label, as in {path.name}.")
+        raise InputError(f"{train_path}: it has columns of {training.kind}. Give text and label, as in {path.name}.")
     return [row for row in training.rows if isinstance(row, LabelledText)]
 
 
@@ -178,8 +178,8 @@ def _as_collection(name: str, rows: Sequence[Candidates]) -> Collection:
     )
 
 
-def _shown_collection(collection: Collection) -> Iterator[str]:
-    """The ``repr`` of a tuple of documents, of the queries and of the qrels, one a line, without making the tuple."""
+def _collection_text(collection: Collection) -> Iterator[str]:
+    """Three lines: the ``repr`` of the documents as a tuple, which is never made, of the queries and of the qrels."""
     yield "("
     for number, document in enumerate(collection.documents):
         yield f"{', ' if number else ''}{document!r}"

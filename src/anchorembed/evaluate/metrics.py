@@ -22,7 +22,7 @@ from anchorembed.evaluate.ranking import ordered
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
 Array = NDArray[np.float64]
 
-METRICS = {"nDCG@10": "ndcg_at_10", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}  # as shown: mteb's name
+METRICS = {"nDCG@10": "ndcg_at_10", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}  # name in tables -> mteb's
 _SHALLOW, _DEEP = 10, 100  # the cuts of METRICS
 DEEPEST = 1000  # the last of mteb's cuts
 _FAMILIES = {"ndcg": nDCG, "map": AP, "recall": R, "precision": P, "mrr": RR, "hit_rate": Success}
@@ -36,8 +36,8 @@ def measure_queries(
 ) -> dict[str, dict[str, float]]:
     """The named `MTEB_MEASURES` of every query of graded ``qrels``: values[name][query id].
 
-    Above 0 a document is relevant, its grade is its gain. Every query of ``qrels`` counts: 0 where the rankings lack
-    it. Queries that only the rankings have are left out.
+    A document graded above 0 is relevant; its grade is its gain. Every query of ``qrels`` counts: 0 where the rankings
+    lack it. Queries that only the rankings have are left out.
 
     Raises:
         InputError: if there are no qrels.
@@ -85,12 +85,12 @@ def _dcg(gains: Sequence[float]) -> float:
 
 
 def _expected_reciprocal_rank(total: int, relevant_count: int) -> float:
-    """Sum of 1/k times the chance that the first relevant document of a random order stands at k, for k up to 10."""
+    """Sum of 1/k times the probability that a random order has its first relevant document at k, for k up to 10."""
     expected, none_before = 0.0, 1.0
     for position in range(1, min(_SHALLOW, total) + 1):
-        here = relevant_count / (total - position + 1) if none_before else 0.0
-        expected += none_before * here / position
-        none_before *= 1 - here
+        is_relevant = relevant_count / (total - position + 1) if none_before else 0.0
+        expected += none_before * is_relevant / position
+        none_before *= 1 - is_relevant
     return expected
 
 

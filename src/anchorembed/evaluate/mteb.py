@@ -76,9 +76,9 @@ def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
     except KeyError:
         tasks = _benchmark(name)
     for task in tasks:
-        if others := sorted(set(task.metadata.modalities) - {"text"}):
+        if unusable := sorted(set(task.metadata.modalities) - {"text"}):
             raise InputError(
-                f"{task.metadata.name}: it holds {', '.join(others)}; only texts can be embedded. Leave it out."
+                f"{task.metadata.name}: it holds {', '.join(unusable)}; only texts can be embedded. Leave it out."
             )
         if quick:
             _shorten(task)
@@ -227,12 +227,12 @@ def _load(task: AbsTask) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the progress bars of datasets."""
-    shown = is_progress_bar_enabled()
+    was_enabled = is_progress_bar_enabled()
     disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             enable_progress_bar()
 
 

@@ -90,9 +90,9 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
 
 def _differences(scores: Scores, others: Scores) -> Floats:
     """Difference of two arms' means over seeds, per item in order of id."""
-    apart = sorted(scores.keys() ^ others.keys())
-    if apart:
-        raise ValueError(f"{len(apart)} items are in one arm only, such as {', '.join(apart[:3])}")
+    unmatched = sorted(scores.keys() ^ others.keys())
+    if unmatched:
+        raise ValueError(f"{len(unmatched)} items are in one arm only, such as {', '.join(unmatched[:3])}")
     if not scores:
         raise ValueError("there are no items to compare")
     for item in scores:

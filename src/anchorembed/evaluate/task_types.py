@@ -158,7 +158,7 @@ def classification(train: Sequence[LabelledText], test: Sequence[LabelledText], 
 
 
 def draw_training_texts(labels: Sequence[str]) -> list[list[int]]:
-    """Indices of the texts that each regression is fitted on, as mteb draws them: each draw shuffles the last order."""
+    """Indices of the texts that each regression is fitted on, as mteb draws them: each shuffles the previous order."""
     order, draws = list(range(len(labels))), []
     for _ in range(_DRAWS):
         np.random.RandomState(_SEED).shuffle(order)

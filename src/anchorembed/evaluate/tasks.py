@@ -60,7 +60,7 @@ class TaskEmbedder:
     advance: Callable[[int], None] | None = None
 
     def embed(self, task: str, kind: str, texts: Texts, side: Side) -> Floats:
-        """Vectors [N, D] of a task's texts, as they are compared after storage in `form`; documents get no instruction.
+        """Vectors [N, D] of a task's texts, as restored from storage in `form`; documents get no instruction.
 
         Queries of a search are not stored: they are cut to the same dimensions and stay float32.
         """
@@ -154,16 +154,16 @@ def run_tasks(embedder: TaskEmbedder, tasks: Iterable[Task], out: Path | None = 
     """
     for task in tasks:
         with progress_bar() as bar:
-            shown = bar.add_task(task.name, total=None, note="")
-            shown_embedder = replace(embedder, expect=partial(_expect, bar, shown), advance=partial(bar.advance, shown))
-            score = task.run(shown_embedder, out)
+            row = bar.add_task(task.name, total=None, note="")
+            counting_embedder = replace(embedder, expect=partial(_expect, bar, row), advance=partial(bar.advance, row))
+            score = task.run(counting_embedder, out)
         if math.isnan(score.value):
             _log.warning("%s: %s is undefined, as the model gives all items the same score", score.task, score.metric)
         yield score
 
 
-def _expect(bar: Progress, shown: TaskID, count: int) -> None:
-    bar.update(shown, total=(bar.tasks[0].total or 0) + count)
+def _expect(bar: Progress, row: TaskID, count: int) -> None:
+    bar.update(row, total=(bar.tasks[0].total or 0) + count)
 
 
 def check_instructions(instructions: Iterable[str], tasks: Sequence[Task]) -> None:
@@ -178,7 +178,7 @@ def read_instructions(path: Path) -> dict[str, str]:
     """Read a YAML file of ``task name, task type or default: instruction``.
 
     Raises:
-        InputError: if it is anything else.
+        InputError: if the file cannot be read, or holds anything else.
     """
     try:
         values = yaml.safe_load(decoded(path, path.read_bytes()))

@@ -3,7 +3,7 @@
 Axes: N texts, D documents, Q queries, H hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class PageHit:
-    """A document found, its cosine with the query, and whether it is the query's own."""
+    """A document, its cosine with the query, and whether it answers the query."""
 
     id: str
     text: str
@@ -48,7 +48,7 @@ class PageSearch:
 class VectorMap:
     """Vectors on their two principal axes: ``queries[i]`` and ``documents[i]`` are a pair.
 
-    ``share`` is the part of the variance that these axes have.
+    ``share`` is the share of the variance along these axes.
     """
 
     queries: Points
@@ -94,7 +94,7 @@ def contents(
     logs: Mapping[str, Path],
     load: Callable[[str], Embedder] = Embedder.load,
 ) -> Page:
-    """What the page shows of models, by the names it gives them: before training first, the last trained one last.
+    """What the page shows of ``models``, by name: the one before training comes first, the last trained one last.
 
     ``collection`` has held-out queries and documents, ``rows`` the scores by metric of each row. ``logs`` are output
     folders of runs, by the name of what they trained; their stages' logs give the curves. ``load`` loads a model.
@@ -116,7 +116,7 @@ def contents(
             for search, (query, _), query_H in zip(searches, searched, searching_NH, strict=True):
                 ranked = _ranked(collection, query.id, cosines(query_H, documents_DH))
                 search.hits[name] = ranked[:_HITS]
-                search.ranks[name] = 1 + next(place for place, hit in enumerate(ranked) if hit.is_relevant)
+                search.ranks[name] = next(rank for rank, hit in enumerate(ranked, 1) if hit.is_relevant)
         readings[name] = read(embedder, text.text, other=other.text)
     scores = {name: dict(row) for name, row in rows.items()}
     texts = (text.text[:_SHOWN], other.text[:_SHOWN])
@@ -124,13 +124,13 @@ def contents(
 
 
 def cached_encoder(embedder: Embedder, progress: Callable[[int], None] | None = None) -> Embed:
-    """Unit vectors of texts [N, H], kept in the cache: a page needs those that scores were computed from."""
+    """A function of texts to unit vectors [N, H], kept in the cache, because scores and page need the same ones."""
     cache = VectorCache(embedder, cache_folder() / "vectors")
     return lambda texts, side: cache.vectors(texts, side, None, progress)
 
 
 def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]:
-    """Queries spread over a collection, at most so many, each with a document that answers it."""
+    """At most ``most`` queries, spread over a collection, each with a document that answers it."""
     documents = {document.id: document for document in collection.documents}
     pairs = []
     for query in collection.queries:
@@ -154,9 +154,9 @@ def vector_map(pairs: Sequence[tuple[Document, Document]], queries_NH: Floats, d
 
 def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
     """All documents, the nearest first; equal scores by id."""
-    right = relevant(collection.qrels.get(query, {}))
+    answers = relevant(collection.qrels.get(query, {}))
     hits = [
-        PageHit(document.id, " ".join(document.text.split())[:_SHOWN], float(score), document.id in right)
+        PageHit(document.id, " ".join(document.text.split())[:_SHOWN], float(score), document.id in answers)
         for document, score in zip(collection.documents, scores_D, strict=True)
     ]
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
@@ -173,15 +173,14 @@ _CHARTS = {  # title: stage, and the name of each curve's metric
 }
 
 
-def charts(logs: Mapping[str, Path]) -> list[Chart]:
-    """Learning curves of runs, by the name of what each trained; those that no run has are left out."""
-    made = []
+def charts(logs: Mapping[str, Path]) -> Iterator[Chart]:
+    """Learning curves of runs, by the name of what each trained; charts without a curve are left out."""
     for title, (stage, metrics) in _CHARTS.items():
         curves: dict[str, Points] = {}
         for name, folder in logs.items():
             log = read_log(folder / stage / "log.jsonl")
-            for metric, what in metrics.items():
+            for metric, label in metrics.items():
                 points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
-                curves |= {": ".join(filter(None, (name, what))): points} if points else {}
-        made += [Chart(title, curves)] if curves else []
-    return made
+                curves |= {": ".join(filter(None, (name, label))): points} if points else {}
+        if curves:
+            yield Chart(title, curves)

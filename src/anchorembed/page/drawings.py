@@ -75,7 +75,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """Lowest and highest value, apart where there is one only."""
+    """Lowest and highest value; half a unit below and above if they are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 

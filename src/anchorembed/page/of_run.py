@@ -36,8 +36,8 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     Raises:
         InputError: if there is no trained model, or fewer than 2 pairs to show.
     """
-    beside = run / KEPT if run.is_dir() else run
-    recipe = read_recipe(beside) if beside.exists() or not run.is_dir() else None
+    recipe_file = run / KEPT if run.is_dir() else run
+    recipe = read_recipe(recipe_file) if recipe_file.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
     models = find_models(output)
     shown = _held_out(run, recipe) if pairs is None else list(islice(read_pairs(pairs), _MOST))
@@ -53,7 +53,7 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
         rows[name] = evaluate_collection(cached_encoder(load(model)), collection)
     kind = "held-out queries" if pairs is None else f"queries of {pairs.name}"
     notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
-    if pairs is not None and (trained_on := _trained_on(recipe, shown)):
+    if pairs is not None and recipe and (trained_on := _trained_on(recipe, shown)):
         notes.append(
             f"{trained_on} of these {len(shown)} pairs were trained on: their results say nothing of new texts."
         )
@@ -66,16 +66,16 @@ def find_models(output: Path) -> dict[str, str]:
     Raises:
         InputError: if no stage is finished.
     """
-    found: dict[str, str] = {}
+    models: dict[str, str] = {}
     for stage, name in _STAGES.items():
         folder = output / stage / "model"
         metadata = read_metadata(folder)
         if metadata is not None:
-            found = found or {"before training": str(metadata.history["start"])}
-            found[name] = str(folder)
-    if not found:
+            models = models or {"before training": str(metadata.history["start"])}
+            models[name] = str(folder)
+    if not models:
         raise InputError(f"{output}: no trained model is there. Train first, or name another run's output folder.")
-    return found
+    return models
 
 
 def collection_of(pairs: Sequence[TextPair]) -> Collection:
@@ -99,14 +99,12 @@ def collection_of(pairs: Sequence[TextPair]) -> Collection:
     )
 
 
-def _trained_on(recipe: Recipe | None, pairs: Sequence[TextPair]) -> int:
-    """How many pairs are among those that a recipe trains on; 0 without a recipe."""
-    if recipe is None:
-        return 0
+def _trained_on(recipe: Recipe, pairs: Sequence[TextPair]) -> int:
+    """How many pairs are among those that a recipe trains on."""
     store = open_pairs(recipe)
     trained = (store[index] for index in split(store, recipe.data.held_out, recipe.seed).train.tolist())
-    given = Counter((folded(pair.query), folded(pair.positive)) for pair in pairs)
-    return sum(given[key] for key in {(folded(pair.query), folded(pair.positive)) for pair in trained} & given.keys())
+    counts = Counter((folded(pair.query), folded(pair.positive)) for pair in pairs)
+    return sum(counts[key] for key in {(folded(pair.query), folded(pair.positive)) for pair in trained})
 
 
 def _held_out(run: Path, recipe: Recipe | None) -> list[TextPair]:
