@@ -201,20 +201,19 @@ def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> t
     for name, value, known in (("precision", precision, Precision), ("weights", weights, Weights)):
         if value not in get_args(known):
             raise InputError(f"{name}: {value!r} is unknown. Use {', '.join(get_args(known))}.")
-    bfloat16 = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
     if weights != "float32" and precision == "float32":
         raise InputError(f"model.precision: float32, but products with {weights} weights are bfloat16. Set it to auto.")
-    if card is not None and not bfloat16 and (weights != "float32" or precision == "bfloat16"):
+    required = weights != "float32" or precision == "bfloat16"
+    if required and card is not None and not card.bfloat16:
         key, value, cure = ("precision", precision, "auto") if weights == "float32" else ("weights", weights, "float32")
-        raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16, which 8.0 has. Use {cure}.")
-    if precision == "auto" and weights == "float32":
-        if card is not None and not bfloat16:
-            warnings.warn(
-                f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
-                stacklevel=1,
-            )
-        return torch.bfloat16 if bfloat16 else torch.float32
-    return torch.float32 if precision == "float32" else torch.bfloat16
+        raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16: that needs 8.0. Use {cure}.")
+    if precision == "auto" and card is not None and not card.bfloat16:
+        warnings.warn(
+            f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
+            stacklevel=1,
+        )
+    supported = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
+    return torch.bfloat16 if required or (supported and precision == "auto") else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
