@@ -32,7 +32,7 @@ def rank() -> int:
 
 
 def first_process() -> bool:
-    """Whether this process is the first or the only one; before the process group exists, by the variable RANK."""
+    """Whether this process is the first or only one; before the process group exists, the variable RANK decides."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
@@ -94,7 +94,7 @@ def wait() -> None:
 
 
 def leave() -> None:
-    """Leave the group of processes once all work is done: its threads must not outlive the interpreter."""
+    """Destroy the process group once all work is done: its threads must not outlive the interpreter."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
