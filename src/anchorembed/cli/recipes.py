@@ -63,12 +63,12 @@ def skipping(skip_bad: bool) -> list[str]:
 @contextmanager
 def resumable() -> Iterator[None]:
     """Where what runs within is stopped, print the command that continues it; exit code 128 + the signal's number."""
-    from anchorembed.system.processes import leave
+    from anchorembed.system.processes import leave_group
     from anchorembed.train.loop import Interrupted
 
     try:
         yield
     except Interrupted as stop:
-        leave()
+        leave_group()
         fail(f"{stop} To continue: {typed_command()}", 128 + stop.signal)
-    leave()
+    leave_group()
