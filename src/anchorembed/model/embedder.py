@@ -303,7 +303,7 @@ class Embedder(nn.Module):
         backend.no_truncation()  # which the last call may have set
         backend.no_padding()
         saved: PreTrainedModel = model
-        if headless and not self.backbone.has_own_head:
+        if headless and not self.backbone.head_is_untied:
             saved = cast("PreTrainedModel", model.base_model)
         with quiet():
             saved.save_pretrained(folder)

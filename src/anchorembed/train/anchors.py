@@ -27,7 +27,7 @@ def entering(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone)
         contrast = batch.contrast_weight * info_nce(queries_QH, documents_DH, _SCALE, batch.excluded_QD)
     if batch.anchor != "raw":
         sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
-        length = full_tensor(backbone.token_length())
+        length = full_tensor(backbone.mean_token_norm())
         entering_NH = centred(anchors_NH, sides_N, length, gradient_only=batch.anchor == "centred_gradient")
     if batch.micro_batches[0].choices == 1:
         return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])], contrast
