@@ -1,6 +1,6 @@
 """Files of any format to numbered rows, streamed; `rows` says what a row is and makes records of them.
 
-Which columns a table must have is checked by the caller's ``Columns`` function, which gets the names in its header.
+The caller's `Chooser` checks which columns a table has, and returns those to read.
 """
 
 import csv
@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet
 
-from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Columns, Row, Rows, kind_of
+from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Chooser, Row, Rows, kind_of
 from anchorembed.errors import InputError, nearest, refuse_utf16
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
@@ -87,7 +87,7 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {kind_of(value)}, not a JSON object")
 
 
-def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> Rows:
+def csv_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool]) -> Rows:
     """Read the rows of a CSV or TSV file under its header; a row's number is that of its first line.
 
     A quoted cell of CSV may hold line breaks; in TSV quotes have no meaning. An empty cell is null in a column whose
@@ -116,7 +116,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             checked_header(
-                f"{path}:{line}", cells, columns, "Rename the columns, which the first line names, or add that line."
+                f"{path}:{line}", cells, choose, "Rename the columns, which the first line names, or add that line."
             )
             header = cells
         elif cells:
@@ -145,10 +145,10 @@ def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool],
     return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}
 
 
-def checked_header(location: str, names: list[str], columns: Columns, cure: str = "Rename the columns.") -> list[str]:
+def checked_header(location: str, names: list[str], choose: Chooser, cure: str = "Rename the columns.") -> list[str]:
     """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
     try:
-        wanted = columns(names)
+        wanted = choose(names)
     except BadRow as bad:
         raise InputError(f"{location}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
     if len(set(names)) < len(names):
@@ -156,22 +156,22 @@ def checked_header(location: str, names: list[str], columns: Columns, cure: str 
     return wanted
 
 
-def table_rows(path: Path, columns: Columns, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
+def table_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other file."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
     if suffix in (".csv", ".tsv"):
-        return csv_rows(path, columns, nullable)
-    return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
+        return csv_rows(path, choose, nullable)
+    return parquet_rows(path, choose) if path.suffix.lower() == ".parquet" else None
 
 
-def parquet_rows(path: Path, columns: Columns) -> Rows:
-    """Read the columns that ``columns`` returns from a Parquet file, some rows at a time; rows count from 1."""
+def parquet_rows(path: Path, choose: Chooser) -> Rows:
+    """Read the columns that ``choose`` returns from a Parquet file, some rows at a time; rows count from 1."""
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = checked_header(str(path), file.schema_arrow.names, columns)
+            names = checked_header(str(path), file.schema_arrow.names, choose)
             for row, value in arrow_rows(file.iter_batches(batch_size=1024, columns=names, use_threads=False)):
                 yield row, value
     except (pyarrow.ArrowException, OSError) as error:
@@ -187,7 +187,7 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
     raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 
 
-def dataset_rows(folder: Path, columns: Columns) -> Rows:
+def dataset_rows(folder: Path, choose: Chooser) -> Rows:
     """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
     import datasets  # noqa: PLC0415 - takes over a second, and only folders of this kind need it
 
@@ -197,7 +197,7 @@ def dataset_rows(folder: Path, columns: Columns) -> Rows:
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]
-    names = checked_header(str(folder), loaded.column_names, columns)
+    names = checked_header(str(folder), loaded.column_names, choose)
     yield from arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
 
 

@@ -15,8 +15,8 @@ from anchorembed.data.formats import FORMATS, dataset_rows, existing, split_of_p
 from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
 from anchorembed.data.rows import (
     BadRow,
+    Chooser,
     ColumnNames,
-    Columns,
     Row,
     Rows,
     checked,
@@ -243,30 +243,30 @@ def _numbers(value: object, key: str, texts: int) -> list[float]:
 def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDataset | Path, Rows]:
     """Choose the reader by suffix or by a folder's files; returns the path that row numbers refer to, and the rows."""
 
-    def in_header(names: list[str]) -> list[str]:
+    def choose(names: list[str]) -> list[str]:
         columns.add(names)
         _columns(names)
         return list(filter(_is_known, names))
 
     if isinstance(path, HubDataset):
-        return path, hub_rows(path, in_header)
+        return path, hub_rows(path, choose)
     if existing(path).is_dir():
-        return _folder_rows(path, in_header)
-    rows = table_rows(path, in_header, _is_nullable)
+        return _folder_rows(path, choose)
+    rows = table_rows(path, choose, _is_nullable)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give {FORMATS}.")
     return path, rows
 
 
-def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
+def _folder_rows(folder: Path, choose: Chooser) -> tuple[Path, Rows]:
     if (folder / "qrels").is_dir():
         qrels = folder / "qrels" / f"{split_of_pairs(f'{folder}/qrels', splits(folder))}.tsv"
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        return folder, dataset_rows(folder, in_header)
+        return folder, dataset_rows(folder, choose)
     if inner := within(folder):
         raise InputError(f"{folder}: not one source of pairs. {inner}")
-    rows = folder_rows(folder, in_header)
+    rows = folder_rows(folder, choose)
     if rows is None:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
     return folder, rows

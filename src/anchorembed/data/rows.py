@@ -35,7 +35,7 @@ class BadRow(Exception):
 
 Row = Mapping[str, object]
 Rows = Iterator[tuple[int, Row | BadRow]]
-Columns = Callable[[list[str]], list[str]]  # names in a header -> those to read, or raises BadRow
+Chooser = Callable[[list[str]], list[str]]  # of columns: names in a header -> those to read, or raises BadRow
 _T = TypeVar("_T")
 
 
