@@ -28,9 +28,9 @@ FORMATS = (
 _QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
 
 
-def listed(what: str, names: list[str]) -> str:
-    """A sentence that lists names, such as ``Splits there: dev, test.`` for ``Splits there``."""
-    return f"{what}: {', '.join(names) or 'none'}."
+def listed(title: str, names: list[str]) -> str:
+    """Names after a title, as a sentence such as ``Splits there: dev, test``."""
+    return f"{title}: {', '.join(names) or 'none'}."
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     line = 0
     try:
         with (
-            # a GzipFile or a BufferedReader; both are readable buffers that can look ahead
+            # a GzipFile or a BufferedReader: both can peek
             gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
             TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
         ):
@@ -63,8 +63,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             for line, text in enumerate(stream, 1):
                 yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = f"the gzip data is cut short or damaged ({error})"
-        raise InputError(f"{path}:{line + 1}: {what}. Copy the file again.") from error
+        fault = f"the gzip data is cut short or damaged ({error})"
+        raise InputError(f"{path}:{line + 1}: {fault}. Copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
 
@@ -98,9 +98,9 @@ def csv_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool]) -> Ro
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     delimiter = "\t" if tabs else ","
     texts = (text for _, text in lines(path))
-    first = list(islice(texts, 1))
-    _refuse_other_separators(path, "".join(first), delimiter)
-    reader = csv.reader(chain(first, texts), delimiter=delimiter, strict=True, quoting=quoting)
+    head = list(islice(texts, 1))
+    _refuse_other_separators(path, "".join(head), delimiter)
+    reader = csv.reader(chain(head, texts), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -124,7 +124,7 @@ def csv_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool]) -> Ro
 
 
 def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:
-    """Refuse a file whose first line is one cell and would be several by another separator."""
+    """Refuse a file whose header is one cell that another separator would split."""
     expected = "tabs" if delimiter == "\t" else "commas"
     others = (
         (";", "semicolons", f"Save it with {expected} between cells."),
@@ -136,9 +136,9 @@ def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:
             raise InputError(f"{path}:1: the cells are separated by {name}, not {expected}. {cure}")
 
 
-def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_of_more: str) -> Row | BadRow:
+def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_if_longer: str) -> Row | BadRow:
     if len(cells) != len(header):
-        cure = cure_of_more if len(cells) > len(header) else ""
+        cure = cure_if_longer if len(cells) > len(header) else ""
         return BadRow(f"the row has {len(cells)} cells, the header {len(header)}", cure=cure)
     if any("\0" in cell for cell in cells):
         return BadRow("the row holds a NUL byte")
@@ -146,11 +146,11 @@ def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool],
 
 
 def checked_header(location: str, names: list[str], choose: Chooser, cure: str = "Rename the columns.") -> list[str]:
-    """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
+    """Return the columns to read; raise InputError if a header lacks a needed column, or has a name twice."""
     try:
         wanted = choose(names)
     except BadRow as bad:
-        raise InputError(f"{location}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
+        raise InputError(f"{location}: {bad.fault}.{bad.hint}{bad.cure or f' {cure}'}") from None
     if len(set(names)) < len(names):
         raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted
@@ -179,7 +179,7 @@ def parquet_rows(path: Path, choose: Chooser) -> Rows:
 
 
 def split_of_pairs(location: str, splits: list[str]) -> str:
-    """The split to read pairs of: train, or the only one unless its name is that of a test set."""
+    """The split to read pairs of: train, or else the only split, unless it is named as a test set is."""
     if "train" in splits:
         return "train"
     if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
@@ -188,7 +188,7 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
 
 
 def dataset_rows(folder: Path, choose: Chooser) -> Rows:
-    """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
+    """Read a folder written by datasets' ``save_to_disk``; of several splits the one of `split_of_pairs`."""
     import datasets  # noqa: PLC0415 - takes over a second, and only folders of this kind need it
 
     try:

@@ -67,7 +67,7 @@ def located(address: str | Path) -> HubDataset | Path:
 
 
 def pinned(dataset: HubDataset) -> HubDataset:
-    """The data set at the commit that its revision names now, or named when the hub was last reached.
+    """The data set at the commit of its revision: on the hub now, or if it cannot be reached, when last read.
 
     Raises:
         InputError: if there is no such data set or revision, or the hub was never reached.
@@ -151,7 +151,7 @@ def _check_splits_named(folder: Path, files: list[Path]) -> None:
 
 
 def _check_beginnings(files: Iterable[Path]) -> None:
-    """Refuse text files of another encoding or with other separators by name, which datasets does not give."""
+    """Refuse text files of another encoding or with other separators: datasets' error would not name the file."""
     for file in files:
         next(table_rows(file, list) or iter(()), None)
 
@@ -179,7 +179,7 @@ def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str = 
     except UnicodeDecodeError as error:
         raise InputError(f"{_not_utf8(files) or location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
     except Exception as error:  # of the network, the format and datasets' own, of many kinds
-        raise InputError(f"{location}:{row + 1}: cannot be read ({_words(error)}). Try again, or check it.") from error
+        raise InputError(f"{location}:{row + 1}: not readable ({_message(error)}). Try again, or check it.") from error
 
 
 def _not_utf8(files: Iterable[Path]) -> str:
@@ -189,22 +189,22 @@ def _not_utf8(files: Iterable[Path]) -> str:
 
 
 def _splits(location: str, options: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set by name, opened but not read; in CSV only empty cells are null."""
+    """The splits of a data set by name, opened but not read; of a CSV's cells only empty ones are null."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
-    taken = inspect.signature(datasets.load_dataset_builder).parameters
-    no_code = {"trust_remote_code": False} if "trust_remote_code" in taken else {}  # datasets 4 runs none at all
+    parameters = inspect.signature(datasets.load_dataset_builder).parameters
+    no_code = {"trust_remote_code": False} if "trust_remote_code" in parameters else {}  # datasets 4 never runs any
     try:
         builder = datasets.load_dataset_builder(**options, **no_code)
         if hasattr(builder.config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
             builder.config.keep_default_na, builder.config.na_values = False, [""]
         return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
-        what = _words(error).partition(" Example of usage")[0]
-        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."
-        raise InputError(f"{location}: cannot be opened ({what}). {cure}") from error
+        fault = _message(error).partition(" Example of usage")[0]
+        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
+        raise InputError(f"{location}: cannot be opened ({fault}). {cure}") from error
 
 
-def _words(error: Exception) -> str:
-    """The whole message of an error as one line: it may list the names that exist."""
+def _message(error: Exception) -> str:
+    """All lines of an error's message joined to one: they may list the names that exist."""
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or first_line(error)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorembed.data.beir import within
+from anchorembed.data.beir import beir_folders_in
 from anchorembed.data.formats import TABLES, table_rows
 from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
@@ -102,8 +102,8 @@ def test_files(path: Path) -> list[Path]:
         return [path]
     files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(TABLES)]
     if not files:
-        what = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
-        raise InputError(f"{path}: {what}. {within(path)}".rstrip())
+        fault = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
+        raise InputError(f"{path}: {fault}. {beir_folders_in(path)}".rstrip())
     return files
 
 
