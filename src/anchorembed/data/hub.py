@@ -179,7 +179,7 @@ def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str = 
     except UnicodeDecodeError as error:
         raise InputError(f"{_not_utf8(files) or location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
     except Exception as error:  # of the network, the format and datasets' own, of many kinds
-        raise InputError(f"{location}:{row + 1}: not readable ({_message(error)}). Try again, or check it.") from error
+        raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
 
 
 def _not_utf8(files: Iterable[Path]) -> str:
@@ -200,11 +200,11 @@ def _splits(location: str, options: dict[str, str | None]) -> dict[str, Any]:
             builder.config.keep_default_na, builder.config.na_values = False, [""]
         return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
-        fault = _message(error).partition(" Example of usage")[0]
+        fault = _joined(error).partition(" Example of usage")[0]
         cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
         raise InputError(f"{location}: cannot be opened ({fault}). {cure}") from error
 
 
-def _message(error: Exception) -> str:
+def _joined(error: Exception) -> str:
     """All lines of an error's message joined to one: they may list the names that exist."""
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or first_line(error)
