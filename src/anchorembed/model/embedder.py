@@ -23,17 +23,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
-from anchorembed.model.existing import Existing, check_causal, find_existing
+from anchorembed.model.embedder_settings import EmbedderSettings, check_causal, find_embedder_settings
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import METADATA, Metadata, describe, find_metadata
-from anchorembed.model.older import add_older_settings
 from anchorembed.model.packing import PackedBatch, by_length, pack
 from anchorembed.model.positions import check_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.model.transformers4 import add_transformers4_settings
 from anchorembed.model.vector_formats import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
@@ -100,8 +100,8 @@ class Embedder(nn.Module):
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
         torch_device = find_device(device)
         dtype = compute_dtype(precision, torch_device, weights)
-        settings = find_metadata(name) or find_existing(name)
-        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(settings, Existing))
+        settings = find_metadata(name) or find_embedder_settings(name)
+        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(settings, EmbedderSettings))
         check_causal(name, model.config)
         own_TV = own_logits(model, name)
         backbone = Backbone(model)
@@ -109,7 +109,7 @@ class Embedder(nn.Module):
         check_reproduced(backbone, own_TV, name)
         use_varlen(backbone, dtype)
         metadata = describe(name, settings, model.config, tokenizer, template)
-        if isinstance(settings, Existing) and lengths not in (None, metadata.lengths):
+        if isinstance(settings, EmbedderSettings) and lengths not in (None, metadata.lengths):
             _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
         prompts = metadata.prompts.of_pairs(instruction, symmetric=False)
         metadata = replace(metadata, lengths=lengths or metadata.lengths, prompts=prompts)
@@ -308,7 +308,7 @@ class Embedder(nn.Module):
         with quiet():
             saved.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-        add_older_settings(folder)
+        add_transformers4_settings(folder)
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
