@@ -1,6 +1,6 @@
-"""What a saved model's ``anchorembed.json`` says of it, and what is taken for a model without that file.
+"""A saved model's ``anchorembed.json``: template, length limits, prompts, and what made the weights.
 
-Read it from a folder or the hub (`find_metadata`), or make it of what the model says itself (`describe`).
+It is read from a folder or the hub (`find_metadata`). For other models it is derived from their own files (`describe`).
 """
 
 import json

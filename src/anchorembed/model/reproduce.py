@@ -97,7 +97,7 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
 
 
 @contextmanager
-def _faults_named(name: str, kind: str) -> Iterator[None]:
+def _faults_named(name: str, architecture: str) -> Iterator[None]:
     """Turn whatever a model's code raises into an InputError that names the model and its architecture."""
     try:
         yield
@@ -105,7 +105,7 @@ def _faults_named(name: str, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"model {name!r} ({kind}) cannot run: {error} Use a causal decoder with rotary positions."
+            f"model {name!r} ({architecture}) cannot run: {error} Use a causal decoder with rotary positions."
         ) from error
 
 

@@ -38,6 +38,6 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _flat_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    outside = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    scaling = {key: value for key, value in rope.items() if key not in outside}
-    return outside | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
+    top_level = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in top_level}
+    return top_level | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
