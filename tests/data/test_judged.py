@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.api import mine
-from anchorembed.data.judged import Candidates, LabelledText, SentencePair, read_test_set
+from anchorembed.data.judged import Candidates, LabelledText, SentencePair, find_tests, read_test_set
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from text_files import beir, fault
@@ -39,6 +39,12 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "e.jsonl.gz", "wt", encoding="utf-8") as sink:
         sink.write(json.dumps({"text": "a", "label": 3}) + "\n")
     assert read_test_set(tmp_path / "e.jsonl.gz").rows == (LabelledText("a", "3"),)
+
+
+def test_a_folder_has_its_files_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    files = [lines(tmp_path / name, RERANK) for name in ("A.JSONL", "b.jsonl")]
+    lines(tmp_path / "notes.txt")
+    assert sorted(find_tests(tmp_path)) == files
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from anchorembed.config import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
-from anchorembed.system.processes import gathered_weights, leave, rank, whole
+from anchorembed.system.processes import full_tensor, gathered_weights, leave_group, rank
 from anchorembed.train.stage import step
 from anchorembed.train.together import wrap_for_processes
 from stages import ready
@@ -104,7 +104,7 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
         found |= {f"step{number}/{name}": torch.tensor(value) for name, value in metrics.items()}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                found[f"step{number}/grad/{name}"] = whole(parameter.grad).clone()
+                found[f"step{number}/grad/{name}"] = full_tensor(parameter.grad).clone()
         updates.step()
         updates.zero_grad(set_to_none=False)
     weights = gathered_weights(module)
@@ -114,11 +114,11 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
 def leave_shards() -> NoReturn:
     """Leave, and end without the interpreter's teardown.
 
-    DTensor's caches hold the mesh, and that gloo's threads, whatever `leave` destroys. One that has yet to let go of
-    the last collective's tensors asks for the GIL, and is killed with its process if teardown has begun (pytorch
-    issue 190489). Only tests shard on CPUs: without a mesh `leave` ends these threads.
+    DTensor's caches hold the mesh, and that gloo's threads, whatever `leave_group` destroys. One that has yet to let go
+    of the last collective's tensors asks for the GIL, and is killed with its process if teardown has begun (pytorch
+    issue 190489). Only tests shard on CPUs: without a mesh `leave_group` ends these threads.
     """
-    leave()
+    leave_group()
     sys.stderr.flush()
     os._exit(0)
 

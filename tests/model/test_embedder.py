@@ -33,7 +33,7 @@ def test_embedding_does_not_depend_on_its_batch(embedder: Embedder, monkeypatch:
     together = embedder.encode(texts())
     alone = np.concatenate([embedder.encode([text]) for text in texts()])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    monkeypatch.setattr("anchorembed.model.embedder._TOKENS", {"cpu": 64})
+    monkeypatch.setattr("anchorembed.model.embedder._TOKENS", 64)
     monkeypatch.setattr("anchorembed.model.embedder._WINDOW", 7)
     np.testing.assert_allclose(embedder.encode(iter(texts())), together, atol=1e-5)
     backwards = embedder.encode(texts()[::-1])[::-1]
@@ -189,7 +189,7 @@ def test_encoding_does_not_switch_dropout_on(embedder: Embedder) -> None:
 
 
 def test_windows_are_bounded_by_characters(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorembed.model.embedder._CHARACTERS", 1000)
+    monkeypatch.setattr("anchorembed.model.embedder._WINDOW_CHARACTERS", 1000)
     long = ["sort the list " * 20] * 9
     assert [len(window) for window in embedder.stream(long)] == [4, 4, 1]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.intact import check_finite
+from anchorembed.model.intact import check_weights_finite
 from anchorembed.model.load import load_model
 from anchorembed.model.template import Template
 from anchorembed.system.device import Weights
@@ -64,7 +64,7 @@ def test_the_scales_of_quantised_weights_are_looked_at() -> None:
     linear.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
     linear.register_buffer("nested_absmax", torch.tensor([1.0, float("nan")]))
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.nested_absmax holds NaN"):
-        check_finite("x", model)
+        check_weights_finite("x", model)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:

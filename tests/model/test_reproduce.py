@@ -51,6 +51,6 @@ def test_trying_the_varlen_kernel_changes_nothing(is_wrong: bool, monkeypatch: p
     if is_wrong:
         monkeypatch.setattr(attention, "varlen_attn", lambda *args, **options: -right(*args, **options))
     before = state(backbone)
-    reason = fast._wrong(backbone, torch.float32)
+    reason = fast._failure(backbone, torch.float32)
     assert state(backbone) == before
     assert reason.startswith("the varlen kernel's states differ by") == is_wrong

@@ -267,7 +267,7 @@ def test_a_hash_does_not_depend_on_how_weights_are_stored() -> None:
 
 def test_a_model_saved_from_bfloat16_is_known_by_its_hash(wide_folder: Path, tmp_path: Path) -> None:
     embedder = Embedder.load(wide_folder, weights="bfloat16")
-    assert embedder.backbone.stored == torch.bfloat16
+    assert embedder.backbone.weights_dtype == torch.bfloat16
     assert embedder.encode(TEXTS).dtype == np.float32
     embedder.save(tmp_path)
     record = json.loads((tmp_path / "anchorembed.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.existing import find_existing
+from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_config, load_tokenizer
 from anchorembed.model.metadata import describe, find_metadata
 from anchorembed.model.positions import check_lengths
@@ -46,7 +46,7 @@ def check(recipe: Recipe, tests: Sequence[Path] = ()) -> Iterator[SourceReport]:
     local = dict.fromkeys([*tests, *(path for path in paths.values() if path.exists())])
     name = recipe.model.name
     tokenizer = load_tokenizer(name)
-    settings = find_metadata(name) or find_existing(name)
+    settings = find_metadata(name) or find_embedder_settings(name)
     config, lengths = load_config(name), Lengths(recipe.data.query_tokens, recipe.data.document_tokens)
     check_lengths(name, config, lengths)
     model = describe(name, settings, config, tokenizer, own_template(recipe))

@@ -63,12 +63,12 @@ def skipping(skip_bad: bool) -> list[str]:
 @contextmanager
 def resumable() -> Iterator[None]:
     """If the block is interrupted by a signal, print the command that continues it, and exit with 128 + its number."""
-    from anchorembed.system.processes import leave
+    from anchorembed.system.processes import leave_group
     from anchorembed.train.loop import Interrupted
 
     try:
         yield
     except Interrupted as stop:
-        leave()
+        leave_group()
         fail(f"{stop} To continue: {typed_command()}", 128 + stop.signal)
-    leave()
+    leave_group()

@@ -51,7 +51,7 @@ def read_collection(
 
 
 def write_collection(folder: Path, documents: Iterable[Document], queries: Iterable[tuple[Document, str]]) -> None:
-    """Write a BEIR folder of documents, and of queries, each with the id of its one relevant document.
+    """Write a BEIR folder; each query comes with the id of its only relevant document.
 
     Raises InputError as `write_file` does.
     """
@@ -88,7 +88,7 @@ def _qrels(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict
     qrels: dict[str, dict[str, int]] = {}
     for line, query, document, score in judgements(path):
         if query not in queries or document not in documents:
-            raise InputError(f"{path}:{line}: {_unknown(query, document, queries).what}. Add it, or remove the line.")
+            raise InputError(f"{path}:{line}: {_unknown(query, document, queries).fault}. Add it, or remove the line.")
         if qrels.setdefault(query, {}).setdefault(document, score) != score:
             raise InputError(f"{path}:{line}: query {query!r} and document {document!r} have two scores. Keep one.")
     return qrels
@@ -117,7 +117,7 @@ def _judgement(location: str, fields: list[str]) -> tuple[str, str, int]:
 
 
 def beir_file(folder: Path, name: str) -> Path:
-    """Path of a folder's JSONL file of that name, plain or gzipped; InputError if it has neither."""
+    """Path of ``<name>.jsonl`` or ``<name>.jsonl.gz`` in a folder; InputError if it has neither."""
     for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
         if path.is_file():
             return path
@@ -129,7 +129,7 @@ def splits(folder: Path) -> list[str]:
     return sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))
 
 
-def within(folder: Path) -> str:
-    """Say which BEIR folders a folder holds; empty if it holds none."""
+def beir_folders_in(folder: Path) -> str:
+    """A sentence that names the BEIR folders in a folder; empty if there are none."""
     inner = [str(qrels.parent) for qrels in sorted(folder.glob("*/qrels"))]
     return f"It holds BEIR folders. {listed('Name one or more of', inner)}" if inner else ""

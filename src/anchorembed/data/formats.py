@@ -1,6 +1,6 @@
 """Files of any format to numbered rows, streamed; `rows` says what a row is and makes records of them.
 
-Which columns a table must have is checked by the caller's ``Columns`` function, which gets the names in its header.
+The caller's `Chooser` checks which columns a table has, and returns those to read.
 """
 
 import csv
@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet
 
-from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Columns, Row, Rows, kind_of
+from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Chooser, Row, Rows, kind_of
 from anchorembed.errors import InputError, nearest, refuse_utf16
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
@@ -28,9 +28,9 @@ FORMATS = (
 _QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
 
 
-def listed(what: str, names: list[str]) -> str:
-    """A sentence that lists names, such as ``Splits there: dev, test.`` for ``Splits there``."""
-    return f"{what}: {', '.join(names) or 'none'}."
+def listed(title: str, names: list[str]) -> str:
+    """Names after a title, as a sentence such as ``Splits there: dev, test``."""
+    return f"{title}: {', '.join(names) or 'none'}."
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     line = 0
     try:
         with (
-            # a GzipFile or a BufferedReader; both are readable buffers that can look ahead
+            # a GzipFile or a BufferedReader: both can peek
             gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
             TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
         ):
@@ -63,8 +63,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             for line, text in enumerate(stream, 1):
                 yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = f"the gzip data is cut short or damaged ({error})"
-        raise InputError(f"{path}:{line + 1}: {what}. Copy the file again.") from error
+        fault = f"the gzip data is cut short or damaged ({error})"
+        raise InputError(f"{path}:{line + 1}: {fault}. Copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
 
@@ -87,7 +87,7 @@ def _parse_json(text: str) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow(f"the line is {kind_of(value)}, not a JSON object")
 
 
-def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> Rows:
+def csv_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool]) -> Rows:
     """Read the rows of a CSV or TSV file under its header; a row's number is that of its first line.
 
     A quoted cell of CSV may hold line breaks; in TSV quotes have no meaning. An empty cell is null in a column whose
@@ -98,9 +98,9 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     delimiter = "\t" if tabs else ","
     texts = (text for _, text in lines(path))
-    first = list(islice(texts, 1))
-    _refuse_other_separators(path, "".join(first), delimiter)
-    reader = csv.reader(chain(first, texts), delimiter=delimiter, strict=True, quoting=quoting)
+    head = list(islice(texts, 1))
+    _refuse_other_separators(path, "".join(head), delimiter)
+    reader = csv.reader(chain(head, texts), delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -116,7 +116,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
             continue
         if header is None:
             checked_header(
-                f"{path}:{line}", cells, columns, "Rename the columns, which the first line names, or add that line."
+                f"{path}:{line}", cells, choose, "Rename the columns, which the first line names, or add that line."
             )
             header = cells
         elif cells:
@@ -124,7 +124,7 @@ def csv_rows(path: Path, columns: Columns, nullable: Callable[[str], bool]) -> R
 
 
 def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:
-    """Refuse a file whose first line is one cell and would be several by another separator."""
+    """Refuse a file whose header is one cell that another separator would split."""
     expected = "tabs" if delimiter == "\t" else "commas"
     others = (
         (";", "semicolons", f"Save it with {expected} between cells."),
@@ -136,42 +136,42 @@ def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:
             raise InputError(f"{path}:1: the cells are separated by {name}, not {expected}. {cure}")
 
 
-def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_of_more: str) -> Row | BadRow:
+def _cells(header: list[str], cells: list[str], nullable: Callable[[str], bool], cure_if_longer: str) -> Row | BadRow:
     if len(cells) != len(header):
-        cure = cure_of_more if len(cells) > len(header) else ""
+        cure = cure_if_longer if len(cells) > len(header) else ""
         return BadRow(f"the row has {len(cells)} cells, the header {len(header)}", cure=cure)
     if any("\0" in cell for cell in cells):
         return BadRow("the row holds a NUL byte")
     return {name: None if not cell and nullable(name) else cell for name, cell in zip(header, cells, strict=True)}
 
 
-def checked_header(location: str, names: list[str], columns: Columns, cure: str = "Rename the columns.") -> list[str]:
-    """Return the columns to read; a header without one that is needed is an InputError, whatever the rows hold."""
+def checked_header(location: str, names: list[str], choose: Chooser, cure: str = "Rename the columns.") -> list[str]:
+    """Return the columns to read; raise InputError if a header lacks a needed column, or has a name twice."""
     try:
-        wanted = columns(names)
+        wanted = choose(names)
     except BadRow as bad:
-        raise InputError(f"{location}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
+        raise InputError(f"{location}: {bad.fault}.{bad.hint}{bad.cure or f' {cure}'}") from None
     if len(set(names)) < len(names):
         raise InputError(f"{location}: a column name occurs twice among {names}. Rename or remove one of them.")
     return wanted
 
 
-def table_rows(path: Path, columns: Columns, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
+def table_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
     """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other file."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
     if suffix in (".csv", ".tsv"):
-        return csv_rows(path, columns, nullable)
-    return parquet_rows(path, columns) if path.suffix.lower() == ".parquet" else None
+        return csv_rows(path, choose, nullable)
+    return parquet_rows(path, choose) if path.suffix.lower() == ".parquet" else None
 
 
-def parquet_rows(path: Path, columns: Columns) -> Rows:
-    """Read the columns that ``columns`` returns from a Parquet file, some rows at a time; rows count from 1."""
+def parquet_rows(path: Path, choose: Chooser) -> Rows:
+    """Read the columns that ``choose`` returns from a Parquet file, some rows at a time; rows count from 1."""
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = checked_header(str(path), file.schema_arrow.names, columns)
+            names = checked_header(str(path), file.schema_arrow.names, choose)
             for row, value in arrow_rows(file.iter_batches(batch_size=1024, columns=names, use_threads=False)):
                 yield row, value
     except (pyarrow.ArrowException, OSError) as error:
@@ -179,7 +179,7 @@ def parquet_rows(path: Path, columns: Columns) -> Rows:
 
 
 def split_of_pairs(location: str, splits: list[str]) -> str:
-    """The split to read pairs of: train, or the only one unless its name is that of a test set."""
+    """The split to read pairs of: train, or else the only split, unless it is named as a test set is."""
     if "train" in splits:
         return "train"
     if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
@@ -187,8 +187,8 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
     raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 
 
-def dataset_rows(folder: Path, columns: Columns) -> Rows:
-    """Read a folder written by datasets' ``save_to_disk``; of several splits the one named train."""
+def dataset_rows(folder: Path, choose: Chooser) -> Rows:
+    """Read a folder written by datasets' ``save_to_disk``; of several splits the one of `split_of_pairs`."""
     import datasets  # noqa: PLC0415 - takes over a second, and only folders of this kind need it
 
     try:
@@ -197,7 +197,7 @@ def dataset_rows(folder: Path, columns: Columns) -> Rows:
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]
-    names = checked_header(str(folder), loaded.column_names, columns)
+    names = checked_header(str(folder), loaded.column_names, choose)
     yield from arrow_rows(loaded.select_columns(names).with_format("arrow").iter(batch_size=1024))
 
 

@@ -22,7 +22,7 @@ from anchorembed.data.formats import (
     suffix_of,
     table_rows,
 )
-from anchorembed.data.rows import SAVE_AS_UTF8, Columns, Rows
+from anchorembed.data.rows import SAVE_AS_UTF8, Chooser, Rows
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
 
@@ -67,7 +67,7 @@ def located(address: str | Path) -> HubDataset | Path:
 
 
 def pinned(dataset: HubDataset) -> HubDataset:
-    """The data set at the commit that its revision names now, or named when the hub was last reached.
+    """The data set at the commit of its revision: on the hub now, or if it cannot be reached, when last read.
 
     Raises:
         InputError: if there is no such data set or revision, or the hub was never reached.
@@ -104,7 +104,7 @@ def _commit(name: str, revision: str) -> str:
     return str(commit)
 
 
-def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
+def hub_rows(dataset: HubDataset, choose: Chooser) -> Rows:
     """Stream the rows of a split, which count from 1; by default of the split that `split_of_pairs` chooses.
 
     Raises:
@@ -113,11 +113,11 @@ def hub_rows(dataset: HubDataset, columns: Columns) -> Rows:
     if Path(dataset.name).exists():
         raise InputError(f"{dataset}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
     source = pinned(dataset)
-    where = {"path": source.name, "name": source.config or None, "revision": source.revision}
-    return _rows(str(dataset), columns, where, source.split)
+    options = {"path": source.name, "name": source.config or None, "revision": source.revision}
+    return _rows(str(dataset), choose, options, source.split)
 
 
-def folder_rows(folder: Path, columns: Columns) -> Rows | None:
+def folder_rows(folder: Path, choose: Chooser) -> Rows | None:
     """Stream the rows of a folder of files of one format.
 
     Returns:
@@ -137,7 +137,7 @@ def folder_rows(folder: Path, columns: Columns) -> Rows | None:
     chosen = [file for file in files if suffix_of(file) == suffixes[0]]
     _check_splits_named(folder, chosen)
     _check_beginnings(chosen if suffixes[0] != ".parquet" else [])
-    return _rows(str(folder), columns, {"path": str(folder)}, files=chosen)
+    return _rows(str(folder), choose, {"path": str(folder)}, files=chosen)
 
 
 def _check_splits_named(folder: Path, files: list[Path]) -> None:
@@ -151,7 +151,7 @@ def _check_splits_named(folder: Path, files: list[Path]) -> None:
 
 
 def _check_beginnings(files: Iterable[Path]) -> None:
-    """Refuse text files of another encoding or with other separators by name, which datasets does not give."""
+    """Refuse text files of another encoding or with other separators: datasets' error would not name the file."""
     for file in files:
         next(table_rows(file, list) or iter(()), None)
 
@@ -163,13 +163,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "", files: Sequence[Path] = ()) -> Rows:
-    splits = _splits(location, where)
+def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str = "", files: Sequence[Path] = ()) -> Rows:
+    splits = _splits(location, options)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
     tables = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
     # A data set that declares no columns may change them between tables.
-    selected = (table.select(checked_header(location, table.column_names, columns)) for table in tables)
+    selected = (table.select(checked_header(location, table.column_names, choose)) for table in tables)
     row = 0
     try:
         for row, value in arrow_rows(selected):
@@ -179,7 +179,7 @@ def _rows(location: str, columns: Columns, where: dict[str, Any], split: str = "
     except UnicodeDecodeError as error:
         raise InputError(f"{_not_utf8(files) or location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
     except Exception as error:  # of the network, the format and datasets' own, of many kinds
-        raise InputError(f"{location}:{row + 1}: cannot be read ({_words(error)}). Try again, or check it.") from error
+        raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
 
 
 def _not_utf8(files: Iterable[Path]) -> str:
@@ -188,23 +188,23 @@ def _not_utf8(files: Iterable[Path]) -> str:
     return next(faults, "")
 
 
-def _splits(location: str, where: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set by name, opened but not read; in CSV only empty cells are null."""
+def _splits(location: str, options: dict[str, str | None]) -> dict[str, Any]:
+    """The splits of a data set by name, opened but not read; of a CSV's cells only empty ones are null."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
-    taken = inspect.signature(datasets.load_dataset_builder).parameters
-    no_code = {"trust_remote_code": False} if "trust_remote_code" in taken else {}  # datasets 4 runs none at all
+    parameters = inspect.signature(datasets.load_dataset_builder).parameters
+    no_code = {"trust_remote_code": False} if "trust_remote_code" in parameters else {}  # datasets 4 never runs any
     try:
-        builder = datasets.load_dataset_builder(**where, **no_code)
+        builder = datasets.load_dataset_builder(**options, **no_code)
         if hasattr(builder.config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
             builder.config.keep_default_na, builder.config.na_values = False, [""]
         return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
-        what = _words(error).partition(" Example of usage")[0]
-        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in what else "Check it."
-        raise InputError(f"{location}: cannot be opened ({what}). {cure}") from error
+        fault = _joined(error).partition(" Example of usage")[0]
+        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
+        raise InputError(f"{location}: cannot be opened ({fault}). {cure}") from error
 
 
-def _words(error: Exception) -> str:
-    """The whole message of an error as one line: it may list the names that exist."""
+def _joined(error: Exception) -> str:
+    """All lines of an error's message joined to one: they may list the names that exist."""
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or first_line(error)

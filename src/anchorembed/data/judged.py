@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorembed.data.beir import within
-from anchorembed.data.formats import TABLES, table_rows
+from anchorembed.data.beir import beir_folders_in
+from anchorembed.data.formats import TABLES, suffix_of, table_rows
 from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
 
@@ -90,7 +90,7 @@ def read_test_set(path: Path) -> TestSet:
     return TestSet(stem(path), kind, records)
 
 
-def test_files(path: Path) -> list[Path]:
+def find_tests(path: Path) -> list[Path]:
     """The path itself if it is a file or a BEIR folder, else the test files in the folder.
 
     Raises:
@@ -100,10 +100,10 @@ def test_files(path: Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder. Name a BEIR folder, a test file or a folder of them.")
     if path.is_file() or (path / "qrels").is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.name.removesuffix(".gz").endswith(TABLES)]
+    files = [file for file in sorted(path.iterdir()) if suffix_of(file) in TABLES]
     if not files:
-        what = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
-        raise InputError(f"{path}: {what}. {within(path)}".rstrip())
+        fault = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
+        raise InputError(f"{path}: {fault}. {beir_folders_in(path)}".rstrip())
     return files
 
 

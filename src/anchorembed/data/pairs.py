@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from anchorembed.data.beir import judged_pair_rows, splits, within
+from anchorembed.data.beir import beir_folders_in, judged_pair_rows, splits
 from anchorembed.data.documents import ID_NAMES
 from anchorembed.data.formats import FORMATS, dataset_rows, existing, split_of_pairs, table_rows
 from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
 from anchorembed.data.rows import (
     BadRow,
+    Chooser,
     ColumnNames,
-    Columns,
     Row,
     Rows,
     checked,
@@ -35,7 +35,7 @@ LABEL_NAMES = ("label", "score")
 SCORES_NAME = "scores"
 SIDE_SCORES_NAMES = ("pos_scores", "neg_scores")  # FlagEmbedding's
 _LISTS_OF_POSITIVES = ("positives", "pos")  # whose texts may be JSON
-_OTHER_NAMES = {  # that columns often have elsewhere, in lower case; the first that is there is meant
+_OTHER_NAMES = {  # of such columns in other data sets, in lower case, the likeliest first
     "query": ("query", "anchor", "question", "prompt", "instruction", "input", "text1", "sentence1", "title", "source"),
     "positive": (
         *("positive", "document", "answer", "response", "completion", "output", "body", "passage", "context", "text2"),
@@ -142,18 +142,18 @@ def _pairs(row: Row, source: str, line: int) -> list[TextPair]:
 
 def _columns(columns: list[str]) -> tuple[str, str, list[str]]:
     """Names of a row's query column, positive column, and columns of negatives, in order."""
-    query, positive, negative = (_one_of(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
+    query, positive, negative = (_present(names, columns) for names in (QUERY_NAMES, POSITIVE_NAMES, NEGATIVE_NAMES))
     if query is None or positive is None:
         lacking = [QUERY_NAMES] * (query is None) + [POSITIVE_NAMES[:2]] * (positive is None)
         raise missing(lacking, columns, _renaming([names[0] for names in lacking], columns))
     numbered = sorted(filter(_NUMBERED_NEGATIVE.fullmatch, columns), key=lambda name: int(name.partition("_")[2]))
     if negative is None:
         return query, positive, numbered
-    return query, positive, [str(_one_of((negative, *numbered), columns))]
+    return query, positive, [str(_present((negative, *numbered), columns))]
 
 
 def _renaming(sides: list[str], columns: list[str]) -> str:
-    """Which columns to rename to these sides: those of `_OTHER_NAMES`, or the only two. Empty if one is not found."""
+    """The cure of missing columns: rename those of `_OTHER_NAMES`, or the only two. Empty if one is not found."""
     lower = {name.lower(): name for name in columns}
     named = [next((lower[name] for name in _OTHER_NAMES[side] if name in lower), "") for side in sides]
     if len(sides) == len(columns) == 2 and not any(named):
@@ -170,8 +170,8 @@ def _is_nullable(name: str) -> bool:
     return name in _NULLABLE_NAMES or _NUMBERED_NEGATIVE.fullmatch(name) is not None
 
 
-def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
-    """The one of the names that is a column, or None; raises BadRow if there are two."""
+def _present(names: Sequence[str], columns: Iterable[str]) -> str | None:
+    """Which of the names is a column, or None; raises BadRow if two are."""
     given = [name for name in names if name in columns]
     if len(given) > 1:
         raise BadRow(f'both "{given[0]}" and "{given[1]}" are given', " Keep one of them.")
@@ -179,7 +179,7 @@ def _one_of(names: Sequence[str], columns: Iterable[str]) -> str | None:
 
 
 def _positives(value: object, key: str) -> list[str]:
-    """The positives of a cell, given as a text or a list, which in CSV is JSON in a column whose name says so."""
+    """The positives of a cell: a text or a list, in CSV as JSON in the columns of `_LISTS_OF_POSITIVES`."""
     listed = json_list(value, key) if key in _LISTS_OF_POSITIVES else value
     if listed == []:
         raise BadRow(f'"{key}" is empty')
@@ -212,16 +212,16 @@ def _check_label(value: object, key: str) -> None:
 
 
 def _scores(row: Row, positives: int, negatives: int) -> tuple[float, ...]:
-    """A row's scores of each positive and then of each negative, also from a label column that holds lists.
+    """Scores of a row's positives and then of its negatives, from a column of scores, or of labels that are lists.
 
-    Empty if there is no such column, or its cell is null or empty.
+    Empty if there is none, or its cell is null or empty.
     """
     labels = [key for key in LABEL_NAMES if isinstance(json_list(row.get(key), key), list)]
     given = [key for key in (SCORES_NAME, *labels, *SIDE_SCORES_NAMES) if json_list(row.get(key), key) is not None]
     if given in ([SIDE_SCORES_NAMES[0]], [SIDE_SCORES_NAMES[1]]) and positives and negatives:
         raise BadRow(f'"{given[0]}" is given without "{next(n for n in SIDE_SCORES_NAMES if n not in given)}"')
     if given[1:] and tuple(given) != SIDE_SCORES_NAMES:
-        _one_of(given, given)
+        _present(given, given)
     counts = dict(zip(SIDE_SCORES_NAMES, (positives, negatives), strict=True))
     sides = [_numbers(row[key], key, counts.get(key, positives + negatives)) for key in given]
     return tuple(chain.from_iterable(sides))
@@ -243,30 +243,30 @@ def _numbers(value: object, key: str, texts: int) -> list[float]:
 def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDataset | Path, Rows]:
     """Choose the reader by suffix or by a folder's files; returns the path that row numbers refer to, and the rows."""
 
-    def in_header(names: list[str]) -> list[str]:
+    def choose(names: list[str]) -> list[str]:
         columns.add(names)
         _columns(names)
         return list(filter(_is_known, names))
 
     if isinstance(path, HubDataset):
-        return path, hub_rows(path, in_header)
+        return path, hub_rows(path, choose)
     if existing(path).is_dir():
-        return _folder_rows(path, in_header)
-    rows = table_rows(path, in_header, _is_nullable)
+        return _folder_rows(path, choose)
+    rows = table_rows(path, choose, _is_nullable)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give {FORMATS}.")
     return path, rows
 
 
-def _folder_rows(folder: Path, in_header: Columns) -> tuple[Path, Rows]:
+def _folder_rows(folder: Path, choose: Chooser) -> tuple[Path, Rows]:
     if (folder / "qrels").is_dir():
         qrels = folder / "qrels" / f"{split_of_pairs(f'{folder}/qrels', splits(folder))}.tsv"
         return qrels, judged_pair_rows(folder, qrels)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        return folder, dataset_rows(folder, in_header)
-    if inner := within(folder):
+        return folder, dataset_rows(folder, choose)
+    if inner := beir_folders_in(folder):
         raise InputError(f"{folder}: not one source of pairs. {inner}")
-    rows = folder_rows(folder, in_header)
+    rows = folder_rows(folder, choose)
     if rows is None:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
     return folder, rows

@@ -23,19 +23,19 @@ _KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number",
 
 
 class BadRow(Exception):
-    """Why a row cannot be used. Checks raise it; readers yield it in the row's place and go on reading.
+    """Why a row cannot be used. Checks raise it; readers yield it instead of the row and go on reading.
 
-    A ``cure`` stands instead of that of the file's other rows.
+    The message is ``fault``, ``hint``, and ``cure`` or else the cure that `checked` has for all rows.
     """
 
-    def __init__(self, what: str, hint: str = "", cure: str = "") -> None:
-        super().__init__(what)
-        self.what, self.hint, self.cure = what, hint, cure
+    def __init__(self, fault: str, hint: str = "", cure: str = "") -> None:
+        super().__init__(fault)
+        self.fault, self.hint, self.cure = fault, hint, cure
 
 
 Row = Mapping[str, object]
 Rows = Iterator[tuple[int, Row | BadRow]]
-Columns = Callable[[list[str]], list[str]]  # names in a header -> those to read, or raises BadRow
+Chooser = Callable[[list[str]], list[str]]  # of columns: names in a header -> those to read, or raises BadRow
 _T = TypeVar("_T")
 
 
@@ -84,7 +84,7 @@ def checked(
     Raises:
         InputError: at the first bad row, with its cure, if there is no ``on_bad``.
     """
-    with suppress(GeneratorExit):  # whoever reads may want no more rows
+    with suppress(GeneratorExit):  # the caller may stop early
         for line, row in rows:
             try:
                 if isinstance(row, BadRow):
@@ -93,8 +93,8 @@ def checked(
                 record = make(line, row)
             except BadRow as bad:
                 if on_bad is None:
-                    raise InputError(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure or f' {cure}'}") from None
-                on_bad(f"{path}:{line}: {bad.what}.{bad.hint}{bad.cure}")
+                    raise InputError(f"{path}:{line}: {bad.fault}.{bad.hint}{bad.cure or f' {cure}'}") from None
+                on_bad(f"{path}:{line}: {bad.fault}.{bad.hint}{bad.cure}")
             else:
                 yield record
     if unused := columns.unused:
@@ -136,16 +136,16 @@ def _encodable(value: str, key: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        what = f'"{key}" is not valid UTF-8 at character {error.start + 1}'
-        byte = ord(value[error.start]) - 0xDC00  # as `lines` reads one that is not UTF-8
+        fault = f'"{key}" is not valid UTF-8 at character {error.start + 1}'
+        byte = ord(value[error.start]) - 0xDC00  # `lines` reads a byte that is not UTF-8 as 0xDC00 + byte
         if 0x80 <= byte <= 0xFF:
-            raise BadRow(f"{what} (byte 0x{byte:X})", SAVE_AS_UTF8) from None
-        raise BadRow(f"{what} (a lone surrogate)") from None
+            raise BadRow(f"{fault} (byte 0x{byte:X})", SAVE_AS_UTF8) from None
+        raise BadRow(f"{fault} (a lone surrogate)") from None
     return value
 
 
 def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "") -> BadRow:
-    """The fault of a row that lacks columns: ``wanted`` has the names that each of those may have."""
+    """The fault of a row that lacks columns; for each of them ``wanted`` has the names that are accepted."""
     lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
     hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
     return BadRow(
@@ -154,12 +154,14 @@ def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "
 
 
 def kind_of(value: object) -> str:
-    """What kind of JSON value it is, as messages name it."""
+    """The type of a JSON value, in words for a message."""
     return _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
 def json_list(cell: object, key: str) -> object:
-    """The value of a cell that may hold a list. In CSV that is JSON: empty is None, and what is no JSON a text.
+    """The value of a cell that may hold a list: a text, such as CSV has, is read as JSON.
+
+    An empty text is None, and a text that is not JSON stays as it is.
 
     Raises:
         BadRow: if it is a list as Python prints it.

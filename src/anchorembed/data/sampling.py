@@ -1,4 +1,4 @@
-"""Sampling: the pairs of a step are of one source and share no text; their order follows from seed and epoch."""
+"""Which pairs form a step: pairs of one source that share no text, in an order that follows from seed and epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from anchorembed.data.store import PairStore
 from anchorembed.errors import InputError
 
 Indices = NDArray[np.int64]
+_HOLD_OUT, _DRAW = 7, 11  # streams of random numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ def split(store: PairStore, held_out: int, seed: int) -> Split:
     Raises:
         InputError: if fewer than two pairs are left to train on.
     """
-    order = np.random.default_rng([seed, 7]).permutation(len(store))
+    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(store))
     chosen = np.sort(order[: min(held_out, len(store) // 10)])
     texts = np.concatenate([store.query_keys[chosen], store.positive_keys[chosen]])
     shared = np.isin(store.query_keys, texts) | np.isin(store.positive_keys, texts)
@@ -76,7 +77,7 @@ def _epoch(store: PairStore, train: Indices, size: int, seed: int, epoch: int) -
 
 
 def _drawn(store: PairStore, train: Indices, size: int, seed: int, temperature: float) -> Iterator[list[int]]:
-    """Yield steps whose sources are drawn one by one."""
+    """Yield steps as `batches` does above temperature 1."""
 
     def stream(source: int) -> Iterator[list[int]]:
         for epoch in count():
@@ -85,7 +86,7 @@ def _drawn(store: PairStore, train: Indices, size: int, seed: int, temperature: 
     sizes = np.array([len(_members(store, train, source)) for source in range(len(store.sources))], np.float64)
     weights = np.where(sizes > 0, sizes ** (1 / temperature), 0.0)
     streams = [stream(source) for source in range(len(sizes))]
-    rng = np.random.default_rng([seed, 11])
+    rng = np.random.default_rng([seed, _DRAW])
     while True:
         yield next(streams[rng.choice(len(sizes), p=weights / weights.sum())])
 
@@ -103,14 +104,14 @@ def source_epoch(
     All steps are full; if no step can be filled, the shorter ones are yielded.
     """
     order = np.random.default_rng([seed, epoch, source]).permutation(_members(store, train, source))
-    is_full, shorter = False, list[list[int]]()
+    any_full, shorter = False, list[list[int]]()
     for step in _without_duplicates(store, order.tolist(), size):
         if len(step) == size:
-            is_full = True
+            any_full = True
             yield step
         else:
             shorter.append(step)
-    if not is_full:
+    if not any_full:
         yield from shorter
 
 

@@ -139,16 +139,16 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 
 
 class _Dropped:
-    """Dropped lines, counted by reason, in the words of the first; faults that differ only in numbers are one."""
+    """Counts dropped lines by reason; faults that differ only in numbers have one reason, worded as the first."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # each reason names its first line
-        self._named: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
 
     def add(self, fault: str) -> None:
-        """Count a fault as `read_pairs` words it: ``path:line: what``."""
-        _, line, what = re.split(r":(\d+): ", fault, maxsplit=1)
-        self.counts[self._named.setdefault(re.sub(r"\d+", "N", what), f"{what} First on line {line}.")] += 1
+        """Count a fault as `read_pairs` words it: ``path:line: what is wrong``."""
+        _, line, words = re.split(r":(\d+): ", fault, maxsplit=1)
+        self.counts[self._reasons.setdefault(re.sub(r"\d+", "N", words), f"{words} First on line {line}.")] += 1
 
 
 def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:

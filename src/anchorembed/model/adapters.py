@@ -39,7 +39,7 @@ class AdapterDropout(nn.Module):
 
 
 def add_lora(backbone: Backbone, rank: int, alpha: int, dropout: float, targets: Iterable[str]) -> None:
-    """Freeze all weights and add adapters, scaled by alpha / rank, in place, to the linear modules of such names.
+    """Freeze all weights, and add adapters, scaled by alpha / rank, to the linear modules named in ``targets``.
 
     Raises:
         InputError: if the model has no such module.
@@ -58,12 +58,12 @@ def merge_lora(backbone: Backbone) -> None:
 
 
 def adaptable(model: PreTrainedModel, targets: Iterable[str], key: str = "lora.targets") -> list[str]:
-    """Return the names in ``targets``, the recipe's ``key``, that linear modules of the model's layers have.
+    """Return those of ``targets`` that are names of linear modules in the model's layers; ``key`` is the recipe's key.
 
-    The output head is none of them: losses take its weight, so adapters on it would do nothing.
+    The output head is left out: losses use its weight itself, so adapters on it would do nothing.
 
     Raises:
-        InputError: if there are none.
+        InputError: if none is.
     """
     names = {
         name.rsplit(".", 1)[-1] for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)

@@ -141,7 +141,7 @@ def _bucketed_backward(  # noqa: PLR0913, PLR0917 - an operator takes tensors an
         queries, keys, values = (_side_by_side(side, bucket, key_heads) for side in (q_TAD, k_TKD, v_TKD))
         gradients = _side_by_side(gradient_TAD, bucket, key_heads, padding=0.0)
         inner = _side_by_side(inner_TA[..., None], bucket, key_heads, padding=0.0)
-        # with the sum of another row, the probabilities of a padded row could overflow
+        # infinite sums give padded rows probability 0; with another row's sum it could overflow
         sums = _side_by_side(sums_TA[..., None], bucket, key_heads, padding=float("inf"))
         dq, dk, dv = (torch.empty_like(side) for side in (queries, keys, values))
         for part in _blocks(len(queries), queries.shape[1] * keys.shape[1]):
@@ -164,17 +164,17 @@ def _(gradient: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *rest: obje
     return torch.empty_like(q_TAD), torch.empty_like(k_TKD), torch.empty_like(v_TKD)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - as torch calls it
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
     ctx.save_for_backward(*inputs[:3], *output, inputs[3])
     ctx.options = inputs[4:]
 
 
-def _differentiate(ctx: Any, gradient_TAD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+def _backward(ctx: Any, gradient_TAD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as torch calls it
     *tensors, offsets = ctx.saved_tensors
     return (*_bucketed_backward(gradient_TAD, *tensors, offsets, *ctx.options), None, None, None, None)
 
 
-_bucketed.register_autograd(_differentiate, setup_context=_keep)
+_bucketed.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _side_by_side(x_TAD: Tensor, bucket: Bucket, key_heads: int, padding: float | None = None) -> Tensor:

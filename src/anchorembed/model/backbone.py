@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         self.logit_scale = 1.0
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.varlen = False
-        self.residual_dtype = self.stored
+        self.residual_dtype = self.weights_dtype
         self.peft: list[PeftModel] = []
         model.set_attn_implementation(ATTENTION)
 
@@ -115,8 +115,8 @@ class Backbone(nn.Module):
     # --- Properties of the model ---
 
     @property
-    def has_own_head(self) -> bool:
-        """Whether the output head is not tied to the input vectors."""
+    def head_is_untied(self) -> bool:
+        """Whether the output head has weights other than the input vectors."""
         return self.model.get_output_embeddings().weight is not self.model.get_input_embeddings().weight
 
     @property
@@ -125,8 +125,8 @@ class Backbone(nn.Module):
         return int(self.head.weight.shape[1])
 
     @property
-    def stored(self) -> torch.dtype:
-        """The dtype of the weights: float32, or bfloat16, also beside 4-bit weights."""
+    def weights_dtype(self) -> torch.dtype:
+        """The dtype of the weights that are not 4-bit: float32 or bfloat16."""
         return cast("Tensor", self.model.get_output_embeddings().weight).dtype
 
     @property
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         """The decoder's layers."""
         return next(module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
 
-    def token_length(self) -> Tensor:
+    def mean_token_norm(self) -> Tensor:
         """Mean Euclidean length of the input vectors of all tokens, a scalar without gradient."""
         weight_VH = cast("Tensor", self.model.get_input_embeddings().weight).detach().float()
         lengths_V: Tensor = weight_VH.norm(dim=-1)
@@ -148,14 +148,14 @@ class Backbone(nn.Module):
     # --- How it trains ---
 
     def recompute_layers(self) -> None:
-        """Keep only each layer's input for the backward pass, and compute the rest again there."""
+        """Gradient checkpointing: keep only each layer's input, and recompute the rest in the backward pass."""
         # transformers deprecates the name, and older versions lack the new one
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def freeze_own_head(self) -> None:
-        """Freeze an untied output head: embedding does not use it."""
-        if self.has_own_head:
+    def freeze_untied_head(self) -> None:
+        """Freeze the output head if it is untied: no vector depends on it."""
+        if self.head_is_untied:
             self.model.get_output_embeddings().requires_grad_(False)
 
 

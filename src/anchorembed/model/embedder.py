@@ -23,32 +23,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
-from anchorembed.model.existing import Existing, check_causal, find_existing
+from anchorembed.model.embedder_settings import EmbedderSettings, check_causal, find_embedder_settings
 from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import METADATA, Metadata, describe, find_metadata
-from anchorembed.model.older import add_older_settings
 from anchorembed.model.packing import PackedBatch, by_length, pack
 from anchorembed.model.positions import check_lengths
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.model.transformers4 import add_transformers4_settings
 from anchorembed.model.vector_formats import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
 
-if TYPE_CHECKING:  # these need packages that only who uses them has
+if TYPE_CHECKING:  # these need packages that no extra installs
     from anchorembed.model.langchain import LangChainEmbeddings
     from anchorembed.model.llamaindex import LlamaIndexEmbedding
 
 _log = logging.getLogger(__name__)
 
 _WINDOW = 4096  # texts read ahead, so that texts of like length share a batch
-_CHARACTERS = 2**26  # of texts read ahead, at most one text more
+_WINDOW_CHARACTERS = 2**26  # at which reading ahead ends, whatever the number of texts
 _RULES = 3  # part of the fingerprint; increase it with every change by which equal weights and texts give other vectors
-_TOKENS = {"cpu": 8192, "cuda": 65536}  # computed at once when encoding
+_TOKENS, _TOKENS_ON_GPU = 8192, 65536  # computed at once when encoding
 
 
 class Embedder(nn.Module):
@@ -93,15 +93,15 @@ class Embedder(nn.Module):
             instruction: task put before queries; by default the folder's, or none.
 
         Raises:
-            InputError: if the model cannot be loaded, is not a causal decoder that packed tokens reproduce, or takes no
-                texts of these lengths.
+            InputError: if the model cannot be loaded, is no causal decoder, gives other outputs on packed tokens, or
+                takes no texts of these lengths.
         """
         keep_memory()
         name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
         torch_device = find_device(device)
         dtype = compute_dtype(precision, torch_device, weights)
-        settings = find_metadata(name) or find_existing(name)
-        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(settings, Existing))
+        settings = find_metadata(name) or find_embedder_settings(name)
+        model, tokenizer = load_model(name, weights, torch_device, tie_head=isinstance(settings, EmbedderSettings))
         check_causal(name, model.config)
         own_TV = own_logits(model, name)
         backbone = Backbone(model)
@@ -109,7 +109,7 @@ class Embedder(nn.Module):
         check_reproduced(backbone, own_TV, name)
         use_varlen(backbone, dtype)
         metadata = describe(name, settings, model.config, tokenizer, template)
-        if isinstance(settings, Existing) and lengths not in (None, metadata.lengths):
+        if isinstance(settings, EmbedderSettings) and lengths not in (None, metadata.lengths):
             _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
         prompts = metadata.prompts.of_pairs(instruction, symmetric=False)
         metadata = replace(metadata, lengths=lengths or metadata.lengths, prompts=prompts)
@@ -181,11 +181,11 @@ class Embedder(nn.Module):
             progress: called with the number of texts done since the last call.
             dimensions: keep the first so many components; ``normalize`` is of these.
             precision: of the vectors returned, as in `vector_formats`: ``float32``, ``int8`` or ``binary``.
-            ranges: for int8, `vector_formats.int8_ranges` of the documents' vectors, the same for documents and queries.
+            ranges: for int8, `int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:
-            InputError: if ``texts`` is one string or holds what is no text, ``side`` is unknown, an instruction leaves
-                no room for text, or ``dimensions``, ``precision`` or ``ranges`` do not fit the model.
+            InputError: if ``texts`` is one string or an item is not a string, ``side`` is unknown, an instruction
+                leaves no room for text, or ``dimensions``, ``precision`` or ``ranges`` do not fit the model.
         """
         form = vector_format(self.dimension, dimensions, precision, ranges)
         windows = self.stream(texts, side, instruction, normalize, progress)
@@ -276,7 +276,7 @@ class Embedder(nn.Module):
         if training:
             self.eval()
         lengths = [len(sequence) for sequence in sequences]
-        order, runs = by_length(lengths, max([_TOKENS.get(device.type, 8192), *lengths]))
+        order, runs = by_length(lengths, max([_TOKENS_ON_GPU if device.type == "cuda" else _TOKENS, *lengths]))
         parts = []
         for run in runs:
             parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
@@ -303,19 +303,19 @@ class Embedder(nn.Module):
         backend.no_truncation()  # which the last call may have set
         backend.no_padding()
         saved: PreTrainedModel = model
-        if headless and not self.backbone.has_own_head:
+        if headless and not self.backbone.head_is_untied:
             saved = cast("PreTrainedModel", model.base_model)
         with quiet():
             saved.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-        add_older_settings(folder)
+        add_transformers4_settings(folder)
         record = asdict(self.metadata) | {"history": self.metadata.history | (history or {}), "format": 1}
         record["weights_sha256"] = weights_sha256(model)
         (folder / METADATA).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
-    """Pass texts on; raise InputError with the place and type of what is no text."""
+    """Pass texts on; raise InputError with the index and type of an item that is not a string."""
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         kind = "string" if isinstance(texts, str) else type(texts).__name__
         raise InputError(f"encode: got one {kind}. Pass a list of texts.")
@@ -333,7 +333,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     for text in texts:
         window.append(text)
         characters += len(text)
-        if len(window) == _WINDOW or characters >= _CHARACTERS:
+        if len(window) == _WINDOW or characters >= _WINDOW_CHARACTERS:
             yield window
             window, characters = [], 0
     if window:

@@ -11,7 +11,7 @@ from anchorembed.model.reproduce import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)
-_GRAPHS = 64  # at most, of each kind of layer: models, adapters, modes and devices of a process have their own
+_GRAPHS = 64  # at most, of each kind of layer: each model, adapter, mode and device in a process needs its own
 _LARGEST_DIFFERENCE = 0.03  # relative, in bfloat16, between states by the varlen kernel and by buckets
 
 
@@ -23,7 +23,7 @@ def use_varlen(backbone: Backbone, dtype: torch.dtype) -> None:
     """
     if backbone.device.type != "cuda" or dtype == torch.float32:
         return
-    reason = _unsupported(backbone) or _wrong(backbone, dtype)
+    reason = _unsupported(backbone) or _failure(backbone, dtype)
     backbone.varlen = not reason
     if reason:
         _log.warning("%s: attention by buckets, slower: %s.", backbone.name, reason)
@@ -43,8 +43,8 @@ def _unsupported(backbone: Backbone) -> str:
 
 
 @torch.no_grad()
-def _wrong(backbone: Backbone, dtype: torch.dtype) -> str:
-    """How the varlen kernel fails on a probe, or by how much its states differ; empty if it does neither."""
+def _failure(backbone: Backbone, dtype: torch.dtype) -> str:
+    """The varlen kernel's error on a probe, or by how much its states differ from bucketed attention's; else empty."""
     batch = probe_batch(backbone)
     with autocast(backbone.device, dtype):
         vectors_TH = backbone.embed(batch.tokens)

@@ -32,7 +32,7 @@ def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> N
 
 
 @torch.no_grad()
-def check_finite(name: str, model: PreTrainedModel) -> None:
+def check_weights_finite(name: str, model: PreTrainedModel) -> None:
     """Refuse weights that are not finite numbers; of 4-bit weights, the scales are checked.
 
     Raises:

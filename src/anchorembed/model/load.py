@@ -35,7 +35,7 @@ from transformers.utils.hub import cached_file
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL, SHA256, download_gguf
 from anchorembed.model.gguf import dequantised, need_gguf, special_tokens
-from anchorembed.model.intact import check_complete, check_finite
+from anchorembed.model.intact import check_complete, check_weights_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, whole_folder
 
@@ -72,7 +72,7 @@ def load_model(
             "save the tokenizer there."
         )
     model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device, tie_head=tie_head))
-    check_finite(name, model)
+    check_weights_finite(name, model)
     if weights != "nf4":  # those are quantised on the device where they stay
         nn.Module.to(model, device)
     return model, tokenizer
@@ -237,9 +237,9 @@ def _read(
         )
         options["device_map"] = {"": device}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
-    model: PreTrainedModel = loaded[0]
-    tied = _tie_missing_head(name, model, loaded[1]["missing_keys"]) if tie_head else set()
-    check_complete(name, loaded[1] | {"missing_keys": set(loaded[1]["missing_keys"]) - tied})
+    model, info = loaded
+    tied = _tie_missing_head(name, model, info["missing_keys"]) if tie_head else set()
+    check_complete(name, info | {"missing_keys": set(info["missing_keys"]) - tied})
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules

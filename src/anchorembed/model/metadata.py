@@ -1,6 +1,6 @@
-"""What a saved model's ``anchorembed.json`` says of it, and what is taken for a model without that file.
+"""A saved model's ``anchorembed.json``: template, length limits, prompts, and what made the weights.
 
-Read it from a folder or the hub (`find_metadata`), or make it of what the model says itself (`describe`).
+It is read from a folder or the hub (`find_metadata`). For other models it is derived from their own files (`describe`).
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import cast
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError
-from anchorembed.model.existing import Existing, own_template
+from anchorembed.model.embedder_settings import EmbedderSettings, own_template
 from anchorembed.model.load import file_beside
 from anchorembed.model.positions import default_lengths
 from anchorembed.model.template import Prompts, Template, derive_template, instruct
@@ -90,12 +90,12 @@ def read_metadata(folder: Path) -> Metadata | None:
 
 def describe(
     name: str,
-    settings: Metadata | Existing | None,
+    settings: Metadata | EmbedderSettings | None,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None = None,
 ) -> Metadata:
-    """A model's metadata: from what `find_metadata` or else `find_existing` gives, or from its chat template.
+    """A model's metadata: from what `find_metadata` or else `find_embedder_settings` gives, or from its chat template.
 
     A given template is taken instead of the model's own.
 

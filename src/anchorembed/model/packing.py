@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_LONGEST_TO_SHORTEST = 1.25  # sequence in a bucket, at most
+_LONGEST_TO_SHORTEST = 1.25  # largest ratio of lengths in a bucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
         ours_TV = backbone.head.logits(backbone.states(backbone.embed(batch.tokens), batch)).float()
     targets_T = batch.tokens.roll(-1)
     difference = abs(float(F.cross_entropy(ours_TV, targets_T) - F.cross_entropy(own_TV, targets_T)))
-    limit = _LARGEST_DIFFERENCE[backbone.stored]
+    limit = _LARGEST_DIFFERENCE[backbone.weights_dtype]
     if not difference <= limit:
         raise InputError(
             f"model {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
@@ -97,7 +97,7 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
 
 
 @contextmanager
-def _faults_named(name: str, kind: str) -> Iterator[None]:
+def _faults_named(name: str, architecture: str) -> Iterator[None]:
     """Turn whatever a model's code raises into an InputError that names the model and its architecture."""
     try:
         yield
@@ -105,7 +105,7 @@ def _faults_named(name: str, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"model {name!r} ({kind}) cannot run: {error} Use a causal decoder with rotary positions."
+            f"model {name!r} ({architecture}) cannot run: {error} Use a causal decoder with rotary positions."
         ) from error
 
 
@@ -126,7 +126,7 @@ def _input_scale(backbone: Backbone, batch: PackedBatch) -> float:
     inputs_TH, vectors_TH = inputs[0][0].float(), vectors_TH.float()
     scale = float((inputs_TH * vectors_TH).sum() / (vectors_TH * vectors_TH).sum())
     scale = _rounded_if_whole(scale, backbone)
-    if not torch.allclose(inputs_TH, vectors_TH * scale, rtol=_INPUT_ROUNDING[backbone.stored], atol=1e-6):
+    if not torch.allclose(inputs_TH, vectors_TH * scale, rtol=_INPUT_ROUNDING[backbone.weights_dtype], atol=1e-6):
         raise InputError(
             f"{backbone.name}: adds to its input vectors (learned positions?); only rotary ones are supported."
         )
@@ -137,4 +137,5 @@ def _rounded_if_whole(scale: float, backbone: Backbone) -> float:
     """A measured scale, rounded to a whole number if it is within measuring error of one."""
     if not math.isfinite(scale):
         raise InputError(f"{backbone.name}: {_OVERFLOW}")
-    return float(round(scale)) if abs(scale - round(scale)) < _SCALE_ROUNDING[backbone.stored] * abs(scale) else scale
+    is_whole = abs(scale - round(scale)) < _SCALE_ROUNDING[backbone.weights_dtype] * abs(scale)
+    return float(round(scale)) if is_whole else scale

@@ -97,17 +97,17 @@ class PairTokenizer:
     def tokenize(
         self,
         pairs: Sequence[TextPair],
-        instructions: Sequence[str],
-        of_documents: Sequence[str] | None = None,
+        query_prefixes: Sequence[str],
+        document_prefixes: Sequence[str] | None = None,
         most_negatives: int | None = None,
     ) -> list[TokenPair]:
-        """Tokenise pairs, each with the prefix of its query, and with that of its documents, by default none.
+        """Tokenise pairs, each with its prefixes of the query and of the documents; the latter by default empty.
 
         Of each pair's negatives the first ``most_negatives`` are used, by default all.
         """
         negatives = [pair.negatives[:most_negatives] for pair in pairs]
-        queries = [instruction + pair.query for pair, instruction in zip(pairs, instructions, strict=True)]
-        prefixes = of_documents or [""] * len(pairs)
+        queries = [prefix + pair.query for pair, prefix in zip(pairs, query_prefixes, strict=True)]
+        prefixes = document_prefixes or [""] * len(pairs)
         positives = [prefix + pair.positive for pair, prefix in zip(pairs, prefixes, strict=True)]
         flat = [prefix + text for texts, prefix in zip(negatives, prefixes, strict=True) for text in texts]
         tokens = iter(self.templated(flat, self.lengths.document))

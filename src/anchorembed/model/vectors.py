@@ -1,4 +1,4 @@
-"""Unit vectors and their cosines with NumPy: the cosine of two texts does not depend on their places in a matrix.
+"""Unit vectors and their cosines with NumPy: a cosine does not depend on the rows in which its vectors are.
 
 Axes: N texts, D documents, H hidden size.
 """
@@ -61,7 +61,7 @@ def cosines(query_H: Floats, documents_DH: Floats) -> Floats:
 
 
 def rounding(dimension: int) -> float:
-    """Largest error, from rounding to float32, of the difference of two dot products of unit vectors."""
+    """Largest error, by rounding to float32, of the difference between two dot products of unit vectors."""
     return 2 * (dimension + 8) * 2.0**-24
 
 

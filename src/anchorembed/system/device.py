@@ -24,7 +24,7 @@ Weights = Literal["float32", "bfloat16", "nf4"]
 _OLDEST_TORCH = (2, 11)
 _COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_KEPT = 32 * 2**20  # bytes, glibc's maximum; few arrays of a step are larger
+_LARGEST_KEPT = 32 * 2**20  # bytes of an array whose memory is kept: glibc's maximum
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,11 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: int = 1) -> torch.device:
-    """Return the device of a name, as `find_device` does, on a given machine.
+    """Return the device that ``name`` means on a given machine, as `find_device` does.
 
     Args:
-        name: ``auto`` is the GPU numbered as the process, or the CPU, with a warning where torch cannot use the GPU.
+        name: ``auto`` is the GPU numbered ``local_rank``. Without a GPU that torch can use it is the CPU, with a
+            warning if the machine has a GPU.
         machine: its torch and its GPUs.
         local_rank: number of this process on the machine, from 0.
         processes: number of processes that train together, on all machines.
@@ -91,7 +92,7 @@ def choose_device(name: str, machine: Machine, local_rank: int = 0, processes: i
         if local_rank >= len(machine.gpus) > 0:
             raise InputError(
                 f"model.device: process {local_rank + 1} on this machine finds {_counted_gpus(machine)}. "
-                "Start one process a GPU."
+                "Start one process per GPU."
             )
         if not machine.gpus and machine.driver:
             warnings.warn(f"Running on the CPU: {_no_gpu(machine)} Or set model.device=cpu.", stacklevel=1)
@@ -120,7 +121,7 @@ def _parsed(name: str) -> torch.device:
 
 
 def _counted_gpus(machine: Machine) -> str:
-    """The machine's GPUs by number and name, as words in a sentence."""
+    """How many GPUs there are, and which, as part of a message."""
     named = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(machine.gpus))
     return f"{len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}: {named}"
 
@@ -130,7 +131,7 @@ def _no_gpu(machine: Machine) -> str:
     if not machine.driver:
         return "this machine has no GPU that torch can see."
     if machine.build is None:
-        return f"torch {machine.torch} is built for CPUs alone, and this machine has a GPU. Install torch built for it."
+        return f"torch {machine.torch} is built for CPUs only, and this machine has a GPU. Install torch built for it."
     return (
         f"torch {machine.torch}, built for {machine.build}, cannot use this machine's GPU: "
         f"{machine.fault or 'it finds none'} Update the driver, or install torch built for the driver's version."
@@ -146,9 +147,7 @@ def check_torch(version: str) -> None:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     oldest = ".".join(map(str, _OLDEST_TORCH))
     if numbers and (int(numbers[1]), int(numbers[2])) < _OLDEST_TORCH:
-        raise InputError(
-            f"torch {version} is older than {oldest}, the oldest this runs with. Install torch {oldest} or newer."
-        )
+        raise InputError(f"torch {version} is too old. Install torch {oldest} or newer.")
 
 
 def check_card(card: Card) -> None:
@@ -201,20 +200,19 @@ def choose_dtype(precision: Precision, weights: Weights, card: Card | None) -> t
     for name, value, known in (("precision", precision, Precision), ("weights", weights, Weights)):
         if value not in get_args(known):
             raise InputError(f"{name}: {value!r} is unknown. Use {', '.join(get_args(known))}.")
-    bfloat16 = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
     if weights != "float32" and precision == "float32":
         raise InputError(f"model.precision: float32, but products with {weights} weights are bfloat16. Set it to auto.")
-    if card is not None and not bfloat16 and (weights != "float32" or precision == "bfloat16"):
+    required = weights != "float32" or precision == "bfloat16"
+    if required and card is not None and not card.bfloat16:
         key, value, cure = ("precision", precision, "auto") if weights == "float32" else ("weights", weights, "float32")
-        raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16, which 8.0 has. Use {cure}.")
-    if precision == "auto" and weights == "float32":
-        if card is not None and not bfloat16:
-            warnings.warn(
-                f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
-                stacklevel=1,
-            )
-        return torch.bfloat16 if bfloat16 else torch.float32
-    return torch.float32 if precision == "float32" else torch.bfloat16
+        raise InputError(f"model.{key}: {value} asked for, but {card} has no bfloat16: that needs 8.0. Use {cure}.")
+    if precision == "auto" and card is not None and not card.bfloat16:
+        warnings.warn(
+            f"{card} has no bfloat16: products are float32 and attention is in buckets, several times slower.",
+            stacklevel=1,
+        )
+    supported = _cpu_multiplies_bfloat16() if card is None else card.bfloat16
+    return torch.bfloat16 if required or (supported and precision == "auto") else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -250,10 +248,7 @@ def keep_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes this process ever held, of the GPU's memory or, on the CPU, of main memory.
-
-    0 on Windows, which does not report it.
-    """
+    """Return the peak memory of this process in bytes: the GPU's or, for the CPU, main memory; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # On Linux ru_maxrss begins at the parent's peak; VmHWM is of this process alone.
@@ -276,9 +271,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the most bytes that this process can use: on a GPU the free memory and its own, else main memory.
+    """Return how many bytes this process can use: on a GPU what is free and what it holds, else main memory.
 
-    Main memory is the machine's, or less if a container limits it; 0 where the system does not report it.
+    Main memory is the machine's or, if less, the container's limit; 0 where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

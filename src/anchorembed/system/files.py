@@ -95,7 +95,7 @@ def check_writable(target: Path) -> None:
         raise InputError(f"{target}: it is a folder. Name a file.")
     parent = next(path for path in target.absolute().parents if path.exists())
     if not os.access(parent, os.W_OK):
-        raise InputError(f"{target}: {parent} cannot be written to. Name another place.")
+        raise InputError(f"{target}: {parent} cannot be written to. Name another folder.")
 
 
 def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
@@ -196,7 +196,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and keep other processes out of it until the block, or this process, ends.
+    """Lock a folder, made if it does not exist, against other processes until the block, or this process, ends.
 
     The lock file is in the cache, never in the locked folder. New folders that stay empty are removed.
     Where the cache's file system has no locks, a warning says so and nothing is locked.

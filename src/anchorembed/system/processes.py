@@ -32,7 +32,7 @@ def rank() -> int:
 
 
 def first_process() -> bool:
-    """Whether this process is the first or the only one; before the process group exists, by the variable RANK."""
+    """Whether this process is the first or only one; before the process group exists, the variable RANK decides."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
@@ -69,7 +69,7 @@ def lowest(value: int, device: torch.device) -> int:
     return int(values)
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
+def in_any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process. A single process does not use the device."""
     return flag if processes() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)
 
@@ -87,24 +87,24 @@ def gathered(rows_NH: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def wait() -> None:
+def wait_for_all() -> None:
     """Wait until all processes have called this."""
     if processes() > 1:
         dist.barrier()
 
 
-def leave() -> None:
-    """Leave the group of processes once all work is done: its threads must not outlive the interpreter."""
+def leave_group() -> None:
+    """Destroy the process group once all work is done: its threads must not outlive the interpreter."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered whole, if all processes call this; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """A whole tensor, moved to the device of ``pattern`` and sharded like it."""
     if not isinstance(pattern, DTensor):
         return tensor.to(pattern.device)
@@ -127,7 +127,7 @@ def on_first_process(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]
     """Gather tensors one by one onto the first process's CPU; all processes must call this, the others get none."""
     gathered_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        value = whole(tensor.detach())
+        value = full_tensor(tensor.detach())
         if rank() == 0:
             gathered_tensors[name] = value.cpu()
     return gathered_tensors

@@ -12,8 +12,8 @@ from rich.text import Text
 from anchorembed.system.processes import first_process
 
 SHOWN = ("loss", "gain_q2d", "gain_d2q", "gain_bag_q2d", "gain_bag_d2q", "held_out_accuracy")  # while training
-_ROOMY = 120  # columns of a terminal from which the bar is longer
-_WIDE = 1000  # columns where standard error is no terminal, so that no line is broken
+_LONG_BAR_COLUMNS = 120  # of a terminal, from which the bar is longer
+_UNBROKEN_COLUMNS = 1000  # where standard error is no terminal, so that no line is broken
 
 
 class _Rate(ProgressColumn):
@@ -58,14 +58,14 @@ def progress_bar() -> Progress:
     note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(overflow="fold"))
     columns = [
         name,
-        BarColumn(20 if console.width >= _ROOMY else 8),
+        BarColumn(20 if console.width >= _LONG_BAR_COLUMNS else 8),
         _Done(),
         _Rate(),
         TimeRemainingColumn(),
         note,
     ]
     if not console.is_terminal:
-        console, columns = Console(stderr=True, width=_WIDE), [name, _Done(), note]
+        console, columns = Console(stderr=True, width=_UNBROKEN_COLUMNS), [name, _Done(), note]
     hidden = _TERMINAL_ONLY.get() and not console.is_terminal
     return Progress(*columns, console=console, speed_estimate_period=120, disable=hidden or not first_process())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorembed.model.backbone import Backbone
-from anchorembed.system.processes import summed_with_gradient, whole
+from anchorembed.system.processes import full_tensor, summed_with_gradient
 from anchorembed.train.contrastive_losses import info_nce
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 
@@ -27,7 +27,7 @@ def entering(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone)
         contrast = batch.contrast_weight * info_nce(queries_QH, documents_DH, _SCALE, batch.excluded_QD)
     if batch.anchor != "raw":
         sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
-        length = whole(backbone.token_length())
+        length = full_tensor(backbone.mean_token_norm())
         entering_NH = centred(anchors_NH, sides_N, length, gradient_only=batch.anchor == "centred_gradient")
     if batch.micro_batches[0].choices == 1:
         return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])], contrast

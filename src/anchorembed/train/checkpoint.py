@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anchorembed.system.device import versions
 from anchorembed.system.files import whole_folder
-from anchorembed.system.processes import like, on_first_process, rank, reshard, wait
+from anchorembed.system.processes import on_first_process, rank, reshard, sharded_like, wait_for_all
 
 _log = logging.getLogger(__name__)
 Plan = dict[str, Any]  # settings and contents that decide a result, by key
@@ -41,7 +41,7 @@ def save_checkpoint(
     tensors = {"weights": on_first_process(parameters.items()), "optimizer": on_first_process(moments)}
     if rank() == 0:
         _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
-    wait()
+    wait_for_all()
 
 
 def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
@@ -113,9 +113,9 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[
         moments[name][moment] = value
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(like(tensors["weights"][name], parameter))
+            parameter.copy_(sharded_like(tensors["weights"][name], parameter))
             optimizer.state[parameter] = {
-                key: like(value, parameter) if value.ndim else value.to(parameter.device)
+                key: sharded_like(value, parameter) if value.ndim else value.to(parameter.device)
                 for key, value in moments[name].items()
             }
 

@@ -96,7 +96,7 @@ class Contrastive(Stage):
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
         """The embedder with adapters; an untied output head is frozen."""
-        embedder.backbone.freeze_own_head()
+        embedder.backbone.freeze_untied_head()
         add_adapters(embedder.backbone, settings.lora)
         return embedder
 

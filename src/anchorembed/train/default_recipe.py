@@ -8,7 +8,7 @@ from typing import Any
 
 from anchorembed.config import Recipe
 from anchorembed.errors import InputError
-from anchorembed.model.existing import Existing, find_existing
+from anchorembed.model.embedder_settings import EmbedderSettings, find_embedder_settings
 from anchorembed.model.metadata import find_metadata
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.prepare import open_pairs
@@ -60,6 +60,7 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
 def say_instruction(recipe: Recipe) -> None:
     """Log that queries get no instruction, unless the recipe gives one or the model is an embedder already."""
     name = recipe.model.name
-    settings = find_metadata(name) or find_existing(name)
-    if not (any(recipe.data.instructions) or isinstance(settings, Existing) or (settings and settings.prompts.query)):
+    settings = find_metadata(name) or find_embedder_settings(name)
+    has_prompt = isinstance(settings, EmbedderSettings) or (settings and settings.prompts.query)
+    if not (any(recipe.data.instructions) or has_prompt):
         _log.info("queries get no instruction; to give one: --set data.instruction='Given a question, ...'")

@@ -23,7 +23,7 @@ from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line,
 from anchorembed.model.tokens import TokenPair
 from anchorembed.system.device import peak_memory, seed_step, wait_for
 from anchorembed.system.files import to_json, write_file
-from anchorembed.system.processes import anywhere, processes, rank, wait, whole
+from anchorembed.system.processes import full_tensor, in_any_process, processes, rank, wait_for_all
 from anchorembed.system.progress import metrics_note, progress_bar
 from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
 from anchorembed.train.stage import Measured, Metrics, Stage, read_back, step
@@ -152,7 +152,7 @@ def fit(
             shown |= metrics  # so that the last evaluation stays in sight
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
-            stopping = anywhere(loop.stop.is_set(), training.device)
+            stopping = in_any_process(loop.stop.is_set(), training.device)
             if done % schedule.save_every == 0 or stopping:
                 training.save(done)
             if stopping:
@@ -202,7 +202,7 @@ class _Training:
             group["lr"] = rate
         measured = run(batch)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, self.loop.schedule.max_gradient_norm))
+        gradient_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.loop.schedule.max_gradient_norm))
         metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
         if _is_finite(metrics):
             self.optimizer.step()
@@ -228,7 +228,7 @@ class _Training:
             metrics = evaluate()
             self.module.train()
         quality = _rounded(metrics.get("quality", math.nan))  # as the log has it, for a resumed run
-        is_better = anywhere(rank() == 0 and quality > self._best, self.device)  # the first process decides for all
+        is_better = in_any_process(rank() == 0 and quality > self._best, self.device)  # the first process decides
         if math.isfinite(quality):
             self._qualities.append(quality)
         if is_better and self.loop.schedule.keep_best:
@@ -245,7 +245,7 @@ class _Training:
         if patience is None:
             return False
         waited = len(self._qualities) - 1 - self._qualities.index(self._best) if self._qualities else 0
-        return anywhere(rank() == 0 and waited >= patience, self.device)
+        return in_any_process(rank() == 0 and waited >= patience, self.device)
 
     def load_best(self) -> None:
         """Go back to the weights of the best evaluation."""
@@ -316,7 +316,7 @@ def _kept_log(path: Path, done: int) -> list[Metrics]:
     if rank() == 0:
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
-    wait()
+    wait_for_all()
     return read_log(path)
 
 

@@ -132,7 +132,7 @@ def read(
         anchors_NH = torch.cat([_with_length(vector_H, anchors_NH), anchors_NH])
     if is_centred:
         sides_N = torch.zeros(len(anchors_NH), dtype=torch.long, device=device)
-        anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.token_length())
+        anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.mean_token_norm())
     return _reading(embedder, text, other, anchors_NH, sink, limit)
 
 

@@ -23,7 +23,7 @@ from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import read_recipe
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
-from anchorembed.system.processes import anywhere, first_process, gathered_weights, lowest, sharded, wait
+from anchorembed.system.processes import first_process, gathered_weights, in_any_process, lowest, sharded, wait_for_all
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
@@ -62,7 +62,7 @@ def train(recipe: Recipe | str | Path) -> Path:
         model = contrast(recipe)
     if first_process():
         conclude(recipe, model)
-    wait()
+    wait_for_all()
     return model
 
 
@@ -188,9 +188,9 @@ def _train_stage(
             whole = None if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
             _write_model(whole or prepared.embedder, target, history)
             _clear(folder)
-    wait()
+    wait_for_all()
     _log.info("%s: complete: %s", name, target)
-    if anywhere(stop.is_set(), accelerator.device):
+    if in_any_process(stop.is_set(), accelerator.device):
         raise Interrupted(stop.number, "Stopped.")
     return target
 

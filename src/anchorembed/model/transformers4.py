@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 
-def add_older_settings(folder: Path, **more: object) -> None:
+def add_transformers4_settings(folder: Path, **more: object) -> None:
     """Add the settings of transformers 4 to a saved model's ``config.json`` and ``tokenizer_config.json``.
 
     ``more`` are other keys to set in ``config.json``.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= older_rope(config.get("rope_parameters") or {}) | {"torch_dtype": config["dtype"]} | more
+    config |= transformers4_rope(config.get("rope_parameters") or {}) | {"torch_dtype": config["dtype"]} | more
     write_settings(folder / "config.json", config)
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     write_settings(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+def transformers4_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings under the keys of transformers 4, where full and sliding attention may differ in their theta."""
     if "full_attention" not in rope:
-        return _older_rope(rope) if "rope_theta" in rope else {}
-    older = _older_rope(rope["full_attention"])
+        return _flat_rope(rope) if "rope_theta" in rope else {}
+    older = _flat_rope(rope["full_attention"])
     if sliding := rope.get("sliding_attention"):
         older["rope_local_base_freq"] = sliding["rope_theta"]
     return older
@@ -37,7 +37,7 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    outside = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    scaling = {key: value for key, value in rope.items() if key not in outside}
-    return outside | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
+def _flat_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    top_level = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in top_level}
+    return top_level | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})

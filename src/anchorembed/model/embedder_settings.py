@@ -1,7 +1,6 @@
-"""Settings of an existing sentence-transformers embedder: its template, prompts, length limit and normalisation.
+"""Settings of a sentence-transformers embedder: its template, prompts, length limit and normalisation.
 
-They are kept, so that vectors equal those of sentence-transformers. Models that pool other than at the last token are
-refused.
+They are kept, so that vectors equal those of sentence-transformers. Only models that pool at the last token are taken.
 """
 
 import json
@@ -27,7 +26,7 @@ _ONLY = "AnchorEmbed trains causal decoders whose vector is the state of their l
 
 
 @dataclass(frozen=True, slots=True)
-class Existing:
+class EmbedderSettings:
     """Settings of a sentence-transformers folder.
 
     Attributes:
@@ -47,7 +46,7 @@ class Existing:
         return Lengths(limit, limit)
 
 
-def find_existing(name: str) -> Existing | None:
+def find_embedder_settings(name: str) -> EmbedderSettings | None:
     """The settings of a sentence-transformers embedder, a folder or hub id; None for any other model.
 
     Raises:
@@ -71,7 +70,8 @@ def find_existing(name: str) -> Existing | None:
         raise InputError(f"model {name!r} compares by dot product, not by cosine, which is not supported.")
     if limits.get("do_lower_case"):
         raise InputError(f"model {name!r} lower-cases texts before its tokenizer, which is not supported.")
-    return Existing(_prompts(name, settings.get("prompts") or {}), limits.get("max_seq_length"), "Normalize" in paths)
+    prompts = _prompts(name, settings.get("prompts") or {})
+    return EmbedderSettings(prompts, limits.get("max_seq_length"), "Normalize" in paths)
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
@@ -100,7 +100,7 @@ def own_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     around = None if start is None else (ids[:start], ids[start + len(text) :])
     if not around or not around[1]:
         raise InputError(
-            f"model {name!r}: its tokenizer puts no end token after a text. To train one, name it: model.template.end."
+            f"model {name!r}: its tokenizer puts no end token after a text. To train with one, set model.template.end."
         )
     before, after = ([backend.id_to_token(token) for token in part] for part in around)
     template = Template(bos="".join(before), header="", suffix="".join(after[:-1]), end=after[-1])
