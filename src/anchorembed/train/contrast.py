@@ -207,7 +207,7 @@ class Contrastive(Stage):
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
 
-        It is the mean over vectors cut to each of ``settings.dimensions``, so shortened ones work, too (Kusupati, 2022).
+        The mean over vectors cut to each of ``settings.dimensions``, so that these work, too (Kusupati, 2022).
         """
         count, left_out_QD = len(comparison.excluded_QD), comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale

@@ -249,7 +249,7 @@ class Reconstruction(Stage):
         The gain is the loss with another pair's anchor minus the loss with the text's own: how much of the text the
         decoder reads from the anchor, beyond what it knows about the domain. ``gain_first_...`` is that of each text's
         first 4 tokens, ``gain_bag_...`` the bag's, if it is trained. If the mean cosine of the uncentred anchors is
-        near 1 and their effective rank small, they hardly tell texts apart. Centring subtracts the held-out anchors' mean.
+        near 1 and their effective rank small, they hardly tell texts apart. Centring is by the held-out anchors' mean.
         """
         metrics: Metrics = {}
         for direction in self.reported_directions():
