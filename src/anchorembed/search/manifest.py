@@ -16,10 +16,17 @@ FORMAT = "anchorembed-index-1"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The model's fingerprint, and the corpus file's SHA-256 (empty if the index was not made from a file).
+    """What an index was made from, and how it is stored; the defaults are for manifests of older indexes.
 
-    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges. ``table`` is the
-    name of the table of documents. An older manifest without a precision is of float32 vectors.
+    Attributes:
+        format: `FORMAT`.
+        model: fingerprint of the model.
+        dimension: of the stored vectors.
+        documents: number of documents.
+        corpus: SHA-256 of the corpus file; empty if the index was not made from a file.
+        precision: of the stored vectors.
+        ranges: those of int8; else empty.
+        table: name of the table of documents.
     """
 
     format: str
@@ -63,16 +70,16 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     try:
         manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
-        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
+        is_valid = (manifest.form.ranges is not None) == (manifest.precision == "int8")
     except (InputError, ValueError, TypeError):
-        is_whole = False
-    if not is_whole:
+        is_valid = False
+    if not is_valid:
         raise InputError(f"{path}: damaged, its keys or values are not an index's. Delete the folder {folder}.")
     return manifest
 
 
 def identity_of(folder: Path) -> tuple[int, int]:
-    """Inode and time stamp of the manifest file, which differ once the index is replaced; zeros if there is none."""
+    """Inode and time stamp of the manifest file, which change when the index is replaced; zeros without one."""
     try:
         state = (folder / MANIFEST).stat()
     except OSError:
