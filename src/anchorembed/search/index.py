@@ -167,7 +167,7 @@ class Index:
             if identity_of(self.folder) == self._opened:
                 raise InputError(_damaged(self.folder, first_line(error))) from error
             raise InputError(
-                f"{self.folder}: the index was replaced or removed after it was opened. Open it again, or repeat the search."
+                f"{self.folder}: the index was replaced or removed after it was opened. Open it again."
             ) from error
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
