@@ -10,7 +10,7 @@ from anchorembed.model.vectors import Floats, Side, unit_rows
 
 Dtype = Literal["float32", "bfloat16"]
 Encode = Callable[[list[str], Side], Floats]  # vectors of texts, float32 [N, H]
-SIDES: tuple[Side, Side] = ("query", "document")
+SIDES: tuple[Side, Side] = ("document", "query")
 TEXTS = (
     "cat",
     ".",

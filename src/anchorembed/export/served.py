@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorembed.errors import InputError
+from anchorembed.export.check import SIDES
 from anchorembed.export.clients import Client, Refused
 from anchorembed.export.faults import NO_FAULTS, Cut, Simulation, differences
 from anchorembed.export.probes import SHORT, probe_texts
 from anchorembed.model.vectors import Floats, Side
 
-SIDES: tuple[Side, Side] = ("document", "query")
 _IDENTICAL = 1e-5  # 1 - cosine of one server's vectors of the same tokens
 
 

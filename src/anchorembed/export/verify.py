@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anchorembed.errors import InputError, nearest
+from anchorembed.export.check import SIDES
 from anchorembed.export.clients import Client, Library, Refused, open_endpoint, open_library, with_prompts
 from anchorembed.export.cures import BATCH, CUT, OTHER_MODEL, REFUSED, SCALE, TOO_LONG, UNKNOWN, cure
 from anchorembed.export.faults import (
@@ -29,7 +30,7 @@ from anchorembed.export.faults import (
     find_cut,
 )
 from anchorembed.export.probes import LONG, OVER_LONG, PROBES, SHORT
-from anchorembed.export.served import SIDES, Served
+from anchorembed.export.served import Served
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Side, unit_rows
 

@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -108,16 +108,19 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
         flops.append(stage.flops(number, pairs))
-    rate = statistics.median(flops[i] / seconds[i] for i in measured)
-    step_seconds = statistics.median(seconds[i] for i in measured)
+
+    def per_second(values: Sequence[float]) -> float:
+        return statistics.median(values[i] / seconds[i] for i in measured)
+
+    rate = per_second(flops)
     return Profile(
         stage=name,
-        pairs_per_second=statistics.median(counts[i] / seconds[i] for i in measured),
-        tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
+        pairs_per_second=per_second(counts),
+        tokens_per_second=per_second(tokens),
         peak_gb=peak_memory(backbone.device) / 1e9,
         teraflops=rate / 1e12,
         share_of_peak=rate / matmul_peak(prepared.embedder.dtype, backbone.device),
-        hours=settings.steps * step_seconds / 3600,
+        hours=settings.steps * statistics.median(seconds[i] for i in measured) / 3600,
         times=times,
     )
 

@@ -8,7 +8,7 @@ to measure on. So errors do not add up.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anchorembed.config import Recipe
+from anchorembed.config import Recipe, Schedule
 from anchorembed.train.stage import Metrics, StageName
 
 ENOUGH = 12  # steps of Stage II from which a run is expected to be clearly above chance
@@ -123,7 +123,7 @@ def _fits(contrast_steps: int, left: float, times: Times, most: Sizes) -> bool:
 
 def resized(recipe: Recipe, sizes: Sizes) -> Recipe:
     """The recipe with other numbers of steps; settings that count steps are scaled with them."""
-    changed = {}
+    changed: dict[str, Schedule] = {}
     steps_of: dict[StageName, int] = {"reconstruct": sizes.reconstruct_steps, "contrast": sizes.contrast_steps}
     for name, steps in steps_of.items():
         if (settings := recipe.stage(name)) is not None:
