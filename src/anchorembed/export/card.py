@@ -20,10 +20,7 @@ from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
-_GRAPHS = {
-    "openvino": ("OpenVINO", "openvino/openvino_model.xml"),
-    "onnx": ("ONNX Runtime", "onnx/model.onnx"),
-}
+_GRAPHS = {"openvino": ("OpenVINO", "openvino/openvino_model.xml"), "onnx": ("ONNX Runtime", "onnx/model.onnx")}
 _TAGS = ["sentence-similarity", "feature-extraction", "anchorembed"]
 Kind = Literal["native", "folder", "gguf", "openvino", "onnx"]  # native is this package's; others as in `run.To`
 

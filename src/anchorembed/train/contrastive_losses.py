@@ -16,10 +16,7 @@ SCALE = 50.0
 
 
 def info_nce(
-    queries_QH: Tensor,
-    documents_DH: Tensor,
-    scale: float = SCALE,
-    excluded_QD: Tensor | None = None,
+    queries_QH: Tensor, documents_DH: Tensor, scale: float = SCALE, excluded_QD: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy of ``scale * cos(query, document)`` against each query's positive: L_II of Su et al.
 

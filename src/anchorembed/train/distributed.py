@@ -84,6 +84,5 @@ def embedder_with(
 
 def _check_trackers(names: list[str]) -> None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
-    for name in names:
-        if name not in available:
-            raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
+    if missing := [name for name in names if name not in available]:
+        raise InputError(f"trackers: {missing[0]!r} is not installed. Installed: {', '.join(available) or 'none'}.")

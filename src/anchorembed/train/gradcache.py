@@ -37,10 +37,7 @@ class GradCache(Generic[Chunk]):
         self.vectors_NH = torch.cat(parts).detach().requires_grad_()
 
     def backward(
-        self,
-        loss: Tensor,
-        factor: float = 1.0,
-        unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
+        self, loss: Tensor, factor: float = 1.0, unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
     ) -> None:
         """Accumulate the gradient of ``factor * loss`` into the weights behind ``embed``.
 

@@ -134,10 +134,7 @@ def fit(
     training = _Training(loop, module, optimizer, _kept_log(log, done))
     shown: Metrics = {}
     module.train()
-    with (
-        (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
-        progress_bar() as bar,
-    ):
+    with (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
         last = done if training.out_of_patience() else schedule.steps
         steps = zip(range(done, last), order(done), strict=False)

@@ -153,14 +153,13 @@ def _train_stage(
         seed_everything(recipe.seed)
         stage = stage_class.build(prepared.embedder, settings, use.budget)
     _log_unused(stage, prepared, recipe.seed)
-    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-    stored = recipe.model.weights
+    stored, data = recipe.model.weights, prepared.summary()
+    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan, "data": data}
     merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
-    history |= {"data": prepared.summary(), "weights": stored if stored == "float32" else merged}
-    history["before"] = prepared.embedder.metadata.stages
+    history |= {"weights": stored if stored == "float32" else merged, "before": prepared.embedder.metadata.stages}
     if accelerator.is_main_process:
         keep_recipe(recipe)
-        write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
+        write_file(folder / "data.json", to_json(data, indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs

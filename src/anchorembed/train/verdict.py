@@ -18,13 +18,7 @@ from anchorembed.curate.mine import by_bm25
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import FEWEST, Difference, difference
-from anchorembed.evaluate.held_out import (
-    METRIC,
-    PairSearch,
-    pair_search,
-    search_by_embedder,
-    search_by_words,
-)
+from anchorembed.evaluate.held_out import METRIC, PairSearch, pair_search, search_by_embedder, search_by_words
 from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.system.files import hash_texts, to_json, write_file
