@@ -52,9 +52,8 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Ten
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     newest_first = checkpoints(folder)
     index = newest_first.index(target)
-    for path in (
-        newest_first[:index] + newest_first[index + keep :]
-    ):  # newer ones are damaged: training resumed from an older one
+    # newer ones are damaged: training resumed from an older one
+    for path in newest_first[:index] + newest_first[index + keep :]:
         shutil.rmtree(path)
 
 
