@@ -39,18 +39,18 @@ def decoder_anchors(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Ba
 def _gathered(batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
     """The anchors of all processes, in the step's order."""
     rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
-    counts_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
-    return in_step_order(anchors_NH, rows_N, counts_N.to(anchors_NH.dtype), batch.pairs * len(batch.weights))
+    is_used_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
+    return in_step_order(anchors_NH, rows_N, is_used_N.to(anchors_NH.dtype), batch.pairs * len(batch.weights))
 
 
-def in_step_order(anchors_NH: Tensor, rows_N: Tensor, counts_N: Tensor, rows: int) -> Tensor:
+def in_step_order(anchors_NH: Tensor, rows_N: Tensor, is_used_N: Tensor, rows: int) -> Tensor:
     """Anchors of all processes in the order of the step's texts, [rows, H].
 
-    ``rows_N`` is the row of each of this process's anchors; ``counts_N`` is 0 for anchors of idle micro-batches, 1 for
-    others.
+    ``rows_N`` is the row of each of this process's anchors; ``is_used_N`` is 0 for anchors of idle micro-batches, 1
+    for others.
     """
     shared = anchors_NH.new_zeros(rows, anchors_NH.shape[1])
-    return summed_with_gradient(shared.index_add(0, rows_N, anchors_NH * counts_N[:, None]))
+    return summed_with_gradient(shared.index_add(0, rows_N, anchors_NH * is_used_N[:, None]))
 
 
 def centred(anchors_NH: Tensor, sides_N: Tensor, length: Tensor, gradient_only: bool = False) -> Tensor:
@@ -66,7 +66,7 @@ def centred(anchors_NH: Tensor, sides_N: Tensor, length: Tensor, gradient_only: 
         length: length of each result, that of a token's input vector.
         gradient_only: leave the anchors unchanged, and subtract the mean from their gradients.
     """
-    with torch.autocast(anchors_NH.device.type, enabled=False):  # the mean is most of an anchor
+    with torch.autocast(anchors_NH.device.type, enabled=False):  # float32, as anchors differ little from their mean
         is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
         sums_SH, counts_S = summed_with_gradient(is_side_SN @ anchors_NH), summed_with_gradient(is_side_SN.sum(1))
         means_SH = sums_SH / counts_S.clamp(min=1)[:, None]
