@@ -18,15 +18,8 @@ FORMAT = "anchorembed-index-1"
 class Manifest:
     """What an index was made from, and how it is stored; the defaults are for manifests of older indexes.
 
-    Attributes:
-        format: `FORMAT`.
-        model: fingerprint of the model.
-        dimension: of the stored vectors.
-        documents: number of documents.
-        corpus: SHA-256 of the corpus file; empty if the index was not made from a file.
-        precision: of the stored vectors.
-        ranges: those of int8; else empty.
-        table: name of the table of documents.
+    ``model`` is the model's fingerprint, ``corpus`` the SHA-256 of the corpus file, or empty. ``dimension``,
+    ``precision`` and ``ranges`` (of int8) are the format of the vectors; ``table`` is the table's name.
     """
 
     format: str

@@ -85,14 +85,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, min(start + step, len(states_TH)))
                 chosen = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # targets of the rows
                 states = states_TH[rows].to(options.dtype)
-                problem = (
-                    states @ weight.T,
-                    targets_T[chosen],
-                    weights_T[chosen],
-                    bias_V,
-                    options.scale,
-                    options.softcap,
-                )
+                products = states @ weight.T
+                problem = (products, targets_T[chosen], weights_T[chosen], bias_V, options.scale, options.softcap)
                 if options.bags is None:
                     losses_T[chosen], gradient = _loss_and_gradient(*problem)
                 else:
