@@ -35,10 +35,10 @@ from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import bars_on_terminals_only, counting_bar, progress_bar
 from anchorembed.train.clock import Clock, Sizing, read_sizing
-from anchorembed.train.first_steps import measure
 from anchorembed.train.loop import read_log
 from anchorembed.train.run import STAGES, contrast, reconstruct
 from anchorembed.train.sizing import ENOUGH, Sizes, fitting_sizes, resized
+from anchorembed.train.step_times import measure
 
 _log = logging.getLogger(__name__)
 

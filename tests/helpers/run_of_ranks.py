@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from anchorembed.recipe import read_recipe
 from anchorembed.system.processes import rank
-from anchorembed.train import loop, together
+from anchorembed.train import distributed, loop
 from anchorembed.train.run import train
 from steps_of_ranks import leave_shards, shard_on_cpus, write_steps
 
@@ -41,7 +41,7 @@ def train_recipe(path: Path, stop: bool = False, shard: bool = False) -> str:
         if stop:
             changes.enter_context(patch.object(loop, "save_checkpoint", save_then_stop))
         if shard:
-            changes.enter_context(patch.object(together, "Accelerator", sharding))
+            changes.enter_context(patch.object(distributed, "Accelerator", sharding))
         try:
             train(read_recipe(path))
         except loop.Interrupted as stopped:

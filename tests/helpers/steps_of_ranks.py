@@ -19,8 +19,8 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.system.processes import full_tensor, gathered_weights, leave_group, rank
+from anchorembed.train.distributed import wrap_for_processes
 from anchorembed.train.stage import step
-from anchorembed.train.together import wrap_for_processes
 from stages import ready
 
 SETTINGS: dict[str, Schedule] = {

@@ -99,10 +99,10 @@ def test_a_lost_gradient_of_anchors_would_be_seen(monkeypatch: pytest.MonkeyPatc
     """If no gradient reached the encoder through anchors, the test above would fail."""
 
     def cut(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone) -> tuple[list[Tensor], Tensor]:
-        parts, contrast = anchors.entering(batch, anchors_NH, backbone)
+        parts, contrast = anchors.decoder_anchors(batch, anchors_NH, backbone)
         return [part.detach() + 0 * anchors_NH.sum() for part in parts], contrast
 
-    monkeypatch.setattr(reconstruction_loss, "entering", cut)
+    monkeypatch.setattr(reconstruction_loss, "decoder_anchors", cut)
     with pytest.raises(AssertionError):
         test_loss_and_gradients_equal_a_plain_computation()
 

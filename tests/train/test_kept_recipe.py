@@ -50,7 +50,7 @@ def test_another_run_replaces_it_and_a_users_file_stays(tmp_path: Path, said: li
     keep_recipe(other)
     assert said == [], "it says the same"
     keep_recipe(recipe)
-    assert said == [f"{path}: is not written by anchorembed and says something else than what is trained. It stays."]
+    assert said == [f"{path}: not written by anchorembed, and differs from the recipe that is trained. It stays."]
     assert path.read_text(encoding="utf-8") == own
 
 

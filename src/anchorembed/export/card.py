@@ -1,8 +1,7 @@
-"""The model card of a trained or exported folder: README.md, made from what the folder itself says.
+"""The model card of a trained or exported folder: README.md, made from the folder's own metadata and results.
 
-Its metadata are sentence-transformers' card data for a folder that it loads, and huggingface_hub's for others; its text
-says what the model was made from, how its vectors are used in other software, what it was trained on and with what
-settings, and what was measured.
+The card's metadata are made by sentence-transformers for a folder that it loads, and by huggingface_hub for others. The
+text gives the base model, how to use the vectors in other software, the training data and settings, and results.
 """
 
 import json
@@ -21,31 +20,25 @@ from anchorembed.model.template import Prompts
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
-_GRAPHS = {
-    "openvino": ("OpenVINO", "openvino/openvino_model.xml"),
-    "onnx": ("ONNX Runtime", "onnx/model.onnx"),
-}
+_GRAPHS = {"openvino": ("OpenVINO", "openvino/openvino_model.xml"), "onnx": ("ONNX Runtime", "onnx/model.onnx")}
 _TAGS = ["sentence-similarity", "feature-extraction", "anchorembed"]
+Kind = Literal["native", "folder", "gguf", "openvino", "onnx"]  # native is this package's; others as in `run.To`
 
 
-Use = Literal["native", "folder", "gguf", "openvino", "onnx"]  # what loads a folder: this package, or as `run.To`
+def write_card(folder: Path, title: str, dimension: int, kind: Kind = "native") -> None:
+    """Write the README.md of a model folder of some kind, which has ``anchorembed.json``.
 
-
-def write_card(folder: Path, title: str, dimension: int, use: Use = "native") -> None:
-    """Write the README.md of a model folder, which has ``anchorembed.json``.
-
-    ``title`` is the name by which the model is loaded, in the heading and in examples, ``dimension`` that of its
-    vectors.
+    ``title`` is the name by which examples load the model, ``dimension`` that of its vectors.
     """
     metadata = read_metadata(folder)
     if metadata is None:
         raise InputError(f"{folder / METADATA}: no such file. Name a folder that AnchorEmbed trained or exported.")
     base, license_ = _base(str(metadata.history.get("base", "")))
-    data = _card_data(use, title, base if "/" in base else None, license_)
+    data = _card_data(kind, title, base if "/" in base else None, license_)
     parts = [
         f"# {title}",
         _introduction(base, license_, metadata, dimension),
-        *_usage(use, title, metadata),
+        *_usage(kind, title, metadata),
         *_vectors(metadata),
         *_training(metadata.stages),
         *_results(folder / RESULTS),
@@ -53,10 +46,10 @@ def write_card(folder: Path, title: str, dimension: int, use: Use = "native") ->
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
 
 
-def _card_data(use: Use, title: str, base: str | None, license_: str | None) -> CardData:
+def _card_data(kind: Kind, title: str, base: str | None, license_: str | None) -> CardData:
     """The card's metadata, by the classes of the library that loads the folder; ``base`` is a hub id."""
-    if use != "folder":
-        library = "transformers" if use == "native" else use
+    if kind != "folder":
+        library = "transformers" if kind == "native" else kind
         return ModelCardData(
             base_model=base, license=license_, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS
         )
@@ -78,7 +71,7 @@ def _base(name: str) -> tuple[str, str | None]:
     try:
         card = file_beside(name, "README.md") if name else None
         license_ = ModelCard.load(card).data.license if card else None
-    except (InputError, ValueError):  # it is not within reach, or its card is no card
+    except (InputError, ValueError):  # not reachable, or not a valid card
         license_ = None
     return shown, license_ if isinstance(license_, str) else None
 
@@ -98,9 +91,9 @@ def _introduction(base: str, license_: str | None, metadata: Metadata, dimension
     )
 
 
-def _usage(use: Use, title: str, metadata: Metadata) -> Iterable[str]:
+def _usage(kind: Kind, title: str, metadata: Metadata) -> Iterable[str]:
     limit = metadata.lengths.document
-    if use == "native":
+    if kind == "native":
         yield f"""## Use
 
 ```py
@@ -112,9 +105,9 @@ documents = model.encode(["list.sort() sorts a list in place."])
 ```
 
 `anchorembed export` writes a folder for sentence-transformers and other software."""
-    elif use == "folder":
+    elif kind == "folder":
         yield from _exported_usage(title, metadata.prompts)
-    elif use == "gguf":
+    elif kind == "gguf":
         yield f"""## Use
 
 ```
@@ -124,7 +117,7 @@ llama-server -m {title}/model.gguf --embedding --pooling last -c {limit} -b {lim
 llama.cpp adds the end token. Send what `prompts.json` says before and after each text: its `query` or `document`, the
 text, its `suffix`. Texts longer than `max_tokens` are not cut: cut them before."""
     else:
-        engine, file = _GRAPHS[use]
+        engine, file = _GRAPHS[kind]
         yield f"""## Use
 
 `{file}` is a graph for {engine}: `input_ids` and `attention_mask` in, `sentence_embedding` out. Tokens are by
@@ -229,7 +222,7 @@ def _results(path: Path) -> Iterable[str]:
 
 
 def _literal(value: object) -> str:
-    """A value as code in a cell of a table."""
+    """A value in a cell of a table, as code."""
     text = value if isinstance(value, str) else json.dumps(value)
     if not text:
         return "none"
@@ -239,5 +232,5 @@ def _literal(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    """A name as plain text in a cell of a table: of it nothing is markup."""
+    """A name in a cell of a table, with characters of markup escaped."""
     return re.sub(r"([\\`*_<>|&])", r"\\\1", " ".join(str(value).split()))

@@ -1,4 +1,4 @@
-"""Vectors of a reloaded export, compared with ours, over short, long, empty and unusual texts."""
+"""Compare the vectors of a reloaded export with ours, for short, long, empty and unusual texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from anchorembed.model.vectors import Floats, Side, unit_rows
 
 Dtype = Literal["float32", "bfloat16"]
 Encode = Callable[[list[str], Side], Floats]  # vectors of texts, float32 [N, H]
-SIDES: tuple[Side, Side] = ("query", "document")
+SIDES: tuple[Side, Side] = ("document", "query")
 TEXTS = (
     "cat",
     ".",
@@ -25,7 +25,7 @@ WITH_SPECIAL_TOKENS = "Special tokens are text here: </s> <|im_end|> <|endoftext
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of export: how to write it, how to read it again, and how its vectors are checked.
+    """A form of export: how to write and reload it, and how its vectors are checked.
 
     Attributes:
         engine: the software that reads it.

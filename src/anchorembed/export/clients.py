@@ -34,7 +34,7 @@ _METHODS: dict[Library, tuple[str, str, str, str]] = {  # class, its argument, m
     "sentence-transformers": ("SentenceTransformer", "model_name_or_path", "encode_document", "encode_query"),
 }
 _LARGEST_REPLY = 2**28  # bytes
-_NO_SUCH_SERVICE = {401: "the API key", 403: "the API key", 404: "the URL and --served-name", 405: "the URL"}
+_TO_CHECK = {401: "the API key", 403: "the API key", 404: "the URL and --served-name", 405: "the URL"}
 
 
 class Refused(Exception):
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class _Missing(InputError):
-    """Nothing is at the URL."""
+    """The server has nothing at the URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Client:
 
     Attributes:
         name: of the server or library, for messages.
-        embed: vectors of texts of a side, [N, H], not normalised here; raises `Refused`.
-        prompts_from: what puts prompts before texts, in a sentence; empty if it has to be sent with them.
+        embed: vectors of texts of a side, [N, H], as they are served; raises `Refused`.
+        prompts_from: a sentence on what puts prompts before texts; empty if prompts must be sent with texts.
     """
 
     name: str
@@ -75,7 +75,7 @@ def open_library(library: Library, folder: str) -> Client:
     try:
         with quiet():
             model = getattr(module, class_name)(**{argument: folder})
-    except Exception as error:  # each library raises errors of its kind
+    except Exception as error:  # libraries raise errors of many kinds
         raise InputError(f"{folder}: {library} does not load it: {first_line(error)}") from error
 
     def embed(texts: Sequence[str], side: Side) -> Floats:
@@ -83,8 +83,8 @@ def open_library(library: Library, folder: str) -> Client:
             return np.asarray(getattr(model, of_documents)(list(texts)), np.float32)
         return np.asarray([getattr(model, of_query)(text) for text in texts], np.float32)
 
-    how = "Queries were given to the query method as they are, documents to the document method."
-    return Client(library, embed, how)
+    prompts_from = "Queries were given to the query method as they are, documents to the document method."
+    return Client(library, embed, prompts_from)
 
 
 def open_endpoint(
@@ -114,7 +114,7 @@ def open_endpoint(
 
 
 def with_prompts(client: Client, file: Path) -> Client:
-    """The client, sent each text with what ``prompts.json`` of an export to GGUF puts before and after it.
+    """A client that sends each text with what ``prompts.json`` of an export to GGUF puts before and after it.
 
     Raises:
         InputError: if the file cannot be read, or lacks one of the texts ``query``, ``document`` and ``suffix``.
@@ -161,8 +161,8 @@ def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str],
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or first_line(error)
-        late = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
-        cure = f"Is --timeout ({timeout:g} s) too short?" if late else "Is the server running?"
+        timed_out = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
+        cure = f"Is --timeout ({timeout:g} s) too short?" if timed_out else "Is the server running?"
         raise InputError(f"{url}: no reply: {reason}. {cure}") from error
     try:
         return json.loads(content)
@@ -172,10 +172,10 @@ def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str],
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     message = _message(error.read(4096))
-    if error.code in _NO_SUCH_SERVICE or error.code < 400:
+    if error.code in _TO_CHECK or error.code < 400:
         kind = _Missing if error.code == 404 else InputError
-        cure = _NO_SUCH_SERVICE.get(error.code, "the URL")
-        return kind(f"{url}: the server says {error.code}: {message} Check {cure}.")
+        to_check = _TO_CHECK.get(error.code, "the URL")
+        return kind(f"{url}: the server says {error.code}: {message} Check {to_check}.")
     return Refused(f"{error.code}: {message}")
 
 

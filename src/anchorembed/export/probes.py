@@ -1,4 +1,4 @@
-"""The probes: texts whose served vectors are compared. Each short text is changed by some faults and not by others."""
+"""The probes: texts whose served vectors are compared. Each short text shows some faults and not others."""
 
 from bisect import bisect_left
 
@@ -35,7 +35,7 @@ def probe_texts(model: Simulation, side: Side) -> dict[str, str]:
 
 
 def _of_tokens(model: Simulation, side: Side, tokens: int) -> str:
-    """Words that take about so many tokens with template and prompt, at least one word."""
+    """Words that take about ``tokens`` tokens with template and prompt, at least one word."""
     overhead = sum(map(len, model.around(NO_FAULTS)))
     words = [f"{_WORDS[number * number % 7]} {_WORDS[number % 11]} {number}" for number in range(tokens)]
 

@@ -73,7 +73,7 @@ def find_form(to: str) -> Form:
 
 
 def _within_limit(embedder: Embedder, texts: Sequence[str]) -> list[str]:
-    """The texts that are not cut, even with the longer prompt."""
+    """The texts that fit the limit, even with the longer prompt."""
     prefix = max(embedder.metadata.prompts.query, embedder.metadata.prompts.document, key=len)
     counts = embedder.pairs.count([prefix + text for text in texts])
     return [text for text, count in zip(texts, counts, strict=True) if count <= embedder.metadata.lengths.query]

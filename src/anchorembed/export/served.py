@@ -1,6 +1,6 @@
 """The probes as a client serves them: texts and prompts that are sent, and the vectors that come back.
 
-All vectors are those of one text at a time, but for `together`.
+Each text is sent alone, except by `together`.
 
 Axes: P probes, H dimension of the served vectors.
 """
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorembed.errors import InputError
+from anchorembed.export.check import SIDES
 from anchorembed.export.clients import Client, Refused
 from anchorembed.export.faults import NO_FAULTS, Cut, Simulation, differences
 from anchorembed.export.probes import SHORT, probe_texts
 from anchorembed.model.vectors import Floats, Side
 
-SIDES: tuple[Side, Side] = ("document", "query")
 _IDENTICAL = 1e-5  # 1 - cosine of one server's vectors of the same tokens
 
 
 class Served:
-    """Probes that were sent to a client: ``vectors`` by name and side, or the client's reason in ``refused``.
+    """Probes sent to a client: ``vectors`` by name and side, or in ``refused`` why the client gave none.
 
     Raises:
         InputError: if the client refuses all texts, or its vectors differ in dimension.

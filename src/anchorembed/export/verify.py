@@ -1,7 +1,7 @@
 """Compare a served model with the model itself, and name the cause where their vectors differ.
 
-Short texts come first: the faults that explain their vectors are then assumed for long texts, whose differences are
-cuts at another length. Short texts sent in one request must have the same vectors as alone.
+Short texts are compared first. The faults that explain their vectors are then assumed for long texts, whose remaining
+differences are cuts at another length. Short texts sent in one request must have the same vectors as alone.
 
 Axes: P probes, H hidden size.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anchorembed.errors import InputError, nearest
+from anchorembed.export.check import SIDES
 from anchorembed.export.clients import Client, Library, Refused, open_endpoint, open_library, with_prompts
 from anchorembed.export.cures import BATCH, CUT, OTHER_MODEL, REFUSED, SCALE, TOO_LONG, UNKNOWN, cure
 from anchorembed.export.faults import (
@@ -29,18 +30,18 @@ from anchorembed.export.faults import (
     find_cut,
 )
 from anchorembed.export.probes import LONG, OVER_LONG, PROBES, SHORT
-from anchorembed.export.served import SIDES, Served
+from anchorembed.export.served import Served
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Side, unit_rows
 
-_SAME = 1e-3  # 1 - cosine of vectors that are the same
-_OF_SPREAD = 0.02  # limit instead of _SAME, as a share of the median 1 - cosine of different texts, where it is smaller
+_SAME = 1e-3  # largest 1 - cosine of vectors that are the same
+_OF_SPREAD = 0.02  # a lower limit for it: this share of the median 1 - cosine of different texts
 _PRECISION = 20  # times the limit: the largest 1 - cosine that bfloat16 or quantised weights explain
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A text of a side: the cosine of its served vector and ours; NaN if none was served, then ``refused`` says why."""
+    """A text of a side, and the cosine of its served vector and ours; NaN without a vector, as ``refused`` explains."""
 
     name: str
     side: Side
@@ -50,7 +51,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why served vectors differ, with details, on which side (documents, queries or both), and what to do."""
+    """Why served vectors differ, details, on which side (documents, queries or both), and what to do."""
 
     what: str
     detail: str
@@ -84,7 +85,7 @@ def verify(
     skip: Sequence[str] = (),
     prompts: Path | None = None,
 ) -> Report:
-    """Compare a model's own vectors, in float32, with those that an endpoint or a library gives for the same texts.
+    """Compare a model's own vectors, in float32, with those of an endpoint or a library for the same texts.
 
     Args:
         model: as in `Embedder.load`.
@@ -94,7 +95,7 @@ def verify(
         api_key_env: as in `open_endpoint`.
         timeout: as in `open_endpoint`.
         skip: names of probes to leave out.
-        prompts: ``prompts.json`` of an export to GGUF, to send with each text; for an endpoint alone.
+        prompts: ``prompts.json`` of an export to GGUF, to send with each text; only for an endpoint.
 
     Raises:
         InputError: if the model or the target cannot be used, or the reply holds no vectors.
@@ -118,7 +119,7 @@ def compare(embedder: Embedder, client: Client, skip: Sequence[str] = ()) -> Rep
 
 
 class _Comparison:
-    """The search for causes of differences; ``causes`` by name: sides, details, cure."""
+    """The search for causes of differences; ``causes`` maps their names to sides, details and cure."""
 
     def __init__(self, served: Served) -> None:
         self.served, self.model = served, served.model
@@ -128,7 +129,7 @@ class _Comparison:
         own_PH = unit_rows(served.own_vectors("document", short))
         spread = float(np.median(1.0 - own_PH @ own_PH.T)) if len(own_PH) > 1 else 1.0
         self.tolerance = max(1e-5, min(_SAME, _OF_SPREAD * spread))
-        self.most = _PRECISION * self.tolerance
+        self.precision_limit = _PRECISION * self.tolerance
 
     def report(self) -> Report:
         dimension, note = self.served.dimension, self.served.note()
@@ -160,7 +161,7 @@ class _Comparison:
     def _is_other_model(self, explained: Explanation) -> bool:
         """Whether, even with the best explanation, served vectors are no nearer to their own texts than to others."""
         texts = self.served.short_texts("document")
-        if len(texts) < 3 or np.median(explained.left) <= self.most:
+        if len(texts) < 3 or np.median(explained.unexplained) <= self.precision_limit:
             return False
         own_PH = self.model.vectors(texts, "document", explained.faults, self.served.limit("document"))
         served_PH = unit_rows(self.served.short_vectors("document"))
@@ -171,28 +172,28 @@ class _Comparison:
         for side in SIDES:
             self._add_cause(OTHER_MODEL, side, OTHER_MODEL, detail)
 
-    def _enough(self, explained: Explanation) -> float:
-        """The largest 1 - cosine of vectors that are the same, given the typical difference of this server."""
-        noise = float(np.median(explained.left)) if len(explained.left) else 0.0
-        return min(max(self.tolerance, 4 * noise), self.most)
+    def _side_tolerance(self, explained: Explanation) -> float:
+        """The largest 1 - cosine of vectors that are the same, given this server's typical difference on a side."""
+        noise = float(np.median(explained.unexplained)) if len(explained.unexplained) else 0.0
+        return min(max(self.tolerance, 4 * noise), self.precision_limit)
 
     def _judge(self, side: Side, explained: Explanation) -> None:
         """Add the causes of a side: faults, refused texts, and cuts of long ones."""
         for fault in [fault for fault in Fault if fault in explained.faults]:
             self._add_cause(fault, side, fault, self._detail(fault))
-        enough, faults = self._enough(explained), explained.faults
+        tolerance, faults = self._side_tolerance(explained), explained.faults
         for name in [name for name in self.served.names if (name, side) in self.served.refused]:
             kind = REFUSED if name in SHORT else TOO_LONG
             self._add_cause(f"refuses {name} text", side, kind, self.served.refused[name, side])
         cuts = [self.served.limit(side)]
         unknown = []
         for name in (OVER_LONG, LONG, *self.served.short(side)):
-            if any(self._left(name, side, faults, known) <= enough for known in cuts):
+            if any(self._difference(name, side, faults, known) <= tolerance for known in cuts):
                 continue
             is_same = partial(self.served.is_same, name, side)
             served_H, text = self.served.vectors[name, side], self.served.texts[side][name]
             is_short = name in SHORT
-            cut = None if is_short else find_cut(self.model, served_H, text, side, faults, is_same, enough)
+            cut = None if is_short else find_cut(self.model, served_H, text, side, faults, is_same, tolerance)
             if cut is None:
                 unknown.append(name)
             else:
@@ -206,7 +207,7 @@ class _Comparison:
             return repr(self.model.header)
         return repr(self.model.embedder.metadata.template.end) if fault in (Fault.NO_END, Fault.END_TWICE) else ""
 
-    def _left(self, name: str, side: Side, faults: Faults, cut: Cut) -> float:
+    def _difference(self, name: str, side: Side, faults: Faults, cut: Cut) -> float:
         """1 - cosine of a served vector and that of a server with these faults; 0 if none is served."""
         served_H = self.served.vectors.get((name, side))
         if served_H is None:
@@ -244,11 +245,13 @@ class _Comparison:
         except Refused as refusal:
             self._add_cause(f"refuses {len(alone_PH)} texts in one request", "document", BATCH, str(refusal))
             return
-        if together_PH.shape != alone_PH.shape or differences(together_PH, alone_PH).max() > self._enough(explained):
+        if together_PH.shape != alone_PH.shape or differences(together_PH, alone_PH).max() > self._side_tolerance(
+            explained
+        ):
             self._add_cause(BATCH, "document", BATCH)
 
     def _add_cause(self, what: str, side: Side, kind: str, detail: str = "") -> None:
-        """Add a cause, or a side and detail to one that is known; ``kind`` is a key of `cures`."""
+        """Add a cause, or add a side and detail to a known cause; ``kind`` is a key of `cures`."""
         prompts = self.model.embedder.metadata.prompts
         advice = cure(kind, self.served.client.name, prompts, self.served.limit(side).tokens)
         sides, details, _ = self.causes.setdefault(what, (set(), [], advice))
@@ -263,8 +266,8 @@ class _Comparison:
                 if served_H is None or len(served_H) > self.dimension:
                     yield Probe(name, side, math.nan, self.served.refused.get((name, side), ""))
                 else:
-                    left = differences(served_H[None], self.served.own_vectors(side, [name]))[0]
-                    yield Probe(name, side, 1.0 - float(left))
+                    difference = differences(served_H[None], self.served.own_vectors(side, [name]))[0]
+                    yield Probe(name, side, 1.0 - float(difference))
 
     def _report(self, note: str) -> Report:
         where = {frozenset(SIDES): "documents and queries", frozenset(["query"]): "queries"}

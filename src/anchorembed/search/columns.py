@@ -1,7 +1,7 @@
 """Vectors as columns of Arrow tables and Parquet files: a list of float32, int8, or bytes of packed bits for each text.
 
-A file's metadata names the model and the format of its vectors, so that other vectors can be stored in the same way and
-compared.
+A file's metadata names the model and the format of its vectors, so that other vectors can be stored alike
+and compared.
 """
 
 import json
@@ -24,7 +24,7 @@ from anchorembed.system.files import whole_file
 
 _log = logging.getLogger(__name__)
 _KEY = b"anchorembed"  # in a file's metadata
-_FEW = 100  # texts; values of other texts often lie outside the ranges of so few
+_FEW = 100  # texts below which values of other texts often lie outside their ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +88,44 @@ def matrix(column: pa.Array) -> Stored:
 
 
 @contextmanager
-def stored(
+def in_format(
     batches: Iterable[pa.RecordBatch], form: VectorFormat, folder: Path
 ) -> Iterator[tuple[VectorFormat, Iterator[pa.RecordBatch]]]:
-    """Batches of float32 vectors [N, D] as batches in a format, and that format with int8's ranges.
+    """Convert batches of float32 vectors [N, D] to a format; yields the format, with int8's ranges, and the batches.
 
-    Without given ranges, all vectors are first written to a temporary file in ``folder`` to measure their ranges.
+    For int8 without ranges, all vectors are first written to a temporary file in ``folder`` to measure the ranges.
     """
     if form.precision != "int8" or form.ranges is not None:
-        yield form, (_stored(batch, form) for batch in batches)
+        yield form, (_in_format(batch, form) for batch in batches)
         return
     remaining = iter(batches)
-    first = next(remaining, None)
-    if first is None:
+    first_batch = next(remaining, None)
+    if first_batch is None:
         yield form, iter(())
         return
     with tempfile.TemporaryFile(dir=folder) as spool:
         ranges: Ranges | None = None
-        with pa.ipc.new_stream(spool, first.schema) as writer:
-            for batch in chain([first], remaining):
+        with pa.ipc.new_stream(spool, first_batch.schema) as writer:
+            for batch in chain([first_batch], remaining):
                 ranges = int8_ranges(matrix(batch["vector"]), ranges)
                 writer.write_batch(batch)
         spool.seek(0)
         form = replace(form, ranges=ranges)
-        yield form, (_stored(batch, form) for batch in pa.ipc.open_stream(spool))
+        yield form, (_in_format(batch, form) for batch in pa.ipc.open_stream(spool))
 
 
 def write_vectors(out: Path, batches: Iterable[pa.RecordBatch], made_by: MadeBy) -> int:
-    """Write batches of float32 vectors to a Parquet file, stored as ``made_by`` says; returns the number of vectors.
+    """Write batches of float32 vectors, at least one, to a Parquet file in a format; returns the number of vectors.
 
     Raises:
         InputError: if the file cannot be written, or int8's ranges would be those of one text.
     """
     count = 0
-    with whole_file(out) as unfinished, stored(batches, made_by.form, out.parent) as (form, small):
-        first = next(small)
-        schema = replace(made_by, form=form).schema(first.schema)
+    with whole_file(out) as unfinished, in_format(batches, made_by.form, out.parent) as (form, converted):
+        first_batch = next(converted)
+        schema = replace(made_by, form=form).schema(first_batch.schema)
         with pq.ParquetWriter(unfinished, schema) as writer:
-            for batch in chain([first], small):
+            for batch in chain([first_batch], converted):
                 writer.write_batch(batch)
                 count += len(batch)
         if form != made_by.form:
@@ -140,7 +140,7 @@ def _check_calibrated(texts: int) -> None:
         _log.warning(f"int8: the ranges are those of {texts} texts; vectors encoded with --like are clipped to them")
 
 
-def _stored(batch: pa.RecordBatch, form: VectorFormat) -> pa.RecordBatch:
+def _in_format(batch: pa.RecordBatch, form: VectorFormat) -> pa.RecordBatch:
     position = batch.schema.get_field_index("vector")
     return batch.set_column(position, "vector", _column(quantize(matrix(batch["vector"]), form)))
 

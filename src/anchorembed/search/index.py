@@ -1,10 +1,10 @@
 """An index keeps a corpus as unit vectors in LanceDB and finds the documents nearest to a query.
 
-An index is a folder, written whole or not at all: a table, and a manifest (see `manifest`). When it is replaced, the
-table that it replaces stays beside the new one for those who have it open. A query stays float32; its score is the
-cosine with the stored vector, restored as in `model.vector_formats`. Search is exact: LanceDB proposes candidates in
-float32, or all int8 or binary vectors are compared; the candidates' cosines are computed again in float64, and of equal
-scores the smaller document id comes first.
+An index is a folder, written whole or not at all: a table and a manifest (`manifest`). When it is replaced, the old
+table stays beside the new one for readers that have it open. A query stays float32; its score is the cosine with the
+stored vector, restored as in `model.vector_formats`. Search is exact: LanceDB proposes candidates in float32, or all
+int8 or binary vectors are compared; then the candidates' cosines are computed in float64. Of equal scores, the smaller
+document id comes first.
 
 Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
@@ -31,7 +31,7 @@ from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.vector_formats import VectorFormat, cut, restore
 from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
-from anchorembed.search.columns import matrix, stored, vector_batch
+from anchorembed.search.columns import in_format, matrix, vector_batch
 from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
 from anchorembed.system.files import hash_file, whole_folder
 
@@ -82,7 +82,7 @@ class Index:
             batch: documents to embed at a time.
             progress: called with the number of documents embedded since the last call.
             corpus_hash: SHA-256 of the corpus file, for the manifest.
-            form: how vectors are stored, by default float32 and whole; int8's ranges are those of the documents.
+            form: how vectors are stored, by default float32 with all dimensions; int8's ranges are the documents'.
 
         Raises:
             InputError: if there are no documents, two share an id, or ``folder`` holds something that is not an index.
@@ -95,10 +95,10 @@ class Index:
         with (
             whole_folder(folder) as building,
             _store_errors_as_os_errors(),
-            stored(batches, form, building) as (form, small),
+            in_format(batches, form, building) as (form, converted),
         ):
             name = f"documents-{uuid4().hex[:12]}"
-            count = _write_table(building, name, small)
+            count = _write_table(building, name, converted)
             if not count:
                 raise InputError(
                     f"{folder}: there are no documents to index. Give a corpus with at least one document."
@@ -151,7 +151,7 @@ class Index:
         top_k = min(top_k, len(self))
         query_H = cut(unit_rows(_encode(encoder, [query], "query")), self.form.dimensions)[0]
         find = self._candidates if self.form.precision == "float32" else self._compared
-        with self._replaced_named():
+        with self._search_errors():
             candidates = find(query_H, top_k)
         ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
         scores = cosines(query_H, self._restored(candidates)).tolist()
@@ -159,15 +159,15 @@ class Index:
         return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
 
     @contextmanager
-    def _replaced_named(self) -> Iterator[None]:
-        """Turn LanceDB's errors into an InputError: the index is damaged, or was replaced since it was opened."""
+    def _search_errors(self) -> Iterator[None]:
+        """Raise LanceDB's errors as InputError: the index is damaged, or was replaced after it was opened."""
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
             if identity_of(self.folder) == self._opened:
                 raise InputError(_damaged(self.folder, first_line(error))) from error
             raise InputError(
-                f"{self.folder}: the index was replaced or removed after it was opened. Open it, or search, again."
+                f"{self.folder}: the index was replaced or removed after it was opened. Open it again."
             ) from error
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
@@ -185,7 +185,7 @@ class Index:
     def _compared(self, query_H: Floats, top_k: int) -> pa.Table:
         """Rows that may be among the ``top_k`` best, given rounding; all rows are compared, batch by batch."""
         best: pa.Table | None = None
-        # LanceDB does not compare floats with int8 or with packed bits.
+        # LanceDB cannot compare floats with int8 or packed bits.
         for batch in self._table.search().select(["id", "text", "vector"]).to_batches():
             rows = pa.Table.from_batches([batch])
             rows = rows if best is None else pa.concat_tables([best, rows])
@@ -224,7 +224,7 @@ def open_or_build(
 
 
 def _keep_replaced(folder: Path, building: Path) -> None:
-    """Link the table that is replaced into the new index: readers go on with it until the index is replaced again."""
+    """Link the old table into the new index, so that readers can use it until the index is replaced once more."""
     manifest = read_manifest(folder)
     if manifest is None:
         return
@@ -266,7 +266,7 @@ def _embedded(
 def _write_table(building: Path, name: str, batches: Iterable[pa.RecordBatch]) -> int:
     """Write batches into a new table, thousands of rows at a time, and return the number of rows."""
     table: Table | None = None
-    for rows in _gathered(batches):
+    for rows in _joined(batches):
         if table is None:
             table = lancedb.connect(building).create_table(name, schema=rows.schema)
         table.add(rows)
@@ -277,7 +277,7 @@ def _write_table(building: Path, name: str, batches: Iterable[pa.RecordBatch]) -
     return int(table.count_rows())
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Batches joined into tables of at least `_ROWS_PER_WRITE` rows."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:

@@ -16,10 +16,10 @@ FORMAT = "anchorembed-index-1"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The model's fingerprint, and the corpus file's SHA-256 (empty if the index was not made from a file).
+    """What an index was made from, and how it is stored; the defaults are for manifests of older indexes.
 
-    ``dimension``, ``precision`` and ``ranges`` are the format of its vectors; only int8 has ranges. ``table`` is the
-    name of the table of documents. An older manifest without a precision is of float32 vectors.
+    ``model`` is the model's fingerprint, ``corpus`` the SHA-256 of the corpus file, or empty. ``dimension``,
+    ``precision`` and ``ranges`` (of int8) are the format of the vectors; ``table`` is the table's name.
     """
 
     format: str
@@ -63,16 +63,16 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     try:
         manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
-        is_whole = (manifest.form.ranges is not None) == (manifest.precision == "int8")
+        is_valid = (manifest.form.ranges is not None) == (manifest.precision == "int8")
     except (InputError, ValueError, TypeError):
-        is_whole = False
-    if not is_whole:
+        is_valid = False
+    if not is_valid:
         raise InputError(f"{path}: damaged, its keys or values are not an index's. Delete the folder {folder}.")
     return manifest
 
 
 def identity_of(folder: Path) -> tuple[int, int]:
-    """Inode and time stamp of the manifest file, which differ once the index is replaced; zeros if there is none."""
+    """Inode and time stamp of the manifest file, which change when the index is replaced; zeros without one."""
     try:
         state = (folder / MANIFEST).stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Embed a corpus over many machines: Ray Data hands parts of it to workers, each of which holds the model.
+"""Embed a corpus on many machines: Ray Data hands parts of it to workers, each with its copy of the model.
 
-A part is a Parquet file of texts. Its vectors become a Parquet file of the same name, written whole or not at all, so
-the part of a worker that died is done again. All machines must see the output's folder and the model under one path.
+A part is a Parquet file of texts. Its vectors become a Parquet file of the same name, written whole or not at all. If a
+worker dies, its part is repeated. The output folder and the model must have the same path on all machines.
 """
 
 import logging
@@ -31,7 +31,7 @@ _TRIES = 4  # for each part
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How texts are embedded, and vectors stored: as ``like`` says, or by dimensions and precision."""
+    """How texts are embedded, and vectors stored: as those of ``like``, or by dimensions and precision."""
 
     model: str
     side: Side = "document"
@@ -49,7 +49,7 @@ class Worker:
         self.embedder = Embedder.load(job.model)
 
     def __call__(self, row: dict[str, str]) -> dict[str, int]:
-        """Embed the part that a row names; returns how many texts it has."""
+        """Embed the part that ``row`` names; returns its number of texts."""
         table, job = pq.read_table(self.texts / row["part"]), self.job
         metadata = made_by(self.embedder, job.dimensions, job.precision, job.like)
         vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
@@ -126,13 +126,13 @@ def _run(
     workers: int | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Have workers, made with these arguments, embed the parts."""
+    """Embed the parts by workers; ``arguments`` are those of `Worker`."""
     is_started_here = not ray.is_initialized()
     try:
         if is_started_here:
             address = os.environ.get("RAY_ADDRESS") or "local"
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each execution
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs each execution
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a part may take long

@@ -17,7 +17,7 @@ from anchorembed.model.vector_formats import Ranges, VectorFormat, cut, int8_ran
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts, whole_file
 
-_ROWS = 1 << 16  # quantised at once
+_ROWS = 1 << 16  # vectors quantised at once
 
 
 class Texts(Protocol):
@@ -29,7 +29,7 @@ class Texts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VectorCache:
-    """Unit vectors of texts. Each file's name is a hash of model, number format, side, instruction and texts."""
+    """Unit vectors of texts, in files named by a hash of model, dtype, side, instruction and texts."""
 
     embedder: Embedder
     folder: Path
@@ -75,9 +75,9 @@ class VectorCache:
 
 
 def made_smaller(vectors_NH: Floats, form: VectorFormat, folder: Path) -> Floats:
-    """Vectors as a search compares them after storage in ``form``: float32 [N, D], in a temporary file in ``folder``.
+    """Vectors as a search sees them after storage in ``form``: float32 [N, D], in a temporary file in ``folder``.
 
-    The ranges of int8 are measured on these vectors.
+    The ranges of int8 are those of these vectors.
     """
     parts = [slice(start, start + _ROWS) for start in range(0, len(vectors_NH), _ROWS)]
     if not parts:
@@ -97,6 +97,6 @@ def made_smaller(vectors_NH: Floats, form: VectorFormat, folder: Path) -> Floats
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Allocate a mapped file's space: if the disk were full, a write to the map would kill the process."""
+    """Allocate a mapped file's space, as a write to the map of a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)

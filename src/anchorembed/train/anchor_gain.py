@@ -9,28 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from anchorembed.model.backbone import Backbone
-from anchorembed.train.anchors import entering
+from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.reconstruction_batch import DIRECTIONS, MicroBatch, ReconstructionBatch
 from anchorembed.train.stage import Metrics, read_back
 
-_FIRST = 4  # target tokens of a text whose gain is reported apart
+_FIRST = 4  # target tokens of a text whose gain is reported by itself
 _ALIKE = 0.95  # mean cosine of two anchors above which they have collapsed
 _READ = 0.02  # nats a token: an anchor gain below it is noise
 
 
 def anchor_gain(module: nn.Module, held_out: ReconstructionBatch, backbone: Backbone, bag_weight: float) -> Metrics:
-    """Losses of held-out texts, in nats a token, and what they are lower than with the next text's anchor.
+    """Losses of held-out texts, in nats per token, and by how much the next text's anchor makes them higher.
 
-    The bag's loss and gain are measured, too, if ``bag_weight`` is above 0.
+    If ``bag_weight`` is above 0, the bag's loss and gain are measured, too.
     """
     batches = held_out.micro_batches
     anchors_NH = torch.cat([module(micro.sources, None)[0] for micro in batches])
     spread = _spread(anchors_NH)
-    anchors_NH = torch.cat(entering(held_out, anchors_NH, backbone)[0])
-    right, other = (_mean_losses(module, batches, each, bag_weight) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
-    gains = {name: other[name] - right[name] for name in right}
-    metrics = {"held_out": right["all"], "gain": gains["all"], "gain_first": gains["first"]} | spread
-    return metrics | ({"held_out_bag": right["bag"], "gain_bag": gains["bag"]} if bag_weight else {})
+    anchors_NH = torch.cat(decoder_anchors(held_out, anchors_NH, backbone)[0])
+    losses, of_next = (_mean_losses(module, batches, each, bag_weight) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
+    gains = {name: of_next[name] - losses[name] for name in losses}
+    metrics = {"held_out": losses["all"], "gain": gains["all"], "gain_first": gains["first"]} | spread
+    return metrics | ({"held_out_bag": losses["bag"], "gain_bag": gains["bag"]} if bag_weight else {})
 
 
 def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: Tensor, bag_weight: float) -> Metrics:
@@ -41,15 +41,15 @@ def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: T
         targets = micro.targets
         _, losses_P, bags_P, *_ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
         positions = targets.batch.positions
-        before = positions[targets.slots][targets.owners]
-        first_P = (positions[targets.predicting] < _FIRST + before).float()
+        anchors_P = positions[targets.slots][targets.owners]
+        first_P = (positions[targets.predicting] < _FIRST + anchors_P).float()
         sums_5 += torch.stack([losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()])
-    written, first, bag, tokens, early = sums_5.tolist()
-    return {"all": written / tokens, "first": first / early, "bag": bag / tokens}
+    written, first, bag, tokens, first_tokens = sums_5.tolist()
+    return {"all": written / tokens, "first": first / first_tokens, "bag": bag / tokens}
 
 
 def _spread(anchors_NH: Tensor) -> Metrics:
-    """Mean cosine of two anchors; effective rank, e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
+    """Mean cosine of two anchors, and effective rank: e to the entropy of the spectrum (Roy and Vetterli, 2007)."""
     units_NH = nn.functional.normalize(anchors_NH, dim=-1)
     count = len(units_NH)
     cosine = (units_NH.sum(0).square().sum() - count) / (count * (count - 1))
@@ -58,7 +58,7 @@ def _spread(anchors_NH: Tensor) -> Metrics:
 
 
 def collapsed(log: Sequence[Metrics]) -> str:
-    """Say so where anchors are all alike at the end of a log and the decoder does not read them; else empty."""
+    """A warning if at the end of a log anchors are all alike and the decoder does not read them; else empty."""
     last = next((entry for entry in reversed(log) if "cosine_q2d" in entry), None)
     if last is None:
         return ""

@@ -1,6 +1,6 @@
-"""What a step's anchors go through between encoder and decoder: compared, centred, and shared among its texts.
+"""A step's anchors between encoder and decoder: compared, centred, or shared among its texts.
 
-As they are, as the paper has it, they go through nothing.
+In the paper they enter the decoder unchanged.
 
 Axes: N texts, Q queries, D documents, R texts times choices of an anchor, S sides, H hidden size.
 """
@@ -16,14 +16,15 @@ from anchorembed.train.reconstruction_batch import ReconstructionBatch
 _SCALE = 20.0  # of cosines where anchors are compared with each other
 
 
-def entering(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone) -> tuple[list[Tensor], Tensor]:
-    """What enters the decoder in each micro-batch, of this process's anchors; where texts choose, of all's.
+def decoder_anchors(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone) -> tuple[list[Tensor], Tensor]:
+    """The vectors that enter the decoder in each micro-batch, and the weighted contrastive loss of the anchors.
 
-    Also the weighted loss of comparing all queries' anchors with all documents', as they are; 0 without such a loss.
+    The vectors are made from this process's anchors, or from those of all processes if texts choose among them. The
+    loss compares the uncentred anchors of all queries and documents; it is 0 if the batch has none.
     """
     entering_NH, contrast = anchors_NH, anchors_NH.new_zeros(())
     if batch.excluded_QD is not None:
-        queries_QH, documents_DH = _of_all(batch, anchors_NH).view(batch.pairs, 2, -1).unbind(1)
+        queries_QH, documents_DH = _gathered(batch, anchors_NH).view(batch.pairs, 2, -1).unbind(1)
         contrast = batch.contrast_weight * info_nce(queries_QH, documents_DH, _SCALE, batch.excluded_QD)
     if batch.anchor != "raw":
         sides_N = torch.cat([micro.sides_N for micro in batch.micro_batches])
@@ -31,40 +32,41 @@ def entering(batch: ReconstructionBatch, anchors_NH: Tensor, backbone: Backbone)
         entering_NH = centred(anchors_NH, sides_N, length, gradient_only=batch.anchor == "centred_gradient")
     if batch.micro_batches[0].choices == 1:
         return [*entering_NH.split([len(micro.sides_N) for micro in batch.micro_batches])], contrast
-    shared_NH = _of_all(batch, entering_NH)
+    shared_NH = _gathered(batch, entering_NH)
     return [shared_NH[micro.rows_R] for micro in batch.micro_batches], contrast
 
 
-def _of_all(batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
-    """All processes' anchors in the step's order, from this process's."""
+def _gathered(batch: ReconstructionBatch, anchors_NH: Tensor) -> Tensor:
+    """The anchors of all processes, in the step's order."""
     rows_N = torch.cat([micro.rows_R[:: micro.choices] for micro in batch.micro_batches])
-    counts_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
-    return in_step_order(anchors_NH, rows_N, counts_N.to(anchors_NH.dtype), batch.pairs * len(batch.weights))
+    is_used_N = torch.cat([micro.sides_N for micro in batch.micro_batches]) >= 0
+    return in_step_order(anchors_NH, rows_N, is_used_N.to(anchors_NH.dtype), batch.pairs * len(batch.weights))
 
 
-def in_step_order(anchors_NH: Tensor, rows_N: Tensor, counts_N: Tensor, rows: int) -> Tensor:
-    """Anchors of all processes as a step has its texts, [rows, H], from this process's, which stand in ``rows_N``.
+def in_step_order(anchors_NH: Tensor, rows_N: Tensor, is_used_N: Tensor, rows: int) -> Tensor:
+    """Anchors of all processes in the order of the step's texts, [rows, H].
 
-    ``counts_N`` is 0 for those that are there for nothing.
+    ``rows_N`` is the row of each of this process's anchors; ``is_used_N`` is 0 for anchors of idle micro-batches, 1
+    for others.
     """
     shared = anchors_NH.new_zeros(rows, anchors_NH.shape[1])
-    return summed_with_gradient(shared.index_add(0, rows_N, anchors_NH * counts_N[:, None]))
+    return summed_with_gradient(shared.index_add(0, rows_N, anchors_NH * is_used_N[:, None]))
 
 
 def centred(anchors_NH: Tensor, sides_N: Tensor, length: Tensor, gradient_only: bool = False) -> Tensor:
-    """Anchors of a step without what all of a side share: ``length * (e - mean) / |e - mean|``.
+    """Subtract the mean of a side from its anchors, and scale them: ``length * (e - mean) / |e - mean|``.
 
-    A decoder that ignores its anchor sends every anchor the same gradient, which makes them all alike; less their mean
-    they cannot become so. It is what batch normalisation does against posterior collapse (Zhu et al., BN-VAE, 2020,
-    arXiv 2004.12585). The paper has none.
+    A decoder that ignores its anchor sends every anchor the same gradient, which makes them all alike; without their
+    mean they cannot become so. Batch normalisation prevents posterior collapse in the same way (Zhu et al., BN-VAE,
+    2020, arXiv 2004.12585). The paper does not centre.
 
     Args:
         anchors_NH: this process's anchors of the whole step.
-        sides_N: which side's each is, 0 or 1; sides have means of their own, over all processes.
-        length: what each becomes long, that of a token's input vector.
-        gradient_only: leave the anchors as they are, and take the mean off their gradients instead.
+        sides_N: side of each anchor, 0 or 1; each side has its own mean, over all processes.
+        length: length of each result, that of a token's input vector.
+        gradient_only: leave the anchors unchanged, and subtract the mean from their gradients.
     """
-    with torch.autocast(anchors_NH.device.type, enabled=False):  # what anchors share is most of them
+    with torch.autocast(anchors_NH.device.type, enabled=False):  # float32, as anchors differ little from their mean
         is_side_SN = torch.stack([sides_N == side for side in (0, 1)]).to(anchors_NH.dtype)
         sums_SH, counts_S = summed_with_gradient(is_side_SN @ anchors_NH), summed_with_gradient(is_side_SN.sum(1))
         means_SH = sums_SH / counts_S.clamp(min=1)[:, None]

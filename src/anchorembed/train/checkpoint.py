@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and enough to continue as if nothing had happened.
+"""Checkpoints: written whole or not at all; a resumed run gives the same result as an uninterrupted one.
 
 A checkpoint is a folder ``step-000200`` with trainable weights and optimizer state as safetensors and the rest as JSON:
 the step, the run's plan and the versions of what computed it. It is written under another name, synced, and renamed.
@@ -21,7 +21,7 @@ from anchorembed.system.files import whole_folder
 from anchorembed.system.processes import on_first_process, rank, reshard, sharded_like, wait_for_all
 
 _log = logging.getLogger(__name__)
-Plan = dict[str, Any]  # settings and contents that decide a result, by key
+Plan = dict[str, Any]  # settings and content hashes that decide a result, by key (`plan`)
 
 
 def save_checkpoint(
@@ -52,7 +52,8 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Ten
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     newest_first = checkpoints(folder)
     index = newest_first.index(target)
-    for path in newest_first[:index] + newest_first[index + keep :]:  # newer ones are damaged: training began before
+    # newer ones are damaged: training resumed from an older one
+    for path in newest_first[:index] + newest_first[index + keep :]:
         shutil.rmtree(path)
 
 

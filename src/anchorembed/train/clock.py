@@ -1,4 +1,4 @@
-"""The sizes of a run of so many minutes (`sizing`), fitted anew after each arm by the clock and kept in a file."""
+"""The sizes of a run of a given time (`sizing`), fitted again after each arm and kept in a file."""
 
 import logging
 import time
@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What a run of ``asked`` minutes does, by the times known after so many of its two arms.
+    """The sizes of a run of ``asked`` minutes after ``arms`` of its two arms.
 
     Attributes:
-        asked: minutes in all.
-        sizes: what is decided, and what is planned.
-        times: as measured first, then as the arms took.
-        most: sizes that are of use.
+        asked: minutes of the whole run.
+        sizes: those of trained arms, and those planned for the rest.
+        times: measured before training, then corrected by each arm.
+        most: largest useful sizes.
         begun: seconds spent before training.
-        spent: seconds spent by the last decision.
-        arms: how many were trained then.
+        spent: seconds spent when the sizes were fitted.
+        arms: arms trained when the sizes were fitted.
     """
 
     asked: float
@@ -41,11 +41,11 @@ class Sizing:
 
     @property
     def minutes(self) -> float:
-        """What all of it takes, by these times."""
+        """Estimated minutes of the whole run."""
         return (self.spent + seconds_left(self.sizes, self.times, self.arms)) / 60
 
     def minutes_for(self, contrast_steps: int) -> int:
-        """Minutes of a run with so many steps of Stage II."""
+        """Minutes of a run with ``contrast_steps`` steps of Stage II."""
         return minutes_for(contrast_steps, self.begun, self.times, self.most)
 
     def after(self, arms: int, log: Sequence[Metrics], spent: float) -> "Sizing":
@@ -56,7 +56,7 @@ class Sizing:
 
 
 class Clock:
-    """A run's sizes, fitted anew after each arm and kept in a file; time between two commands does not count."""
+    """Fits a run's sizes again after each arm and keeps them in a file; time between two commands does not count."""
 
     def __init__(self, path: Path, sizing: Sizing, started: float) -> None:
         self.path, self.sizing, self.started = path, sizing, started
@@ -66,22 +66,22 @@ class Clock:
         write_file(self.path, to_json(asdict(self.sizing), indent=2) + "\n")
 
     def arm_done(self, arms: int, contrast_log: Path) -> Sizes:
-        """The sizes once so many arms are trained."""
+        """The sizes after ``arms`` trained arms."""
         if arms > self.sizing.arms:
             self.sizing = self.sizing.after(arms, read_log(contrast_log), time.monotonic() - self.started)
             self.write()
             sizes, left = self.sizing.sizes, self.sizing.asked - self.sizing.spent / 60
-            what = (
+            fitted = (
                 f"{sizes.reconstruct_steps} steps of Stage I"
                 if arms == 1
                 else f"measured on {sizes.documents} documents"
             )
-            _log.info(f"sizes: {left:.1f} minutes are left: {what}; about {self.sizing.minutes:.0f} minutes in all")
+            _log.info(f"sizes: {left:.1f} minutes are left: {fitted}; about {self.sizing.minutes:.0f} minutes in all")
         return self.sizing.sizes
 
 
 def read_sizing(path: Path) -> Sizing:
-    """What a file says, as a `Clock` has written it; raises InputError if it is damaged."""
+    """Read the file that a `Clock` has written; raises InputError if it is damaged."""
     try:
         return TypeAdapter(Sizing).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Stage II: contrastive learning, one InfoNCE over all of a step's pairs, whatever the token budget and the processes.
+"""Stage II: contrastive learning, one InfoNCE over all pairs of a step, whatever the token budget and the processes.
 
 ``make_batch`` counts texts, marks false negatives and packs chunks on the CPU. ``run`` embeds the chunks
 (`gradcache`), gathers all processes' embeddings and compares them (`contrastive_losses`).
@@ -102,7 +102,7 @@ class Contrastive(Stage):
 
     @staticmethod
     def step_size(settings: Contrast, data: Data) -> StepSize:
-        """Sizes of a step that decide its memory: the longest texts, and all similarities."""
+        """Sizes of a step of the longest texts, and of all similarities."""
         queries, documents = settings.batch_size, settings.batch_size * (1 + settings.hard_negatives)
         return StepSize(
             longest=max(data.query_tokens, data.document_tokens),
@@ -114,7 +114,7 @@ class Contrastive(Stage):
 
     @staticmethod
     def check_stored(settings: Contrast, stored: str) -> None:
-        """Refuse weights that are not stored in float32 if they are trained, as without adapters.
+        """Refuse weights that are not stored in float32 unless only adapters train.
 
         Raises:
             InputError: naming the settings to change.
@@ -192,13 +192,13 @@ class Contrastive(Stage):
         embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
         best_Q = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1)
-        right = best_Q == torch.arange(len(pairs), device=self.device)
+        is_right_Q = best_Q == torch.arange(len(pairs), device=self.device)
         loss = self._loss(comparison, embeddings, self._guided(pairs))
-        return read_back({"held_out_loss": loss, "held_out_accuracy": right.float().mean()})
+        return read_back({"held_out_loss": loss, "held_out_accuracy": is_right_Q.float().mean()})
 
     def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
-        queries, answers, negatives = _texts(pairs, self.hard_negatives)
-        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, answers + negatives)])
+        queries, positives, negatives = _texts(pairs, self.hard_negatives)
+        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
         given = None
         if self.settings.distill:
             given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
@@ -207,7 +207,7 @@ class Contrastive(Stage):
     def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
 
-        It is the mean over vectors cut to each of ``settings.dimensions``, so that cut ones work, too (Kusupati, 2022).
+        The mean over vectors cut to each of ``settings.dimensions``, so that these work, too (Kusupati, 2022).
         """
         count, left_out_QD = len(comparison.excluded_QD), comparison.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
@@ -253,15 +253,14 @@ class Contrastive(Stage):
 
     def unused(self, prepared: Prepared) -> list[str]:
         """Warnings of unused hard negatives, and of modules without adapters."""
-        sentences, given = super().unused(prepared), prepared.store.most_negatives
-        if given > self.hard_negatives:
-            used = self.hard_negatives
-            sentences.append(f"of up to {given} hard negatives a pair, {used} used: contrast.hard_negatives")
+        sentences, most, used = super().unused(prepared), prepared.store.most_negatives, self.hard_negatives
+        if most > used:
+            sentences.append(f"of up to {most} hard negatives a pair, {used} used: contrast.hard_negatives")
         return sentences
 
 
 def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:
-    """The model that judges which documents are no negatives, on the embedder's device."""
+    """The model that decides which documents are negatives, on the embedder's device."""
     if settings.guide is None:
         return None
     precision: Precision = "float32" if embedder.dtype == torch.float32 else "bfloat16"

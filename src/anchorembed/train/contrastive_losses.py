@@ -1,6 +1,6 @@
 """Stage II: InfoNCE on anchors, in float32. Pure functions that never see a model.
 
-Axes: Q queries, D documents (the queries' positives in order, then hard negatives), H hidden size.
+Axes: Q queries, D documents (the queries' positives in order, then hard negatives), C candidates, H hidden size.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,10 +16,7 @@ SCALE = 50.0
 
 
 def info_nce(
-    queries_QH: Tensor,
-    documents_DH: Tensor,
-    scale: float = SCALE,
-    excluded_QD: Tensor | None = None,
+    queries_QH: Tensor, documents_DH: Tensor, scale: float = SCALE, excluded_QD: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy of ``scale * cos(query, document)`` against each query's positive: L_II of Su et al.
 
@@ -42,15 +39,12 @@ def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
 
 
 def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> bool:
-    """Whether any query has a negative by `false_negatives`.
-
-    Without one the loss and its gradient are 0.
-    """
-    right: dict[Hashable, set[Hashable]] = {}
+    """Whether `false_negatives` leaves any query a negative; without one the loss and its gradient are 0."""
+    answers: dict[Hashable, set[Hashable]] = {}
     for query, positive in zip(query_keys, document_keys, strict=False):
-        right.setdefault(query, {query}).add(positive)
+        answers.setdefault(query, {query}).add(positive)
     documents = set(document_keys)
-    return any(documents - positives for positives in right.values())
+    return any(documents - answering for answering in answers.values())
 
 
 def false_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> Tensor:
@@ -80,10 +74,12 @@ def too_similar(queries_QH: Tensor, documents_DH: Tensor, margin: float) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocuments:
-    """Candidates of each query with scores by another model: C for each query, padded where a query has fewer.
+    """Candidates of each query with scores by another model: C for each query, padded if a query has fewer.
 
-    ``documents_QC`` are indices into the documents, ``targets_QC`` the log softmax of the given scores, minus infinity
-    for padding; ``weights_Q`` is 1 / n for each of the n queries with two candidates or more, 0 for the others.
+    Attributes:
+        documents_QC: indices into the documents.
+        targets_QC: log softmax of the given scores; minus infinity for padding.
+        weights_Q: 1 / n for each of the n queries with two candidates or more, 0 for the others.
     """
 
     documents_QC: Tensor
@@ -121,6 +117,6 @@ def distillation(queries_QH: Tensor, documents_DH: Tensor, given: ScoredDocument
     """
     scores_QC = (scale * similarities(queries_QH, documents_DH)).gather(1, given.documents_QC)
     padding_QC = given.targets_QC == -torch.inf
-    ours_QC = scores_QC.masked_fill(padding_QC, -torch.inf).log_softmax(1)
-    terms_QC = given.targets_QC.exp() * (given.targets_QC - ours_QC).masked_fill(padding_QC, 0.0)
+    log_shares_QC = scores_QC.masked_fill(padding_QC, -torch.inf).log_softmax(1)
+    terms_QC = given.targets_QC.exp() * (given.targets_QC - log_shares_QC).masked_fill(padding_QC, 0.0)
     return (terms_QC.sum(1) * given.weights_Q).sum()

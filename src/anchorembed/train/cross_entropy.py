@@ -85,24 +85,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, min(start + step, len(states_TH)))
                 chosen = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # targets of the rows
                 states = states_TH[rows].to(options.dtype)
-                problem = (
-                    states @ weight.T,
-                    targets_T[chosen],
-                    weights_T[chosen],
-                    bias_V,
-                    options.scale,
-                    options.softcap,
-                )
+                products = states @ weight.T
+                problem = (products, targets_T[chosen], weights_T[chosen], bias_V, options.scale, options.softcap)
                 if options.bags is None:
-                    losses_T[chosen], slope = _loss_and_slope(*problem)
+                    losses_T[chosen], gradient = _loss_and_gradient(*problem)
                 else:
-                    losses_T[chosen], slope = _bag_and_slope(options.bags[1][chosen] - start, *problem)
+                    losses_T[chosen], gradient = _bag_and_gradient(options.bags[1][chosen] - start, *problem)
                 if grad_states is not None:
-                    grad_states[rows] = slope @ weight
+                    grad_states[rows] = gradient @ weight
                 if grad_weight is not None:
-                    _add_product(grad_weight, slope, states)
+                    _add_product(grad_weight, gradient, states)
                 if grad_bias is not None:
-                    grad_bias += slope.sum(0, dtype=torch.float32)
+                    grad_bias += gradient.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses_T)
         return (losses_T * weights_T).sum(), losses_T
@@ -117,17 +111,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 _apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
 
 
-def _add_product(total_VH: Tensor, slope_TV: Tensor, states_TH: Tensor) -> None:
-    """Add ``slope.T @ states`` to a float32 total: in one product on a GPU, elsewhere in slices of the vocabulary."""
-    if total_VH.device.type == "cuda" and slope_TV.dtype != torch.float32:
-        torch.addmm(total_VH, slope_TV.T, states_TH, out_dtype=torch.float32, out=total_VH)
+def _add_product(total_VH: Tensor, gradient_TV: Tensor, states_TH: Tensor) -> None:
+    """Add ``gradient.T @ states`` to a float32 total: one product on a GPU, elsewhere slices of the vocabulary."""
+    if total_VH.device.type == "cuda" and gradient_TV.dtype != torch.float32:
+        torch.addmm(total_VH, gradient_TV.T, states_TH, out_dtype=torch.float32, out=total_VH)
         return
     for start in range(0, len(total_VH), _SLICE):
         words = slice(start, start + _SLICE)
-        total_VH[words] += slope_TV[:, words].T @ states_TH
+        total_VH[words] += gradient_TV[:, words].T @ states_TH
 
 
-def _loss_and_slope(
+def _loss_and_gradient(
     products: Tensor, targets: Tensor, weights: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses [T], and the gradient of their weighted sum with respect to ``products``, ``states @ weight.T``."""
@@ -135,12 +129,12 @@ def _loss_and_slope(
         products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
     )
     softmax = _compiled_softmax() if products.is_cuda else _softmax
-    normalizer, slope = softmax(products, weights, bias_V, scale, softcap)
+    normalizer, gradient = softmax(products, weights, bias_V, scale, softcap)
     losses = (normalizer - target_logits)[:, 0]
     at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
     if softcap is not None:
         at_target = at_target * (1.0 - (target_logits[:, 0] / softcap) ** 2)
-    return losses, slope.scatter_(1, targets[:, None], at_target[:, None].to(slope.dtype))
+    return losses, gradient.scatter_(1, targets[:, None], at_target[:, None].to(gradient.dtype))
 
 
 def _softmax(
@@ -149,10 +143,10 @@ def _softmax(
     """Log of the softmax's sum, [T, 1], and the gradient of the weighted losses without the targets' own terms."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
-    slope = (logits - normalizer).exp_().mul_(weights[:, None] * scale)
+    gradient = (logits - normalizer).exp_().mul_(weights[:, None] * scale)
     if softcap is not None:
-        slope = slope * (1.0 - (logits / softcap) ** 2)
-    return normalizer, slope.to(products.dtype)
+        gradient = gradient * (1.0 - (logits / softcap) ** 2)
+    return normalizer, gradient.to(products.dtype)
 
 
 @functools.cache
@@ -167,7 +161,7 @@ def _compiled_softmax() -> Softmax:
     return compiled
 
 
-def _bag_and_slope(
+def _bag_and_gradient(
     rows: Tensor,
     products: Tensor,
     targets: Tensor,
@@ -176,16 +170,16 @@ def _bag_and_slope(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_loss_and_slope`, with any number of targets for each row; ``rows`` is each target's row."""
+    """As `_loss_and_gradient`, with any number of targets for each row; ``rows`` is each target's row."""
     logits = _capped(products, bias_V, scale, softcap)
     normalizer = logits.logsumexp(-1, keepdim=True)
     losses = normalizer[rows, 0] - logits[rows, targets]
     weights_of_rows = torch.zeros(len(products), device=products.device).index_add_(0, rows, weights)
-    slope = (logits - normalizer).exp() * weights_of_rows[:, None]
-    slope = slope.index_put_((rows, targets), -weights, accumulate=True) * scale
+    gradient = (logits - normalizer).exp() * weights_of_rows[:, None]
+    gradient = gradient.index_put_((rows, targets), -weights, accumulate=True) * scale
     if softcap is not None:
-        slope = slope * (1.0 - (logits / softcap) ** 2)
-    return losses, slope.to(products.dtype)
+        gradient = gradient * (1.0 - (logits / softcap) ** 2)
+    return losses, gradient.to(products.dtype)
 
 
 def _capped(products: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None) -> Tensor:

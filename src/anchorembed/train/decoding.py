@@ -1,11 +1,11 @@
-"""Where anchors and targets of Stage I stand, in pure functions that never see a model.
+"""Positions of anchors and targets in Stage I's decoder input. Pure functions that never see a model.
 
 The decoder's input for a text ``x_1 .. x_n`` is ``[anchor, E(x_1) .. E(x_n)]`` and its targets are ``x_1 .. x_n, EOS``:
 the anchor stands directly before the first target, and every position from the anchor on has a target.
 
-A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing; the paper has none.
-Trained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453); where that is the
-anchor, they write worse until they are trained to (results/README.md).
+A *sink* is an EOS before the anchor, ``[E(EOS), anchor, E(x_1) .. E(x_n)]``, that predicts nothing. The paper has none.
+Pretrained decoders make the first position their attention sink (Xiao et al., 2024, arXiv 2309.17453). If the anchor is
+there, they write worse until training has adapted them (results/README.md).
 
 Axes: N texts, P positions that have a target, T packed tokens, H hidden size.
 """
@@ -21,10 +21,15 @@ from anchorembed.model.packing import PackedBatch, pack, send
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Texts to be written: ``batch`` has a free slot in each text for its anchor, after a sink if there is one.
+    """Decoder input of texts to write, and their targets.
 
-    ``slots`` [N] are the anchors' positions, ``predicting`` [P] those with a target, and ``targets`` [P] are theirs;
-    text i has ``counts[i]`` of them, and ``owners`` [P] names each target's text.
+    Attributes:
+        batch: tokens, with a slot in each text for its anchor, after the sink if there is one.
+        slots: positions of the anchors, [N].
+        predicting: positions that have a target, [P].
+        targets: token id of each target, [P].
+        owners: index of each target's text, [P].
+        counts: number of targets of each text.
     """
 
     batch: PackedBatch
@@ -47,19 +52,19 @@ def target_count(text: Sequence[int], limit: int | None = None) -> int:
 
 
 def decoding(texts: Sequence[Sequence[int]], end_id: int, sink: bool = False, limit: int | None = None) -> Decoding:
-    """Lay out texts, as their own tokens without template, to be written from one anchor each.
+    """Lay out texts (token ids without template), each to be written from one anchor.
 
     Of a text of more than ``limit`` tokens the first ``limit`` are targets, and no EOS.
     """
     before = [end_id] if sink else []
-    targets = [[*text, end_id][: target_count(text, limit)] for text in texts]
-    batch = pack([[*before, end_id, *written[:-1]] for written in targets])
+    written = [[*text, end_id][: target_count(text, limit)] for text in texts]
+    batch = pack([[*before, end_id, *ids[:-1]] for ids in written])
     slots = batch.offsets[:-1] + len(before)
     predicting = (batch.positions >= len(before)).nonzero().flatten()
     counts = batch.offsets.diff() - len(before)
     owners = torch.arange(len(texts)).repeat_interleave(counts)
-    wanted = torch.tensor([token for written in targets for token in written], dtype=torch.long)
-    return Decoding(batch, slots, predicting, wanted, owners, tuple(counts.tolist()))
+    targets = torch.tensor([token for ids in written for token in ids], dtype=torch.long)
+    return Decoding(batch, slots, predicting, targets, owners, tuple(counts.tolist()))
 
 
 def insert_anchors(vectors_TH: Tensor, anchors_NH: Tensor, slots: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recipe of someone who names pairs and a model alone: contrastive learning, with steps by the number of pairs."""
+"""The default recipe for pairs and a model: contrastive learning, with steps by the number of pairs."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
 
 
 def default_contrast(pairs: int) -> dict[str, Any]:
-    """Settings of Stage II for so many pairs: three times over them, within 30 to 1,000 steps."""
-    batch = min(_BATCH, max(2, pairs // 4))  # few pairs fill several steps an epoch, so that little is left over
+    """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps."""
+    batch = min(_BATCH, max(2, pairs // 4))  # at least 4 steps an epoch, so that few pairs fill no step
     steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
     return {
         "steps": steps,
@@ -33,19 +33,19 @@ def default_contrast(pairs: int) -> dict[str, Any]:
 
 
 def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that trains a model on some files of pairs.
+    """The default recipe that trains a model on files of pairs.
 
     Args:
-        paths: as `data.sources.path` of a recipe.
+        paths: as ``data.sources.path`` in a recipe.
         base: the model to start from.
         output: folder of the run.
         overrides: ``a.b=value`` of the recipe.
 
     Raises:
-        InputError: if the pairs cannot be read, a path is there twice, or an override is wrong.
+        InputError: if the pairs cannot be read, a path is named twice, or an override is wrong.
     """
-    if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
-        raise InputError(f"--pairs: {twice} is named twice. Name it once.")
+    if repeated := next((path for path in paths if paths.count(path) > 1), None):
+        raise InputError(f"--pairs: {repeated} is named twice. Name it once.")
     names = [Path(path).name.split(".")[0] or path for path in paths]
     names = names if len(set(names)) == len(names) else list(paths)
     values: dict[str, Any] = {

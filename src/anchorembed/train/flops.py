@@ -7,12 +7,12 @@ from torch import nn
 
 from anchorembed.model.backbone import Backbone
 
-TRAINED = 6  # FLOPs a token and weight: a product forward, and two backward, for the input's and the weight's gradient
+TRAINED = 6  # FLOPs per token and weight: one product forward, two backward (gradients of input and weight)
 FROZEN = 4  # without the weight's gradient
 
 
 def flops_a_weight(backbone: Backbone) -> int:
-    """FLOPs a token and weight of the decoder's layers: `FROZEN` if adapters train, else `TRAINED`."""
+    """FLOPs per token and weight of the decoder's layers: `FROZEN` if adapters train, else `TRAINED`."""
     weights = (weight for name, weight in backbone.named_parameters() if "lora_" not in name)
     return TRAINED if any(weight.requires_grad for weight in weights) else FROZEN
 

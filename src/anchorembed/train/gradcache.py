@@ -1,7 +1,7 @@
 """The gradients of one big contrastive batch in the memory of a small one (GradCache; Gao et al., 2021).
 
 Embed all chunks without a graph, get the loss's gradient with respect to the embeddings, then embed each chunk again
-with a graph and push its gradient through. Random state is replayed, so dropout is the same both times.
+with a graph and push its gradient through. Random state is replayed, so dropout is the same in both passes.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,10 +37,7 @@ class GradCache(Generic[Chunk]):
         self.vectors_NH = torch.cat(parts).detach().requires_grad_()
 
     def backward(
-        self,
-        loss: Tensor,
-        factor: float = 1.0,
-        unsynced: Callable[[], AbstractContextManager[object]] = nullcontext,
+        self, loss: Tensor, factor: float = 1.0, unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
     ) -> None:
         """Accumulate the gradient of ``factor * loss`` into the weights behind ``embed``.
 
@@ -53,13 +50,13 @@ class GradCache(Generic[Chunk]):
             (factor * loss).backward()
             return
         (gradient,) = torch.autograd.grad(factor * loss, self.vectors_NH)
-        after = _random_state(self._device)
+        state_after = _random_state(self._device)
         parts = zip(self._chunks, self._states, gradient.split(self._sizes), strict=True)
         for number, (chunk, state, part) in enumerate(parts, 1):
             _set_random_state(state, self._device)
             with nullcontext() if number == len(self._chunks) else unsynced():
                 torch.autograd.backward(self._embed(chunk), part)
-        _set_random_state(after, self._device)
+        _set_random_state(state_after, self._device)
 
 
 RandomState = tuple[Tensor, Tensor | None]

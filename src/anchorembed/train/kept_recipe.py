@@ -1,6 +1,6 @@
-"""The recipe of a run, kept in its output folder: what was trained can be looked up, shown as a page and trained again.
+"""The recipe of a run, kept in its output folder, to be looked up, shown as a page or trained again.
 
-Paths in it are absolute, so it says the same wherever it is read from.
+Its paths are absolute, so it can be read from any working folder.
 """
 
 import logging
@@ -22,27 +22,27 @@ _HEADER = "# What anchorembed trains here, which each run writes anew. To train 
 
 
 def keep_recipe(recipe: Recipe) -> None:
-    """Write a recipe into its output folder, over that of an earlier run; a file that someone else wrote stays.
+    """Write a recipe into its output folder, over that of an earlier run, but not over a file that a user wrote.
 
     Raises:
         InputError: if it cannot be written.
     """
     path = recipe.output / KEPT
     if _is_other(path):
-        said: Recipe | None = None
+        stored: Recipe | None = None
         with suppress(InputError):
-            said = with_absolute_paths(read_as(type(recipe), path))
-        if said != with_absolute_paths(recipe):
-            _log.info("%s: is not written by anchorembed and says something else than what is trained. It stays.", path)
+            stored = with_absolute_paths(read_as(type(recipe), path))
+        if stored != with_absolute_paths(recipe):
+            _log.info("%s: not written by anchorembed, and differs from the recipe that is trained. It stays.", path)
     elif not path.is_file() or path.read_text(encoding="utf-8") != _text(recipe):
         write_file(path, _text(recipe))
 
 
 def check_kept(recipe: Recipe) -> None:
-    """Refuse to train a recipe that a verb made where another one is kept, which the user may have changed.
+    """Refuse to train a recipe that a command made if the output folder has another one, which a user may have changed.
 
     Raises:
-        InputError: if there is another, with the keys that differ.
+        InputError: if it has, with the keys that differ.
     """
     path = recipe.output / KEPT
     if not path.exists():
@@ -74,7 +74,7 @@ def _shown(value: object) -> str:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its paths absolute; what is no path here, such as a name on the hub, stays."""
+    """The recipe with absolute paths; names that are no local path, such as hub names, stay."""
     return type(recipe).model_validate(_values(recipe))
 
 

@@ -36,7 +36,7 @@ BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
 
 
 class Interrupted(Exception):
-    """Training was stopped by the signal ``signal``; run again, it continues from its last checkpoint."""
+    """Training was stopped by the signal ``signal``; the next run resumes from the last checkpoint."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ class Loop:
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW over the float32 weights that train, in one pass."""
+    """Fused AdamW over the weights that train."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 
@@ -92,7 +92,7 @@ def learning_rate(step: int, schedule: Schedule) -> float:
 
 
 def whole_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int, pairs: Sequence[TokenPair]) -> None:
-    """Run a step and update the weights as `fit` does, outside the loop, and wait until it is done: to measure it."""
+    """Run one step, update the weights as `fit` does, and wait for the device, so that the step can be measured."""
     step(stage, number, pairs)
     nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
     optimizer.step()
@@ -134,10 +134,7 @@ def fit(
     training = _Training(loop, module, optimizer, _kept_log(log, done))
     shown: Metrics = {}
     module.train()
-    with (
-        (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink,
-        progress_bar() as bar,
-    ):
+    with (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
         last = done if training.out_of_patience() else schedule.steps
         steps = zip(range(done, last), order(done), strict=False)
@@ -149,7 +146,7 @@ def fit(
                 metrics |= training.evaluate(done, evaluate)
             spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(training.device) / 1e9}
             _record(sink, accelerator, loop.name, done, metrics | spent)
-            shown |= metrics  # so that the last evaluation stays in sight
+            shown |= metrics  # the last evaluation stays visible
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
             stopping = in_any_process(loop.stop.is_set(), training.device)
@@ -165,7 +162,7 @@ def fit(
 
 
 class _Training:
-    """The weights of a stage in training: a step, an evaluation, checkpoints. ``log`` has the steps before it."""
+    """Steps, evaluations and checkpoints of a stage; ``log`` has the metrics of the steps before a resumed run."""
 
     def __init__(self, loop: Loop, module: nn.Module, optimizer: torch.optim.Optimizer, log: Sequence[Metrics]) -> None:
         self.loop, self.module, self.optimizer = loop, module, optimizer
@@ -190,7 +187,7 @@ class _Training:
         with self._within_memory(number):
             batch, costs = future.result()
             metrics = costs | self._updated(learning_rate(number, self.loop.schedule), run, batch)
-        self.optimizer.zero_grad(set_to_none=False)  # a step's gradients take the last one's place
+        self.optimizer.zero_grad(set_to_none=False)  # the next step's gradients use the same memory
         if _is_finite(metrics):
             return metrics
         self._skip(number, indices, metrics)
@@ -212,14 +209,14 @@ class _Training:
         """Warn that a step is left out; raise InputError if more than ``skip_steps`` are."""
         self._skipped += 1
         most = self.loop.schedule.skip_steps
-        what = (
+        problem = (
             f"{self.loop.name}: step {number + 1} has loss {metrics['loss']} and gradient norm "
             f"{metrics['gradient_norm']}, which must be finite; its pairs: {self.loop.lines_of(indices)}."
         )
         if self._skipped > most:
             cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
-            raise InputError(f"{what} {cure}")
-        _log.warning("%s Left out, %s of at most %s.", what, self._skipped, most)
+            raise InputError(f"{problem} {cure}")
+        _log.warning("%s Left out, %s of at most %s.", problem, self._skipped, most)
 
     def evaluate(self, done: int, evaluate: Callable[[], Metrics]) -> Metrics:
         """Evaluate without dropout, and keep the weights if they are the best so far and the schedule asks for it."""
@@ -291,7 +288,7 @@ def one_ahead(
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag, checked between steps and by who saves; a second SIGINT stops at once."""
+    """Turn SIGINT and SIGTERM into a flag, which is checked between steps; a second SIGINT stops at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -303,16 +300,16 @@ def stop_signals() -> Iterator[Stop]:
         stop.number = signal.Signals(number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def _kept_log(path: Path, done: int) -> list[Metrics]:
-    """Drop log lines of steps after the checkpoint, which run again; returns the lines kept, in all processes."""
+    """Drop log lines of steps after the checkpoint, which are repeated; returns the kept ones, in all processes."""
     if rank() == 0:
         kept = [entry for entry in read_log(path) if entry["step"] <= done]
         write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))

@@ -1,4 +1,4 @@
-"""Refuse a stage that cannot fit into memory, with figures and the settings to change; the same advice once it ends."""
+"""Refuse a stage that cannot fit into memory, and name the settings to change; also after memory ended in a step."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,41 +8,43 @@ from anchorembed.errors import InputError
 from anchorembed.system.device import Weights
 from anchorembed.train.memory_estimate import Shape, Use, estimate, gb
 
-_SMALLEST = 256  # tokens of a micro-batch; none is made smaller
+_SMALLEST = 256  # tokens of a micro-batch
 
 
-def check_memory(stage: str, shape: Shape, use: Use, have: int, where: str, *, strict: bool) -> str:
-    """Return a sentence on the memory that a stage takes of the ``have`` bytes of ``where``, or refuse the stage.
+def check_memory(stage: str, shape: Shape, use: Use, available: int, device: str, *, strict: bool) -> str:
+    """Return a sentence on the memory that a stage takes of the ``available`` bytes of ``device``, or refuse it.
 
-    ``have`` is 0 if that is not known. If ``strict``, a stage is refused also for activations, which are estimated;
+    ``available`` is 0 if it is unknown. If ``strict``, a stage is refused also for activations, which are estimated;
     otherwise only for weights, gradients and moments.
 
     Raises:
         InputError: if the stage cannot fit, with the figures and the settings that make it fit.
     """
     needs = estimate(shape, use)
-    if not have or (needs.total if strict else needs.fixed) <= have:
-        of = f" of {where}'s {gb(have)}" if have else ""
-        return f"{stage}: about {gb(needs.total)} GB{of}: {needs}"
-    what = f"it takes about {gb(needs.total)} GB ({needs})"
-    if needs.fixed > have:
-        what = f"weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments {gb(needs.moments)} GB are "
-        what += f"{gb(needs.fixed)} GB"
-    raise InputError(f"{stage}: {what}, and {where} has {gb(have)}. {cure(stage, shape, use, have)}")
+    if not available or (needs.total if strict else needs.fixed) <= available:
+        share = f" of {device}'s {gb(available)}" if available else ""
+        return f"{stage}: about {gb(needs.total)} GB{share}: {needs}"
+    figures = f"it takes about {gb(needs.total)} GB ({needs})"
+    if needs.fixed > available:
+        figures = (
+            f"weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments {gb(needs.moments)} GB are "
+        )
+        figures += f"{gb(needs.fixed)} GB"
+    raise InputError(f"{stage}: {figures}, and {device} has {gb(available)}. {cure(stage, shape, use, available)}")
 
 
-def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
-    """A sentence with the settings that make a stage fit into ``have`` bytes at the least cost."""
+def cure(stage: str, shape: Shape, use: Use, available: int) -> str:
+    """A sentence with the settings that make a stage fit into ``available`` bytes at the least cost."""
 
     def fits(other: Use) -> bool:
-        return estimate(shape, other).total <= have
+        return estimate(shape, other).total <= available
 
     lower = lower_budget(use, fits)
     if lower is not None:
         return _set(f"{stage}.tokens_per_micro_batch", lower, use.budget)
     if use.size.lora:
-        stored: tuple[Weights, ...] = ("bfloat16", "nf4") if use.shards == 1 else ()  # only float32 is sharded
-        for weights in stored[stored.index(use.weights) + 1 if use.weights in stored else 0 :]:
+        smaller: tuple[Weights, ...] = ("bfloat16", "nf4") if use.shards == 1 else ()  # only float32 is sharded
+        for weights in smaller[smaller.index(use.weights) + 1 if use.weights in smaller else 0 :]:
             changed = replace(use, weights=weights, product=2, stream=2)
             lower = use.budget if fits(changed) else lower_budget(changed, fits)
             if lower is not None:
@@ -50,7 +52,7 @@ def cure(stage: str, shape: Shape, use: Use, have: int) -> str:
                 return f"Set model.weights={weights}{also}."
     else:
         adapting = replace(use, size=replace(use.size, lora=Lora(targets=[*{name for name, _, _ in shape.linear}])))
-        rest = "" if fits(adapting) else f" {cure(stage, shape, adapting, have)}"
+        rest = "" if fits(adapting) else f" {cure(stage, shape, adapting, available)}"
         how = "leave out contrast.lora=null" if stage == "contrast" else "set reconstruct.lora={}"
         return f"Train adapters: {how}.{rest}"
     return "Share it out over several GPUs (recipes/accelerate has FSDP2), or start from a smaller model."

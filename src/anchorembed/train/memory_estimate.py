@@ -1,7 +1,7 @@
 """Estimate the bytes that a stage takes from the model's configuration, before it is run and without its weights.
 
 Weights, gradients and AdamW's moments are exact sums. Activations are those that transformers' layers of Llama's shape
-keep for the backward pass when compiled one by one; a layer that is not compiled keeps up to 1.7 times as many.
+keep for the backward pass when compiled one by one; a layer that is not compiled keeps up to 1.7 times as much.
 
 Axes: T tokens of a micro-batch, H hidden size, F feed-forward size, V vocabulary, r rank of the adapters.
 """
@@ -72,10 +72,10 @@ class Use:
         product: bytes of a number in matrix products: 2 for bfloat16, 4 for float32.
         stream: bytes of a number in the states between layers.
         budget: tokens computed at once.
-        size: of a step, its ``most`` tokens in one process.
+        size: sizes of a step; its ``most`` are the tokens of one process.
         logits: most logits at once; 0 in Stage II.
         compiled: whether layers are compiled.
-        recompute: whether a layer's activations are computed again in the backward pass.
+        recompute: whether activations are recomputed in the backward pass.
         shards: processes that weights, gradients and moments are spread over.
     """
 
@@ -97,7 +97,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of a stage's peak: ``copies`` are weights in the products' dtype, ``logits`` a chunk of the head's."""
+    """Bytes of a stage at its peak; ``copies`` are weights in the products' dtype, ``logits`` those of one chunk."""
 
     weights: int
     gradients: int
@@ -123,7 +123,7 @@ class Estimate:
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """Sizes of a configuration's decoder, which is built without memory for its weights."""
+    """Sizes of a configuration's decoder; it is built on the meta device, without memory for weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
@@ -160,10 +160,10 @@ def use_of(
     sharded: bool = False,
     compiled: bool = True,
 ) -> Use:
-    """The settings of a recipe's stage that decide its memory, with so many ``logits`` at once.
+    """The settings of a recipe's stage that decide its memory; ``logits`` is the most at once.
 
-    ``processes`` share a step's pairs, and if ``sharded`` also weights, gradients and moments; layers are then not
-    compiled.
+    ``processes`` share a step's pairs. If ``sharded``, they also share weights, gradients and moments, and layers are
+    not compiled.
     """
     return Use(
         weights=recipe.model.weights,
@@ -178,9 +178,9 @@ def use_of(
     )
 
 
-def fitting_budget(shape: Shape, use: Use, have: int) -> int:
-    """Tokens to compute at once on a GPU: as many as fit into 90 % of ``have`` bytes, at most 65,536."""
-    budgets = [size for size in _BUDGETS if estimate(shape, replace(use, budget=size)).total <= 0.9 * have]
+def fitting_budget(shape: Shape, use: Use, available: int) -> int:
+    """Tokens to compute at once on a GPU: as many as fit into 90 % of ``available`` bytes, at most 65,536."""
+    budgets = [size for size in _BUDGETS if estimate(shape, replace(use, budget=size)).total <= 0.9 * available]
     return max(budgets, default=_BUDGETS[0])
 
 
@@ -193,9 +193,9 @@ def estimate(shape: Shape, use: Use) -> Estimate:
         gradients=_FLOAT32 * trained // use.shards,
         moments=2 * _FLOAT32 * trained // use.shards,
         copies=_copies(shape, use),
-        activations=use.tokens * _activations_a_token(shape, use),
+        activations=use.tokens * _activations_per_token(shape, use),
         logits=_logits(shape, use),
-        embeddings=_compared(shape, use),
+        embeddings=_embeddings(shape, use),
     )
 
 
@@ -214,14 +214,14 @@ def stored_bytes(shape: Shape, weights: Weights) -> int:
 
 
 def _copies(shape: Shape, use: Use) -> int:
-    """Copies of weights in the products' dtype: of all float32 weights by autocast, of 4-bit ones one at a time."""
+    """Bytes of weights in the products' dtype: autocast copies all float32 weights; 4-bit ones, one by one."""
     if use.weights == "nf4":
         return use.product * max((out * into for _, out, into in shape.linear), default=0)
     return use.product * shape.products if use.weights == "float32" and use.product < _FLOAT32 else 0
 
 
-def _activations_a_token(shape: Shape, use: Use) -> int:
-    """Bytes that all layers keep for each token; with ``recompute`` each layer's input and one layer's activations."""
+def _activations_per_token(shape: Shape, use: Use) -> int:
+    """Bytes that all layers keep for each token; with ``recompute`` their inputs and one layer's activations."""
     ends = 2 * use.stream * shape.hidden + 2 * _FLOAT32 * shape.queries // shape.heads  # final norm; positions' angles
     layer = layer_bytes(shape, use) if use.compiled else int(_NOT_COMPILED * layer_bytes(shape, use))
     if use.recompute:
@@ -261,7 +261,7 @@ def _inputs(shape: Shape, use: Use) -> tuple[int, int]:
 
 
 def _group(name: str) -> str:
-    """A name for the input of a module: modules with the same input have the same."""
+    """A name for the input of a module, equal for modules that share it."""
     if name in ("q_proj", "k_proj", "v_proj"):
         return "attention"
     return "feed-forward" if name in ("gate_proj", "up_proj") else name
@@ -277,7 +277,7 @@ def _logits(shape: Shape, use: Use) -> int:
     return at_once * (_BYTES_A_LOGIT + use.product) + (gradient + copy) * shape.vocabulary * shape.hidden
 
 
-def _compared(shape: Shape, use: Use) -> int:
+def _embeddings(shape: Shape, use: Use) -> int:
     """Bytes of a step's embeddings and their gradients, and of similarities with mask, softmax and gradients."""
     size = use.size
     vectors = 2 * _FLOAT32 * (size.queries + size.documents) * shape.hidden

@@ -1,4 +1,4 @@
-"""The plan of a stage: all that decides its result. It is kept in checkpoints, so that no other plan continues them."""
+"""The plan of a stage: all that decides its result. A checkpoint has it, and is resumed only by the same plan."""
 
 import json
 from dataclasses import asdict, replace
@@ -17,9 +17,9 @@ _SOURCES, _CONTENT = "data.sources.", ".content"  # before and after a source's 
 
 
 def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
-    """The settings and contents that decide a stage's result, by dotted key; settings of cost only are left out.
+    """The settings and contents that decide a stage's result, by dotted key, without settings that change only cost.
 
-    Data and local models are in it by content hash, so that a run continues after folders are moved.
+    It has content hashes of data and local models, so a run can be resumed after their folders are moved.
     """
     in_float32 = isinstance(settings, Reconstruct) and settings.lora is None  # whatever model.weights is
     parts = {
@@ -37,7 +37,7 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
 
 def model_content(model: str) -> str:
-    """A hash of what decides a saved embedder's vectors, of another local model's files, or the name of a hub model."""
+    """Identify a model: a hash of what decides a saved embedder's vectors, of other local files, or a hub name."""
     path = Path(model).expanduser()
     metadata, weights = read_metadata(path), saved_sha256(path)
     if metadata is None or not weights:
@@ -54,7 +54,7 @@ def _flatten(values: object, prefix: str = "") -> Plan:
 
 
 def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = "") -> None:
-    """Refuse to continue a stage that was started with another plan, and name the differences.
+    """Refuse to resume a stage that was started with another plan, and name the differences.
 
     ``extended_by`` names the settings that train a complete stage's model further.
     """
@@ -70,8 +70,8 @@ def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = 
         else f"{folder}: {key} was {before.get(key)!r}, is {now.get(key)!r} now."
         for key in changed
     ]
-    what = "the pairs" if pairs == changed else "the recipe and the pairs" if pairs else "the recipe"
-    cures = [f"Restore {what}, choose another output, or delete that folder."]
+    changes = "the pairs" if pairs == changed else "the recipe and the pairs" if pairs else "the recipe"
+    cures = [f"Restore {changes}, choose another output, or delete that folder."]
     if extended_by:
         cures.append(f"The stage is complete. To train its model further, choose another output and {extended_by}.")
     raise InputError("\n".join([*faults, *cures]))

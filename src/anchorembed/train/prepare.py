@@ -27,16 +27,16 @@ class Prepared:
     embedder: Embedder
     temperature: float
 
-    def order(self, size: int, seed: int, first: int = 0) -> Iterator[list[int]]:
-        """Pairs of each step from ``first`` on."""
-        return batches(self.store, self.split.train, size, seed, first, self.temperature)
+    def order(self, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+        """Indices of each step's pairs, from step ``start`` on."""
+        return batches(self.store, self.split.train, size, seed, start, self.temperature)
 
     def share_used(self, size: int, seed: int) -> float:
-        """Share of the pairs to train on that an epoch uses in steps of ``size``."""
+        """Share of the training pairs that an epoch uses in steps of ``size``."""
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
 
     def first_epoch(self, size: int, seed: int, source: int) -> Iterator[list[int]]:
-        """Pairs of each step of one source in the first epoch."""
+        """Indices of each step's pairs of one source in the first epoch."""
         return source_epoch(self.store, self.split.train, size, seed, 0, source)
 
     def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
@@ -45,11 +45,11 @@ class Prepared:
         sources = [self.store.sources[self.store.source_of(index)] for index in indices]
         defaults = self.embedder.metadata.prompts
         prompts = [defaults.of_pairs(source.instruction, source.symmetric) for source in sources]
-        of_queries, of_documents = [prompt.query for prompt in prompts], [prompt.document for prompt in prompts]
-        return self.embedder.pairs.tokenize(pairs, of_queries, of_documents, most_negatives)
+        query_prompts, document_prompts = [each.query for each in prompts], [each.document for each in prompts]
+        return self.embedder.pairs.tokenize(pairs, query_prompts, document_prompts, most_negatives)
 
     def summary(self) -> dict[str, object]:
-        """Numbers of pairs in all, by source, to train on and held out, and of dropped lines by reason."""
+        """Numbers of pairs (all, by source, to train on, held out), and of dropped lines by reason."""
         sizes = zip(self.store.sources, self.store.bounds[1:] - self.store.bounds[:-1], strict=True)
         dropped = {
             source.name: counts for source, counts in zip(self.store.sources, self.store.dropped, strict=True) if counts
@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, start: str) -> Prepared:
     store = open_pairs(recipe)
     parts = split(store, data.held_out, recipe.seed)
     shared = len(store) - len(parts.train) - len(parts.held_out)
-    left_out = f"; {shared} are left out, which share a text with those held out" if shared else ""
+    left_out = f"; {shared} are left out, as they share a text with held-out pairs" if shared else ""
     held_out = f"{len(parts.held_out)} held out"
     if len(parts.held_out) < data.held_out:
         held_out += f" (at most a tenth; data.held_out is {data.held_out})"
@@ -108,7 +108,7 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
 
 
 def load_to_measure(recipe: Recipe, model: str, device: str) -> Embedder:
-    """Load a model as `load_embedder` does, but nf4 as bfloat16, in which a trained model is saved and later used."""
+    """Load a model as `load_embedder` does, but with nf4 as bfloat16, the dtype in which trained models are saved."""
     if recipe.model.weights == "nf4":
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
     return load_embedder(recipe, model, device)

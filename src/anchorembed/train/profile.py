@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -88,7 +88,7 @@ def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) ->
 
 
 def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, measured: range) -> Profile:
-    """Run steps up to the end of ``measured`` and time those in it; torch's profiler records one more step."""
+    """Run steps to the end of ``measured`` and time those in it; torch's profiler records one more."""
     prepared = prepare(recipe, recipe.model.name)
     stage = STAGES[name].build(prepared.embedder, settings, budget)
     optimizer = make_optimizer(stage.module, settings)
@@ -108,16 +108,19 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
         counts.append(len(pairs))
         tokens.append(sum(len(pair.query_text) + len(pair.document_text) for pair in pairs))
         flops.append(stage.flops(number, pairs))
-    rate = statistics.median(flops[i] / seconds[i] for i in measured)
-    step_seconds = statistics.median(seconds[i] for i in measured)
+
+    def per_second(values: Sequence[float]) -> float:
+        return statistics.median(values[i] / seconds[i] for i in measured)
+
+    rate = per_second(flops)
     return Profile(
         stage=name,
-        pairs_per_second=statistics.median(counts[i] / seconds[i] for i in measured),
-        tokens_per_second=statistics.median(tokens[i] / seconds[i] for i in measured),
+        pairs_per_second=per_second(counts),
+        tokens_per_second=per_second(tokens),
         peak_gb=peak_memory(backbone.device) / 1e9,
         teraflops=rate / 1e12,
         share_of_peak=rate / matmul_peak(prepared.embedder.dtype, backbone.device),
-        hours=settings.steps * step_seconds / 3600,
+        hours=settings.steps * statistics.median(seconds[i] for i in measured) / 3600,
         times=times,
     )
 
@@ -125,7 +128,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
 @contextmanager
 def _profiled(times: dict[str, float]) -> Iterator[None]:
     """Fill ``times`` with each kind of work's share of the time in this block."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own messages on standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler on standard error
     on_gpu = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with torch.profiler.profile(activities=kinds) as profiler:
@@ -133,7 +136,7 @@ def _profiled(times: dict[str, float]) -> Iterator[None]:
     sums = dict.fromkeys([*_KINDS, _OTHER], 0.0)
     for event in profiler.key_averages():
         if on_gpu and str(event.device_type) != "DeviceType.CUDA":
-            continue  # an operation's time on the GPU is counted at its kernels
+            continue  # an operation's time on the GPU is that of its kernels
         kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), _OTHER)
         sums[kind] += float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
     total = sum(sums.values()) or 1.0

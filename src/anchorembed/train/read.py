@@ -1,10 +1,10 @@
-"""Read a vector: the likeliest words of its bag, and the text that the decoder writes from it, beside another text's.
+"""Read a vector: the likeliest words of its bag, and the text that the decoder writes from it.
 
-Both are read as in Stage I (`reconstruct`): the bag is the output head's distribution for the anchor itself; the
-decoder starts from the anchor, with or without a sink before it. The decoder reads a vector if a text is likelier from
-its own vector than from other texts' vectors.
+Both are as in Stage I (`reconstruct`): the bag is the output head's distribution for the anchor; the decoder starts
+from the anchor, with or without a sink before it. The decoder reads a vector if a text is likelier from its own vector
+than from those of other texts.
 
-Axes: N vectors, P target tokens of all, V vocabulary, H hidden size.
+Axes: N vectors, P target tokens, V vocabulary, H hidden size.
 """
 
 import math
@@ -47,7 +47,7 @@ NEUTRAL = (
     "Our shop sells shoes, bags and umbrellas.",
 )
 _WORDS = 10  # of a bag
-_MOST = 32  # tokens to write
+_MOST_WRITTEN = 32  # tokens
 _CANDIDATES = 200  # likeliest tokens, from which the words are taken
 
 
@@ -61,11 +61,15 @@ class VectorReading:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A vector beside that of the text ``other``.
+    """A vector compared with that of another text; the last three are None if only a vector is given.
 
-    ``ratio`` is the text's log likelihood from its own vector less that from the other's, in nats a token over its
-    ``tokens`` tokens, EOS included; ``below`` is how many of `NEUTRAL`'s vectors make the text less likely than its
-    own. All three are None if only a vector is given.
+    Attributes:
+        own: what is read from the vector.
+        against: what is read from the other text's vector.
+        other: the other text.
+        ratio: the text's log likelihood from its vector minus that from the other's, in nats per token.
+        tokens: number of the text's tokens, EOS included.
+        below: how many of the vectors of `NEUTRAL` make the text less likely than its own.
     """
 
     own: VectorReading
@@ -103,13 +107,13 @@ def read(
     side: Side = "document",
     vector_H: Floats | None = None,
 ) -> Reading:
-    """Read the vector of ``text``, or a given vector, beside that of the text ``other``.
+    """Read the vector of ``text``, or a given vector, and compare it with that of the text ``other``.
 
-    A vector of length 1 was normalised, and is scaled to the mean length of the model's own vectors of `NEUTRAL`. If
-    Stage I centred anchors, they are centred here on the text, the other and `NEUTRAL`.
+    A given vector of length 1 is taken for normalised, and scaled to the mean length of the model's vectors. If Stage I
+    centred anchors, the vectors of the text, the other text and `NEUTRAL` are centred together.
 
     Args:
-        embedder: any model; without a Stage I in its history it is read by the default Stage I's settings.
+        embedder: any model; one without Stage I in its history is read with Stage I's default settings.
         text: text whose likelihood is measured; None if only a vector is given.
         other: a text to compare with.
         side: query or document, for prompt and length.
@@ -125,7 +129,7 @@ def read(
     sink, is_centred = stage_one_form(embedder.metadata)
     device = embedder.backbone.device
     given = [text] if vector_H is None and text is not None else []
-    # One text a call: a text's vector is rounded alike, whatever else is read.
+    # One text per call, so that the rounding of a vector does not depend on the other texts.
     alone = [embedder.encode([text], side, normalize=False) for text in (*given, other, *NEUTRAL)]
     anchors_NH = torch.tensor(np.concatenate(alone), device=device)
     if vector_H is not None:
@@ -137,7 +141,7 @@ def read(
 
 
 def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tensor, sink: bool, limit: int) -> Reading:
-    """Read anchors: the text's own, the other text's, and those of `NEUTRAL`, which show the noise."""
+    """Read the anchors of the text, of the other text and of `NEUTRAL`, which show the noise."""
     decode, pair_2H = embedder.tokenizer.decode, anchors_NH[:2]
     own, against = (
         VectorReading(words, str(decode(ids, skip_special_tokens=True)).strip())
@@ -152,7 +156,7 @@ def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tenso
 
 
 def stage_one_form(metadata: Metadata) -> tuple[bool, bool]:
-    """Whether the model's last Stage I had a sink, and centred its anchors; the default settings without a Stage I."""
+    """Whether the model's last Stage I had a sink, and whether it centred anchors; without Stage I, the defaults."""
     default = Reconstruct()
     plan = {"reconstruct.sink": default.sink, "reconstruct.anchor": default.anchor}
     for stage in metadata.stages:
@@ -176,7 +180,7 @@ def _with_length(vector_H: Floats, anchors_NH: Tensor) -> Tensor:
 
 def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]]:
     """The likeliest words, or parts of words, by the output head alone, with their probabilities, for each anchor."""
-    # One product an anchor: rows of one product may be rounded apart, so that equal anchors would differ.
+    # One product per anchor: rows of one product may be rounded differently, so that equal anchors would differ.
     shares_NV = torch.cat([embedder.backbone.head.logits(anchor_1H) for anchor_1H in anchors_NH.split(1)]).softmax(-1)
     likely = shares_NV.topk(min(_CANDIDATES, shares_NV.shape[1]))
     bags = []
@@ -188,11 +192,11 @@ def _bag(embedder: Embedder, anchors_NH: Tensor) -> list[list[tuple[str, float]]
 
 
 def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[int]]:
-    """The tokens that the decoder writes from each anchor, greedily, up to EOS or `_MOST` tokens."""
+    """The tokens that the decoder writes from each anchor, greedily, up to EOS or `_MOST_WRITTEN` tokens."""
     backbone, end = embedder.backbone, embedder.pairs.end_id
     written: list[list[int]] = [[] for _ in anchors_NH]
-    with autocast(backbone.device, embedder.dtype):  # once: it keeps the weights that it has cast until it ends
-        while len(written[0]) < _MOST and not all(end in ids for ids in written):
+    with autocast(backbone.device, embedder.dtype):  # once, as it keeps the weights that it has cast until it ends
+        while len(written[0]) < _MOST_WRITTEN and not all(end in ids for ids in written):
             layout = decoding(written, end, sink).to(backbone.device)
             vectors_TH = insert_anchors(backbone.embed(layout.batch.tokens), anchors_NH, layout.slots)
             states_NH = backbone.states(vectors_TH, layout.batch)[layout.batch.anchors]

@@ -1,7 +1,7 @@
 """Stage I: write each side of a pair from the other's anchor (EBQ2D, EBD2Q; Su et al., EMNLP 2025, section 3).
 
-``make_batch`` does what the CPU can do beforehand (packing, targets, weights, masks) and sends it to the device;
-``run`` only computes there and waits for nothing.
+``make_batch`` prepares a batch on the CPU (packing, targets, weights, masks) and sends it to the device. ``run`` only
+computes there and waits for nothing.
 
 Axes: N texts to write, P positions that have a target, D directions, H hidden size.
 """
@@ -23,7 +23,7 @@ from anchorembed.model.tokens import TokenPair
 from anchorembed.system.processes import processes, rank, shares, summed
 from anchorembed.train.anchor_choice import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
-from anchorembed.train.anchors import entering
+from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.contrastive_losses import false_negatives
 from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
@@ -43,7 +43,7 @@ from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adap
 class Reconstruction(Stage):
     """Stage I on a step's pairs: L_I = w L_D2Q + (1 - w) L_Q2D, each over all target tokens of the step.
 
-    Micro-batches and processes change nothing but memory.
+    The number of micro-batches and of processes changes no result.
     """
 
     settings: Reconstruct
@@ -54,13 +54,13 @@ class Reconstruction(Stage):
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
-        """Both passes and the loss: all weights train, the head's among them, or adapters alone."""
+        """The module of both passes and the loss; either adapters train, or all weights, the head's among them."""
         add_adapters(embedder.backbone, settings.lora)
         return ReconstructionLoss(embedder)
 
     @staticmethod
     def step_size(settings: Reconstruct, data: Data) -> StepSize:
-        """What a step holds in memory: encoded and written tokens of the longest pairs."""
+        """Encoded and written tokens of a step of the longest pairs."""
         directions, written = (2 if settings.directions == "both" else 1), data.query_tokens + data.document_tokens + 2
         pair = directions * written
         if settings.read_weight is not None:
@@ -69,7 +69,7 @@ class Reconstruction(Stage):
 
     @staticmethod
     def check_stored(settings: Reconstruct, stored: str) -> None:
-        """Refuse weights that are not stored in float32 if they are trained, as without adapters.
+        """Refuse weights that are not stored in float32 unless only adapters train.
 
         Raises:
             InputError: naming what to change.
@@ -83,7 +83,7 @@ class Reconstruction(Stage):
 
     @staticmethod
     def teaches(settings: Reconstruct, pairs: Sequence[TokenPair]) -> bool:
-        """Whether two pairs have text on both sides, or one where a step has one."""
+        """Whether at least two pairs have text on both sides, or one if ``batch_size`` is 1."""
         return sum(bool(pair.query_text and pair.document_text) for pair in pairs) >= min(2, settings.batch_size)
 
     # A step
@@ -100,20 +100,20 @@ class Reconstruction(Stage):
         idle = max(map(len, runs)) - len(runs[rank()])
         choosing = (self.settings.read_weight or 0.0) / len(pairs)
         per_text = {direction: choosing * weight for direction, weight in weights.items()}
-        none = dict.fromkeys(weights, 0.0)
-        micro_batches = [self._laid_out(writings[0], none, none, is_idle=True) for _ in range(idle)]
+        zeros = dict.fromkeys(weights, 0.0)
+        micro_batches = [self._laid_out(writings[0], zeros, zeros, is_idle=True) for _ in range(idle)]
         micro_batches += [self._laid_out(part, per_token, per_text) for part in runs[rank()]]
         excluded_QD = None
         if self.settings.contrast_weight is not None:
             queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
             excluded_QD = send(false_negatives(queries, documents), self.device)
-        anchor, contrast_weight = self.settings.anchor, self.settings.contrast_weight or 0.0
+        contrast_weight = self.settings.contrast_weight or 0.0
         return ReconstructionBatch(
-            micro_batches, idle, len(pairs), weights, totals, anchor, excluded_QD, contrast_weight
+            micro_batches, idle, len(pairs), weights, totals, self.settings.anchor, excluded_QD, contrast_weight
         )
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
-        """What each direction's loss weighs in step ``number``."""
+        """Weight of each direction's loss in step ``number``."""
         directions, weight = self.settings.directions, self.settings.d2q_weight
         if directions == "both":
             return {"q2d": 1 - weight, "d2q": weight}
@@ -122,20 +122,20 @@ class Reconstruction(Stage):
         return {directions: 1.0}
 
     def writings(self, number: int, pairs: Sequence[TokenPair]) -> list[list[Writing]]:
-        """What step ``number`` writes, by pair."""
+        """Texts that step ``number`` writes, by pair."""
         directions = self.direction_weights(number)
         writings = [
             [writing for direction in directions for writing in self.of_pair(pair, direction)] for pair in pairs
         ]
         if "next_token" in directions:
             return writings
-        apart, total = len(directions), len(directions) * len(pairs)
+        stride, total = len(directions), len(directions) * len(pairs)
         choices = range(1 if self.settings.read_weight is None else CHOICES)
-        rows = (tuple((row + apart * other) % total for other in choices) for row in range(total))
-        return [[replace(writing, rows=next(rows)) for writing in of_pair] for of_pair in writings]
+        rows = (tuple((row + stride * choice) % total for choice in choices) for row in range(total))
+        return [[replace(writing, rows=next(rows)) for writing in pair_writings] for pair_writings in writings]
 
     def of_pair(self, pair: TokenPair, direction: Direction) -> list[Writing]:
-        """What is written of a pair in a direction."""
+        """Texts of a pair that are written in a direction."""
         limit = self.settings.target_tokens
         if direction == "d2q":
             return [Writing(pair.document, pair.query_text, direction, limit)]
@@ -143,14 +143,15 @@ class Reconstruction(Stage):
 
     @property
     def decodes(self) -> bool:
-        """Whether the decoder's loss is trained; else the bag's alone."""
+        """Whether the decoder's loss is trained."""
         return True
 
     def run(self, batch: ReconstructionBatch) -> Measured:
         """Backpropagate a step's micro-batches; returns the losses of all processes."""
-        first, needs_all = batch.micro_batches[0], batch.excluded_QD is not None
-        needs_all |= first.choices > 1 or (first.sources is not None and batch.anchor != "raw")
-        by_cache = needs_all and len(batch.micro_batches) > 1
+        micro = batch.micro_batches[0]
+        is_centred = micro.sources is not None and batch.anchor != "raw"
+        needs_all_anchors = is_centred or micro.choices > 1 or batch.excluded_QD is not None
+        by_cache = needs_all_anchors and len(batch.micro_batches) > 1
         sums_3D, contrast = self._cached_backward(batch) if by_cache else self._backward(batch)
         sums_3D = summed(sums_3D)
         measured: Measured = {}
@@ -158,8 +159,8 @@ class Reconstruction(Stage):
         for row, (direction, weight) in enumerate(batch.weights.items()):
             written, bag = (sums_3D[kind, row] / batch.totals[direction] for kind in (0, 1))
             losses = self._named(direction, written, bag, sums_3D[2, row] / batch.pairs)
-            for value, its_weight in losses.values():
-                loss = loss + weight * its_weight * value
+            for value, loss_weight in losses.values():
+                loss = loss + weight * loss_weight * value
             measured |= {name: value for name, (value, _) in losses.items()}
         if batch.excluded_QD is not None:
             loss = loss + contrast.detach()
@@ -169,7 +170,7 @@ class Reconstruction(Stage):
     def _backward(self, batch: ReconstructionBatch, anchors: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """Backpropagate each micro-batch, from its sources or from given anchors.
 
-        Returns this process's losses, [3, D], and the loss of comparing anchors, which every process has whole.
+        Returns this process's losses, [3, D], and the contrastive loss of the anchors, of all processes.
         """
         sums_3D = torch.zeros(3, len(batch.weights), device=self.device)
         step = batch if len(batch.micro_batches) == 1 else None
@@ -185,7 +186,7 @@ class Reconstruction(Stage):
     def _losses(
         self, micro: MicroBatch, anchors_NH: Tensor | None, step: ReconstructionBatch | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted loss, summed losses in nats, [3, D] (decoding, bag, choosing), and the loss of comparing."""
+        """The weighted loss, summed losses in nats, [3, D] (decoding, bag, choosing), and the contrastive loss."""
         decode = self.decodes or micro.sources is None
         sources = micro.sources if anchors_NH is None else None
         choosing = (micro.choosing_N, micro.choices) if micro.choices > 1 else None
@@ -195,23 +196,23 @@ class Reconstruction(Stage):
         return loss, torch.stack(losses) @ micro.masks_DP.T, contrast
 
     def _cached_backward(self, batch: ReconstructionBatch) -> tuple[Tensor, Tensor]:
-        """The same where anchors depend on the whole step's, in the memory of one micro-batch, as GradCache does it.
+        """As `_backward`, where anchors depend on all anchors of the step, in one micro-batch's memory (`gradcache`).
 
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
         sources = [micro.sources for micro in batch.micro_batches]
         cache = GradCache(lambda packed: self.module(packed, None)[0], sources, self.device)
-        parts, contrast = entering(batch, cache.vectors_NH, self.embedder.backbone)
+        parts, contrast = decoder_anchors(batch, cache.vectors_NH, self.embedder.backbone)
         leaves = [part.detach().requires_grad_() for part in parts]
         sums_3D, _ = self._backward(batch, leaves)
-        # what has the gradient of the loss with respect to the anchors, through what they became
+        # the gradient of this sum with respect to the anchors is the loss's
         terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in zip(parts, leaves, strict=True)]
         cache.backward(torch.stack([*terms, contrast]).sum(), unsynced=self.unsynced)
         return sums_3D, contrast
 
     def _named(self, direction: Direction, *losses: Tensor) -> dict[str, tuple[Tensor, float]]:
-        """A direction's losses that are trained, with their weights: by decoding, by the bag, of choosing anchors."""
+        """The trained ones of a direction's losses (decoding, bag, choosing), by name, each with its weight."""
         is_anchored = direction != "next_token"
         weights = (self.decodes or not is_anchored, self.settings.bag_weight, self.settings.read_weight)
         names = ("", "bag_", "read_") if is_anchored else ("",)
@@ -222,8 +223,10 @@ class Reconstruction(Stage):
         }
 
     def _micro_batches(self, writings: Sequence[list[Writing]]) -> list[list[Writing]]:
-        """Pairs' writings in runs within the budget, pairs of like length together, longest first."""
-        order, runs = by_length([sum(writing.cost for writing in of_pair) for of_pair in writings], self.budget)
+        """The writings in micro-batches within the budget: pairs of similar length together, longest first."""
+        order, runs = by_length(
+            [sum(writing.cost for writing in pair_writings) for pair_writings in writings], self.budget
+        )
         return [[writing for i in order[run.start : run.stop] for writing in writings[i]] for run in runs]
 
     def _laid_out(
@@ -233,7 +236,7 @@ class Reconstruction(Stage):
         per_text: Mapping[Direction, float],
         is_idle: bool = False,
     ) -> MicroBatch:
-        """Writings on the device."""
+        """Lay out writings and send them to the device."""
         end_id, sink = self.embedder.pairs.end_id, self.settings.sink
         return lay_out(writings, per_token, per_text, end_id, sink, is_idle).to(self.device)
 
@@ -241,30 +244,30 @@ class Reconstruction(Stage):
 
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
-        """Loss and anchor gain of each direction on held-out pairs, in nats a token; how alike their anchors are.
+        """Losses and anchor gains of each direction on held-out pairs, in nats per token; how alike their anchors are.
 
-        The gain is the loss with another pair's vector minus the loss with its own: how much of the text the decoder
-        reads from the vector, beyond what it knows about the domain; ``gain_first_...`` of each text's first 4 tokens.
-        Of the bag, if that is trained, too. Anchors as they are have a mean cosine and an effective rank: near 1 and
-        small, they tell texts hardly apart. Centred anchors enter the decoder less the mean of the held-out ones.
+        The gain is the loss with another pair's anchor minus the loss with the text's own: how much of the text the
+        decoder reads from the anchor, beyond what it knows about the domain. ``gain_first_...`` is that of each text's
+        first 4 tokens, ``gain_bag_...`` the bag's, if it is trained. If the mean cosine of the uncentred anchors is
+        near 1 and their effective rank small, they hardly tell texts apart. Centring is by the held-out anchors' mean.
         """
         metrics: Metrics = {}
         for direction in self.reported_directions():
             writings = [writing for pair in pairs for writing in self.of_pair(pair, direction)]
             runs = list(micro_batches([writing.cost for writing in writings], self.budget))
-            one = {direction: 1.0}
-            batches = [self._laid_out(writings[run.start : run.stop], one, one) for run in runs]
-            held_out = ReconstructionBatch(batches, 0, len(pairs), one, {}, self.settings.anchor)
+            weights = {direction: 1.0}
+            batches = [self._laid_out(writings[run.start : run.stop], weights, weights) for run in runs]
+            held_out = ReconstructionBatch(batches, 0, len(pairs), weights, {}, self.settings.anchor)
             gains = anchor_gain(self.module, held_out, self.embedder.backbone, self.settings.bag_weight)
             metrics |= {f"{name}_{direction}": value for name, value in gains.items()}
         return metrics
 
     def reported_directions(self) -> tuple[Direction, ...]:
-        """Directions that a report measures: both, whichever are trained."""
+        """Directions that a report measures: both, even if one is trained."""
         return DIRECTIONS
 
     def quality(self, metrics: Metrics) -> float | None:
-        """The sum of both directions' anchor gains of what is trained: the decoder, the bag or both."""
+        """The sum of both directions' anchor gains: of the decoder, of the bag, or of both, as they are trained."""
         trained = {
             "gain": self.decodes or self.settings.read_weight is not None,
             "gain_bag": self.settings.bag_weight > 0,
@@ -273,10 +276,10 @@ class Reconstruction(Stage):
         gains = [metrics[f"{name}_{side}"] for name in names for side in DIRECTIONS if f"{name}_{side}" in metrics]
         return sum(gains) if gains else None
 
-    # What it costs, and what went wrong
+    # Cost and warnings
 
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
-        """Model FLOPs of step ``number``: encoding, decoding, and the head once a target token and a bag."""
+        """Model FLOPs of step ``number``: encoding, decoding, and the head once for each target token and each bag."""
         writings = list(chain.from_iterable(self.writings(number, pairs)))
         encoded = sum(len(writing.source) for writing in writings)
         decodes = self.decodes or self.settings.read_weight is not None
@@ -289,5 +292,5 @@ class Reconstruction(Stage):
         return float(flops_a_weight(backbone) * (weight_count(backbone) * (encoded + sinks + written) + heads))
 
     def verdict(self, log: Sequence[Metrics]) -> str:
-        """Say so where anchors are all alike at the end and the decoder does not read them."""
+        """A warning if at the end anchors are all alike and the decoder does not read them."""
         return collapsed(log)

@@ -1,6 +1,6 @@
-"""What a step of Stage I writes, laid out on the CPU and sent to the device. Nothing here sees a model.
+"""A step of Stage I, laid out on the CPU and sent to the device. Nothing here sees a model.
 
-Axes: N texts to write, R texts times choices of an anchor, P positions that have a target, D directions.
+Axes: N texts to write, R = N * choices of an anchor (`anchor_choice`), P positions that have a target, D directions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,21 @@ from torch import Tensor
 from anchorembed.model.packing import PackedBatch, pack, send
 from anchorembed.train.decoding import Decoding, decoding, target_count
 
-Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls of a comparison
+Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls (`compare.controls`)
 Anchor = Literal["raw", "centred", "centred_gradient"]
 DIRECTIONS: tuple[Direction, ...] = ("q2d", "d2q")
 
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """One text to write: from which templated ids (none for next tokens), which own tokens, which direction that is.
+    """A text to write.
 
-    ``limit`` is the most tokens of the text that are written; None for all. It is written from the anchors in ``rows``
-    of the step's, its own first (`anchor_choice`).
+    Attributes:
+        source: templated ids of the text whose anchor it is written from; empty for next tokens.
+        text: its own tokens.
+        direction: the task.
+        limit: most tokens to write; None for all.
+        rows: the anchors that it is written from, among those of the step; its own first (`anchor_choice`).
     """
 
     source: list[int]
@@ -44,17 +48,22 @@ class Writing:
 
     @property
     def cost(self) -> int:
-        """Tokens computed in both passes, at most: with a sink."""
+        """Tokens computed in both passes if there is a sink; one fewer for each row without."""
         return len(self.source) + len(self.rows) * (self.targets + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Texts to write at once: ``masks_DP`` says which targets are of which direction, ``weights_P`` what they count.
+    """Texts to write at once.
 
-    Those written from another text's anchor count for nothing there. ``sides_N`` is 0 for a text written from a query,
-    1 from a document, -1 where it counts for nothing; ``rows_R`` are those of each text's
-    ``choices`` anchors among the step's, and ``choosing_N`` is what choosing its own counts.
+    Attributes:
+        sources: texts to encode; None for next tokens.
+        targets: texts to write, each once per choice of an anchor.
+        weights_P: weight of each target's loss; 0 if it is written from another text's anchor.
+        masks_DP: 1 for the targets of a direction; 0 if written from another text's anchor.
+        sides_N: 0 for a text written from a query, 1 from a document, -1 in an idle micro-batch.
+        rows_R: the anchors of each text among those of the step.
+        choosing_N: weight of choosing each text's own anchor.
     """
 
     sources: PackedBatch | None
@@ -79,11 +88,18 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionBatch:
-    """A step's pairs on the device: this process's micro-batches, and the pairs and target tokens of all processes.
+    """A step on the device.
 
-    The first ``idle`` micro-batches count for nothing: sharded weights are gathered in each forward, so all processes
-    must do equally many. ``anchor`` says how anchors enter the decoder. ``excluded_QD`` marks documents that are no
-    negatives of a query, where anchors are compared, too, with ``contrast_weight``.
+    Attributes:
+        micro_batches: those of this process.
+        idle: how many of them, the first, have weight 0: sharded weights are gathered in each forward pass, so all
+            processes must run equally many.
+        pairs: number of pairs of all processes.
+        weights: weight of each direction's loss.
+        totals: target tokens of each direction in all processes.
+        anchor: how anchors enter the decoder (`anchors`).
+        excluded_QD: documents that must not be negatives of a query; None if anchors are not compared.
+        contrast_weight: weight of the contrastive loss of the anchors.
     """
 
     micro_batches: list[MicroBatch]
@@ -104,7 +120,7 @@ def lay_out(
     sink: bool,
     is_idle: bool = False,
 ) -> MicroBatch:
-    """Lay out writings on the CPU; each target token, and each text's choice, counts what its direction's do."""
+    """Lay out writings on the CPU; ``per_token`` and ``per_text`` weigh a direction's target tokens and choices."""
     is_anchored, choices = all(writing.source for writing in writings), len(writings[0].rows)
     sources = pack([writing.source for writing in writings]) if is_anchored else None
     texts = [writing.text for writing in writings for _ in range(choices)]

@@ -13,7 +13,7 @@ from anchorembed.model.packing import PackedBatch
 from anchorembed.system.device import autocast
 from anchorembed.system.processes import processes
 from anchorembed.train.anchor_choice import choose_anchors
-from anchorembed.train.anchors import entering
+from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import Decoding, insert_anchors
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
@@ -37,17 +37,24 @@ class ReconstructionLoss(nn.Module):
         decode: bool = True,
         choosing: tuple[Tensor, int] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Write text i of ``targets`` from the anchor of source i, or from anchor i; without either, after EOS alone.
+        """Write each text of ``targets`` from its anchor, and compute the losses; without targets only encode.
 
-        With ``bag_weight`` the same targets are also predicted from the anchor alone, as a bag. ``step`` is given if it
-        has no other texts: then all its anchors go through `entering`. With ``choosing``, what each text's choice
-        counts and among how many anchors, ``targets`` has each text so many times, and its own anchor, first, must be
-        told apart.
+        Args:
+            sources: texts to encode; text i is written from the anchor of source i.
+            targets: texts to write.
+            weights_P: weight of each target token's loss.
+            anchors_NH: anchors to write from, instead of sources; without either, texts are written after EOS alone.
+            step: the step's batch if this is its only micro-batch: its anchors then go through `decoder_anchors`.
+            bag_weight: weight of predicting the same targets from the anchor alone, as a bag (`cross_entropy`).
+            decode: whether the decoder's loss counts.
+            choosing: weight of each text's choice, and number of anchors C to choose from (`anchor_choice`); then
+                ``targets`` has each text C times, first from its own anchor.
 
         Returns:
-            The loss weighted by ``weights_P``, each target token's losses [P] in nats (by decoding, by the bag, and its
-            share of its text's choice), and the loss of comparing anchors; zeros for what is not computed. With
-            ``choosing`` only the loss's gradient is right. Without targets, the anchors of the sources, [N, H].
+            The weighted loss, each target token's losses [P] in nats (by decoding, by the bag, and its share of its
+            text's choice), and the contrastive loss of the anchors; zeros for what is not computed. With ``choosing``
+            only the weighted loss's gradient is right, not its value. Without targets, the anchors of the sources,
+            [N, H].
         """
         backbone = self.embedder.backbone
         with autocast(backbone.device, self.embedder.dtype):
@@ -63,15 +70,15 @@ class ReconstructionLoss(nn.Module):
             loss, losses_P, bags_P, choices_P = weights_P.new_zeros(()), *torch.zeros_like(weights_P).expand(3, -1)
             contrast = loss
             if step is not None and sources is not None and anchors_NH is not None:
-                (anchors_NH,), contrast = entering(step, anchors_NH, backbone)
+                (anchors_NH,), contrast = decoder_anchors(step, anchors_NH, backbone)
             if decode or choosing is not None:
                 states_PH = self._decoded(anchors_NH, targets)
-                slopes_P = weights_P * float(decode)
+                token_weights_P = weights_P * float(decode)
                 if choosing is not None:
-                    choices_P, slopes = self._choices(states_PH, targets, *choosing)
-                    slopes_P = slopes_P + slopes
-                loss, losses_P = self._cross_entropy(states_PH, targets.targets, slopes_P)
-            elif not bag_weight and anchors_NH is not None:  # the anchors' own loss alone is trained, outside
+                    choices_P, gradient_P = self._choices(states_PH, targets, *choosing)
+                    token_weights_P = token_weights_P + gradient_P
+                loss, losses_P = self._cross_entropy(states_PH, targets.targets, token_weights_P)
+            elif not bag_weight and anchors_NH is not None:  # only `contrast` trains, which the caller adds
                 loss = 0.0 * (anchors_NH.sum() + backbone.head.weight.sum())
             if bag_weight and anchors_NH is not None:
                 bags = (targets.counts, targets.owners)

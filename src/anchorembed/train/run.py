@@ -1,7 +1,7 @@
-"""Two stages from a recipe: ``reconstruct`` anchors the EOS state, ``contrast`` learns to compare.
+"""Train the stages of a recipe: ``reconstruct`` (Stage I) and ``contrast`` (Stage II).
 
-A stage (`stage`) is run by the one loop (`loop`), begun from a model and ended with one; what was started with other
-settings is not continued.
+One loop (`loop`) runs every stage (`stage`), from a model folder or hub model to a model folder. A stage that was
+started with other settings is not continued.
 """
 
 import logging
@@ -27,6 +27,7 @@ from anchorembed.system.processes import first_process, gathered_weights, in_any
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
+from anchorembed.train.distributed import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Interrupted, Loop, fit, learning_rate, make_optimizer, read_log, stop_signals
 from anchorembed.train.memory import check_memory, less_memory
@@ -35,24 +36,23 @@ from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Metrics, Stage, StageName, batch_and_costs, evaluation
-from anchorembed.train.together import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.verdict import conclude
 
 STAGES: dict[StageName, type[Stage]] = {"reconstruct": Reconstruction, "contrast": Contrastive}
 
 _log = logging.getLogger(__name__)
-_MOST = 0.8  # of the pairs, at least, are expected to be used in an epoch
+_EXPECTED_USE = 0.8  # share of the pairs that an epoch uses, at least, unless texts repeat
 
 
 def train(recipe: Recipe | str | Path) -> Path:
     """Run the stages of a recipe, or of its file, in order: finished ones are skipped, interrupted ones resumed.
 
-    Then say whether it helped (`verdict`). Returns the folder of the last model.
+    Then log whether training helped (`verdict`). Returns the folder of the last model.
     """
     recipe = _read(recipe)
     if recipe.reconstruct is None and recipe.contrast is None:
         raise InputError("recipe: both reconstruct and contrast are null. Keep one.")
-    for name, stage in STAGES.items():  # also Stage II's faults, before Stage I has taken hours
+    for name, stage in STAGES.items():  # checks Stage II before Stage I takes hours
         if (settings := recipe.stage(name)) is not None:
             stage.check_stored(settings, recipe.model.weights)
     model = Path(recipe.output)
@@ -108,19 +108,19 @@ def _after_stage_one(recipe: Recipe) -> str:
 
 
 def _extended_by(name: str, folder: Path) -> str:
-    """The settings by which another run begins with a stage's model."""
+    """The settings with which another run starts from a stage's model."""
     model = folder / "model"
     return f"set model.name={model}" if name == "reconstruct" else f"set contrast.from={model} and reconstruct=null"
 
 
 def run_stage(recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str) -> Path:
-    """Train a stage of a recipe from the model ``start``, or go on with it; returns the model's folder.
+    """Train a stage of a recipe from the model ``start``, or resume it; returns the model's folder.
 
     The recipe is kept in the output folder. The stage's folder there has ``log.jsonl``, ``checkpoints/`` while it runs,
     and ``model/`` when it is complete; only one process of this machine works in it at a time.
 
     Raises:
-        InputError: if it cannot be trained so, or was begun with other settings.
+        InputError: if it cannot be trained with these settings, or was begun with others.
     """
     folder = recipe.output / stage_class.name
     with lock_folder(folder) if first_process() else nullcontext():
@@ -142,29 +142,28 @@ def _train_stage(
     name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)
     _log.info("%s: starting from %s", name, start)
-    with accelerator.local_main_process_first():  # the others find the configuration fetched
+    with accelerator.local_main_process_first():  # it fetches the configuration
         use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
     use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
-    with accelerator.local_main_process_first():  # and pairs converted, and models
+    with accelerator.local_main_process_first():  # it converts pairs and fetches models
         prepared = prepare(recipe, start)
         settings = settings.in_steps(len(prepared.split.train))
         _check_stages(recipe, stage_class, settings, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
         stage = stage_class.build(prepared.embedder, settings, use.budget)
-    _say_what_is_unused(stage, prepared, recipe.seed)
-    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan}
-    stored = recipe.model.weights
+    _log_unused(stage, prepared, recipe.seed)
+    stored, data = recipe.model.weights, prepared.summary()
+    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan, "data": data}
     merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
-    history |= {"data": prepared.summary(), "weights": stored if stored == "float32" else merged}
-    history["before"] = prepared.embedder.metadata.stages
+    history |= {"weights": stored if stored == "float32" else merged, "before": prepared.embedder.metadata.stages}
     if accelerator.is_main_process:
         keep_recipe(recipe)
-        write_file(folder / "data.json", to_json(prepared.summary(), indent=2))
+        write_file(folder / "data.json", to_json(data, indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs
-    if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # whose hooks no graph can hold
+    if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # a graph cannot hold FSDP2's hooks
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
         stage = wrap_for_processes(accelerator, stage, optimizer)
@@ -180,8 +179,8 @@ def _train_stage(
             evaluate=evaluation(stage, prepared),
         )
         if accelerator.is_main_process:
-            _say_how_it_went(stage, read_log(folder / "log.jsonl"))
-        for tracker in accelerator.trackers:  # end_training would also end the group of processes, which go on
+            _warn_of_failure(stage, read_log(folder / "log.jsonl"))
+        for tracker in accelerator.trackers:  # end_training would also end the process group, which is still needed
             tracker.finish()
         weights = gathered_weights(module) if sharded(module) else None
         if accelerator.is_main_process:
@@ -205,12 +204,12 @@ def _write_model(trained: Embedder, target: Path, history: dict[str, object]) ->
 def plan_memory(
     recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, shards: tuple[int, bool] = (1, False)
 ) -> Use:
-    """Log what memory a stage takes, before its model is loaded, and return what it does with it.
+    """Log what memory a stage takes, before its model is loaded, and return the settings that decide it.
 
     ``shards`` is the number of processes and whether weights are spread over them.
 
     Raises:
-        InputError: if it cannot fit, with the figures and what to change; on the CPU only for what is exactly known.
+        InputError: if it cannot fit, with the figures and what to change; on the CPU only for what is not estimated.
     """
     device = find_device(recipe.model.device)
     dtype = compute_dtype(recipe.model.precision, device, recipe.model.weights)
@@ -218,11 +217,11 @@ def plan_memory(
     use = use_of(
         recipe, settings, stage_class.step_size(settings, recipe.data), dtype, logits, *shards, compiled=on_gpu
     )
-    where = str(device) if on_gpu else "this machine"
+    device_name = str(device) if on_gpu else "this machine"
     shape = shape_of(load_config(start))
     if settings.tokens_per_micro_batch == "auto" and on_gpu:
         use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
-    _log.info(check_memory(stage_class.name, shape, use, memory_of(device), where, strict=on_gpu))
+    _log.info(check_memory(stage_class.name, shape, use, memory_of(device), device_name, strict=on_gpu))
     return use
 
 
@@ -238,15 +237,15 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
     for checked, its_settings in stages:
         _check_evaluation(its_settings, prepared)
         checked.check(its_settings, prepared)
-        hard = getattr(its_settings, "hard_negatives", 0)  # which Stage I does not have
-        counts = (hard,) if checked is stage_class else (0, hard)  # few steps teach by hard negatives alone
+        hard = getattr(its_settings, "hard_negatives", 0)  # Stage I has none
+        counts = (hard,) if checked is stage_class else (0, hard)  # 0 first, which is faster and mostly suffices
         _check_sources(checked, its_settings, prepared, recipe.seed, counts)
 
 
 def _check_sources(
     stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int, counts: Sequence[int]
 ) -> None:
-    """Refuse a source of whose pairs no step of the first epoch teaches anything, with so many hard negatives a pair.
+    """Refuse a source if no step of its first epoch has a gradient, with any of ``counts`` hard negatives a pair.
 
     Raises:
         InputError: naming the source and some of its lines.
@@ -278,8 +277,8 @@ def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
         find_tasks(settings.evaluate_on)
 
 
-def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
-    """Log where a recipe uses less of its schedule, model or pairs than it seems to."""
+def _log_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
+    """Log which parts of its schedule, model or pairs a recipe leaves unused."""
     settings = stage.settings
     if settings.epochs:
         _log.info("%s: %g epochs are %s steps", stage.name, settings.epochs, settings.steps)
@@ -293,7 +292,7 @@ def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
     used, size = prepared.share_used(settings.batch_size, seed), settings.batch_size
     if size > (have := len(prepared.split.train)):
         _log.info("%s: batch_size is %s, and a step has at most the %s pairs there are", stage.name, size, have)
-    if used < _MOST:
+    if used < _EXPECTED_USE:
         _log.info(
             "data: an epoch uses %.0f%% of the pairs in steps of %s; the rest repeat texts or fill no step",
             100 * used,
@@ -301,8 +300,8 @@ def _say_what_is_unused(stage: Stage, prepared: Prepared, seed: int) -> None:
         )
 
 
-def _say_how_it_went(stage: Stage, log: Sequence[Metrics]) -> None:
-    """Warn of what is wrong with a finished stage, by its log."""
+def _warn_of_failure(stage: Stage, log: Sequence[Metrics]) -> None:
+    """Warn if the log of a finished stage shows that training failed, in part or in whole."""
     if empty := sum("teaches_nothing" in entry for entry in log):
         _log.warning(
             "%s: %s of %s steps taught nothing: they have no two usable pairs, as texts repeat or become no tokens",
@@ -315,7 +314,7 @@ def _say_how_it_went(stage: Stage, log: Sequence[Metrics]) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what a finished stage does not need, and what one that was killed as it wrote its model has left."""
+    """Delete what a finished stage does not need, and unfinished models of killed processes."""
     if first_process():
         for path in (folder / "checkpoints", folder / BEST, *folder.glob(".model.*")):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,21 +1,21 @@
-"""How much of a run fits into the seconds that are left, by the time of each stage's steps.
+"""How many steps and documents of a run fit into the seconds that are left, by measured times.
 
-The run has two arms: Stage II alone, then Stage I with the same Stage II after it. What the first arm really took
-corrects all times, and Stage I is fitted into what is left; after the second arm the documents to measure on are. So
-errors do not add up.
+The run has two arms: Stage II alone, then Stage I followed by the same Stage II. The duration of each arm corrects all
+times. After the first arm, the steps of Stage I are fitted into the time that is left; after the second, the documents
+to measure on. So errors do not add up.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anchorembed.config import Recipe
-from anchorembed.train.stage import Metrics
+from anchorembed.config import Recipe, Schedule
+from anchorembed.train.stage import Metrics, StageName
 
 ENOUGH = 12  # steps of Stage II from which a run is expected to be clearly above chance
 _LEAST = 4  # steps of a stage, whatever they take
 _FEWEST_DOCUMENTS = 100
-_CONTRAST = 0.5  # of the training time, for both Stages II; the rest is Stage I's, less what they take beyond it
-_MEASURING = 0.3  # of the time left, at most, for the documents that models are measured on
+_CONTRAST = 0.5  # of the training time, for Stage II of both arms; Stage I gets what is left
+_MEASURING = 0.3  # of the time left, at most, for the documents to measure on
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,17 @@ class StageTimes:
     loading: float
 
     def of(self, steps: int) -> float:
-        """Seconds of the stage with so many steps."""
+        """Seconds of the stage with ``steps`` steps."""
         return steps * self.step + self.evaluations + self.loading
 
     def scaled(self, factor: float) -> "StageTimes":
-        """All of them longer or shorter."""
+        """All times multiplied by ``factor``."""
         return StageTimes(factor * self.step, factor * self.evaluations, factor * self.loading)
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: of each stage, of what is done for each document measured on, and of what comes after it."""
+    """Seconds of each stage, of the work for each document measured on, and of the work after that."""
 
     reconstruct: StageTimes
     contrast: StageTimes
@@ -47,7 +47,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Steps of each stage, and documents that models are measured on."""
+    """Steps of each stage, and documents to measure on."""
 
     reconstruct_steps: int
     contrast_steps: int
@@ -60,14 +60,14 @@ class Sizes:
 
 
 def seconds_left(sizes: Sizes, times: Times, arms: int = 0) -> float:
-    """Seconds that a run takes after so many of its two arms."""
+    """Seconds that a run takes after ``arms`` of its two arms."""
     stage_one = times.reconstruct.of(sizes.reconstruct_steps) if arms < 2 else 0.0
     stage_two = (2 - arms) * times.contrast.of(sizes.contrast_steps)
     return stage_one + stage_two + sizes.documents * times.document + times.ending
 
 
 def fitting_sizes(left: float, times: Times, most: Sizes) -> Sizes:
-    """Steps and documents of a whole run that fit into ``left`` seconds, each at most as many as in ``most``."""
+    """Steps and documents of a whole run that fit into ``left`` seconds; none above those of ``most``."""
     free = left - seconds_left(Sizes(0, 0, 0), times)
     documents = _fitted(_MEASURING * free, times.document, _FEWEST_DOCUMENTS, most.documents)
     training = free - documents * times.document
@@ -76,9 +76,9 @@ def fitting_sizes(left: float, times: Times, most: Sizes) -> Sizes:
 
 
 def refitted(left: float, times: Times, sizes: Sizes, most: Sizes, arms: int) -> Sizes:
-    """The sizes after the first arm with Stage I, or after the second with the documents, fitted into ``left`` seconds.
+    """Fit Stage I, after the first arm, or the documents, after the second, into ``left`` seconds.
 
-    Stage II stays as it is: both arms have the same.
+    Stage II does not change: it is the same in both arms.
     """
     if arms == 1:
         return _with_stage_one(left, times, sizes, most, arms)
@@ -97,7 +97,7 @@ def _fitted(seconds: float, each: float, least: int, most: int) -> int:
 
 
 def corrected(times: Times, contrast_steps: int, log: Sequence[Metrics]) -> Times:
-    """The times, all longer or shorter by what Stage II's steps and evaluations really took, by its log."""
+    """The times, scaled by how long Stage II's steps and evaluations took according to its log."""
     factor = sum(entry["seconds"] for entry in log) / (
         contrast_steps * times.contrast.step + times.contrast.evaluations
     )
@@ -106,9 +106,9 @@ def corrected(times: Times, contrast_steps: int, log: Sequence[Metrics]) -> Time
 
 
 def minutes_for(contrast_steps: int, spent: float, times: Times, most: Sizes) -> int:
-    """The fewest whole minutes, of which ``spent`` seconds are gone, into which so many steps of Stage II fit.
+    """The fewest minutes, within 5 %, of a run with ``contrast_steps`` steps of Stage II, at most those of ``most``.
 
-    No more steps are looked for than ``most`` has.
+    They include ``spent`` seconds.
     """
     wanted, minutes = min(contrast_steps, most.contrast_steps), 1
     while not _fits(wanted, 60 * minutes - spent, times, most):
@@ -122,11 +122,11 @@ def _fits(contrast_steps: int, left: float, times: Times, most: Sizes) -> bool:
 
 
 def resized(recipe: Recipe, sizes: Sizes) -> Recipe:
-    """The recipe with other numbers of steps; what is counted in steps keeps its share of them."""
-    changed = {}
-    for name, steps in (("reconstruct", sizes.reconstruct_steps), ("contrast", sizes.contrast_steps)):
-        settings = recipe.reconstruct if name == "reconstruct" else recipe.contrast
-        if settings is not None:
+    """The recipe with other numbers of steps; settings that count steps are scaled with them."""
+    changed: dict[str, Schedule] = {}
+    steps_of: dict[StageName, int] = {"reconstruct": sizes.reconstruct_steps, "contrast": sizes.contrast_steps}
+    for name, steps in steps_of.items():
+        if (settings := recipe.stage(name)) is not None:
             counted = {key: getattr(settings, key) for key in ("warmup_steps", "save_every", "evaluate_every")}
             new = {key: max(1, round(value * steps / settings.steps)) for key, value in counted.items() if value}
             changed[name] = settings.model_copy(update={"steps": steps, **new})

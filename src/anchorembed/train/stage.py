@@ -1,8 +1,7 @@
 """A stage of training: settings and a module in, a step's gradients, metrics and costs out.
 
-``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`) are its kinds. The loop, the
-profile and the comparison use nothing else of a stage. Then what the loop asks of any stage: a step's batch, an
-evaluation.
+Its classes are ``Reconstruction`` (Stage I, `reconstruct`) and ``Contrastive`` (Stage II, `contrast`). The loop, the
+profile and the comparison use nothing else of a stage. The functions below work with any stage.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +31,7 @@ class StepSize:
     """Largest sizes of a step, in tokens and texts; `memory_estimate` turns them into bytes.
 
     Attributes:
-        longest: tokens that cannot be split up: those of a pair in Stage I, of a text in Stage II.
+        longest: most tokens that cannot be split up: of a pair in Stage I, of a text in Stage II.
         most: tokens of the whole step.
         writes: whether the decoder writes targets, which takes logits.
         queries: queries that are compared at once.
@@ -56,7 +55,7 @@ class Stage(ABC):
         settings: the stage's section of the recipe.
         module: has the weights that train, wrapped if there are several processes.
         embedder: what is trained.
-        budget: most tokens at once, or those of one text or pair.
+        budget: most tokens at once, unless one text or pair has more.
         unsynced: opens a context without gradient averaging between processes, for all parts of a step but the last.
     """
 
@@ -91,7 +90,7 @@ class Stage(ABC):
     @staticmethod
     @abstractmethod
     def check_stored(settings: Any, stored: str) -> None:  # noqa: ANN401
-        """Refuse weights that are not stored in float32 if the stage trains them: small updates would be lost."""
+        """Refuse to train weights that are not stored in float32, where small updates are lost."""
 
     @classmethod
     def check(cls, settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
@@ -160,7 +159,7 @@ class Stage(ABC):
 
 
 def batch_and_costs(stage: Stage, prepared: Prepared, number: int, indices: Sequence[int]) -> tuple[Any, Metrics]:
-    """Lay out step ``number`` of some pairs, and say what it costs: the texts' own tokens and model FLOPs."""
+    """The batch of step ``number`` and its costs: the texts' tokens without template, and model FLOPs."""
     pairs = prepared.tokens(indices, stage.hard_negatives)
     tokens = sum(len(pair.query_text) + len(pair.document_text) for pair in pairs)
     costs = {"tokens": float(tokens), "flops": stage.flops(number, pairs)}
@@ -170,9 +169,9 @@ def batch_and_costs(stage: Stage, prepared: Prepared, number: int, indices: Sequ
 
 
 def evaluation(stage: Stage, prepared: Prepared) -> Callable[[], Metrics]:
-    """What ``evaluate_every`` measures: held-out pairs, tasks if asked for, and a ``quality`` to choose the best by.
+    """A function that measures held-out pairs and the tasks of ``evaluate_on``.
 
-    Quality is the tasks' mean score, or without tasks the stage's own.
+    Its ``quality``, by which the best evaluation is chosen, is the tasks' mean score, or without tasks `Stage.quality`.
     """
     held_out = prepared.tokens(prepared.split.held_out.tolist(), stage.hard_negatives)
     measure: Callable[[Embedder], Metrics] | None = None
@@ -194,7 +193,7 @@ def evaluation(stage: Stage, prepared: Prepared) -> Callable[[], Metrics]:
 
 
 def add_adapters(backbone: Backbone, lora: Lora | None) -> None:
-    """Freeze all weights and add adapters; without settings for them, all weights train."""
+    """Freeze all weights and add adapters; with ``lora`` None, all weights train."""
     if lora is not None:
         add_lora(backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
 

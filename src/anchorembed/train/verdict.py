@@ -1,7 +1,7 @@
 """Whether training helped on the user's own data: the trained model against the model before it and against BM25.
 
-The tests are held-out pairs, as a small retrieval test, and the tasks of ``evaluate_on``. Scores are kept in the output
-folder under a hash of all that decides them, so a repeated run gives the same verdict.
+The tests are held-out pairs, as a small retrieval test, and the tasks of ``evaluate_on``. Scores are cached in the
+output folder by a hash of all that decides them, so a repeated run gives the same verdict.
 """
 
 import json
@@ -18,13 +18,7 @@ from anchorembed.curate.mine import by_bm25
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import FEWEST, Difference, difference
-from anchorembed.evaluate.held_out import (
-    METRIC,
-    PairSearch,
-    pair_search,
-    search_by_embedder,
-    search_by_words,
-)
+from anchorembed.evaluate.held_out import METRIC, PairSearch, pair_search, search_by_embedder, search_by_words
 from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.system.files import hash_texts, to_json, write_file
@@ -74,21 +68,21 @@ class TestVerdict:
 
 
 def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
-    """Measure the model before training, the last trained one, and BM25; log the verdict and write ``verdict.json``."""
+    """Measure the model before training, the trained one, and BM25; log the verdicts and write ``verdict.json``."""
     tests = find_tests(recipe)
     before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
-    kept = recipe.output / "verdict"
+    cache = recipe.output / "verdict"
     settings = recipe.model.model_dump_json(exclude={"name", "device"})
     settings += recipe.data.model_dump_json(exclude={"sources"})
 
     def by_model(name: str, model: str) -> Measured:
         key = hash_texts([f"{tests.digest} {settings} {model_content(model)}"])
-        return _kept(kept / f"{name}.json", key, lambda: _by_model(tests, recipe, model))
+        return _cached(cache / f"{name}.json", key, lambda: _by_model(tests, recipe, model))
 
     scores = {"before": by_model("before", before), "trained": by_model("trained", str(trained))}
     missing = ""
     try:
-        scores["bm25"] = _kept(kept / "bm25.json", tests.digest, lambda: _by_bm25(tests))
+        scores["bm25"] = _cached(cache / "bm25.json", tests.digest, lambda: _by_bm25(tests))
     except InputError as error:
         missing = f"BM25 is left out. {error}"
     verdicts = [_verdict(test, scores) for test in scores["trained"]]
@@ -119,42 +113,42 @@ def find_tests(recipe: Recipe) -> Tests:
 
 
 def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
-    """A verdict as lines for the user."""
+    """The verdicts as lines of text."""
     if not verdicts:
         return [
             "verdict: whether training helped is not known, as fewer than 2 pairs are held out. To tell a "
             f"difference takes {FEWEST} queries or more. {_MORE_PAIRS.format(_ENOUGH)}"
         ]
-    return [line for each in verdicts for line in _lines(each)]
+    return [line for verdict in verdicts for line in _lines(verdict)]
 
 
-def _lines(each: TestVerdict) -> list[str]:
-    bm25 = "" if each.bm25 is None else f", {each.bm25:.3f} by BM25"
-    items = f"{each.items} queries or texts, " if each.items and each.test != HELD_OUT else ""
-    count = f"{each.items} " if each.test == HELD_OUT else ""
+def _lines(verdict: TestVerdict) -> list[str]:
+    bm25 = "" if verdict.bm25 is None else f", {verdict.bm25:.3f} by BM25"
+    items = f"{verdict.items} queries or texts, " if verdict.items and verdict.test != HELD_OUT else ""
+    count = f"{verdict.items} " if verdict.test == HELD_OUT else ""
     lines = [
-        f"verdict on {count}{each.test}, {items}{each.metric}: {each.before:.3f} before training, "
-        f"{each.trained:.3f} after{bm25}"
+        f"verdict on {count}{verdict.test}, {items}{verdict.metric}: {verdict.before:.3f} before training, "
+        f"{verdict.trained:.3f} after{bm25}"
     ]
-    for name, against in (("before training", each.against_before), ("BM25", each.against_bm25)):
+    for name, against in (("before training", verdict.against_before), ("BM25", verdict.against_bm25)):
         if against is not None:
             word = f"{against.word} than {name}"
             if against.word == "cannot be told":
                 word = f"whether it is better than {name} cannot be told"
             lines.append(f"  {word}: {against}")
-    if any(against and against.word == "cannot be told" for against in (each.against_before, each.against_bm25)):
-        lines.append(f"  {_too_few(each)}")
-    if each.against_before is None:
+    if any(against and against.word == "cannot be told" for against in (verdict.against_before, verdict.against_bm25)):
+        lines.append(f"  {_too_few(verdict)}")
+    if verdict.against_before is None:
         lines.append("  whether that is more than chance cannot be told: this metric has no score of each item")
     return lines
 
 
-def _too_few(each: TestVerdict) -> str:
+def _too_few(verdict: TestVerdict) -> str:
     """Why a difference cannot be told, and what to do."""
-    counted, cure = f"{each.items} queries or texts are in this test", "Name a larger test in contrast.evaluate_on."
-    if each.test == HELD_OUT:
-        counted = f"{each.items} queries were held out"
-        cure = _MORE_PAIRS.format(_ENOUGH if each.items < FEWEST else "more pairs")
+    counted, cure = f"{verdict.items} queries or texts are in this test", "Name a larger test in contrast.evaluate_on."
+    if verdict.test == HELD_OUT:
+        counted = f"{verdict.items} queries were held out"
+        cure = _MORE_PAIRS.format(_ENOUGH if verdict.items < FEWEST else "more pairs")
     return f"{counted}; any difference takes {FEWEST} or more to tell, a small one hundreds. {cure}"
 
 
@@ -173,7 +167,7 @@ def _verdict(test: str, scores: Mapping[str, Measured]) -> TestVerdict:
 
 
 def _difference(trained: Mapping[str, Any], other: Mapping[str, Any] | None) -> Difference | None:
-    """The difference of two models; None if either has no scores of items."""
+    """The difference of two models; None without scores of the same items."""
     if not other or not trained["items"] or trained["items"].keys() != other["items"].keys():
         return None
     return difference(trained["items"], other["items"])
@@ -192,7 +186,7 @@ def _put_on_card(trained: Path, verdicts: Sequence[TestVerdict]) -> None:
 
 
 def _row(verdict: TestVerdict) -> dict[str, str]:
-    """A test's line in the table of the model's card."""
+    """A row of the model card's table."""
     row = {"test": verdict.test, "metric": verdict.metric, "items": str(verdict.items)}
     row |= {"base model": f"{verdict.before:.3f}", "this model": f"{verdict.trained:.3f}"}
     row["BM25"] = "" if verdict.bm25 is None else f"{verdict.bm25:.3f}"
@@ -238,8 +232,8 @@ def _measured(scores_Q: Sequence[float]) -> dict[str, Any]:
     return {"metric": METRIC, "value": math.fsum(scores_Q) / len(scores_Q), "items": items}
 
 
-def _kept(path: Path, key: str, measure: Callable[[], Measured]) -> Measured:
-    """The measurement in a file if it has the same key; otherwise measure, and write the file."""
+def _cached(path: Path, key: str, measure: Callable[[], Measured]) -> Measured:
+    """Read a measurement from its file if that has the same key; otherwise measure, and write the file."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["key"] == key:

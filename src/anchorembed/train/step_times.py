@@ -1,4 +1,4 @@
-"""What a step of each stage takes on this machine, and the work around it: the times that a run is sized by."""
+"""Measure how long a step of each stage, and the work around it, takes on this machine, to size a run (`sizing`)."""
 
 import math
 import time
@@ -15,31 +15,34 @@ from anchorembed.train.run import STAGES, plan_memory
 from anchorembed.train.sizing import StageTimes, Times
 from anchorembed.train.stage import Stage, StageName
 
-_FORWARD = 0.45  # of a step's time, to evaluate as many pairs
-_PROBES = 2  # steps that are timed
-_LONG = 10.0  # seconds of a step from which no other is timed
+_FORWARD = 0.45  # share of a step's time that an evaluation of as many pairs takes
+_TIMED_STEPS = 2
+_LONG = 10.0  # seconds of a step after which no other is timed
 Result = TypeVar("Result")
 
 
 def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: int) -> tuple[Times, int]:
     """Time steps of each stage, a load of the model and the embedding of some texts.
 
-    For each document ``document_texts`` texts are embedded in all. After the last stage a model is loaded ``loads``
-    times, or what takes as long is done.
+    Args:
+        recipe: has both stages.
+        texts: texts to embed.
+        document_texts: texts that the run embeds for each document measured on.
+        loads: loads of a model after the last stage, or work that takes as long.
 
     Returns:
         The times, and the number of pairs to train on.
     """
-    prepared = prepare(recipe, recipe.model.name)  # with what is done only once, such as fetching the model
+    prepared = prepare(recipe, recipe.model.name)  # not timed: it also does what is done only once, such as downloads
     loading, embedder = _timed(partial(load_embedder, recipe, recipe.model.name, recipe.model.device))
     embedder.encode(texts[:2])
     text = _timed(partial(embedder.encode, texts))[0] / len(texts)
     stages: dict[StageName, StageTimes] = {}
-    for name, kind in STAGES.items():
+    for name, stage_class in STAGES.items():
         settings = recipe.stage(name)
         if settings is not None:
-            budget = plan_memory(recipe, kind, settings, recipe.model.name).budget
-            seconds = _step_seconds(recipe, prepared, kind.build(prepared.embedder, settings, budget))
+            budget = plan_memory(recipe, stage_class, settings, recipe.model.name).budget
+            seconds = _step_seconds(recipe, prepared, stage_class.build(prepared.embedder, settings, budget))
             merge_lora(prepared.embedder.backbone)
             prepared.embedder.requires_grad_(requires_grad=True)
             evaluations = _evaluations(settings, len(prepared.split.held_out)) * seconds
@@ -48,9 +51,9 @@ def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: in
     return times, len(prepared.split.train)
 
 
-def _timed(do: Callable[[], Result]) -> tuple[float, Result]:
+def _timed(function: Callable[[], Result]) -> tuple[float, Result]:
     started = time.perf_counter()
-    result = do()
+    result = function()
     return time.perf_counter() - started, result
 
 
@@ -62,7 +65,7 @@ def _evaluations(settings: Schedule, pairs: int) -> float:
 
 
 def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:
-    """Mean seconds of whole steps of different pairs, after a small one; of one step where that takes long."""
+    """Mean seconds of two whole steps, after a small one that is not timed; of one step if it takes long."""
     optimizer = make_optimizer(stage.module, stage.settings)
     stage.module.train()
 
@@ -70,9 +73,9 @@ def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:
         whole_step(stage, optimizer, 0, prepared.tokens(indices, stage.hard_negatives))
 
     seconds: list[float] = []
-    for indices in islice(prepared.order(stage.settings.batch_size, recipe.seed), _PROBES):
+    for indices in islice(prepared.order(stage.settings.batch_size, recipe.seed), _TIMED_STEPS):
         if not seconds:
-            run(indices[:2])  # the first step of all takes longer
+            run(indices[:2])  # the first step takes longer
         seconds.append(_timed(partial(run, indices))[0])
         if seconds[-1] > _LONG:
             break

@@ -1,4 +1,4 @@
-"""Multi-process training by accelerate: DDP or FSDP2, and the run's trackers."""
+"""Training in several processes with accelerate (DDP or FSDP2), and the run's trackers."""
 
 import warnings
 from datetime import timedelta
@@ -17,7 +17,7 @@ from anchorembed.system.device import find_device
 from anchorembed.train.prepare import load_embedder
 from anchorembed.train.stage import Stage
 
-_PATIENCE = timedelta(hours=3)  # processes wait so long for the first one's work; torch's default on GPUs is 10 minutes
+_TIMEOUT = timedelta(hours=3)  # of waiting for the first process; torch's default on GPUs is 10 minutes
 
 
 def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
@@ -29,10 +29,10 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
         project_dir=str(folder),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),  # processes differ in their number of passes
-            InitProcessGroupKwargs(timeout=_PATIENCE),  # while the first process converts, downloads or writes
+            InitProcessGroupKwargs(timeout=_TIMEOUT),  # while the first process converts, downloads or writes
         ],
     )
-    _supported(accelerator, settings)
+    _check_supported(accelerator, settings)
     if accelerator.is_fsdp2 and recipe.model.weights != "float32":
         stored = recipe.model.weights
         raise InputError(f"model.weights: {stored} cannot be sharded (FSDP2). Set it to float32, or use DDP.")
@@ -41,19 +41,19 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
 
 def wrap_for_processes(accelerator: Accelerator, stage: Stage, optimizer: torch.optim.Optimizer) -> Stage:
     """Have accelerate wrap or shard the module that a stage trains."""
-    if accelerator.is_fsdp2:  # accelerate reads the layers' classes of the module, which is not transformers' own
+    if accelerator.is_fsdp2:  # accelerate finds the layers' classes only in transformers' modules
         layers = [*(stage.embedder.backbone.model._no_split_modules or [])]
         plugin = accelerator.state.fsdp_plugin
         plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layers
     with warnings.catch_warnings():  # accelerate passes broadcast_buffers by a name that torch deprecates
         warnings.simplefilter("ignore", FutureWarning)
         wrapped, _ = accelerator.prepare(stage.module, optimizer)  # sharding gives the optimizer its shards in place
-    if accelerator.is_fsdp2:  # without averaging, it would keep whole gradients until the last micro-batch
+    if accelerator.is_fsdp2:  # unsynced, FSDP2 would keep whole gradients until the last micro-batch
         return stage.with_module(wrapped, None)
     return stage.with_module(wrapped, lambda: accelerator.no_sync(wrapped))
 
 
-def _supported(accelerator: Accelerator, settings: Schedule) -> None:
+def _check_supported(accelerator: Accelerator, settings: Schedule) -> None:
     """Refuse settings of accelerate that the loop does not support."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
@@ -84,6 +84,5 @@ def embedder_with(
 
 def _check_trackers(names: list[str]) -> None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
-    for name in names:
-        if name not in available:
-            raise InputError(f"trackers: {name!r} is not installed. Installed: {', '.join(available) or 'none'}.")
+    if missing := [name for name in names if name not in available]:
+        raise InputError(f"trackers: {missing[0]!r} is not installed. Installed: {', '.join(available) or 'none'}.")
