@@ -1,6 +1,8 @@
 """Stage I's loss equals a plain computation, in chunks or whole, and every target is where it should be."""
 
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -136,6 +138,23 @@ def test_chunked_equals_full(softcap: float | None, biased: bool, monkeypatch: p
     torch.testing.assert_close(losses, full.detach(), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chunk_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    compute = reconstruction._loss_and_gradient
+
+    def watched(products: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        assert not any(made_before() is not None for made_before in made), "an earlier chunk is still in memory"
+        losses, gradient = compute(products, *others)
+        made.extend(map(weakref.ref, (products, gradient)))
+        return losses, gradient
+
+    monkeypatch.setattr(reconstruction, "CHUNK_LOGITS", {"cpu": 50 * 20})
+    monkeypatch.setattr(reconstruction, "_loss_and_gradient", watched)
+    states, weight = (torch.randn(rows, 8, requires_grad=True) for rows in (70, 50))
+    linear_cross_entropy(states, weight, torch.arange(70) % 50, torch.ones(70))
+    assert len(made) == 2 * 4
 
 
 def test_directions() -> None:

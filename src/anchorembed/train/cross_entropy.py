@@ -97,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     _add_product(grad_weight, gradient, states)
                 if grad_bias is not None:
                     grad_bias += gradient.sum(0, dtype=torch.float32)
+                del products, problem, gradient  # else they are still in memory beside the next chunk's
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses_T)
         return (losses_T * weights_T).sum(), losses_T
