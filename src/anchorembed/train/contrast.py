@@ -38,8 +38,8 @@ from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adap
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """The queries and documents that a step compares, laid out before anything is embedded.
+class LossInputs:
+    """What a step's loss takes besides vectors, known before anything is embedded.
 
     ``excluded_QD`` marks documents that must not be a query's negatives, ``given`` holds scores to distill.
     """
@@ -50,10 +50,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveBatch:
-    """A step's texts on the device: this process's chunks, and how all processes' rows make up the comparison.
+    """A step's texts on the device: this process's chunks, and which rows of all processes the loss compares.
 
     Attributes:
-        comparison: queries and documents of all processes.
+        loss_inputs: of the queries and documents of all processes.
         chunks: this process's texts, long ones first; the last ones may be idle.
         chunk_rows: row of each text of this process among the chunks' embeddings.
         counts: texts of each process.
@@ -61,7 +61,7 @@ class ContrastiveBatch:
         pairs: this process's pairs, for the guide.
     """
 
-    comparison: Comparison
+    loss_inputs: LossInputs
     chunks: list[PackedBatch]
     chunk_rows: Tensor
     counts: list[int]
@@ -161,7 +161,7 @@ class Contrastive(Stage):
         # Sharded weights are gathered in each forward pass, so all processes must do equally many: some are idle.
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
-            self._comparison(pairs),
+            self._loss_inputs(pairs),
             [chunk.to(self.device) for chunk in chunks[rank()] + idle],
             send(rows[rank()], self.device),
             [sum(map(len, part)) for part in parts],
@@ -177,7 +177,7 @@ class Contrastive(Stage):
         of_process = cache.vectors_NH[batch.chunk_rows]
         embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
         idle = 0.0 * cache.vectors_NH[len(of_process) :].sum()  # keeps idle chunks in the graph
-        loss = self._loss(batch.comparison, embeddings, guided) + idle
+        loss = self._loss(batch.loss_inputs, embeddings, guided) + idle
         cache.backward(loss, processes(), self.unsynced)
         return {"loss": loss.detach()}
 
@@ -186,30 +186,30 @@ class Contrastive(Stage):
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs as one batch; accuracy is the share of queries whose positive ranks first."""
-        comparison = self._comparison(pairs)
+        loss_inputs = self._loss_inputs(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
         embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
-        best_Q = scores_QD.masked_fill(comparison.excluded_QD, float("-inf")).argmax(dim=1)
+        best_Q = scores_QD.masked_fill(loss_inputs.excluded_QD, float("-inf")).argmax(dim=1)
         is_right_Q = best_Q == torch.arange(len(pairs), device=self.device)
-        loss = self._loss(comparison, embeddings, self._guided(pairs))
+        loss = self._loss(loss_inputs, embeddings, self._guided(pairs))
         return read_back({"held_out_loss": loss, "held_out_accuracy": is_right_Q.float().mean()})
 
-    def _comparison(self, pairs: Sequence[TokenPair]) -> Comparison:
+    def _loss_inputs(self, pairs: Sequence[TokenPair]) -> LossInputs:
         queries, positives, negatives = _texts(pairs, self.hard_negatives)
         excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
         given = None
         if self.settings.distill:
             given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
-        return Comparison(send(excluded_QD, self.device), given)
+        return LossInputs(send(excluded_QD, self.device), given)
 
-    def _loss(self, comparison: Comparison, embeddings: Tensor, guided: Tensor | None) -> Tensor:
+    def _loss(self, loss_inputs: LossInputs, embeddings: Tensor, guided: Tensor | None) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
 
         The mean over vectors cut to each of ``settings.dimensions``, so that these work, too (Kusupati, 2022).
         """
-        count, left_out_QD = len(comparison.excluded_QD), comparison.excluded_QD
+        count, left_out_QD = len(loss_inputs.excluded_QD), loss_inputs.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
@@ -219,8 +219,8 @@ class Contrastive(Stage):
         for dimension in dict.fromkeys((*self.settings.dimensions, embeddings.shape[1])):
             queries_QH, documents_DH = embeddings[:count, :dimension], embeddings[count:, :dimension]
             value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
-            if comparison.given is not None:
-                value = value + distill * distillation(queries_QH, documents_DH, comparison.given, scale)
+            if loss_inputs.given is not None:
+                value = value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
             losses.append(value)
         return torch.stack(losses).mean()
 
