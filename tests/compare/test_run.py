@@ -189,7 +189,7 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
     (task,) = comparison.tasks
     contrast = comparison.arm_record("contrast")
     for setting, seed, left in (("own", 0, [0, 1]), ("common", 0, [1]), ("own", 1, [])):
-        for model in ("first/reconstruct", "scale=7/contrast"):
+        for model in ("before/reconstruct", "scale=7/contrast"):
             for number in [0, 1] if left == [0, 1] else []:
                 (training.run_folder(comparison, contrast.run(OWN, number)) / model / "model").mkdir(parents=True)
         done = contrast.run(setting, seed)

@@ -55,7 +55,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         signal.signal(number, before)
         deadline = time.monotonic() + 120
-        logs = "run/*/*/*/first/reconstruct/log.jsonl"
+        logs = "run/*/*/*/before/reconstruct/log.jsonl"
         while not any(log.stat().st_size for log in tmp_path.glob(logs)) and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(number)
@@ -66,7 +66,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
                 os.killpg(process.pid, signal.SIGKILL)  # its training, too
     assert process.returncode == 128 + number, error
     assert "Stopped. To continue: anchorembed compare" in error
-    (stage,) = tmp_path.glob("run/*/*/*/first/reconstruct")
+    (stage,) = tmp_path.glob("run/*/*/*/before/reconstruct")
     assert list(stage.glob("checkpoints/step-*"))
     with lock_folder(stage):
         pass  # nobody is at work there any more
