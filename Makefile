@@ -1,7 +1,7 @@
-# `make demo` trains, measures, exports and searches; `make test` checks everything; `make quick` leaves out tests that
-# take over a second or need the default LLM; `make test-lowest` runs some of the tests with the lowest versions that
-# pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5 with transformers 4; `make test-vllm`
-# serves exports by vLLM; `make docs` builds the guides into build/site.
+# `make demo` trains, measures, exports and searches; `make test` runs lint, types, docs and the tests; `make quick`
+# is the part of it without tests that take over a second or need the default LLM; `make test-lowest` runs some of the
+# tests with the lowest versions that pyproject.toml allows; `make test-older` loads exports in sentence-transformers 5
+# with transformers 4; `make test-vllm` serves exports by vLLM; `make docs` builds the guides into build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin

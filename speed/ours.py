@@ -1,4 +1,4 @@
-"""Our sides of the comparisons: AnchorEmbed's own parts, put together as ``anchorembed.training`` does."""
+"""Our sides of the comparisons: AnchorEmbed's own parts, put together as ``anchorembed.train`` does."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -279,9 +279,9 @@ class Choice(Section):
 
 
 class OwnArm(Section):
-    """An arm that the recipe defines: a ready arm with other settings."""
+    """An arm that the recipe defines: another arm with other settings."""
 
-    like: str = Field(description="The ready arm to start from.")
+    like: str = Field(description="The arm to start from: a ready one, or one defined above.")
     title: str = Field("", description="Title in the report.")
     what: str = Field("", description="One sentence for the report.")
     before: dict[str, Any] = Field({}, description="Keys of the stage before Stage II.")
@@ -294,7 +294,7 @@ class OwnArm(Section):
 
 
 class Compare(Section):
-    """Arms x seeds x collections; arms are matched in compute to the primary arm's Stage I."""
+    """Arms x seeds x collections; what an arm trains beside Stage II costs what the primary arm's Stage I does."""
 
     arms: list[str] = Field(
         [

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken
@@ -106,7 +107,7 @@ def test_what_fails_for_the_moment_is_asked_again() -> None:
 
 def test_pauses_double_unless_the_endpoint_asks_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("anchorembed.curate.writers.time.sleep", pauses.append)
+    monkeypatch.setattr("anchorembed.curate.writers.time", SimpleNamespace(sleep=pauses.append))
     with chat_endpoint(str.upper) as endpoint:
         endpoint.first_answers = [
             (503, b""),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.api import mine
-from anchorembed.data.judged import Candidates, LabelledText, SentencePair, find_tests, read_test_set
+from anchorembed.data.judged import Candidates, LabelledText, SentencePair, find_test_sets, read_test_set, stem
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from text_files import beir, fault
@@ -42,9 +42,10 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_its_files_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
-    files = [lines(tmp_path / name, RERANK) for name in ("A.JSONL", "b.jsonl")]
+    files = [lines(tmp_path / name, RERANK) for name in ("A.JSONL", "b.jsonl", "c_test.jsonl.GZ")]
     lines(tmp_path / "notes.txt")
-    assert sorted(find_tests(tmp_path)) == files
+    assert sorted(find_test_sets(tmp_path)) == files
+    assert [stem(file) for file in files] == ["A", "b", "c_test"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorembed.data.beir import read_collection, splits
-from anchorembed.data.judged import Candidates, SentencePair, find_tests, read_test_set
+from anchorembed.data.judged import Candidates, SentencePair, find_test_sets, read_test_set
 from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import PairStore, open_corpus, text_key
 from anchorembed.model.template import Prompts
@@ -82,7 +82,7 @@ def check(
     Raises:
         InputError: if a test cannot be read.
     """
-    texts = (text for path in tests for file in find_tests(path) for text in _test_texts(file))
+    texts = (text for path in tests for file in find_test_sets(path) for text in _test_texts(file))
     test_keys = np.unique(_keys(filter(str.strip, texts), _without_punctuation))
     for number in range(len(store.sources)):
         yield _check_source(store, number, tokenizer, prompts, test_keys, progress)

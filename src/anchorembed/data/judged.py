@@ -90,7 +90,7 @@ def read_test_set(path: Path) -> TestSet:
     return TestSet(stem(path), kind, records)
 
 
-def find_tests(path: Path) -> list[Path]:
+def find_test_sets(path: Path) -> list[Path]:
     """The path itself if it is a file or a BEIR folder, else the test files in the folder.
 
     Raises:
@@ -109,7 +109,7 @@ def find_tests(path: Path) -> list[Path]:
 
 def stem(path: Path) -> str:
     """A file's name without its suffixes."""
-    return Path(path.name.removesuffix(".gz")).stem
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).stem
 
 
 def _columns(names: list[str]) -> list[str]:

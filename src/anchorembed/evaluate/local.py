@@ -15,7 +15,7 @@ from typing import Any
 
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.data.documents import Document
-from anchorembed.data.judged import Candidates, LabelledText, SentencePair, TestSet, find_tests, read_test_set, stem
+from anchorembed.data.judged import Candidates, LabelledText, SentencePair, TestSet, find_test_sets, read_test_set, stem
 from anchorembed.data.store import open_corpus
 from anchorembed.errors import InputError
 from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset
@@ -102,7 +102,7 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
 
 def _files_to_evaluate(path: Path) -> list[Path]:
     """The path itself, or in a folder of test files those named ``*_test``; without such, all but ``*_train``."""
-    files = find_tests(path)
+    files = find_test_sets(path)
     if files == [path]:
         return files
     tests = [file for file in files if stem(file).endswith("_test")]

@@ -88,9 +88,9 @@ def _expected_reciprocal_rank(total: int, relevant_count: int) -> float:
     """Sum of 1/k times the probability that a random order has its first relevant document at k, for k up to 10."""
     expected, none_before = 0.0, 1.0
     for position in range(1, min(_SHALLOW, total) + 1):
-        is_relevant = relevant_count / (total - position + 1) if none_before else 0.0
-        expected += none_before * is_relevant / position
-        none_before *= 1 - is_relevant
+        chance = relevant_count / (total - position + 1) if none_before else 0.0
+        expected += none_before * chance / position
+        none_before *= 1 - chance
     return expected
 
 

@@ -35,7 +35,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Side, unit_rows
 
 _SAME = 1e-3  # largest 1 - cosine of vectors that are the same
-_OF_SPREAD = 0.02  # a lower limit for it: this share of the median 1 - cosine of different texts
+_OF_SPREAD = 0.02  # of the median 1 - cosine of different texts: the limit where that is smaller
 _PRECISION = 20  # times the limit: the largest 1 - cosine that bfloat16 or quantised weights explain
 
 

@@ -20,7 +20,7 @@ _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
 
 def default_contrast(pairs: int) -> dict[str, Any]:
     """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps."""
-    batch = min(_BATCH, max(2, pairs // 4))  # at least 4 steps an epoch, so that few pairs fill no step
+    batch = min(_BATCH, max(2, pairs // 4))  # from 8 pairs on at least 4 steps an epoch
     steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
     return {
         "steps": steps,

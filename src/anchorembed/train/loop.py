@@ -288,7 +288,7 @@ def one_ahead(
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag, which is checked between steps; a second SIGINT stops at once."""
+    """Turn SIGINT and SIGTERM into a flag, checked after steps and stages; a second SIGINT stops at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
