@@ -143,7 +143,7 @@ class Reconstruction(Stage):
 
     @property
     def decodes(self) -> bool:
-        """Whether the decoder's loss is trained."""
+        """Whether the decoder's loss is trained: it is, but for a control of a comparison (`compare.controls`)."""
         return True
 
     def run(self, batch: ReconstructionBatch) -> Measured:

@@ -61,12 +61,7 @@ class ReconstructionLoss(nn.Module):
             if sources is not None:
                 anchors_NH = self.embedder(sources)
             if targets is None or weights_P is None:
-                if anchors_NH is None:
-                    return ()
-                if processes() > 1 and torch.is_grad_enabled():
-                    # DDP waits for a gradient of every weight, also of the head, which this pass does not use
-                    anchors_NH = anchors_NH + 0.0 * backbone.head.weight.sum()
-                return (anchors_NH,)
+                return () if anchors_NH is None else (self._with_head(anchors_NH),)
             loss, losses_P, bags_P, choices_P = weights_P.new_zeros(()), *torch.zeros_like(weights_P).expand(3, -1)
             contrast = loss
             if step is not None and sources is not None and anchors_NH is not None:
@@ -85,6 +80,12 @@ class ReconstructionLoss(nn.Module):
                 bag_loss, bags_P = self._cross_entropy(anchors_NH, targets.targets, bag_weight * weights_P, bags)
                 loss = loss + bag_loss
         return loss, losses_P, bags_P, choices_P, contrast
+
+    def _with_head(self, anchors_NH: Tensor) -> Tensor:
+        """The anchors, from which backward reaches the head's weight: DDP waits for a gradient of every weight."""
+        if processes() == 1 or not torch.is_grad_enabled():
+            return anchors_NH
+        return anchors_NH + 0.0 * self.embedder.backbone.head.weight.sum()
 
     @torch.no_grad()
     def _choices(self, states_PH: Tensor, targets: Decoding, choosing_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:
