@@ -65,7 +65,8 @@ from anchorembed.train.contrast import Contrastive
 from anchorembed.train.contrastive_losses import SCALE
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.gradcache import GradCache
-from anchorembed.train.loop import make_optimizer, one_ahead
+from anchorembed.train.loop import one_ahead
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import Stage, read_back, step
 

@@ -19,7 +19,7 @@ from anchorembed.data.beir import read_collection
 from anchorembed.demo import CLEARLY, SIZES, DemoResult, ModelScores, demo, page_of, show, size
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
-from anchorembed.page.write import html
+from anchorembed.page.html import html
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.clock import Clock
 from anchorembed.train.sizing import ENOUGH, StageTimes, Times

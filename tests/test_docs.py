@@ -27,7 +27,7 @@ ELSEWHERE = {
     "speed/gpu.py --out gpu-out --tiny": "tests/test_speed.py",
     "docs/memory.py": "tests/test_docs.py",
     "anchorembed demo": "tests/test_demo.py",
-    "anchorembed page": "tests/page/test_of_run.py",
+    "anchorembed page": "tests/page/test_run_contents.py",
     " --vectors": "tests/train/test_read.py",
     "anchorembed fit": "tests/test_fit.py",
     "anchorembed verify": "tests/export/test_verify.py",

@@ -30,7 +30,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
 from anchorembed.page.contents import Page, cached_encoder, contents
-from anchorembed.page.write import write_page
+from anchorembed.page.html import write_page
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import bars_on_terminals_only, counting_bar, progress_bar

@@ -22,7 +22,7 @@ from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import VectorFormat
+from anchorembed.model.truncate_and_quantize import VectorFormat
 from anchorembed.system.files import lock_folder
 from anchorembed.train.run import train
 

@@ -16,7 +16,7 @@ from anchorembed.evaluate.ranking import rank
 from anchorembed.evaluate.sizes import row, title
 from anchorembed.evaluate.tasks import TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import StoredPrecision, VectorFormat, cut, int8_ranges, quantize, restore
+from anchorembed.model.truncate_and_quantize import StoredPrecision, VectorFormat, cut, int8_ranges, quantize, restore
 from anchorembed.search import vector_cache
 from judge import judged
 from judged_files import FILES, task_embedder

@@ -8,7 +8,7 @@ import pytest
 
 from anchorembed.config import Recipe
 from anchorembed.page.contents import Page
-from anchorembed.page.of_run import page_of_run
+from anchorembed.page.run_contents import page_of_run
 from anchorembed.recipe import parse_recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, write_pairs

@@ -13,7 +13,7 @@ import pytest
 from anchorembed.api import encode
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import VectorFormat, cut, int8_ranges, quantize
+from anchorembed.model.truncate_and_quantize import VectorFormat, cut, int8_ranges, quantize
 from anchorembed.search.columns import matrix, read_made_by
 from anchorembed.system.files import write_jsonl
 from tiny import save_tiny

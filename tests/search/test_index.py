@@ -12,7 +12,7 @@ import pytest
 
 from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
-from anchorembed.model.vector_formats import VectorFormat, cut, int8_ranges, quantize, restore, vector_format
+from anchorembed.model.truncate_and_quantize import VectorFormat, cut, int8_ranges, quantize, restore, vector_format
 from anchorembed.model.vectors import Floats, Side, cosines, unit_rows
 from anchorembed.search import index as indexing
 from anchorembed.search.index import Hit, Index, open_or_build

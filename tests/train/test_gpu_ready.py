@@ -41,7 +41,8 @@ from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train import gradcache
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.loop import Loop, fit, make_optimizer
+from anchorembed.train.loop import Loop, fit
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.reconstruct import Reconstruction
 from stages import ready
 from stand_ins import varlen_on_the_cpu

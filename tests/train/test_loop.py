@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from anchorembed.config import Schedule
-from anchorembed.train.loop import Loop, fit, learning_rate, make_optimizer, read_log
+from anchorembed.train.loop import Loop, fit, read_log
+from anchorembed.train.optimizer import learning_rate
 
 
 class Weight(torch.nn.Module):
@@ -145,8 +146,3 @@ def test_lines_of_a_log_that_a_crash_damaged_are_left_out(tmp_path: Path) -> Non
     path.write_bytes(b'{"step": 1}\n\x00\x00}\n\xff\xfe\n{"step": 3}\n{"step": 4, "lo')
     assert read_log(path) == [{"step": 1}, {"step": 3}]
     assert read_log(tmp_path / "none.jsonl") == []
-
-
-def test_weights_decay_as_the_schedule_says() -> None:
-    groups = make_optimizer(Weight(), Schedule(weight_decay=0.25, learning_rate=0.5)).param_groups
-    assert [(group["weight_decay"], group["lr"]) for group in groups] == [(0.25, 0.5)]

@@ -21,7 +21,6 @@ from anchorembed.recipe import parse_recipe
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.loop import make_optimizer
 from anchorembed.train.memory import check_memory, cure, less_memory
 from anchorembed.train.memory_estimate import (
     _BUDGETS,
@@ -34,6 +33,7 @@ from anchorembed.train.memory_estimate import (
     stored_bytes,
     use_of,
 )
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import contrast
 from anchorembed.train.stage import step

@@ -29,7 +29,7 @@ from anchorembed.train import contrast as steps
 from anchorembed.train import loop
 from anchorembed.train import run as training
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.loop import Interrupted, _rounded, learning_rate
+from anchorembed.train.loop import Interrupted, _rounded
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import contrast, reconstruct, train
 from anchorembed.train.stage import step
@@ -444,13 +444,6 @@ def test_what_the_second_stage_cannot_do_is_said_before_the_first(
 def test_a_tracker_that_is_not_installed(recipe: Make) -> None:
     with pytest.raises(InputError, match="trackers: 'foo'"):
         contrast(recipe().model_copy(update={"trackers": ["foo"]}))
-
-
-def test_learning_rate_by_hand() -> None:
-    schedule = Contrast(steps=10, warmup_steps=2, learning_rate=1.0)
-    assert [learning_rate(step, schedule) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
-    assert learning_rate(6, Schedule(steps=10, warmup_steps=2, learning_rate=1.0, decay="cosine")) == pytest.approx(0.5)
-    assert learning_rate(9, Schedule(steps=10, warmup_steps=2, learning_rate=1.0, decay="none")) == 1.0
 
 
 def test_a_loss_that_is_not_finite_stops(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from anchorembed.recipe import parse_recipe
 from anchorembed.train import memory_estimate
 from anchorembed.train import run as training
 from anchorembed.train.flops import weight_count
-from anchorembed.train.loop import make_optimizer
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import prepare
 from anchorembed.train.profile import profile
 from anchorembed.train.run import contrast, reconstruct, train

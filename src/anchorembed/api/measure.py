@@ -12,7 +12,7 @@ from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.isotropy import Isotropy
 from anchorembed.evaluate.isotropy import isotropy as measure_isotropy
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import vector_formats
+from anchorembed.model.truncate_and_quantize import vector_formats
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder, check_writable
 from anchorembed.system.progress import counting_bar
@@ -90,7 +90,7 @@ def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | 
     """Write a run's page, one HTML file with scores, curves, searches, maps and what a vector says; returns its path.
 
     Args:
-        run: recipe or output folder, as in `page.of_run.page_of_run`.
+        run: recipe or output folder, as in `page.run_contents.page_of_run`.
         pairs: file of pairs that were not trained on; by default those that the recipe holds out.
         out: file to write; by default ``page.html`` in the output folder.
 
@@ -98,8 +98,8 @@ def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | 
         InputError: as `page_of_run` does, and where the packages of the extra ``compare`` are not installed.
     """
     with extra("compare"):
-        from anchorembed.page.of_run import page_of_run
-        from anchorembed.page.write import write_page
+        from anchorembed.page.html import write_page
+        from anchorembed.page.run_contents import page_of_run
     if out is not None:
         check_writable(Path(out))
     shown, output = page_of_run(Path(run), Path(pairs) if pairs else None)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from anchorembed.data.documents import read_texts
 from anchorembed.errors import InputError, extra, first_line
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import StoredPrecision, cut, vector_format
+from anchorembed.model.truncate_and_quantize import StoredPrecision, cut, vector_format
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.columns import made_by, read_made_by, vector_batch, write_vectors
 from anchorembed.search.ray import Job, encode_by_ray

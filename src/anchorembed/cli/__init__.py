@@ -1,5 +1,5 @@
 """The command line; all it does is in `api`, `train`, `fit`, `demo` and the folders below them.
 
-Read `terminal` (what is printed), `app` (the application), `options` (of several commands), `recipes` (a command's
-recipe), `training_commands` and `using_commands`, and `main`.
+Read `commands` (each verb), `terminal` (what is printed), `app` (the application without its verbs), `options` (of
+several commands), `recipes` (a command's recipe) and `main`.
 """

@@ -1,6 +1,6 @@
 """Hard negatives by search: texts that rank high for a query and are not its answer, by BM25 or by an embedder.
 
-The nearest texts are the hardest negatives, but often they are answers without a label. Filters drop and count such
+The nearest texts are the hardest negatives, but often false ones: answers without a label. Filters drop and count such
 texts: the query's positives, the query itself, near-duplicates of the positive, and texts that score above a share of
 the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A cross-encoder can score the
 candidates of the search again (`rerank`); then its scores order and filter them, and are kept with the pairs.

@@ -1,7 +1,8 @@
 """Metrics of rankings and similarities, computed from numbers alone.
 
 Rankings are scored by trec_eval's definitions (ir-measures), and by their expectation under chance; similarities by
-Spearman's correlation. Names such as ``ndcg_at_10`` are mteb's.
+Spearman's correlation. What training says of its held-out pairs needs no extra, and computes nDCG@10 by itself
+(`held_out`). Names such as ``ndcg_at_10`` are mteb's.
 
 Axes: N pairs of values.
 """

@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 
 from anchorembed.errors import InputError, decoded, nearest
 from anchorembed.evaluate.task_types import Items
-from anchorembed.model.vector_formats import VectorFormat
+from anchorembed.model.truncate_and_quantize import VectorFormat
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.search.vector_cache import Texts, VectorCache, made_smaller
 from anchorembed.system.files import hash_texts, to_json, write_file

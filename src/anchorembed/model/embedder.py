@@ -34,7 +34,7 @@ from anchorembed.model.reproduce import check_reproduced, measure_scales, own_lo
 from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.model.transformers4 import add_transformers4_settings
-from anchorembed.model.vector_formats import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
+from anchorembed.model.truncate_and_quantize import Ranges, Stored, StoredPrecision, cut, quantize, vector_format
 from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
@@ -180,7 +180,7 @@ class Embedder(nn.Module):
             normalize: scale to unit length; by default as the model's settings say, which is True for most.
             progress: called with the number of texts done since the last call.
             dimensions: keep the first so many components; ``normalize`` is of these.
-            precision: of the vectors returned, as in `vector_formats`: ``float32``, ``int8`` or ``binary``.
+            precision: of the vectors returned, as in `truncate_and_quantize`: ``float32``, ``int8`` or ``binary``.
             ranges: for int8, `int8_ranges` of the documents' vectors, the same for documents and queries.
 
         Raises:

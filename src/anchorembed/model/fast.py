@@ -1,4 +1,4 @@
-"""Make a loaded model fast on a GPU: the varlen attention kernel, and layers compiled one by one."""
+"""Make a loaded model fast on a GPU: choose its attention kernel, varlen or buckets; compile layers one by one."""
 
 import logging
 

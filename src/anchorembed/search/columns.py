@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed.errors import InputError
-from anchorembed.model.vector_formats import Ranges, Stored, VectorFormat, int8_ranges, quantize, vector_format
+from anchorembed.model.truncate_and_quantize import Ranges, Stored, VectorFormat, int8_ranges, quantize, vector_format
 from anchorembed.model.vectors import Encoder
 from anchorembed.system.files import whole_file
 

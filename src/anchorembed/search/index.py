@@ -2,9 +2,9 @@
 
 An index is a folder, written whole or not at all: a table and a manifest (`manifest`). When it is replaced, the old
 table stays beside the new one for readers that have it open. A query stays float32; its score is the cosine with the
-stored vector, restored as in `model.vector_formats`. Search is exact: LanceDB proposes candidates in float32, or all
-int8 or binary vectors are compared; then the candidates' cosines are computed in float64. Of equal scores, the smaller
-document id comes first.
+stored vector, restored as in `model.truncate_and_quantize`. Search is exact: LanceDB proposes candidates in float32, or
+all int8 or binary vectors are compared; then the candidates' cosines are computed in float64. Of equal scores, the
+smaller document id comes first.
 
 Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
@@ -29,7 +29,7 @@ from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.vector_formats import VectorFormat, cut, restore
+from anchorembed.model.truncate_and_quantize import VectorFormat, cut, restore
 from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
 from anchorembed.search.columns import in_format, matrix, vector_batch
 from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from anchorembed.errors import InputError
-from anchorembed.model.vector_formats import Ranges, VectorFormat, vector_format
+from anchorembed.model.truncate_and_quantize import Ranges, VectorFormat, vector_format
 
 MANIFEST = "manifest.json"
 FORMAT = "anchorembed-index-1"

@@ -20,7 +20,7 @@ from anchorembed.data.documents import Document
 from anchorembed.errors import InputError, extra
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
-from anchorembed.model.vector_formats import cut
+from anchorembed.model.truncate_and_quantize import cut
 from anchorembed.model.vectors import Side
 from anchorembed.search.columns import MadeBy, made_by, vector_batch, write_vectors
 from anchorembed.system.files import whole_folder

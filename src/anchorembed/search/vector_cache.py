@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import Ranges, VectorFormat, cut, int8_ranges, quantize, restore
+from anchorembed.model.truncate_and_quantize import Ranges, VectorFormat, cut, int8_ranges, quantize, restore
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts, whole_file
 

@@ -26,6 +26,7 @@ from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import full_tensor, in_any_process, processes, rank, wait_for_all
 from anchorembed.system.progress import metrics_note, progress_bar
 from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
+from anchorembed.train.optimizer import learning_rate
 from anchorembed.train.stage import Measured, Metrics, Stage, read_back, step
 
 Batch = TypeVar("Batch")
@@ -72,23 +73,6 @@ class Loop:
     plan: Plan
     less_memory: str = LESS_MEMORY
     stop: Stop = field(default_factory=Stop)
-
-
-def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Fused AdamW over the weights that train."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
-
-
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then the decay to zero after the last step."""
-    if step < schedule.warmup_steps:
-        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
-    if schedule.decay == "none":
-        return schedule.learning_rate
-    done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
-    factor = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return schedule.learning_rate * factor
 
 
 def whole_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int, pairs: Sequence[TokenPair]) -> None:

@@ -17,7 +17,8 @@ from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.fast import compile_layers
 from anchorembed.system.device import peak_memory, wait_for
-from anchorembed.train.loop import make_optimizer, whole_step
+from anchorembed.train.loop import whole_step
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import STAGES, plan_memory
 from anchorembed.train.stage import StageName

@@ -29,9 +29,10 @@ from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.distributed import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.kept_recipe import keep_recipe
-from anchorembed.train.loop import BEST, Interrupted, Loop, fit, learning_rate, make_optimizer, read_log, stop_signals
+from anchorembed.train.loop import BEST, Interrupted, Loop, fit, read_log, stop_signals
 from anchorembed.train.memory import check_memory, less_memory
 from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
+from anchorembed.train.optimizer import learning_rate, make_optimizer
 from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from anchorembed.config import Recipe, Schedule
 from anchorembed.model.adapters import merge_lora
-from anchorembed.train.loop import make_optimizer, whole_step
+from anchorembed.train.loop import whole_step
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
 from anchorembed.train.run import STAGES, plan_memory
 from anchorembed.train.sizing import StageTimes, Times

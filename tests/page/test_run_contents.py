@@ -11,7 +11,7 @@ from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.page.contents import Page
-from anchorembed.page.of_run import collection_of, find_models
+from anchorembed.page.run_contents import collection_of, find_models
 from anchorembed.train.verdict import VERDICT
 
 

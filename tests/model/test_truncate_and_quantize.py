@@ -8,7 +8,7 @@ from sentence_transformers.util import quantize_embeddings, truncate_embeddings
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vector_formats import (
+from anchorembed.model.truncate_and_quantize import (
     VectorFormat,
     cut,
     int8_ranges,

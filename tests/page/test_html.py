@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.page.contents import Page
-from anchorembed.page.write import html, write_page
+from anchorembed.page.html import html, write_page
 from balanced import Balanced
 
 EVIL = '<b>&"'  # in the texts of the run

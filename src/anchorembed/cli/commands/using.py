@@ -34,7 +34,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
         from anchorembed.evaluate.sizes import row, title
         from anchorembed.evaluate.tasks import TaskScore, read_instructions
     from anchorembed.api import evaluate as run
-    from anchorembed.model.vector_formats import read_dimensions
+    from anchorembed.model.truncate_and_quantize import read_dimensions
 
     full: dict[str, TaskScore] = {}  # by task: the first score, which is that of the full vectors
 
