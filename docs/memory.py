@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from anchorembed.config import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.memory_estimate import Shape, estimate, gb, shape_of, use_of
 from anchorembed.train.run import STAGES

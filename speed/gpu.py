@@ -51,7 +51,6 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from anchorembed.config import Contrast, Lora, Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
@@ -60,6 +59,7 @@ from anchorembed.model.fast import compile_layers, use_varlen
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Contrast, Lora, Reconstruct
 from anchorembed.system.device import autocast
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.contrastive_losses import SCALE

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from anchorembed.config import Contrast, Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
+from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.flops import weight_count
 from anchorembed.train.reconstruct import Reconstruction

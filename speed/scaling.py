@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from common import Option, Side, arguments, facts, peak, result, run, table
 
-from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.recipe_schema import Reconstruct
 from anchorembed.train.reconstruct import Reconstruction
 
 _LENGTHS = (24, 96)  # own tokens of a query and of a document

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback
 
-from anchorembed.config import Lora
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.load import quiet
+from anchorembed.recipe_schema import Lora
 from anchorembed.train.contrastive_losses import SCALE
 
 Example = dict[str, str]

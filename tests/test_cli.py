@@ -22,9 +22,9 @@ from sentence_transformers import SentenceTransformer
 
 import anchorembed
 from anchorembed.cli import app, main, recipes, terminal
-from anchorembed.config import Schedule
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
+from anchorembed.recipe_schema import Schedule
 from anchorembed.train import checkpoint, loop
 from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.reconstruct import Reconstruction

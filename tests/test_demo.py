@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from anchorembed import demo as module
-from anchorembed.config import Recipe
 from anchorembed.curate.docstrings import Package
 from anchorembed.curate.harvest import Harvest, harvest_packages
 from anchorembed.data.beir import read_collection
@@ -21,6 +20,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from anchorembed.page.html import html
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.clock import Clock
 from anchorembed.train.sizing import ENOUGH, StageTimes, Times
 from tiny import WORDS

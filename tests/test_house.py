@@ -11,7 +11,7 @@ SOURCE = Path(anchorembed.__file__).parent
 # From what everything needs to what users call; system to api are folders, the others files.
 ORDER = [
     "errors",
-    "config",
+    "recipe_schema",
     "recipe",
     "system",
     "data",

@@ -11,7 +11,6 @@ import pytest
 import typer
 
 from anchorembed.cli.main import app
-from anchorembed.config import Recipe
 from anchorembed.data.pairs import (
     LABEL_NAMES,
     NEGATIVE_NAMES,
@@ -21,6 +20,7 @@ from anchorembed.data.pairs import (
     read_pairs,
 )
 from anchorembed.recipe import read_recipe
+from anchorembed.recipe_schema import Recipe
 from pages import GUIDES, ROOT, blocks, page
 
 PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/gpu/README.md", "speed/NOTES.md"]

@@ -18,7 +18,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from anchorembed.config import Recipe
 from anchorembed.curate.harvest import Harvest, harvest_docstrings
 from anchorembed.data.beir import Collection, read_collection
 from anchorembed.errors import InputError
@@ -31,6 +30,7 @@ from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.model.tokens import Lengths
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.page.html import write_page
+from anchorembed.recipe_schema import Recipe
 from anchorembed.search.index import Hit, open_or_build
 from anchorembed.system.files import hash_texts, to_json, write_file, write_jsonl
 from anchorembed.system.progress import bars_on_terminals_only, counting_bar, progress_bar

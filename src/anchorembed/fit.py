@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe
 from anchorembed.curate.keep_queries import LOST, Query, drop_useless, held_out_rows, is_retrieved
 from anchorembed.curate.mine import by_bm25, by_embedder
 from anchorembed.curate.prompt import Prompt, read_prompt
@@ -25,6 +24,7 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import lock_folder, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast

@@ -8,8 +8,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anchorembed.config import UNSET, Recipe, Section
 from anchorembed.errors import InputError, decoded, nearest
+from anchorembed.recipe_schema import UNSET, Recipe, Section
 
 _REMOVED = {  # keys that are refused, and what to write instead
     "compare.seeds_of": "All trained arms have compare.seeds. For arms with other seeds write a second recipe, which "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.config import Recipe
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from tiny import recipe_values, write_pairs
 
 Make = Callable[..., Recipe]

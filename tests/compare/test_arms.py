@@ -16,8 +16,8 @@ from anchorembed.compare.arms import (
     matched_steps,
     stage_flops,
 )
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.prepare import Prepared, prepare
 
 Make = Callable[..., Recipe]

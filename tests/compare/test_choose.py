@@ -7,7 +7,7 @@ from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.records import Cost, GridScore
 from anchorembed.compare.report import write_report
 from anchorembed.compare.results import write_comparison
-from anchorembed.config import Recipe
+from anchorembed.recipe_schema import Recipe
 
 Make = Callable[..., Recipe]
 

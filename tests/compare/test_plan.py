@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from anchorembed.compare.plan import Comparison, describe, open_comparison
 from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.recipe import read_recipe
+from anchorembed.recipe_schema import Recipe
 from tiny import write_pairs
 
 Make = Callable[..., Recipe]

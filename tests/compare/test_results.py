@@ -11,9 +11,9 @@ from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.records import Cell, Cost, ItemScores, Run, RunRecord
 from anchorembed.compare.report import write_report
 from anchorembed.compare.results import Results, write_comparison
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.isotropy import Isotropy
+from anchorembed.recipe_schema import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -18,11 +18,11 @@ from anchorembed.compare.controls import train_arm
 from anchorembed.compare.plan import describe, open_comparison
 from anchorembed.compare.records import COMMON, OWN, Cell, ComparisonRecord, Run
 from anchorembed.compare.run import run
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.truncate_and_quantize import VectorFormat
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import lock_folder
 from anchorembed.train.run import train
 

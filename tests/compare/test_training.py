@@ -15,9 +15,9 @@ from anchorembed.compare import training
 from anchorembed.compare.arms import READY, before_recipe
 from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.run import run
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model.metadata import METADATA
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import lock_folder
 from anchorembed.train.loop import Interrupted
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from anchorembed.compare.controls import ControlReconstruct, ControlReconstruction
-from anchorembed.config import Contrast, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import Metadata
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.recipe_schema import Contrast, Reconstruct, Schedule
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.reconstruct import Reconstruction

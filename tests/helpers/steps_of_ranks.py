@@ -14,10 +14,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
+from anchorembed.recipe_schema import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.system.processes import full_tensor, gathered_weights, leave_group, rank
 from anchorembed.train.distributed import wrap_for_processes
 from anchorembed.train.stage import step

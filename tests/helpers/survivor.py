@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from anchorembed.config import Recipe
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import train
 from tiny import recipe_values, save_tiny, write_pairs

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.config import Recipe
 from anchorembed.page.contents import Page
 from anchorembed.page.run_contents import page_of_run
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, write_pairs
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from anchorembed import api
-from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.page.contents import Page
 from anchorembed.page.run_contents import collection_of, find_models
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.verdict import VERDICT
 
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Data, Source
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe import parse_as
+from anchorembed.recipe_schema import Data, Source
 from anchorembed.train import anchors, reconstruction_loss
 from anchorembed.train.anchor_choice import CHOICES, choose_anchors
 from anchorembed.train.decoding import target_count

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anchorembed.config import Contrast, Reconstruct
+from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train.anchors import centred
 from anchorembed.train.decoding import decoding, target_count
 from anchorembed.train.reconstruct import Reconstruction

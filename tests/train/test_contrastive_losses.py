@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anchorembed.config import Contrast
+from anchorembed.recipe_schema import Contrast
 from anchorembed.train.contrastive_losses import (
     distillation,
     false_negatives,

@@ -30,7 +30,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
@@ -38,6 +37,7 @@ from anchorembed.model.metadata import Metadata
 from anchorembed.model.packing import PackedBatch
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.recipe_schema import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train import gradcache
 from anchorembed.train.contrast import Contrastive

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from anchorembed.config import Schedule
+from anchorembed.recipe_schema import Schedule
 from anchorembed.train.loop import Loop, fit, read_log
 from anchorembed.train.optimizer import learning_rate
 

@@ -15,9 +15,9 @@ from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from anchorembed.config import Contrast, Lora, Recipe, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
 from anchorembed.train.contrast import Contrastive

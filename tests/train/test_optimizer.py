@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anchorembed.config import Schedule
+from anchorembed.recipe_schema import Schedule
 from anchorembed.train.optimizer import learning_rate, make_optimizer
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
+from anchorembed.recipe_schema import Reconstruct
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import step
 from tiny import save_tiny

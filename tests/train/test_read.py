@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from anchorembed import api
-from anchorembed.config import Reconstruct
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
+from anchorembed.recipe_schema import Reconstruct
 from anchorembed.train.read import NEUTRAL, Reading, VectorReading, read, stage_one_form
 from anchorembed.train.stage import step
 from stages import make, ready

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Reconstruct
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import decoding, insert_anchors

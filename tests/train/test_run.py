@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file
 
 from anchorembed.compare.controls import ControlReconstruct
-from anchorembed.config import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import measure_on
@@ -25,6 +24,7 @@ from anchorembed.model.metadata import read_metadata
 from anchorembed.model.template import instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.train import contrast as steps
 from anchorembed.train import loop
 from anchorembed.train import run as training

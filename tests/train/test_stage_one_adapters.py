@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from anchorembed.config import Lora
 from anchorembed.model.adapters import merge_lora
+from anchorembed.recipe_schema import Lora
 from anchorembed.train.stage import step
 from stages import make, stage
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.evaluate.difference import Difference
@@ -14,6 +13,7 @@ from anchorembed.evaluate.held_out import pair_search, search_by_embedder
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train import verdict as verdicts
 from anchorembed.train.run import contrast, train
 from anchorembed.train.verdict import VERDICT, find_tests

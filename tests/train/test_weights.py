@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed.compare.plan import open_comparison
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model import attention
 from anchorembed.model import load as models
@@ -23,6 +22,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import check_nf4
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train import memory_estimate
 from anchorembed.train import run as training
 from anchorembed.train.flops import weight_count

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from anchorembed.config import Recipe
 from anchorembed.curate import check as checking
 from anchorembed.curate import mine as mining
 from anchorembed.curate.check import SourceReport
@@ -23,6 +22,7 @@ from anchorembed.model.metadata import describe, find_metadata
 from anchorembed.model.positions import check_lengths
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import cache_folder, check_writable, write_jsonl
 from anchorembed.system.progress import counting_bar
 from anchorembed.train.prepare import open_pairs, own_template

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 
 from anchorembed.cli.terminal import fail, print_line, typed_command
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.recipe import read_recipe, show_config
+from anchorembed.recipe_schema import Recipe
 
 
 def resolve_recipe(

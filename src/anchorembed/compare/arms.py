@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorembed.compare.controls import ArmRecipe, ControlReconstruction
-from anchorembed.config import Choice, Compare, OwnArm, Recipe, Schedule
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
 from anchorembed.recipe import parse_as
+from anchorembed.recipe_schema import Choice, Compare, OwnArm, Recipe, Schedule
 from anchorembed.system.files import hash_texts
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.memory_estimate import ON_CPU

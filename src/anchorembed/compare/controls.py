@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from anchorembed.config import Recipe, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Recipe, Reconstruct
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.reconstruction_batch import DIRECTIONS, Direction, Writing
 from anchorembed.train.run import contrast, run_stage

@@ -12,11 +12,11 @@ import yaml
 from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps
 from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
 from anchorembed.compare.results import Results
-from anchorembed.config import Compare, Recipe
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
+from anchorembed.recipe_schema import Compare, Recipe
 from anchorembed.system.files import hash_content, hash_texts
 
 

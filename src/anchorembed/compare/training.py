@@ -18,9 +18,9 @@ from anchorembed.compare.arms import before_recipe, choices, contrast_recipe
 from anchorembed.compare.controls import ArmRecipe, train_arm
 from anchorembed.compare.plan import Comparison
 from anchorembed.compare.records import Run
-from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.metadata import METADATA
+from anchorembed.recipe_schema import Schedule
 from anchorembed.system.device import find_device
 from anchorembed.system.files import write_file
 from anchorembed.train.loop import Interrupted, read_log

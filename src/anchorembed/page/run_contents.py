@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from anchorembed.config import Recipe
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
 from anchorembed.data.pairs import TextPair, folded, read_pairs
@@ -17,6 +16,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.recipe import read_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.kept_recipe import KEPT
 from anchorembed.train.prepare import load_to_measure, open_pairs
 

@@ -13,12 +13,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from anchorembed.config import Contrast, Data
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.packing import PackedBatch, by_length, pack, send
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Contrast, Data
 from anchorembed.system.device import Precision
 from anchorembed.system.processes import gathered, processes, rank, shares
 from anchorembed.train.contrastive_losses import (

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.model.embedder_settings import EmbedderSettings, find_embedder_settings
 from anchorembed.model.metadata import find_metadata
 from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.prepare import open_pairs
 
 _log = logging.getLogger(__name__)

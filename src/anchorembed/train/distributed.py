@@ -10,9 +10,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor
 
-from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import find_device
 from anchorembed.train.prepare import load_embedder
 from anchorembed.train.stage import Stage

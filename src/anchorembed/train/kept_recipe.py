@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from anchorembed.config import Recipe
 from anchorembed.errors import InputError
 from anchorembed.recipe import read_as, show_config
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import write_file
 
 _log = logging.getLogger(__name__)

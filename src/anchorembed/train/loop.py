@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from anchorembed.config import Schedule
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Schedule
 from anchorembed.system.device import peak_memory, seed_step, wait_for
 from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import full_tensor, in_any_process, processes, rank, wait_for_all

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from anchorembed.config import Lora
 from anchorembed.errors import InputError
+from anchorembed.recipe_schema import Lora
 from anchorembed.system.device import Weights
 from anchorembed.train.memory_estimate import Shape, Use, estimate, gb
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from anchorembed.config import Recipe, Schedule
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import Weights
 from anchorembed.train.stage import StepSize
 

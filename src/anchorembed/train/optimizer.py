@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from anchorembed.config import Schedule
+from anchorembed.recipe_schema import Schedule
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

@@ -4,12 +4,12 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from anchorembed.config import Recipe, Reconstruct, Schedule
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import forward_settings
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata, saved_sha256
+from anchorembed.recipe_schema import Recipe, Reconstruct, Schedule
 from anchorembed.system.files import hash_content, hash_file, hash_texts
 from anchorembed.train.checkpoint import Plan
 

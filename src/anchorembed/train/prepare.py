@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from anchorembed.config import Recipe
 from anchorembed.data.pairs import TextPair
 from anchorembed.data.sampling import Split, batches, share_used, source_epoch, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template
 from anchorembed.model.tokens import Lengths, TokenPair
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import cache_folder
 
 _log = logging.getLogger(__name__)

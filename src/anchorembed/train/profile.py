@@ -13,9 +13,9 @@ from multiprocessing import get_context
 import torch
 from torch.profiler import ProfilerActivity
 
-from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.fast import compile_layers
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import peak_memory, wait_for
 from anchorembed.train.loop import whole_step
 from anchorembed.train.optimizer import make_optimizer

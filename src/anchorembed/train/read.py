@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anchorembed.config import Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import Metadata
 from anchorembed.model.vectors import Floats, Side
+from anchorembed.recipe_schema import Reconstruct
 from anchorembed.system.device import autocast
 from anchorembed.train.anchors import centred
 from anchorembed.train.decoding import decoding, insert_anchors

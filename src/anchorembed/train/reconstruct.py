@@ -15,11 +15,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from anchorembed.config import Data, Reconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import by_length, micro_batches, send
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Data, Reconstruct
 from anchorembed.system.processes import processes, rank, shares, summed
 from anchorembed.train.anchor_choice import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed

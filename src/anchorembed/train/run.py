@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from anchorembed.config import Recipe, Schedule
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
@@ -21,6 +20,7 @@ from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe import read_recipe
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
 from anchorembed.system.processes import first_process, gathered_weights, in_any_process, lowest, sharded, wait_for_all

@@ -8,7 +8,7 @@ to measure on. So errors do not add up.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anchorembed.config import Recipe, Schedule
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.train.stage import Metrics, StageName
 
 ENOUGH = 12  # steps of Stage II from which a run is expected to be clearly above chance

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from anchorembed.config import Data, Lora
 from anchorembed.errors import extra
 from anchorembed.model.adapters import adaptable, add_lora, not_adapted
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import TokenPair
+from anchorembed.recipe_schema import Data, Lora
 from anchorembed.train.prepare import Prepared
 
 StageName = Literal["reconstruct", "contrast"]

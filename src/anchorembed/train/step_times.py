@@ -7,8 +7,8 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from anchorembed.config import Recipe, Schedule
 from anchorembed.model.adapters import merge_lora
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.train.loop import whole_step
 from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import Prepared, load_embedder, prepare

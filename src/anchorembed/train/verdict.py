@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anchorembed.config import Recipe
 from anchorembed.curate.mine import by_bm25
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
@@ -21,6 +20,7 @@ from anchorembed.evaluate.difference import FEWEST, Difference, difference
 from anchorembed.evaluate.held_out import METRIC, PairSearch, pair_search, search_by_embedder, search_by_words
 from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
+from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.train.plan import model_content
 from anchorembed.train.prepare import load_to_measure, open_pairs
