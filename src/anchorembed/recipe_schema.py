@@ -359,7 +359,9 @@ class Recipe(Section):
 
     data: Data = Field(description="The pairs.")
     model: Model = Field(Model(), description="The decoder to start from.")
-    reconstruct: Reconstruct | None = Field(None, description="Stage I; null leaves it out, {} has the paper's values.")
+    reconstruct: Reconstruct | None = Field(
+        None, description="Stage I; null leaves it out, {} has the paper's values, but for sink."
+    )
     contrast: Contrast | None = Field(Contrast(), description="Stage II; null leaves it out.")
     output: ExpandedPath = Field(description="Run folder: models, checkpoints, logs.")
     seed: int = Field(0, ge=0, description="Seed of the order of pairs and of dropout.")
