@@ -8,7 +8,7 @@ import pytest
 
 from anchorembed.compare import arms as arms_module
 from anchorembed.compare.arms import (
-    READY,
+    READY_ARMS,
     before_recipe,
     choices,
     contrast_recipe,
@@ -24,7 +24,7 @@ Make = Callable[..., Recipe]
 
 
 def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) -> None:
-    recipe = make(arms=list(READY), declared=["contrast"])
+    recipe = make(arms=list(READY_ARMS), declared=["contrast"])
     arms = find_arms(recipe.compare)
     steps = matched_steps(recipe, arms)
     assert steps["base"] == steps["contrast"] == 0
@@ -33,7 +33,7 @@ def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) ->
     def alone(derived: Recipe) -> float:
         return stage_flops(derived, prepare(derived, derived.model.name))
 
-    budget = alone(before_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
+    budget = alone(before_recipe(recipe, READY_ARMS["both"], 0, 6, tmp_path)) * 6
     for arm in arms:
         own = before_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
         if arm.longer:
@@ -64,7 +64,7 @@ def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> Non
     assert steps["both_half"] == steps["alike"] == 3
     assert abs(steps["longer_2"] - 2 * steps["longer"]) <= 1
     digests = {arm.name: arm.digest for arm in arms}
-    assert digests["longer"] == READY["contrast_longer"].digest  # 1 changes no key of earlier results
+    assert digests["longer"] == READY_ARMS["contrast_longer"].digest  # 1 changes no key of earlier results
     assert digests["longer_2"] != digests["longer"]
 
 
@@ -92,7 +92,7 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
     derived = before_recipe(recipe, mine, 3, 7, tmp_path)
     assert (derived.seed, derived.reconstruct.steps, derived.reconstruct.directions) == (3, 7, "q2d")
     assert derived.reconstruct.learning_rate == 0.5
-    full = before_recipe(recipe, READY["full_contrast"], 0, 9, tmp_path)
+    full = before_recipe(recipe, READY_ARMS["full_contrast"], 0, 9, tmp_path)
     assert full.reconstruct is None
     assert (full.contrast.lora, full.contrast.learning_rate, full.contrast.steps) == (None, 1e-3, 9)
     second = contrast_recipe(recipe, both, 0, {"scale": 7.0}, "there", 5, tmp_path)

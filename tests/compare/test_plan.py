@@ -55,6 +55,16 @@ def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path
         open_comparison(recipe, tmp_path)
 
 
+def test_a_comparison_without_one_of_its_sections_is_refused(make: Make, tmp_path: Path) -> None:
+    for section, message in (
+        ("compare", "it has no compare section"),
+        ("reconstruct", "reconstruct is null. A comparison needs both stages"),
+        ("contrast", "contrast is null. A comparison needs both stages"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_comparison(make().model_copy(update={section: None}), tmp_path)
+
+
 def test_instructions_are_for_any_task_of_the_comparison(make: Make, tmp_path: Path) -> None:
     open_comparison(make(instructions={"s_test": "x", "STS": "y"}), tmp_path)
     with pytest.raises(InputError, match=r"'s_tset' is no task here.* Did you mean 's_test'"):
@@ -67,12 +77,12 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
     assert "hours to go" not in describe(comparison)
     results, contrast, both = comparison.results, comparison.arm_record("contrast"), comparison.arm_record("both")
     for choice in comparison.record.choices:
-        results.keep(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
+        results.append(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
     seconds = {"before": 3000.0, "contrast": 500.0, "evaluate": 100.0}
-    results.keep_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
-    results.keep(cell(comparison, both.run("own", 0)))
+    results.write_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
+    results.append(cell(comparison, both.run("own", 0)))
     assert "about 6.0 hours to go" in describe(comparison)
-    results.keep(cell(comparison, contrast.run("common", 0)))
+    results.append(cell(comparison, contrast.run("common", 0)))
     assert "about 5.0 hours to go" in describe(comparison)
 
 

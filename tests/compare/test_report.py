@@ -53,7 +53,7 @@ def with_cells(evidence: Evidence, measured: list[tuple[Cell, Items]]) -> Eviden
 
 def kept(evidence: Evidence, keep: Callable[[Cell], bool]) -> list[tuple[Cell, Items]]:
     """Cells of the evidence to keep, with their items."""
-    return [(cell, evidence.runs[cell.run].scores(cell)) for cell in evidence.cells if keep(cell)]
+    return [(cell, evidence.runs[cell.run].item_scores(cell)) for cell in evidence.cells if keep(cell)]
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def written(evidence: Evidence, folder: Path) -> list[Path]:
     """Reports of the evidence, by way of a results folder."""
     results = Results(folder, evidence.comparison.key, evidence.comparison.revisions)
     for run, record in evidence.runs.items():
-        results.keep_record(run, record)
-    results.keep(*evidence.cells)
+        results.write_record(run, record)
+    results.append(*evidence.cells)
     write_comparison(folder, evidence.comparison)
     return write_report(folder)
 
@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
     analysis = analyse(evidence)
     both, plain = (analysis.scores[arm, "own", "one"] for arm in ("both", "plain"))
     assert both.mean == pytest.approx(plain.mean + 0.2)
-    assert both.seeds == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
+    assert both.by_seed == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
     assert both.interval is not None
     assert both.interval[0] < both.mean < both.interval[1]
     assert analysis.scores["plain", "own", "pairs"].interval is None
@@ -120,12 +120,12 @@ def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
     assert found["plain", "two"].p == 1.0
     assert found["plain", "one"].difference == pytest.approx(0.2)
     adjusted = holm({key: test.p for key, test in found.items()} | {("evil", "two"): 1.0})  # which was not run
-    assert {key: test.adjusted for key, test in found.items()} == {key: adjusted[key] for key in found}
-    assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
+    assert {key: test.adjusted_p for key, test in found.items()} == {key: adjusted[key] for key in found}
+    assert found["plain", "one"].adjusted_p == pytest.approx(4 * found["plain", "one"].p)
     explored = [(test.arm, test.against, test.setting, test.collection) for test in analysis.exploratory]
     assert explored == [("both", "plain", "common", "one"), ("plain", "evil", "own", "one")]
     assert analysis.exploratory[1].difference == pytest.approx(0.1)
-    assert {test.adjusted for test in analysis.exploratory} == {None}
+    assert {test.adjusted_p for test in analysis.exploratory} == {None}
 
 
 def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> None:
@@ -149,17 +149,17 @@ def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence)
     others = kept(evidence, lambda cell: cell.arm != "both" or cell.collection != "one")
     apart = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
     (test, *_) = (test for test in analyse(with_cells(evidence, others + apart)).declared if test.against == "plain")
-    assert test.adjusted is not None
-    assert test.adjusted < 0.05
+    assert test.adjusted_p is not None
+    assert test.adjusted_p < 0.05
     assert test.interval[0] < 0 < test.interval[1]
-    assert test.sure
-    assert not test.sure_over_seeds
+    assert test.significant
+    assert not test.significant_over_seeds
     above = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # both means above, but apart
     (test, *_) = (test for test in analyse(with_cells(evidence, others + above)).declared if test.against == "plain")
     assert test.interval[0] > 0
-    assert test.over_seeds is not None
-    assert test.over_seeds[0] < 0
-    assert not test.sure_over_seeds
+    assert test.seeds_interval is not None
+    assert test.seeds_interval[0] < 0
+    assert not test.significant_over_seeds
 
 
 def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:

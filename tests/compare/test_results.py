@@ -42,10 +42,10 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     )
     results = Results(tmp_path, "k", {})
     assert results.record(RUN) == RunRecord()
-    results.keep_record(RUN, record)
+    results.write_record(RUN, record)
     (path,) = (tmp_path / "results").iterdir()
     written = path.read_bytes()
-    results.keep_record(RUN, results.record(RUN))
+    results.write_record(RUN, results.record(RUN))
     assert path.read_bytes() == written
     assert repr(results.record(RUN)) == repr(record)  # as no nan is equal to itself
 
@@ -78,10 +78,10 @@ def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path)
     run, (task,) = comparison.arm_record("base").run("own", 0), comparison.tasks
     write_comparison(tmp_path, comparison.record)
     cell = Cell(**asdict(run), choice="", collection=task.name, revision=task.revision, metric="Spearman", value=0.5)
-    comparison.results.keep(cell)
+    comparison.results.append(cell)
     for revision in (task.revision, "other"):
         items = {task.name: ItemScores(revision, {"0": 0.4, "1": 0.6})}
-        comparison.results.keep_record(run, RunRecord(items=items))
+        comparison.results.write_record(run, RunRecord(items=items))
         write_report(tmp_path)
         assert ("0.500 \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (revision == task.revision)
 
@@ -97,7 +97,7 @@ def test_damaged_results_are_named(make: Make, tmp_path: Path, damaged: bytes) -
 def test_damaged_scores_of_items_are_named(make: Make, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     comparison = open_comparison(make(), tmp_path)
     write_comparison(tmp_path, comparison.record)
-    comparison.results.keep_record(comparison.arm_record("base").run("own", 0), RunRecord())
+    comparison.results.write_record(comparison.arm_record("base").run("own", 0), RunRecord())
     (path,) = (tmp_path / "results").iterdir()
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=rf"{path.name}: damaged"):

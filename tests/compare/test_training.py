@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from anchorembed.compare import training
-from anchorembed.compare.arms import READY, before_recipe
+from anchorembed.compare.arms import READY_ARMS, before_recipe
 from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.run import run
 from anchorembed.errors import InputError
@@ -35,9 +35,11 @@ def test_a_model_of_another_number_of_steps_is_not_taken(
         (recipe.output / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
 
     monkeypatch.setattr(training, "_train", train)
-    six, seven = (before_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
+    six, seven = (before_recipe(make(), READY_ARMS["both"], 0, steps, tmp_path) for steps in (6, 7))
     assert training.train_stage(six) == tmp_path / "reconstruct"
-    with pytest.raises(InputError, match=r"its model has 6 steps, this comparison's 7. Remove the folder"):
+    with pytest.raises(
+        InputError, match=r"its model was trained for 6 steps, this comparison asks for 7. Remove the folder"
+    ):
         training.train_stage(seven)
 
 
@@ -106,6 +108,6 @@ def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch:
 def test_a_training_that_is_killed_is_said(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_wait", lambda process, _: (process.kill(), -signal.SIGKILL)[1])
     with pytest.raises(
-        InputError, match=r"recipe\.yaml: training it was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
+        InputError, match=r"recipe\.yaml: its training was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
     ):
         run(open_comparison(make(arms=["both"], declared=[]), tmp_path))
