@@ -130,6 +130,12 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"own_arms": {"x": {"like": "full_contrast", "before": {"from": "y"}}}}, "x.before.from: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "before": {"epochs": 2}}}}, "x.before.epochs: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"patience": 2}}}}, "x.contrast.patience: no arm may set it"),
+        (
+            {"own_arms": {"x": {"like": "both", "contrast": {"evaluate_every": 0}}}, "grid": [{}, {"scale": 7}]},
+            "x.contrast.evaluate_every: 0 with a compare.grid",
+        ),
         (
             {"own_arms": {"x": {"like": "both", "contrast": {"scale": 9}}}, "grid": [{}, {"scale": 7}]},
             "x.contrast.scale: no arm may set it, as every arm takes it from compare.grid",

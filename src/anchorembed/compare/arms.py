@@ -132,7 +132,7 @@ def find_arms(compare: Compare) -> list[Arm]:
 def _check_own_arm(compare: Compare, name: str, own_arm: OwnArm, parent: Arm) -> None:
     """Refuse keys of an own arm that have no effect, or that other settings decide."""
     before, contrast = own_arm.before.keys(), own_arm.contrast.keys()
-    lengths, in_grid = {"steps"}, Choice.model_fields.keys() if compare.grid else set()
+    lengths, in_grid = {"steps", "epochs", "patience"}, Choice.model_fields.keys() if compare.grid else set()
     for stage, refused, why in (
         ("before", before if parent.before == "nothing" else (), f"{parent.name} trains nothing before Stage II"),
         ("contrast", () if parent.trained else contrast, f"{parent.name} is not trained"),
@@ -144,6 +144,11 @@ def _check_own_arm(compare: Compare, name: str, own_arm: OwnArm, parent: Arm) ->
     ):
         for key in sorted(refused):
             raise InputError(f"compare.own_arms.{name}.{stage}.{key}: no arm may set it, as {why}. Leave it out.")
+    if len(compare.grid) > 1 and own_arm.contrast.get("evaluate_every") == 0:
+        raise InputError(
+            f"compare.own_arms.{name}.contrast.evaluate_every: 0 with a compare.grid, which chooses by held-out pairs. "
+            "Set it above 0."
+        )
     budget = own_arm.budget or parent.budget
     if budget != 1 and name == compare.primary:
         raise InputError(f"compare.own_arms.{name}.budget: compare.primary sets the unit. Leave it out.")
