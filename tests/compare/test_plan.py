@@ -84,6 +84,9 @@ def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) 
     assert "about 6.0 hours to go" in describe(comparison)
     results.append(cell(comparison, contrast.run("common", 0)))
     assert "about 5.0 hours to go" in describe(comparison)
+    for run in comparison.missing():
+        results.append(cell(comparison, run))
+    assert "hours to go" not in describe(comparison)
 
 
 def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:

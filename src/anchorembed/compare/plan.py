@@ -200,7 +200,7 @@ def hours_left(comparison: Comparison) -> str:
         for run in record.runs()
         if results.cells_of(run)
     }
-    if not seconds_of_run:
+    if not missing or not seconds_of_run:
         return ""
     seconds = sum(_expected_seconds(run, seconds_of_run) for run in missing)
     if len(record.choices) > 1 and results.grid:
