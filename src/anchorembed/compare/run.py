@@ -125,7 +125,9 @@ def _measure(
             for stage, log in logs.items()
         },
         isotropy={
-            name: _isotropy(prepared, load_embedder(recipe, model, device))
+            name: _isotropy(
+                prepared, prepared.embedder if model == last_model else load_embedder(recipe, model, device)
+            )
             for name, model in models.items()
             if len(prepared.split.held_out) > 1
         },
