@@ -1,4 +1,4 @@
-"""The report's numbers are those of its cells; everything is escaped, what is missing is said, a browser shows it."""
+"""The report has the numbers of its cells, escapes all text, and says what is missing; a browser shows it."""
 
 import re
 import shutil
@@ -144,7 +144,7 @@ def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> No
     assert analysis.sentences[1] == f"Both against {EVIL}: not run."
 
 
-def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence) -> None:
+def test_significance_over_seeds_is_separate_from_that_over_queries(evidence: Evidence) -> None:
     """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
     others = kept(evidence, lambda cell: cell.arm != "both" or cell.collection != "one")
     apart = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
@@ -162,7 +162,7 @@ def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence)
     assert not test.significant_over_seeds
 
 
-def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
+def test_better_and_worse_results_are_reported_in_the_same_words(evidence: Evidence) -> None:
     first, second = analyse(evidence).sentences
     assert first == (
         "Both against Plain on 2 collections, seeds 0, 1: higher on 1, lower on 0. Beyond chance over queries of these "
@@ -221,7 +221,7 @@ def test_quality_is_shown_against_compute(evidence: Evidence, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
+def test_the_html_is_well_formed_and_loads_no_other_file(evidence: Evidence) -> None:
     page = html(build_report(evidence))
     parser = Balanced()
     parser.feed(page)
@@ -271,7 +271,7 @@ def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> No
 
 
 def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By marker and dash, without colour; an arm's style is that of its place, whoever else is there."""
+    """By marker and dash, without colour; an arm's style follows from its position, whatever other arms there are."""
     drawn: list[tuple[object, ...]] = []
     plot = Axes.plot
 

@@ -1,4 +1,4 @@
-"""What is finished is kept and never run twice; the report has it all."""
+"""Finished results are kept and never computed twice, and all are in the report."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_in_this_process")
-def test_every_arm_runs_and_spends_what_the_primary_one_does(
+def test_every_arm_runs_with_the_compute_of_the_primary_arm(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the model FLOPs that trainings log."""
@@ -153,7 +153,7 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
         open_comparison(make(collections={"Similar": names}, **arms), kept)
 
 
-def test_a_collection_is_kept_as_soon_as_it_is_measured(
+def test_a_collection_is_written_as_soon_as_it_is_evaluated(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second, the first is kept with its items; what is run again is the second alone."""
@@ -202,7 +202,7 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
         ]
 
 
-def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Path) -> None:
+def test_a_locked_folder_of_results_or_of_a_stage_is_refused(make: Make, tmp_path: Path) -> None:
     comparison = open_comparison(make(), tmp_path / "kept")
     with lock_folder(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
         run(comparison)

@@ -1,4 +1,4 @@
-"""A training that is stopped, killed or of other steps is told apart from one that is done."""
+"""A training that was stopped, was killed or has other steps is told from a finished one."""
 
 import os
 import signal
@@ -24,10 +24,10 @@ from anchorembed.train.loop import Interrupted
 Make = Callable[..., Recipe]
 
 
-def test_a_model_of_another_number_of_steps_is_not_taken(
+def test_a_model_of_another_number_of_steps_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one is that was trained before what matches compute was changed."""
+    """Such as one that was trained before the settings that decide its steps were changed."""
 
     def train(recipe: Recipe) -> None:
         (recipe.output / "reconstruct" / "model").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
         pass  # nobody is at work there any more
 
 
-def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
+def test_signals_that_ask_to_stop_are_caught_and_passed_on_once() -> None:
     """But for those that are ignored, as under nohup; the training is sent SIGTERM, and its exit code is waited for."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
@@ -97,7 +97,9 @@ def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
 
 
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])
-def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_stopped_training_raises_interrupted(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     """Whether the training could still write a checkpoint or was not ready for signals yet."""
     monkeypatch.setattr(training, "_wait", lambda process, _: (process.kill(), code)[1])
     with pytest.raises(Interrupted) as raised:
@@ -105,7 +107,7 @@ def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch:
     assert raised.value.signal == signal.SIGTERM
 
 
-def test_a_training_that_is_killed_is_said(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_is_reported_with_a_cure(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_wait", lambda process, _: (process.kill(), -signal.SIGKILL)[1])
     with pytest.raises(
         InputError, match=r"recipe\.yaml: its training was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
