@@ -26,7 +26,7 @@ from functools import cache
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -37,6 +37,7 @@ from transformers import AutoTokenizer
 from anchorembed.curate.harvest import harvest_docstrings
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
+from anchorembed.export.run import export
 from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.load import default_model_folder
 from anchorembed.model.metadata import read_metadata
@@ -49,6 +50,7 @@ from anchorembed.system.progress import progress_bar
 GIGABYTE = 1e9
 _KILLED = (-9, -6)  # by the kernel for its memory; aborted by C++ code that got none
 
+T = TypeVar("T")
 Batch = Sequence[TextPair] | Sequence[str] | Sequence[int]
 Step = Callable[[Any], dict[str, Any]]
 
@@ -210,12 +212,8 @@ def exported(model: str) -> Path:
         print(f"exporting {model} for sentence-transformers: {folder}", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pool.submit(_call, "anchorembed.exporting:export", model, folder).result()
+            pool.submit(export, model, folder).result()
     return folder
-
-
-def _call(function: str, *values: Any) -> Any:
-    return pkgutil.resolve_name(function)(*values)
 
 
 # --- Sides -----------------------------------------------------------------------------------------------------------
@@ -263,7 +261,7 @@ class Side:
     """
 
     def __init__(self, name: str, args: argparse.Namespace, factory: str | Callable[..., Step], *values: Any) -> None:
-        self.name = name
+        self.name, self.peak_bytes = name, 0
         self._args = args
         for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # read by the new process as it starts
             os.environ[variable] = str(args.threads)
@@ -280,6 +278,7 @@ class Side:
         with suppress(BrokenPipeError):  # then receiving says why
             self._pipe.send(batch)
         answer = self._receive()
+        self.peak_bytes = answer.peak_bytes
         return StepResult(answer.seconds, tokens, answer.peak_bytes, answer.extra)
 
     def _receive(self) -> _Answer:
@@ -373,13 +372,11 @@ def alternate(
     return results
 
 
-def halve_until_it_fits(
-    args: argparse.Namespace, side: str, measure: Callable[[], dict[str, list[StepResult]]]
-) -> tuple[dict[str, list[StepResult]], list[int]]:
+def halve_until_it_fits(args: argparse.Namespace, side: str, measure: Callable[[], T]) -> tuple[T, list[int]]:
     """Measure; while ``side`` runs out of memory, halve ``args.batch`` for both sides and say so.
 
     Returns:
-        The results, and the batches that did not fit.
+        What ``measure`` returned, and the batch sizes that did not fit.
     """
     did_not_fit: list[int] = []
     while True:

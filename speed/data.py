@@ -34,7 +34,7 @@ def main() -> None:
         folder=Option(None, "where the made pairs go (default: a temporary folder)", Path),
     )
     facts(args)
-    sizes = [size for size in (500_000, 1_000_000, 5_000_000) if size <= args.most]
+    sizes = sorted({min(size, args.most) for size in (500_000, 1_000_000, 5_000_000)})
     measured = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for size in sizes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from common import Option, arguments, facts, result, run, table
 
-from anchorembed.curate.mine import Rules, by_bm25, by_embedder, gather, mine
+from anchorembed.curate.mine import Mined, Rules, by_bm25, by_embedder, gather, mine
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.data.pairs import TextPair, read_pairs
@@ -76,13 +76,15 @@ def one_seed(args: argparse.Namespace, task: Task, seed: int, folder: Path, arms
     """Train and score both arms; each claim's score is added to its arm."""
     plain = train(args, task.train, seed, 0, folder / "in-batch")
     answers = set().union(*task.test.qrels.values())
-    texts = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
-    scorer = by_bm25(texts) if args.by == "bm25" else by_embedder(Embedder.load(plain).encode, texts)
-    found = mine(task.train, texts, scorer, Rules(margin=args.margin))
+    pool = gather(task.train, (document.text for document in task.test.documents if document.id not in answers))
+    scorer = by_bm25(pool.texts) if args.by == "bm25" else by_embedder(Embedder.load(plain).encode, pool.texts)
+    counts = Mined()
+    pairs = list(mine(task.train, pool, scorer, Rules(margin=args.margin), counts))
     print(
-        f"seed {seed}: pairs by negatives mined {found.by_negatives}, candidates left out {found.dropped}", flush=True
+        f"seed {seed}: pairs by negatives mined {dict(counts.by_negatives)}, texts dropped {dict(counts.dropped)}",
+        flush=True,
     )
-    mined = train(args, found.pairs, seed, 1, folder / "mined")
+    mined = train(args, pairs, seed, 1, folder / "mined")
     for name, model in (("in-batch", plain), ("mined", mined)):
         scores = score(str(model), args, task)
         for claim, value in scores.items():

@@ -14,13 +14,14 @@ import torch
 from common import Option, Side, arguments, facts, peak, result, run, table
 
 from anchorembed.data.pairs import TextPair
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.recipe_schema import Reconstruct
 from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.stage import step
 
 _LENGTHS = (24, 96)  # own tokens of a query and of a document
-_LONG = 8192
 _VOCABULARIES = (49_152, 131_072, 262_144)
 
 
@@ -32,9 +33,14 @@ def main() -> None:
         steps=Option(2, "measured steps of each size", int),
         warmup=Option(1, "steps before those", int),
         most=Option(65_536, "tokens in the largest step"),
+        most_words=Option(262_144, "words in the largest vocabulary"),
+        long=Option(8192, "tokens of the long document"),
         tokens_per_micro_batch=Option(4096, "our token budget"),
         precision=Option("auto", "of our matrix products: auto, bfloat16 or float32"),
     )
+    least = max(4096, 2 * args.tokens_per_micro_batch)
+    if args.most < least:
+        raise InputError(f"--most: {args.most} is below {least}: 4,096 tokens, or two micro-batches. Raise it.")
     facts(args)
     sizes = [size for size in (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536) if size <= args.most]
     times, peaks, optimizer = tokens(args, sizes)
@@ -49,18 +55,19 @@ def main() -> None:
             for size, seconds, gigabytes in zip(sizes, times, peaks, strict=True)
         ],
     )
-    extra = [vocabulary(args, words) for words in _VOCABULARIES]
+    vocabularies = [words for words in _VOCABULARIES if words <= max(args.most_words, _VOCABULARIES[0])]
+    extra = [vocabulary(args, words) for words in vocabularies]
     table(
         "Memory beyond weights, their bf16 copy, gradients and moments, at 8,192 tokens",
         ["words", "peak", "beyond those", "more than at 49k"],
         [
             [f"{words}", f"{whole:.2f} GB", f"{beyond:.2f} GB", f"{(beyond - extra[0][1]) * 1000:.0f} MB"]
-            for words, (whole, beyond) in zip(_VOCABULARIES, extra, strict=True)
+            for words, (whole, beyond) in zip(vocabularies, extra, strict=True)
         ],
     )
     short, both, alone = long_document(args)
     table(
-        f"One document of {_LONG} tokens among 4,096 tokens of short pairs",
+        f"One document of {args.long} tokens among 4,096 tokens of short pairs",
         ["", "seconds"],
         [
             ["short pairs alone", f"{short:.2f}"],
@@ -107,10 +114,10 @@ def vocabulary(args: argparse.Namespace, words: int) -> tuple[float, float]:
 
 def long_document(args: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds of short pairs, of both in a step, and of the long pair alone."""
-    wide = argparse.Namespace(**(vars(args) | {"tokens_per_micro_batch": 2 * _LONG + 256}))
+    wide = argparse.Namespace(**(vars(args) | {"tokens_per_micro_batch": 2 * args.long + 256}))
     seconds = []
     with Side("long", args, stage1, wide, None) as side:
-        for sizes in ([4096], [4096, -_LONG], [-_LONG]):
+        for sizes in ([4096], [4096, -args.long], [-args.long]):
             steps = [side.step(sizes) for _ in range(args.warmup + args.steps)][args.warmup :]
             seconds.append(statistics.median(step.extra["seconds"] for step in steps))
     short, both, alone = seconds
@@ -119,20 +126,21 @@ def long_document(args: argparse.Namespace) -> tuple[float, float, float]:
 
 def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[int]], dict[str, Any]]:
     """A step on made pairs: a size is that many computed tokens, a negative one a single document of that length."""
-    embedder = Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(_LONG, _LONG))
+    embedder = Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(args.long, args.long))
     if words is not None:
         embedder.backbone.model.resize_token_embeddings(words)
     stage = Reconstruction.build(embedder, Reconstruct(sink=False), args.tokens_per_micro_batch)
     module = stage.module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True)
     generator = torch.Generator().manual_seed(args.seed)
+    drawn_from = min(40_000, len(embedder.backbone.head.weight))
 
     def pair(lengths: tuple[int, int]) -> TokenPair:
-        query, document = (torch.randint(1000, 40_000, (n,), generator=generator).tolist() for n in lengths)
+        query, document = (torch.randint(drawn_from, (n,), generator=generator).tolist() for n in lengths)
         end = [embedder.pairs.end_id]
         return TokenPair(query + end, document + end, (), query, document, TextPair("made", "made"))
 
-    def step(sizes: Sequence[int]) -> dict[str, Any]:
+    def timed_step(sizes: Sequence[int]) -> dict[str, Any]:
         pairs: list[TokenPair] = []
         for size in sizes:
             a_pair = 2 * (sum(_LENGTHS) + 2)
@@ -149,7 +157,7 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
             "parameters": parameters,
         }
 
-    return step
+    return timed_step
 
 
 if __name__ == "__main__":

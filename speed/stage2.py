@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import (
     BY_TASK,
+    GIGABYTE,
     Option,
     Side,
     StepResult,
@@ -57,8 +58,7 @@ def main() -> None:
     )
     facts(args)
     folder = exported(args.model)
-    small: list[float] = []
-    results, did_not_fit = halve_until_it_fits(args, _THEIRS, lambda: measure(args, folder, small))
+    (results, small_peak), did_not_fit = halve_until_it_fits(args, _THEIRS, lambda: measure(args, folder))
     theirs, ours = results[_THEIRS], results[_OURS]
     faster, memory = speedup(ours, theirs), peak(ours) / peak(theirs)
     loss = f"cached, mini-batches of {args.mini_batch}" if args.cached else "not cached"
@@ -71,8 +71,8 @@ def main() -> None:
         ]
         + [["ours / theirs", f"{faster:.2f} x", f"{faster:.2f} x", f"{memory:.2f} x"]],
     )
-    growth = peak(ours) / small[-1] if small else 1.0
-    if args.cached:
+    growth = peak(ours) / small_peak if small_peak else None
+    if growth:
         print(f"our peak memory over that at {_SMALL} pairs: {growth:.2f} x")
     result(
         benchmark="stage2",
@@ -91,17 +91,17 @@ def main() -> None:
     )
 
 
-def measure(args: argparse.Namespace, folder: Path, small: list[float]) -> dict[str, list[StepResult]]:
-    """Both sides in turns; what our peak was at small batches goes into ``small``."""
+def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[StepResult]], float | None]:
+    """Run both sides in turns; returns the measured steps, and our peak in GB after small warm-up steps, if any."""
     chosen = batches(args, args.warmup + args.steps)
     if args.tokens_per_micro_batch is None:
         args.tokens_per_micro_batch = budget(args, chosen)
     with Side(_THEIRS, args, "theirs:Training", args, folder) as side, Side(_OURS, args, "ours:stage2", args) as our:
         if not args.cached or not args.warmup:
-            return alternate([side, our], chosen, args.warmup, args.out)
-        warming = [batch[:_SMALL] for batch in chosen[: args.warmup]]
-        small.append(peak(alternate([side, our], warming, 0, args.out)[_OURS]))
-        return alternate([side, our], chosen[args.warmup :], 0, args.out)
+            return alternate([side, our], chosen, args.warmup, args.out), None
+        alternate([side, our], [batch[:_SMALL] for batch in chosen[: args.warmup]], args.warmup, args.out)
+        small_peak = our.peak_bytes / GIGABYTE
+        return alternate([side, our], chosen[args.warmup :], 0, args.out), small_peak
 
 
 def settle(args: argparse.Namespace) -> argparse.Namespace:

@@ -1,5 +1,6 @@
-"""The scripts of speed/ load, and the one for GPUs runs whole in its toy form on a CPU."""
+"""The scripts of speed/ load, and run whole at toy size on a CPU."""
 
+import gzip
 import importlib.util
 import json
 import signal
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tiny import save_tiny, write_pairs
 
 SPEED = Path(__file__).parents[1] / "speed"
 
@@ -22,6 +25,43 @@ def test_a_script_loads(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     assert callable(getattr(module, "main", None)) or script.stem in {"common", "data", "ours", "theirs", "released"}
+
+
+@pytest.fixture
+def toy_data(tmp_path: Path) -> Path:
+    """A tiny model in ``model``, and pairs where the scripts look for them."""
+    save_tiny(tmp_path / "model")
+    lines = write_pairs(tmp_path / "pairs.jsonl", 100).read_text(encoding="utf-8").splitlines()
+    documents = [{"_id": str(number), "text": json.loads(line)["positive"]} for number, line in enumerate(lines)]
+    for name, rows in (
+        ("train/scifact_train.jsonl.gz", lines),
+        ("test/scifact/corpus.jsonl.gz", map(json.dumps, documents)),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(gzip.compress("\n".join(rows).encode()))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "stage1 --batch 4 --steps 1 --warmup 0",
+        "stage2 --batch 4 --steps 1 --warmup 1 --cached --mini-batch 4",
+        "scaling --steps 1 --warmup 0 --most 8192 --most-words 49152 --long 512",
+        "mining --seeds 1 --steps 1 --batch 4 --documents 60",
+        "data --most 2000 --batch 8",
+    ],
+)
+def test_a_benchmark_runs_whole_at_toy_size(toy_data: Path, command: str) -> None:
+    name, *options = command.split()
+    arguments = [*options, "--data", toy_data, "--model", toy_data / "model", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, SPEED / f"{name}.py", *arguments], capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    assert json.loads(result.removeprefix("RESULT "))["benchmark"] == name
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Arms get equal compute and the same pairs; each is the recipe it says."""
+"""Arms get equal compute and the same pairs, and each has the recipe that its settings ask for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from anchorembed.compare import arms as arms_module
 from anchorembed.compare.arms import (
-    READY,
+    READY_ARMS,
     before_recipe,
     choices,
     contrast_recipe,
@@ -23,32 +23,32 @@ from anchorembed.train.prepare import Prepared, prepare
 Make = Callable[..., Recipe]
 
 
-def test_every_arm_gets_the_primary_one_s_compute(make: Make, tmp_path: Path) -> None:
-    recipe = make(arms=list(READY), declared=["contrast"])
+def test_every_arm_gets_the_compute_of_the_primary_arm(make: Make, tmp_path: Path) -> None:
+    recipe = make(arms=list(READY_ARMS), declared=["contrast"])
     arms = find_arms(recipe.compare)
     steps = matched_steps(recipe, arms)
     assert steps["base"] == steps["contrast"] == 0
     assert steps["both"] == 6
 
-    def alone(derived: Recipe) -> float:
+    def step_flops(derived: Recipe) -> float:
         return stage_flops(derived, prepare(derived, derived.model.name))
 
-    budget = alone(before_recipe(recipe, READY["both"], 0, 6, tmp_path)) * 6
+    budget = step_flops(before_recipe(recipe, READY_ARMS["both"], 0, 6, tmp_path)) * 6
     for arm in arms:
-        own = before_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
+        arm_recipe = before_recipe(recipe, arm, 0, steps[arm.name], tmp_path)
         if arm.longer:
-            own = contrast_recipe(recipe, arm, 0, {}, None, 0, tmp_path)
+            arm_recipe = contrast_recipe(recipe, arm, 0, {}, None, 0, tmp_path)
             assert contrast_recipe(recipe, arm, 0, {}, None, 9, tmp_path).contrast.steps == 13
-        if own is None:
+        if arm_recipe is None:
             continue
-        of_step = alone(own)
-        assert abs(of_step * steps[arm.name] - budget) <= of_step, arm.name
-        assert own.compare is None
-        assert own.data == recipe.data
+        flops = step_flops(arm_recipe)
+        assert abs(flops * steps[arm.name] - budget) <= flops, arm.name
+        assert arm_recipe.compare is None
+        assert arm_recipe.data == recipe.data
     assert steps["q2d"] + steps["d2q"] > 2 * steps["both"]
 
 
-def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> None:
+def test_a_budget_is_a_share_of_the_primary_arm_s_compute(make: Make) -> None:
     recipe = make(
         arms=["both", "both_half", "alike", "longer", "longer_2"],
         own_arms={
@@ -64,11 +64,11 @@ def test_an_arm_may_have_a_share_of_the_primary_one_s_compute(make: Make) -> Non
     assert steps["both_half"] == steps["alike"] == 3
     assert abs(steps["longer_2"] - 2 * steps["longer"]) <= 1
     digests = {arm.name: arm.digest for arm in arms}
-    assert digests["longer"] == READY["contrast_longer"].digest  # 1 changes no key of earlier results
+    assert digests["longer"] == READY_ARMS["contrast_longer"].digest  # 1 changes no key of earlier results
     assert digests["longer_2"] != digests["longer"]
 
 
-def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_is_counted_on_the_pairs_of_the_first_seed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever seed the recipe has for training it alone."""
     prepare, seeds = arms_module.prepare, []
 
@@ -82,7 +82,7 @@ def test_compute_is_counted_on_the_first_seed_s_pairs(make: Make, monkeypatch: p
     assert seeds == [3]
 
 
-def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
+def test_recipes_of_an_arm_have_its_settings(make: Make, tmp_path: Path) -> None:
     recipe = make(
         arms=["both", "mine"], own_arms={"mine": {"like": "q2d", "before": {"learning_rate": 0.5}, "what": "Mine."}}
     )
@@ -92,7 +92,7 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
     derived = before_recipe(recipe, mine, 3, 7, tmp_path)
     assert (derived.seed, derived.reconstruct.steps, derived.reconstruct.directions) == (3, 7, "q2d")
     assert derived.reconstruct.learning_rate == 0.5
-    full = before_recipe(recipe, READY["full_contrast"], 0, 9, tmp_path)
+    full = before_recipe(recipe, READY_ARMS["full_contrast"], 0, 9, tmp_path)
     assert full.reconstruct is None
     assert (full.contrast.lora, full.contrast.learning_rate, full.contrast.steps) == (None, 1e-3, 9)
     second = contrast_recipe(recipe, both, 0, {"scale": 7.0}, "there", 5, tmp_path)
@@ -130,18 +130,24 @@ def test_arms_are_the_recipes_they_say(make: Make, tmp_path: Path) -> None:
         ({"own_arms": {"x": {"like": "full_contrast", "before": {"from": "y"}}}}, "x.before.from: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"steps": 9}}}}, "x.contrast.steps: no arm may set it"),
         ({"own_arms": {"x": {"like": "both", "contrast": {"from": "y"}}}}, "x.contrast.from: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "before": {"epochs": 2}}}}, "x.before.epochs: no arm may set it"),
+        ({"own_arms": {"x": {"like": "both", "contrast": {"patience": 2}}}}, "x.contrast.patience: no arm may set it"),
+        (
+            {"own_arms": {"x": {"like": "both", "contrast": {"evaluate_every": 0}}}, "grid": [{}, {"scale": 7}]},
+            "x.contrast.evaluate_every: 0 with a compare.grid",
+        ),
         (
             {"own_arms": {"x": {"like": "both", "contrast": {"scale": 9}}}, "grid": [{}, {"scale": 7}]},
             "x.contrast.scale: no arm may set it, as every arm takes it from compare.grid",
         ),
     ],
 )
-def test_unknown_arms_are_refused(make: Make, change: dict[str, object], message: str) -> None:
+def test_unknown_arms_and_keys_without_effect_are_refused(make: Make, change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_arms(make(**change).compare)
 
 
-def test_without_a_grid_an_arm_s_own_keys_count(make: Make, tmp_path: Path) -> None:
+def test_without_a_grid_an_arm_may_set_what_a_grid_would_choose(make: Make, tmp_path: Path) -> None:
     recipe = make(own_arms={"x": {"like": "both", "contrast": {"scale": 9}}}, arms=["both", "x"])
     x = find_arms(recipe.compare)[1]
     assert choices(recipe) == {"recipe": {}}
@@ -149,8 +155,8 @@ def test_without_a_grid_an_arm_s_own_keys_count(make: Make, tmp_path: Path) -> N
 
 
 def test_a_choice_takes_from_the_recipe_what_it_leaves_out(make: Make) -> None:
-    own = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
+    defaults = {"learning_rate": 1e-3, "warmup_steps": 2, "scale": 50.0}
     assert choices(make(grid=[{"learning_rate": 1e-4, "scale": 20}, {}, {"warmup_steps": 2}])) == {
         "learning_rate=0.0001-warmup_steps=2-scale=20": {"learning_rate": 1e-4, "warmup_steps": 2, "scale": 20.0},
-        "learning_rate=0.001-warmup_steps=2-scale=50": own,
+        "learning_rate=0.001-warmup_steps=2-scale=50": defaults,
     }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anchorembed.compare.plan import open_comparison
-from anchorembed.compare.records import Cost, GridScore
+from anchorembed.compare.records import Cost, GridScore, accuracy_by_choice
 from anchorembed.compare.report import write_report
 from anchorembed.compare.results import write_comparison
 from anchorembed.recipe_schema import Recipe
@@ -19,7 +19,7 @@ def test_nothing_is_chosen_until_all_of_the_grid_is_tried(make: Make, tmp_path: 
     both = comparison.arm_record("both")
     nine, seven = (f"learning_rate=0.001-warmup_steps=2-scale={scale}" for scale in (9, 7))
     for name, chosen in ((nine, False), (seven, True)):
-        comparison.results.keep(GridScore("both", both.digest, 0, name, 0.5, Cost(1.0)))
+        comparison.results.append(GridScore("both", both.digest, 0, name, 0.5, Cost(1.0)))
         write_report(tmp_path)
         text = (tmp_path / "report.md").read_text(encoding="utf-8")
         assert f"{name}: 0.500".replace("_", "\\_") in text
@@ -31,6 +31,6 @@ def test_trials_with_another_seed_do_not_count(make: Make, tmp_path: Path) -> No
     comparison = open_comparison(recipe, tmp_path)
     both = comparison.arm_record("both")
     for choice in comparison.record.choices:
-        comparison.results.keep(GridScore("both", both.digest, 1, choice, 0.5, Cost(1.0)))
+        comparison.results.append(GridScore("both", both.digest, 1, choice, 0.5, Cost(1.0)))
     assert len(comparison.results.grid) == 2
-    assert comparison.tried("both") == {}
+    assert accuracy_by_choice(comparison.results.grid, both) == {}

@@ -1,4 +1,4 @@
-"""What decides results is in a comparison's key, what does not is not; faults are found before anything is trained."""
+"""A comparison's key covers what decides results, and nothing else; faults are found before anything is trained."""
 
 import shutil
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_an_arm_s_keys_are_read_before_anything_is_trained(
         open_comparison(make(declared=[], **change), tmp_path)
 
 
-def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path: Path) -> None:
+def test_duplicates_removed_keys_and_a_grid_without_held_out_pairs_are_refused(make: Make, tmp_path: Path) -> None:
     for change in ({"seeds": [0, 0]}, {"arms": ["both", "both"]}, {"declared": ["contrast", "contrast"]}):
         with pytest.raises(InputError, match="stands there twice"):
             make(**change)
@@ -55,28 +55,41 @@ def test_what_stands_twice_or_chooses_by_nothing_is_refused(make: Make, tmp_path
         open_comparison(recipe, tmp_path)
 
 
+def test_a_comparison_without_one_of_its_sections_is_refused(make: Make, tmp_path: Path) -> None:
+    for section, message in (
+        ("compare", "it has no compare section"),
+        ("reconstruct", "reconstruct is null. A comparison needs both stages"),
+        ("contrast", "contrast is null. A comparison needs both stages"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_comparison(make().model_copy(update={section: None}), tmp_path)
+
+
 def test_instructions_are_for_any_task_of_the_comparison(make: Make, tmp_path: Path) -> None:
     open_comparison(make(instructions={"s_test": "x", "STS": "y"}), tmp_path)
     with pytest.raises(InputError, match=r"'s_tset' is no task here.* Did you mean 's_test'"):
         open_comparison(make(instructions={"s_tset": "x"}), tmp_path)
 
 
-def test_the_plan_says_hours_by_what_like_runs_took(make: Make, tmp_path: Path) -> None:
+def test_hours_left_are_estimated_from_finished_runs_and_trials(make: Make, tmp_path: Path) -> None:
     """One run of an hour and two trials of half an hour are done; five runs and two trials are to come."""
     comparison = open_comparison(make(seeds=[0, 1], grid=[{"scale": 7}, {"scale": 9}]), tmp_path)
     assert "hours to go" not in describe(comparison)
     results, contrast, both = comparison.results, comparison.arm_record("contrast"), comparison.arm_record("both")
     for choice in comparison.record.choices:
-        results.keep(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
+        results.append(GridScore("both", both.digest, 0, choice, 0.5, Cost(1800.0)))
     seconds = {"before": 3000.0, "contrast": 500.0, "evaluate": 100.0}
-    results.keep_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
-    results.keep(cell(comparison, both.run("own", 0)))
+    results.write_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
+    results.append(cell(comparison, both.run("own", 0)))
     assert "about 6.0 hours to go" in describe(comparison)
-    results.keep(cell(comparison, contrast.run("common", 0)))
+    results.append(cell(comparison, contrast.run("common", 0)))
     assert "about 5.0 hours to go" in describe(comparison)
+    for run in comparison.missing():
+        results.append(cell(comparison, run))
+    assert "hours to go" not in describe(comparison)
 
 
-def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_path: Path) -> None:
+def test_the_key_covers_the_primary_arm_and_the_first_seed(make: Make, tmp_path: Path) -> None:
     def key(rate: float, title: str = "", **compare: object) -> str:
         own = {"mine": {"like": "both", "title": title, "before": {"learning_rate": rate}}}
         arms = ["base", "contrast", "both", "mine"]
@@ -93,36 +106,38 @@ def test_what_the_budget_follows_from_is_part_of_the_comparison(make: Make, tmp_
     ("key", "same"),
     [("evaluate_every", True), ("tokens_per_micro_batch", True), ("steps", False), ("bag_weight", False)],
 )
-def test_what_only_costs_makes_no_other_comparison(make: Make, tmp_path: Path, key: str, same: bool) -> None:
+def test_settings_that_change_cost_alone_do_not_change_the_key(
+    make: Make, tmp_path: Path, key: str, same: bool
+) -> None:
     recipe = make()
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={key: 1})})
-    found = [open_comparison(one, tmp_path).results.key for one in (recipe, changed)]
-    assert (found[0] == found[1]) is same
+    keys = [open_comparison(variant, tmp_path).results.key for variant in (recipe, changed)]
+    assert (keys[0] == keys[1]) is same
 
 
-def test_what_is_only_reported_makes_no_other_comparison(make: Make, tmp_path: Path) -> None:
+def test_exploratory_tests_do_not_change_the_key(make: Make, tmp_path: Path) -> None:
     explored = make(explore={"contrast": ["base"]})
-    found = [open_comparison(one, tmp_path).results.key for one in (make(), explored)]
-    assert found[0] == found[1]
+    keys = [open_comparison(variant, tmp_path).results.key for variant in (make(), explored)]
+    assert keys[0] == keys[1]
 
 
-def test_evaluations_that_choose_a_model_decide(make: Make, tmp_path: Path) -> None:
+def test_evaluations_change_the_key_if_they_choose_the_model(make: Make, tmp_path: Path) -> None:
     own = {"best": {"like": "both", "before": {"keep_best": True}}}
     recipe = make(arms=["base", "contrast", "both", "best"], own_arms=own)
     changed = recipe.model_copy(update={"reconstruct": recipe.reconstruct.model_copy(update={"evaluate_every": 1})})
-    first, second = (open_comparison(one, tmp_path).results.key for one in (recipe, changed))
+    first, second = (open_comparison(variant, tmp_path).results.key for variant in (recipe, changed))
     assert first != second
 
 
-def test_a_model_folder_is_what_it_holds(make: Make, tmp_path: Path) -> None:
+def test_a_copy_of_the_model_folder_has_the_same_key(make: Make, tmp_path: Path) -> None:
     recipe = make()
-    there = shutil.copytree(recipe.model.name, tmp_path / "m")
-    moved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(there)})})
-    first, second = (open_comparison(one, tmp_path).results.key for one in (recipe, moved))
+    folder = shutil.copytree(recipe.model.name, tmp_path / "m")
+    copied = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
+    first, second = (open_comparison(variant, tmp_path).results.key for variant in (recipe, copied))
     assert first == second
 
 
-def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp_path: Path) -> None:
+def test_other_weights_change_the_key(make: Make, tmp_path: Path) -> None:
     recipe = make()
     folder = shutil.copytree(recipe.model.name, tmp_path / "model")
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
@@ -132,7 +147,7 @@ def test_a_model_folder_with_other_weights_is_another_comparison(make: Make, tmp
     assert open_comparison(recipe, tmp_path).results.key != before
 
 
-def test_a_guide_is_what_it_holds(make: Make, tmp_path: Path) -> None:
+def test_the_guide_is_in_the_key_by_its_content(make: Make, tmp_path: Path) -> None:
     def key(guide: Path, weights: float = 0.0) -> str:
         recipe = make()
         shutil.copytree(recipe.model.name, guide)
@@ -145,9 +160,7 @@ def test_a_guide_is_what_it_holds(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pairs", "model", "guide"])
-def test_other_pairs_are_another_comparison_whatever_their_source_is_called(
-    make: Make, tmp_path: Path, name: str
-) -> None:
+def test_other_pairs_change_the_key_whatever_their_source_is_called(make: Make, tmp_path: Path, name: str) -> None:
     recipe = make()
     source = recipe.data.sources[0].model_copy(update={"name": name})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [source]})})

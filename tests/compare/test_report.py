@@ -1,4 +1,4 @@
-"""The report's numbers are those of its cells; everything is escaped, what is missing is said, a browser shows it."""
+"""The report has the numbers of its cells, escapes all text, and says what is missing; a browser shows it."""
 
 import re
 import shutil
@@ -53,7 +53,7 @@ def with_cells(evidence: Evidence, measured: list[tuple[Cell, Items]]) -> Eviden
 
 def kept(evidence: Evidence, keep: Callable[[Cell], bool]) -> list[tuple[Cell, Items]]:
     """Cells of the evidence to keep, with their items."""
-    return [(cell, evidence.runs[cell.run].scores(cell)) for cell in evidence.cells if keep(cell)]
+    return [(cell, evidence.runs[cell.run].item_scores(cell)) for cell in evidence.cells if keep(cell)]
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def written(evidence: Evidence, folder: Path) -> list[Path]:
     """Reports of the evidence, by way of a results folder."""
     results = Results(folder, evidence.comparison.key, evidence.comparison.revisions)
     for run, record in evidence.runs.items():
-        results.keep_record(run, record)
-    results.keep(*evidence.cells)
+        results.write_record(run, record)
+    results.append(*evidence.cells)
     write_comparison(folder, evidence.comparison)
     return write_report(folder)
 
@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
     analysis = analyse(evidence)
     both, plain = (analysis.scores[arm, "own", "one"] for arm in ("both", "plain"))
     assert both.mean == pytest.approx(plain.mean + 0.2)
-    assert both.seeds == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
+    assert both.by_seed == {c.seed: c.value for c in evidence.cells if c.arm == "both" and c.collection == "one"}
     assert both.interval is not None
     assert both.interval[0] < both.mean < both.interval[1]
     assert analysis.scores["plain", "own", "pairs"].interval is None
@@ -120,12 +120,12 @@ def test_numbers_are_those_of_the_cells(evidence: Evidence) -> None:
     assert found["plain", "two"].p == 1.0
     assert found["plain", "one"].difference == pytest.approx(0.2)
     adjusted = holm({key: test.p for key, test in found.items()} | {("evil", "two"): 1.0})  # which was not run
-    assert {key: test.adjusted for key, test in found.items()} == {key: adjusted[key] for key in found}
-    assert found["plain", "one"].adjusted == pytest.approx(4 * found["plain", "one"].p)
+    assert {key: test.adjusted_p for key, test in found.items()} == {key: adjusted[key] for key in found}
+    assert found["plain", "one"].adjusted_p == pytest.approx(4 * found["plain", "one"].p)
     explored = [(test.arm, test.against, test.setting, test.collection) for test in analysis.exploratory]
     assert explored == [("both", "plain", "common", "one"), ("plain", "evil", "own", "one")]
     assert analysis.exploratory[1].difference == pytest.approx(0.1)
-    assert {test.adjusted for test in analysis.exploratory} == {None}
+    assert {test.adjusted_p for test in analysis.exploratory} == {None}
 
 
 def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> None:
@@ -144,25 +144,25 @@ def test_arms_are_compared_on_the_seeds_that_both_have(evidence: Evidence) -> No
     assert analysis.sentences[1] == f"Both against {EVIL}: not run."
 
 
-def test_what_other_seeds_would_show_is_a_verdict_of_its_own(evidence: Evidence) -> None:
+def test_significance_over_seeds_is_separate_from_that_over_queries(evidence: Evidence) -> None:
     """Seeds far apart: over queries of these models the difference is sure, over seeds it is not."""
     others = kept(evidence, lambda cell: cell.arm != "both" or cell.collection != "one")
     apart = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, -0.6))]
     (test, *_) = (test for test in analyse(with_cells(evidence, others + apart)).declared if test.against == "plain")
-    assert test.adjusted is not None
-    assert test.adjusted < 0.05
+    assert test.adjusted_p is not None
+    assert test.adjusted_p < 0.05
     assert test.interval[0] < 0 < test.interval[1]
-    assert test.sure
-    assert not test.sure_over_seeds
+    assert test.significant
+    assert not test.significant_over_seeds
     above = [scores("both", seed, "one", shift) for seed, shift in ((0, 1.0), (1, 0.2))]  # both means above, but apart
     (test, *_) = (test for test in analyse(with_cells(evidence, others + above)).declared if test.against == "plain")
     assert test.interval[0] > 0
-    assert test.over_seeds is not None
-    assert test.over_seeds[0] < 0
-    assert not test.sure_over_seeds
+    assert test.seeds_interval is not None
+    assert test.seeds_interval[0] < 0
+    assert not test.significant_over_seeds
 
 
-def test_good_and_bad_news_are_said_alike(evidence: Evidence) -> None:
+def test_better_and_worse_results_are_reported_in_the_same_words(evidence: Evidence) -> None:
     first, second = analyse(evidence).sentences
     assert first == (
         "Both against Plain on 2 collections, seeds 0, 1: higher on 1, lower on 0. Beyond chance over queries of these "
@@ -221,7 +221,7 @@ def test_quality_is_shown_against_compute(evidence: Evidence, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_page_is_whole_and_alone(evidence: Evidence) -> None:
+def test_the_html_is_well_formed_and_loads_no_other_file(evidence: Evidence) -> None:
     page = html(build_report(evidence))
     parser = Balanced()
     parser.feed(page)
@@ -271,7 +271,7 @@ def test_markdown_has_the_same_numbers(evidence: Evidence, tmp_path: Path) -> No
 
 
 def test_no_two_of_a_dozen_lines_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By marker and dash, without colour; an arm's style is that of its place, whoever else is there."""
+    """By marker and dash, without colour; an arm's style follows from its position, whatever other arms there are."""
     drawn: list[tuple[object, ...]] = []
     plot = Axes.plot
 

@@ -1,4 +1,4 @@
-"""A results folder is read whole or its fault is named; what it holds is enough for the report."""
+"""Results are read as they were written, and damaged ones are reported; the report needs nothing else."""
 
 import json
 from collections.abc import Callable
@@ -42,10 +42,10 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     )
     results = Results(tmp_path, "k", {})
     assert results.record(RUN) == RunRecord()
-    results.keep_record(RUN, record)
+    results.write_record(RUN, record)
     (path,) = (tmp_path / "results").iterdir()
     written = path.read_bytes()
-    results.keep_record(RUN, results.record(RUN))
+    results.write_record(RUN, results.record(RUN))
     assert path.read_bytes() == written
     assert repr(results.record(RUN)) == repr(record)  # as no nan is equal to itself
 
@@ -58,14 +58,14 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"kind": "row"}, "damaged .'row'"),
     ],
 )
-def test_a_line_of_another_form_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_an_invalid_line_is_reported_by_its_number(tmp_path: Path, change: dict[str, object], message: str) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps(CELL) + "\n" + json.dumps(CELL | change), encoding="utf-8")
     with pytest.raises(InputError, match=rf"results\.jsonl:2: {message}.*Remove the line"):
         Results(tmp_path, "k", {"one": "r"})
     assert len(Results(tmp_path, "another", {"one": "r"}).cells) == 0  # whose lines may have any form
 
 
-def test_a_folder_without_a_comparison_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_comparison_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"comparison\.json: no such file. Name a results folder"):
         write_report(tmp_path)
     (tmp_path / "comparison.json").write_text('{"key": "k"}', encoding="utf-8")
@@ -73,31 +73,31 @@ def test_a_folder_without_a_comparison_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_scores_of_items_of_other_data_are_not_taken(make: Make, tmp_path: Path) -> None:
+def test_item_scores_of_other_data_are_ignored(make: Make, tmp_path: Path) -> None:
     comparison = open_comparison(make(), tmp_path)
     run, (task,) = comparison.arm_record("base").run("own", 0), comparison.tasks
     write_comparison(tmp_path, comparison.record)
     cell = Cell(**asdict(run), choice="", collection=task.name, revision=task.revision, metric="Spearman", value=0.5)
-    comparison.results.keep(cell)
+    comparison.results.append(cell)
     for revision in (task.revision, "other"):
         items = {task.name: ItemScores(revision, {"0": 0.4, "1": 0.6})}
-        comparison.results.keep_record(run, RunRecord(items=items))
+        comparison.results.write_record(run, RunRecord(items=items))
         write_report(tmp_path)
         assert ("0.500 \\[" in (tmp_path / "report.md").read_text(encoding="utf-8")) == (revision == task.revision)
 
 
 @pytest.mark.parametrize("damaged", [b'{"cut sho', b'{"key": "\xff"}'])
-def test_damaged_results_are_named(make: Make, tmp_path: Path, damaged: bytes) -> None:
+def test_damaged_lines_are_reported(make: Make, tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "results.jsonl").write_bytes(b'{"key": "x"}\n' + damaged)
     with pytest.raises(InputError, match=r"results\.jsonl:2: damaged"):
         open_comparison(make(), tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"x" + packed, lambda _: b""])
-def test_damaged_scores_of_items_are_named(make: Make, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_records_are_reported(make: Make, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     comparison = open_comparison(make(), tmp_path)
     write_comparison(tmp_path, comparison.record)
-    comparison.results.keep_record(comparison.arm_record("base").run("own", 0), RunRecord())
+    comparison.results.write_record(comparison.arm_record("base").run("own", 0), RunRecord())
     (path,) = (tmp_path / "results").iterdir()
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=rf"{path.name}: damaged"):

@@ -1,4 +1,4 @@
-"""What is finished is kept and never run twice; the report has it all."""
+"""Finished results are kept and never computed twice, and all are in the report."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import yaml
 from anchorembed.cli.main import app
 from anchorembed.compare import run as run_module
 from anchorembed.compare import training
-from anchorembed.compare.arms import READY
+from anchorembed.compare.arms import READY_ARMS
 from anchorembed.compare.controls import train_arm
 from anchorembed.compare.plan import describe, open_comparison
 from anchorembed.compare.records import COMMON, OWN, Cell, ComparisonRecord, Run
@@ -95,18 +95,18 @@ def test_a_comparison_from_recipe_to_report(make: Make, tmp_path: Path, capfd: p
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_in_this_process")
-def test_every_arm_runs_and_spends_what_the_primary_one_does(
+def test_every_arm_runs_with_the_compute_of_the_primary_arm(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the model FLOPs that trainings log."""
-    recipe = make(arms=list(READY), declared=["contrast"])
+    recipe = make(arms=list(READY_ARMS), declared=["contrast"])
     longer = recipe.reconstruct.model_copy(update={"steps": 24})
     comparison = open_comparison(recipe.model_copy(update={"reconstruct": longer}), tmp_path / "kept")
     with caplog.at_level("INFO", "anchorembed.compare"):
         assert run(comparison) == 0
-    assert f"Base model, seed 0, own settings: run 1 of {len(READY)}" in caplog.messages
+    assert f"Base model, seed 0, own settings: run 1 of {len(READY_ARMS)}" in caplog.messages
     costs = {run.arm: comparison.results.record(run).costs for run in comparison.record.runs()}
-    assert set(costs) == set(READY)
+    assert set(costs) == set(READY_ARMS)
     assert not list((tmp_path / "run").glob("*/*/*/*/*/model"))
     budget, stage_two = costs["both"]["before"].flops, costs["contrast"]["contrast"].flops
     for name, cost in costs.items():
@@ -115,7 +115,7 @@ def test_every_arm_runs_and_spends_what_the_primary_one_does(
             continue
         extra = cost["before"].flops if "before" in cost else cost["contrast"].flops - stage_two
         assert extra == pytest.approx(budget, rel=0.1), name
-        if not READY[name].longer:
+        if not READY_ARMS[name].longer:
             assert cost["contrast"].flops == stage_two, name  # the same pairs
 
 
@@ -143,17 +143,17 @@ def test_a_new_collection_is_run_alone_and_a_changed_one_again(
     with Path(names[0]).open("a", encoding="utf-8") as more:
         more.write('{"sentence1": "read", "sentence2": "write", "score": 2}\n')
     comparison = open_comparison(make(collections={"Similar": names}, **arms), kept)
-    assert comparison.results.others == 1
+    assert comparison.results.ignored_lines == 1
     run(comparison)
     assert asked[2:] == [["s_test"]]
     lines = (kept / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3
     (kept / "results.jsonl").write_text("\n".join([*lines, lines[-1]]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"results\.jsonl:4: this was run before"):
+    with pytest.raises(InputError, match=r"results\.jsonl:4: an earlier line has the same result"):
         open_comparison(make(collections={"Similar": names}, **arms), kept)
 
 
-def test_a_collection_is_kept_as_soon_as_it_is_measured(
+def test_a_collection_is_written_as_soon_as_it_is_evaluated(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second, the first is kept with its items; what is run again is the second alone."""
@@ -193,7 +193,7 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
             for number in [0, 1] if left == [0, 1] else []:
                 (training.run_folder(comparison, contrast.run(OWN, number)) / model / "model").mkdir(parents=True)
         done = contrast.run(setting, seed)
-        comparison.results.keep(
+        comparison.results.append(
             Cell(**asdict(done), choice="", collection=task.name, revision=task.revision, metric="Spearman", value=0.5)
         )
         run_module._delete_models(comparison, done)
@@ -202,7 +202,7 @@ def test_models_are_deleted_once_no_run_needs_them(make: Make, tmp_path: Path) -
         ]
 
 
-def test_a_comparison_or_training_at_work_is_left_alone(make: Make, tmp_path: Path) -> None:
+def test_a_locked_folder_of_results_or_of_a_stage_is_refused(make: Make, tmp_path: Path) -> None:
     comparison = open_comparison(make(), tmp_path / "kept")
     with lock_folder(tmp_path / "kept"), pytest.raises(InputError, match="another process is at work there"):
         run(comparison)

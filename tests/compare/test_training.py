@@ -1,4 +1,4 @@
-"""A training that is stopped, killed or of other steps is told apart from one that is done."""
+"""A training that was stopped, was killed or has other steps is told from a finished one."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from anchorembed.compare import training
-from anchorembed.compare.arms import READY, before_recipe
+from anchorembed.compare.arms import READY_ARMS, before_recipe
 from anchorembed.compare.plan import open_comparison
 from anchorembed.compare.run import run
 from anchorembed.errors import InputError
@@ -24,10 +24,10 @@ from anchorembed.train.loop import Interrupted
 Make = Callable[..., Recipe]
 
 
-def test_a_model_of_another_number_of_steps_is_not_taken(
+def test_a_model_of_another_number_of_steps_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one is that was trained before what matches compute was changed."""
+    """Such as one that was trained before the settings that decide its steps were changed."""
 
     def train(recipe: Recipe) -> None:
         (recipe.output / "reconstruct" / "model").mkdir(parents=True)
@@ -35,9 +35,11 @@ def test_a_model_of_another_number_of_steps_is_not_taken(
         (recipe.output / "reconstruct" / "log.jsonl").write_text('{"step": 6}\n', encoding="utf-8")
 
     monkeypatch.setattr(training, "_train", train)
-    six, seven = (before_recipe(make(), READY["both"], 0, steps, tmp_path) for steps in (6, 7))
+    six, seven = (before_recipe(make(), READY_ARMS["both"], 0, steps, tmp_path) for steps in (6, 7))
     assert training.train_stage(six) == tmp_path / "reconstruct"
-    with pytest.raises(InputError, match=r"its model has 6 steps, this comparison's 7. Remove the folder"):
+    with pytest.raises(
+        InputError, match=r"its model was trained for 6 steps, this comparison asks for 7. Remove the folder"
+    ):
         training.train_stage(seven)
 
 
@@ -72,7 +74,7 @@ def test_a_signal_to_compare_alone_stops_its_training_too(make: Make, tmp_path: 
         pass  # nobody is at work there any more
 
 
-def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
+def test_signals_that_ask_to_stop_are_caught_and_passed_on_once() -> None:
     """But for those that are ignored, as under nohup; the training is sent SIGTERM, and its exit code is waited for."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
@@ -95,7 +97,9 @@ def test_signals_that_ask_to_stop_are_heard_and_told_once() -> None:
 
 
 @pytest.mark.parametrize("code", [143, -signal.SIGTERM])
-def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_stopped_training_raises_interrupted(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     """Whether the training could still write a checkpoint or was not ready for signals yet."""
     monkeypatch.setattr(training, "_wait", lambda process, _: (process.kill(), code)[1])
     with pytest.raises(Interrupted) as raised:
@@ -103,9 +107,9 @@ def test_a_stopped_training_is_no_fault(make: Make, tmp_path: Path, monkeypatch:
     assert raised.value.signal == signal.SIGTERM
 
 
-def test_a_training_that_is_killed_is_said(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_is_reported_with_a_cure(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_wait", lambda process, _: (process.kill(), -signal.SIGKILL)[1])
     with pytest.raises(
-        InputError, match=r"recipe\.yaml: training it was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
+        InputError, match=r"recipe\.yaml: its training was killed, .*memory.* Lower the stage's tokens_per_micro_batch"
     ):
         run(open_comparison(make(arms=["both"], declared=[]), tmp_path))

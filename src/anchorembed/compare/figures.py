@@ -4,14 +4,16 @@ import io
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Points = list[tuple[int, float]]  # step, value
 Row = tuple[str, float, list[float], tuple[float, float] | None]  # arm, mean, seeds, interval
 
-_MARKERS = "osD^vPX*<>p"  # more than dashes by one, so that the two together repeat late
+_MARKERS = "osD^vPX*<>p"  # one more than there are dashes, so that few lines have both in common
 _DASHES = [
     "-",
     "--",
@@ -20,7 +22,7 @@ _DASHES = [
     *((0, dashes) for dashes in ((5, 1), (1, 3), (3, 1, 1, 1), (8, 3), (2, 2), (6, 2, 2, 2))),
 ]
 _COLUMNS = 2
-_MANY = 60  # points of a line from which it has no markers
+_MAX_MARKED = 60  # a line of as many points or more has no markers
 
 
 def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
@@ -45,26 +47,18 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]]) -> str:
 
 
 def lines(title: str, series: dict[str, list[Points]]) -> str:
-    """A line for each arm and seed; an arm's seeds share marker, dash and colour, by its position in ``series``."""
+    """A line for each arm and seed; an arm's seeds share marker, dash and colour, by its position in ``series``.
+
+    ``title`` ends with the label of the y axis, after a colon.
+    """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     for number, (name, runs) in enumerate(series.items()):
-        for seed, points in enumerate(runs):
-            axis.plot(
-                [step for step, _ in points],
-                [value for _, value in points],
-                marker=_MARKERS[number % len(_MARKERS)] if len(points) < _MANY else "",
-                linestyle=_DASHES[number % len(_DASHES)],
-                color=f"C{number}",
-                linewidth=1.2,
-                markersize=4,
-                label=name if seed == 0 else None,
-            )
-    axis.set_xlabel("step")
-    axis.set_ylabel(title.rsplit(": ", maxsplit=1)[-1], wrap=True)
-    axis.grid(color="0.9")
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=4, frameon=False)
-    return _svg(figure)
+        for run_number, points in enumerate(runs):
+            style = _style(number) if len(points) < _MAX_MARKED else _style(number) | {"marker": ""}
+            steps, values = [step for step, _ in points], [value for _, value in points]
+            axis.plot(steps, values, **style, markersize=4, label=name if run_number == 0 else None)
+    return _labelled_svg(figure, axis, "step", title.rsplit(": ", maxsplit=1)[-1])
 
 
 def by_compute(series: dict[str, list[tuple[float, list[float]]]]) -> str:
@@ -78,16 +72,24 @@ def by_compute(series: dict[str, list[tuple[float, list[float]]]]) -> str:
             [flops for flops, _ in points],
             means,
             list(zip(*ranges, strict=True)),
-            marker=_MARKERS[number % len(_MARKERS)],
-            linestyle=_DASHES[number % len(_DASHES)],
-            color=f"C{number}",
-            linewidth=1.2,
+            **_style(number),
             markersize=5,
             capsize=3,
             label=name,
         )
-    axis.set_xlabel("training, model PFLOPs")
-    axis.set_ylabel("mean of all collections")
+    return _labelled_svg(figure, axis, "training, model PFLOPs", "mean of all collections")
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Marker, dash and colour of the line of this number."""
+    marker, dash = _MARKERS[number % len(_MARKERS)], _DASHES[number % len(_DASHES)]
+    return {"marker": marker, "linestyle": dash, "color": f"C{number}", "linewidth": 1.2}
+
+
+def _labelled_svg(figure: Figure, axis: Axes, x_label: str, y_label: str) -> str:
+    """The figure of an axis as SVG, with labels, a grid, and a legend beside it."""
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label, wrap=True)
     axis.grid(color="0.9")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=4, frameon=False)
     return _svg(figure)

@@ -9,20 +9,23 @@ from statistics import fmean
 
 import yaml
 
-from anchorembed.compare.arms import Arm, choices, find_arms, matched_steps
-from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, tried
+from anchorembed.compare.arms import Arm, choices, comparison_sections, find_arms, matched_steps
+from anchorembed.compare.records import ArmRecord, ComparisonRecord, Run, accuracy_by_choice
 from anchorembed.compare.results import Results
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
-from anchorembed.recipe_schema import Compare, Recipe
+from anchorembed.recipe_schema import Compare, Contrast, Recipe, Reconstruct
 from anchorembed.system.files import hash_content, hash_texts
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A recipe's comparison: arms by name, its record, its results so far, and the tasks to evaluate."""
+    """A recipe's comparison: arms by name, its record, its results so far, and the tasks to evaluate.
+
+    ``settings`` is the recipe's section ``compare``.
+    """
 
     recipe: Recipe
     settings: Compare
@@ -40,10 +43,6 @@ class Comparison:
         done = {cell.collection for cell in self.results.cells_of(run)}
         return [task for task in self.tasks if task.name not in done]
 
-    def tried(self, name: str) -> dict[str, float]:
-        """Held-out accuracy of each choice of the grid that an arm has tried, by the choice's name."""
-        return tried(self.results.grid, self.arm_record(name))
-
     def arm_record(self, name: str) -> ArmRecord:
         """The record of an arm."""
         return next(arm for arm in self.record.arms if arm.name == name)
@@ -58,54 +57,50 @@ def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparis
         command: command that repeats the comparison, for the report.
 
     Raises:
-        InputError: if the recipe has no compare section, contradicts itself, or names unknown arms or tasks.
+        InputError: if the recipe lacks a section, contradicts itself, or names unknown arms or tasks.
     """
-    if recipe.compare is None:
-        raise InputError("recipe: it has no compare section. Add one, as recipes/compare.yaml has it.")
-    _check(recipe)
-    arms = find_arms(recipe.compare)
-    quick = recipe.compare.quick
-    tables = {title: find_tasks(names, quick=quick) for title, names in recipe.compare.collections.items()}
+    compare, reconstruct, contrast = comparison_sections(recipe)
+    _check(recipe, reconstruct, contrast)
+    arms = find_arms(compare)
+    tables = {title: find_tasks(names, quick=compare.quick) for title, names in compare.collections.items()}
     tasks = [task for table in tables.values() for task in table]
     names = [task.name for task in tasks]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise InputError(f"compare.collections: {name} stands there twice. Leave one out, or rename it.")
-    check_instructions(recipe.compare.instructions, tasks)
-    record = _record(recipe, recipe.compare, arms, tables, command)
+            raise InputError(f"compare.collections: {name} is there twice. Leave one out, or rename it.")
+    check_instructions(compare.instructions, tasks)
+    record = _record(recipe, compare, arms, tables, command)
     results = Results(folder, record.key, record.revisions)
-    return Comparison(recipe, recipe.compare, {arm.name: arm for arm in arms}, record, results, tasks)
+    return Comparison(recipe, compare, {arm.name: arm for arm in arms}, record, results, tasks)
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, reconstruct: Reconstruct, contrast: Contrast) -> None:
     """Refuse settings that have no effect in a comparison, or contradict it."""
     if recipe.model.weights != "float32":
         raise InputError(
-            f"model.weights: {recipe.model.weights} is for LoRA alone, and a comparison trains all weights, too. Set "
-            "it to float32."
+            f"model.weights: {recipe.model.weights} is for LoRA, and arms of a comparison train all weights. Set it to "
+            "float32."
         )
-    if recipe.contrast is not None and recipe.contrast.from_ is not None:
+    if contrast.from_ is not None:
         raise InputError(
             "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
         )
-    for name, stage in (("reconstruct", recipe.reconstruct), ("contrast", recipe.contrast)):
-        if stage is not None and (stage.epochs or stage.patience):
+    for name, stage in (("reconstruct", reconstruct), ("contrast", contrast)):
+        if stage.epochs or stage.patience:
             raise InputError(f"{name}: a comparison matches arms by steps. Set steps, and neither epochs nor patience.")
-    if len(choices(recipe)) > 1 and recipe.contrast is not None:
-        for key, value in (
-            ("contrast.evaluate_every", recipe.contrast.evaluate_every),
-            ("data.held_out", recipe.data.held_out),
-        ):
-            if not value:
+    if len(choices(recipe)) > 1:
+        numbers = {"contrast.evaluate_every": contrast.evaluate_every, "data.held_out": recipe.data.held_out}
+        for key, number in numbers.items():
+            if not number:
                 raise InputError(f"{key}: 0 with a compare.grid, which chooses by held-out pairs. Set it above 0.")
 
 
 def _record(
     recipe: Recipe, compare: Compare, arms: Sequence[Arm], tables: Mapping[str, Sequence[Task]], command: str
 ) -> ComparisonRecord:
-    steps = matched_steps(recipe, list(arms))
+    steps = matched_steps(recipe, arms)
     return ComparisonRecord(
-        key=_key(recipe, compare, arms),
+        key=_key(recipe, arms),
         title=_portable(f"With and without Stage I: {recipe.model.name}"),
         recipe=_portable(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
         command=_portable(command),
@@ -123,16 +118,16 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
     settings = {f"before Stage II: {key}": str(value) for key, value in arm.before_keys.items()}
     settings |= {f"Stage II: {key}": str(value) for key, value in arm.contrast_keys.items()}
     return ArmRecord(
-        arm.name,
-        arm.title,
-        arm.what,
-        arm.digest,
-        arm.trained,
-        arm.longer,
-        compare.seeds if arm.trained else compare.seeds[:1],
-        steps,
-        settings,
-        arm.budget,
+        name=arm.name,
+        title=arm.title,
+        what=arm.what,
+        digest=arm.digest,
+        trained=arm.trained,
+        longer=arm.longer,
+        seeds=compare.seeds if arm.trained else compare.seeds[:1],
+        steps=steps,
+        settings=settings,
+        budget=arm.budget,
     )
 
 
@@ -142,17 +137,19 @@ def _portable(text: str) -> str:
     return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
 
 
-def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
+def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
     """Hash of all that decides a cell's value, besides arm and seed.
 
     It covers the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
     and whose best choice gives the common settings; and the first seed, on whose pairs compute is counted.
     """
+    compare, reconstruct, contrast = comparison_sections(recipe)
+    # Where an arm keeps its best model, evaluations decide the result, too.
     keeps_best = any(keys.get("keep_best") for arm in arms for keys in (arm.before_keys, arm.contrast_keys))
-    choosing = {"keep_best": True} if keeps_best else {}
+    changed = {"keep_best": True} if keeps_best else {}
     cost_only = {
-        name: stage.model_copy(update=choosing).cost_only if stage else True
-        for name, stage in (("reconstruct", recipe.reconstruct), ("contrast", recipe.contrast))
+        name: stage.model_copy(update=changed).cost_only
+        for name, stage in (("reconstruct", reconstruct), ("contrast", contrast))
     }
     values = recipe.model_dump(
         mode="json",
@@ -168,17 +165,15 @@ def _key(recipe: Recipe, compare: Compare, arms: Sequence[Arm]) -> str:
             **cost_only,
         },
     )
-    contents = {source.name: content_of(source.path) for source in recipe.data.sources}
-    values["model"]["name"] = _content(recipe.model.name)
-    if recipe.contrast is not None:
-        values["contrast"] |= {key: _content(model) for key, model in recipe.contrast.other_models.items()}
+    pairs = {source.name: content_of(source.path) for source in recipe.data.sources}
+    values["model"]["name"] = _content_or_name(recipe.model.name)
+    values["contrast"] |= {key: _content_or_name(model) for key, model in contrast.other_models.items()}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
-    decisive = [values, contents, primary, compare.seeds[0]]
-    return hash_texts([json.dumps(decisive, sort_keys=True)])
+    return hash_texts([json.dumps([values, pairs, primary, compare.seeds[0]], sort_keys=True)])
 
 
-def _content(model: str) -> str:
-    """Content hash of a local model, or the name of any other."""
+def _content_or_name(model: str) -> str:
+    """Hash of a local model's files, or the name of any other model."""
     return hash_content(Path(model)) if Path(model).exists() else model
 
 
@@ -192,31 +187,31 @@ def describe(comparison: Comparison) -> str:
         lines.append(f"  {arm.name:<18} seeds {seeds:<10}{steps if arm.trained else 'not trained':<28}{arm.what}")
     if left := hours_left(comparison):
         lines.append(left)
-    if comparison.results.others:
-        lines.append(f"{comparison.results.others} lines of results are of other settings or data and are left alone")
+    if ignored := comparison.results.ignored_lines:
+        lines.append(f"{ignored} lines of results.jsonl are of other settings or data and are ignored")
     return "\n".join(lines)
 
 
 def hours_left(comparison: Comparison) -> str:
-    """The time left for missing runs and trials, by the time of finished runs; empty before the first is finished."""
-    results = comparison.results
-    done = {
+    """The time left for missing runs and trials, by the time of finished ones; empty if none is missing or finished."""
+    results, record, missing = comparison.results, comparison.record, comparison.missing()
+    seconds_of_run = {
         run: sum(cost.seconds for cost in results.record(run).costs.values())
-        for run in comparison.record.runs()
+        for run in record.runs()
         if results.cells_of(run)
     }
-    if not done:
+    if not missing or not seconds_of_run:
         return ""
-    seconds = sum(_seconds_of_alike(run, done) for run in comparison.missing())
-    if results.grid:
-        trials = len(comparison.record.choices) if len(comparison.record.choices) > 1 else 0
-        left = sum(trials - len(comparison.tried(arm.name)) for arm in comparison.record.arms if arm.trained)
-        seconds += left * fmean(score.cost.seconds for score in results.grid)
+    seconds = sum(_expected_seconds(run, seconds_of_run) for run in missing)
+    if len(record.choices) > 1 and results.grid:
+        arms = [arm for arm in record.arms if arm.trained]
+        trials_left = sum(len(record.choices) - len(accuracy_by_choice(results.grid, arm)) for arm in arms)
+        seconds += trials_left * fmean(score.cost.seconds for score in results.grid)
     return f"about {seconds / 3600:.1f} hours to go, by what finished runs took"
 
 
-def _seconds_of_alike(run: Run, done: Mapping[Run, float]) -> float:
+def _expected_seconds(run: Run, seconds_of_run: Mapping[Run, float]) -> float:
     """Mean seconds of finished runs of the same arm and setting, else of the same setting, else of all."""
-    same_setting = {other: seconds for other, seconds in done.items() if other.setting == run.setting}
+    same_setting = {other: seconds for other, seconds in seconds_of_run.items() if other.setting == run.setting}
     same_arm = [seconds for other, seconds in same_setting.items() if other.arm == run.arm]
-    return fmean(same_arm or list(same_setting.values()) or list(done.values()))
+    return fmean(same_arm or same_setting.values() or seconds_of_run.values())

@@ -15,7 +15,7 @@ from anchorembed.evaluate.isotropy import Isotropy
 T = TypeVar("T")
 Setting = Literal["own", "common"]
 
-# Stage II settings of a run: the best choice of its own arm, or of the primary arm.
+# Where a run's Stage II settings come from: the best choice of its own arm, or that of the primary arm.
 OWN: Setting = "own"
 COMMON: Setting = "common"
 
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name in files."""
+        """Name in file names and messages."""
         return f"{self.arm}-{self.digest}-{self.setting}-{self.seed}"
 
 
@@ -121,7 +121,7 @@ class RunRecord:
         costs: by stage; ``evaluate`` is all collections together.
         curves: by stage: metrics by name, with ``step``.
         isotropy: of held-out pairs, by model: before or after Stage II.
-        made_with: versions, threads, number format.
+        made_with: versions of packages, threads, number format of matrix products, by name.
         items: by collection.
     """
 
@@ -131,7 +131,7 @@ class RunRecord:
     made_with: dict[str, str] = field(default_factory=dict)
     items: dict[str, ItemScores] = field(default_factory=dict)
 
-    def scores(self, cell: Cell) -> dict[str, float]:
+    def item_scores(self, cell: Cell) -> dict[str, float]:
         """Scores of a cell's items; empty if the stored ones are of other data."""
         items = self.items.get(cell.collection)
         return items.scores if items is not None and items.revision == cell.revision else {}
@@ -139,7 +139,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class ArmRecord:
-    """An arm: title, description in a sentence, its settings and seeds, and steps that match the primary's compute.
+    """An arm: ``what`` describes it in a sentence, ``settings`` are those that it does not share with other arms.
 
     ``steps`` are trained before Stage II, or in addition to Stage II's if the arm is ``longer``. They cost ``budget``
     times the primary arm's Stage I.
@@ -165,8 +165,7 @@ class ArmRecord:
 class ComparisonRecord:
     """A comparison: its arms and collections, the tests declared beforehand, and how to repeat it.
 
-    ``key`` is a hash of all that decides results. ``tables`` has the collections of each table of the report, with the
-    hash of their data.
+    ``key`` is a hash of all that decides results. ``tables`` has the collections of each table of the report.
     """
 
     key: str
@@ -176,10 +175,10 @@ class ComparisonRecord:
     arms: list[ArmRecord]
     primary: str
     declared: list[str]
-    explore: dict[str, list[str]]  # arm -> arms that it is tested against, besides
+    explore: dict[str, list[str]]  # arm -> arms that exploratory tests compare it with
     choices: list[str]  # of the grid, by name
     notes: list[str]
-    tables: dict[str, dict[str, str]]  # title -> collection -> revision
+    tables: dict[str, dict[str, str]]  # title -> collection -> hash of its data
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -195,13 +194,13 @@ class ComparisonRecord:
         """All runs, every arm's first seed before any second; common settings are run with the first seed only."""
         for number in range(max(len(arm.seeds) for arm in self.arms)):
             for arm in self.arms:
-                for seed in arm.seeds[number : number + 1]:
-                    yield arm.run(OWN, seed)
-                    if number == 0 and arm.trained and arm.name != self.primary and len(self.choices) > 1:
-                        yield arm.run(COMMON, seed)
+                if number < len(arm.seeds):
+                    yield arm.run(OWN, arm.seeds[number])
+                if number == 0 and arm.trained and arm.name != self.primary and len(self.choices) > 1:
+                    yield arm.run(COMMON, arm.seeds[0])
 
 
-def tried(grid: Sequence[GridScore], arm: ArmRecord) -> dict[str, float]:
+def accuracy_by_choice(grid: Sequence[GridScore], arm: ArmRecord) -> dict[str, float]:
     """Held-out accuracy of each choice of the grid that an arm has tried, with its first seed."""
     identity = (arm.name, arm.digest, arm.seeds[0])
     return {score.choice: score.accuracy for score in grid if (score.arm, score.digest, score.seed) == identity}

@@ -1,4 +1,4 @@
-"""The report of a comparison, from its results folder alone: sentences and sections, as HTML and as Markdown."""
+"""The report of a comparison, from its results folder alone, as HTML and as Markdown."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anchorembed.compare import figures
 from anchorembed.compare.analysis import Analysis, Score, Test, analyse, seeds_text
-from anchorembed.compare.records import OWN, ArmRecord, ComparisonRecord, Cost, best_choice, tried
+from anchorembed.compare.records import OWN, ArmRecord, ComparisonRecord, Cost, accuracy_by_choice, best_choice
 from anchorembed.compare.results import Evidence, read_evidence
 from anchorembed.system.files import write_file
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report: an explanation, a table, and a figure as SVG with a caption, which Markdown leaves out."""
+    """A part of the report: an explanation, a table, and a figure as SVG with its caption; Markdown has no figures."""
 
     title: str
     explained: str = ""
@@ -28,7 +28,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The content of both forms of the report."""
+    """The content of the report, the same for HTML and Markdown; ``made_with`` describes the machines."""
 
     comparison: ComparisonRecord
     sentences: list[str]
@@ -91,14 +91,14 @@ def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
     for title, names in comparison.tables.items():
         heads = ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
         rows = list(_score_rows(evidence, analysis, names))
-        yield Section(title, explained["scores"], heads, rows, _dots(evidence, analysis, names), _DOTS)
+        yield Section(title, explained["scores"], heads, rows, _score_figure(evidence, analysis, names), _SCORE_CAPTION)
     if points := list(by_compute(evidence, analysis)):
-        rows = [[point.arm.title, f"{point.flops / 1e15:.3f}", *point.in_words()] for point in points]
-        yield Section(_BY_COMPUTE, explained["compute"], _COMPUTE_HEADS, rows, _compute_lines(points), "Bar: seeds.")
+        rows = [[point.arm.title, f"{point.flops / 1e15:.3f}", *point.quality_cells()] for point in points]
+        yield Section(_BY_COMPUTE, explained["compute"], _COMPUTE_HEADS, rows, _compute_figure(points), "Bar: seeds.")
     for title, tests in (("Declared tests", analysis.declared), ("Exploratory", analysis.exploratory)):
         if tests:
             yield Section(title, explained[title], _TEST_HEADS, [_test_row(test, titles) for test in tests])
-    for title, series in _series(evidence).items():
+    for title, series in _curves(evidence).items():
         yield Section(title, figure=figures.lines(title, series))
     if rows := list(_isotropy_rows(evidence)):
         yield Section("How vectors fill their space", explained["isotropy"], _ISOTROPY_HEADS, rows)
@@ -140,7 +140,7 @@ _TEST_HEADS = [
     *("95 % interval", "95 %, seeds' t", "p", "p, Holm"),
 ]
 _COST_HEADS = ["arm", "settings", "seed", "stage", "minutes", "own tokens", "model PFLOPs", "peak memory"]
-_DOTS = "Filled: mean over seeds; hollow: each seed; bar: 95 % interval."
+_SCORE_CAPTION = "Filled: mean over seeds; hollow: each seed; bar: 95 % interval."
 _BY_COMPUTE = "Quality against compute"
 _COMPUTE_HEADS = ["arm", "model PFLOPs", "mean of all collections", "seeds"]
 _ISOTROPY_HEADS = [*("arm", "settings", "seed", "model"), *("mean cosine", "effective rank", "alignment", "uniformity")]
@@ -152,19 +152,20 @@ def _score_rows(evidence: Evidence, analysis: Analysis, names: Iterable[str]) ->
         for arm in evidence.comparison.arms:
             scores = [analysis.scores.get((arm.name, setting, name)) for name in names]
             if setting == OWN or any(scores):
-                yield [arm.title, setting, *(_score(score) if score else "not run" for score in scores)]
+                yield [arm.title, setting, *(_score_cell(score) if score else "not run" for score in scores)]
 
 
-def _score(score: Score) -> str:
+def _score_cell(score: Score) -> str:
     interval = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if score.interval else ""
-    values = f": {', '.join(f'{value:.3f}' for value in score.seeds.values())}" if len(score.seeds) > 1 else ""
-    return f"{score.mean:.3f}{interval}; {seeds_text(list(score.seeds))}{values}"
+    values = f": {', '.join(f'{value:.3f}' for value in score.by_seed.values())}" if len(score.by_seed) > 1 else ""
+    return f"{score.mean:.3f}{interval}; {seeds_text(list(score.by_seed))}{values}"
 
 
 def _test_row(test: Test, titles: dict[str, str]) -> list[str]:
-    adjusted = "" if test.adjusted is None else f"{test.adjusted:.4f}"
+    adjusted = "" if test.adjusted_p is None else f"{test.adjusted_p:.4f}"
     arm, against = (titles.get(name, name) for name in (test.arm, test.against))
-    intervals = [f"[{each[0]:+.3f}, {each[1]:+.3f}]" if each else "" for each in (test.interval, test.over_seeds)]
+    bounds = (test.interval, test.seeds_interval)
+    intervals = [f"[{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "" for interval in bounds]
     seeds = ", ".join(map(str, test.seeds))
     numbers = [f"{test.difference:+.3f}", *intervals, f"{test.p:.4f}", adjusted]
     return [arm, against, test.setting, test.collection, seeds, *numbers]
@@ -175,12 +176,12 @@ def _cost_rows(evidence: Evidence) -> Iterable[list[str]]:
     titles = evidence.comparison.titles
     for run, record in evidence.runs.items():
         for stage, cost in record.costs.items():
-            yield [titles[run.arm], run.setting, str(run.seed), stage, *_cost(cost)]
+            yield [titles[run.arm], run.setting, str(run.seed), stage, *_cost_cells(cost)]
     for score in evidence.grid:
-        yield [titles[score.arm], "grid", str(score.seed), score.choice, *_cost(score.cost)]
+        yield [titles[score.arm], "grid", str(score.seed), score.choice, *_cost_cells(score.cost)]
 
 
-def _cost(cost: Cost) -> list[str]:
+def _cost_cells(cost: Cost) -> list[str]:
     memory = f"{cost.peak_gb:.1f} GB" if cost.peak_gb else ""
     return [f"{cost.seconds / 60:.1f}", f"{cost.tokens:,}", f"{cost.flops / 1e15:.3f}", memory]
 
@@ -189,27 +190,27 @@ def _isotropy_rows(evidence: Evidence) -> Iterable[list[str]]:
     for run, record in evidence.runs.items():
         for model, measured in record.isotropy.items():
             numbers = (measured.mean_cosine, measured.effective_rank, measured.alignment, measured.uniformity)
-            which = [evidence.comparison.titles[run.arm], run.setting, str(run.seed), model]
-            yield [*which, *(f"{number:.3f}" for number in numbers)]
+            first_cells = [evidence.comparison.titles[run.arm], run.setting, str(run.seed), model]
+            yield [*first_cells, *(f"{number:.3f}" for number in numbers)]
 
 
 def _made_with(evidence: Evidence) -> list[str]:
     """Versions, threads and number format of the runs; several lines if machines differed."""
-    described = [record.made_with for record in evidence.runs.values() if record.made_with]
-    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in each.items()) for each in described))
+    described = [record.made_with.items() for record in evidence.runs.values() if record.made_with]
+    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in items) for items in described))
 
 
 def _arm_row(evidence: Evidence, arm: ArmRecord) -> list[str]:
     """An arm's title, description, seeds, steps, settings and choice from the grid."""
-    done = {cell.seed for cell in evidence.cells if cell.arm == arm.name and cell.setting == OWN}
+    seeds_run = {cell.seed for cell in evidence.cells if cell.arm == arm.name and cell.setting == OWN}
     settings = {
-        "seeds run": ", ".join(str(seed) for seed in arm.seeds if seed in done) or "none",
+        "seeds run": ", ".join(str(seed) for seed in arm.seeds if seed in seeds_run) or "none",
         "planned": ", ".join(map(str, arm.seeds)),
     }
     if arm.steps:
         settings["Stage II's additional steps" if arm.longer else "steps before Stage II"] = str(arm.steps)
     settings |= arm.settings
-    accuracy, choices = tried(evidence.grid, arm), evidence.comparison.choices
+    accuracy, choices = accuracy_by_choice(evidence.grid, arm), evidence.comparison.choices
     if accuracy:
         if accuracy.keys() >= set(choices):
             settings["chosen for Stage II"] = best_choice(choices, accuracy)
@@ -219,12 +220,12 @@ def _arm_row(evidence: Evidence, arm: ArmRecord) -> list[str]:
     return [arm.title, arm.what, "; ".join(f"{key}: {value}" for key, value in settings.items())]
 
 
-def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
-    """The figure of every arm's mean, seeds and interval on each collection of a table, at its own settings."""
+def _score_figure(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
+    """The figure of a table: every arm's mean, seeds and interval on each collection, at its own settings."""
     panels = []
     for name in names:
         rows = [
-            (arm.title, score.mean, list(score.seeds.values()), score.interval)
+            (arm.title, score.mean, list(score.by_seed.values()), score.interval)
             for arm in evidence.comparison.arms
             if (score := analysis.scores.get((arm.name, OWN, name))) is not None
         ]
@@ -235,32 +236,34 @@ def _dots(evidence: Evidence, analysis: Analysis, names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An arm's mean model FLOPs of training, and the mean of all collections' main metrics, by seed."""
+    """An arm's model FLOPs of training, averaged over seeds, and by seed the mean of all collections' main metrics."""
 
     arm: ArmRecord
     flops: float
     quality: dict[int, float]
 
-    def in_words(self) -> tuple[str, str]:
-        """The mean over seeds, and each seed."""
-        return f"{fmean(self.quality.values()):.4f}", ", ".join(f"{s}: {v:.4f}" for s, v in self.quality.items())
+    def quality_cells(self) -> tuple[str, str]:
+        """Cells of a table: the mean over seeds, and each seed."""
+        seeds = ", ".join(f"{seed}: {value:.4f}" for seed, value in self.quality.items())
+        return f"{fmean(self.quality.values()):.4f}", seeds
 
 
 def by_compute(evidence: Evidence, analysis: Analysis) -> Iterator[Point]:
     """A point for each trained arm that has a seed with all collections."""
     for arm in evidence.comparison.arms:
-        scores = [analysis.scores.get((arm.name, OWN, name)) for name in evidence.comparison.revisions]
-        done = [score.seeds for score in scores if score]
-        if not arm.trained or len(done) < len(scores):
+        keys = [(arm.name, OWN, name) for name in evidence.comparison.revisions]
+        if not arm.trained or not all(key in analysis.scores for key in keys):
             continue
-        costs = {seed: evidence.runs[arm.run(OWN, seed)].costs for seed in arm.seeds if all(seed in s for s in done)}
-        trained = {seed: [cost.flops for name, cost in of.items() if name != "evaluate"] for seed, of in costs.items()}
-        if flops := [sum(stages) for stages in trained.values() if stages]:
-            yield Point(arm, fmean(flops), {seed: fmean(of[seed] for of in done) for seed in costs})
+        collections = [analysis.scores[key].by_seed for key in keys]
+        seeds = [seed for seed in arm.seeds if all(seed in values for values in collections)]
+        costs = [evidence.runs[arm.run(OWN, seed)].costs for seed in seeds]
+        totals = [sum(cost.flops for stage, cost in stages.items() if stage != "evaluate") for stages in costs]
+        if flops := [total for total in totals if total]:
+            yield Point(arm, fmean(flops), {seed: fmean(values[seed] for values in collections) for seed in seeds})
 
 
-def _compute_lines(points: Sequence[Point]) -> str:
-    """The figure of quality against compute: a line for arms that differ in compute alone, from Stage II alone on."""
+def _compute_figure(points: Sequence[Point]) -> str:
+    """The figure of quality against compute: a line, from Stage II alone on, for arms that differ in compute alone."""
     lines: dict[Hashable, list[Point]] = {}
     for point in points:
         arm = point.arm
@@ -277,21 +280,21 @@ def _compute_lines(points: Sequence[Point]) -> str:
     )
 
 
-def _series(evidence: Evidence) -> dict[str, dict[str, list[figures.Points]]]:
+def _curves(evidence: Evidence) -> dict[str, dict[str, list[figures.Points]]]:
     """Curves at own settings, by metric, then by arm: a list of points for each seed."""
     plots: dict[str, dict[str, list[figures.Points]]] = {}
     titles = evidence.comparison.titles
     for run, record in evidence.runs.items():
         for stage, lines in record.curves.items() if run.setting == OWN else ():
-            where = "Stage II" if stage == "contrast" else "Before Stage II"
-            for name in dict.fromkeys(name for line in lines for name in line if name in _PLOTTED):
+            stage_title = "Stage II" if stage == "contrast" else "Before Stage II"
+            for name in dict.fromkeys(name for line in lines for name in line if name in _CURVE_TITLES):
                 points = [(int(line["step"]), line[name]) for line in lines if name in line]
                 no_points: dict[str, list[figures.Points]] = {title: [] for title in titles.values()}
-                plots.setdefault(f"{where}: {_PLOTTED[name]}", no_points)[titles[run.arm]].append(points)
+                plots.setdefault(f"{stage_title}: {_CURVE_TITLES[name]}", no_points)[titles[run.arm]].append(points)
     return plots
 
 
-_PLOTTED = {
+_CURVE_TITLES = {
     "held_out_accuracy": "accuracy on held-out pairs",
     "loss_q2d": "loss of writing documents from queries, nats a token",
     "loss_d2q": "loss of writing queries from documents, nats a token",
@@ -316,7 +319,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text with Markdown's characters escaped."""
-    for sign in "\\`*_<>|[]#":
-        text = text.replace(sign, f"\\{sign}")
+    """Text with Markdown's special characters escaped."""
+    for character in "\\`*_<>|[]#":
+        text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")

@@ -1,7 +1,7 @@
 """The results folder of a comparison: each finished result is written at once, and never computed twice.
 
-``results.jsonl`` has a line for each cell or grid score, ``results/`` each run's record, gzipped, and
-``comparison.json`` the comparison's. The folder can be copied to another machine and continued there.
+``results.jsonl`` has a line for each cell or grid score, ``results/`` a gzipped record for each run, and
+``comparison.json`` the comparison's record. The folder can be copied to another machine and continued there.
 """
 
 import gzip
@@ -16,15 +16,15 @@ from anchorembed.compare.records import Cell, ComparisonRecord, GridScore, Run, 
 from anchorembed.errors import InputError
 from anchorembed.system.files import write_file
 
-_KINDS: dict[str, type[Cell] | type[GridScore]] = {"cell": Cell, "grid": GridScore}
-_KIND_OF = {kind: name for name, kind in _KINDS.items()}
+_LINE_TYPES: dict[str, type[Cell] | type[GridScore]] = {"cell": Cell, "grid": GridScore}
+_KIND_OF_TYPE = {line_type: kind for kind, line_type in _LINE_TYPES.items()}
 
 
 class Results:
     """The results folder; only lines of the same comparison (``key``) on the same collections are read.
 
-    ``revisions`` are hashes of the collections' data, by name: results on other data or collections are ignored, and
-    counted in ``others``.
+    ``revisions`` are hashes of the collections' data, by name. Lines of other comparisons, data or collections are
+    ignored, and counted in ``ignored_lines``.
     """
 
     def __init__(self, folder: Path, key: str, revisions: Mapping[str, str]) -> None:
@@ -33,10 +33,10 @@ class Results:
         self.read()
 
     def read(self) -> None:
-        """Read the folder again."""
+        """Read ``results.jsonl`` anew."""
         self.cells: list[Cell] = []
         self.grid: list[GridScore] = []
-        self.others = 0
+        self.ignored_lines = 0
         self._identities: set[Hashable] = set()
         if self.path.exists():
             for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
@@ -45,14 +45,14 @@ class Results:
     def _read_line(self, number: int, text: bytes) -> None:
         try:
             values = json.loads(text)
-            line = parse(_KINDS[values["kind"]], values) if values["key"] == self.key else None
+            line = parse(_LINE_TYPES[values["kind"]], values) if values["key"] == self.key else None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}:{number}: damaged ({error}). Remove the line.") from error
         if line is None or (isinstance(line, Cell) and self.revisions.get(line.collection) != line.revision):
-            self.others += 1
+            self.ignored_lines += 1
             return
         if line.identity in self._identities:
-            raise InputError(f"{self.path}:{number}: this was run before, too. Remove one of the two lines.")
+            raise InputError(f"{self.path}:{number}: an earlier line has the same result. Remove one of the two.")
         self._add(line)
 
     def cells_of(self, run: Run) -> list[Cell]:
@@ -72,17 +72,17 @@ class Results:
             return parse(RunRecord, json.loads(gzip.decompress(path.read_bytes())))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(
-                f"{path}: damaged ({error}). Take it from a copy, or remove it and its run's lines in {self.path}."
+                f"{path}: damaged ({error}). Restore it from a copy, or remove it and its run's lines in {self.path}."
             ) from error
 
-    def keep_record(self, run: Run, record: RunRecord) -> None:
-        """Write a run's record, whole; it goes before its cells."""
+    def write_record(self, run: Run, record: RunRecord) -> None:
+        """Write a run's record; called before its cells are appended, so that each cell has its record."""
         write_file(self._record_path(run), gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
 
-    def keep(self, *lines: Cell | GridScore) -> None:
-        """Append lines."""
+    def append(self, *lines: Cell | GridScore) -> None:
+        """Append lines to ``results.jsonl``."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        values = [{"key": self.key, "kind": _KIND_OF[type(line)], **asdict(line)} for line in lines]
+        values = [{"key": self.key, "kind": _KIND_OF_TYPE[type(line)], **asdict(line)} for line in lines]
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in values))
             sink.flush()
@@ -103,7 +103,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that a report is made from: the comparison, and the results of its finished runs, in their order."""
+    """All that a report is made from: the comparison's record, and its results in the order of its runs."""
 
     comparison: ComparisonRecord
     cells: list[Cell]
@@ -112,7 +112,7 @@ class Evidence:
 
 
 def write_comparison(folder: Path, comparison: ComparisonRecord) -> None:
-    """Write ``comparison.json``, whole."""
+    """Write ``comparison.json``."""
     write_file(folder / "comparison.json", json.dumps(asdict(comparison), indent=2, allow_nan=False) + "\n")
 
 
@@ -128,7 +128,7 @@ def read_evidence(folder: Path) -> Evidence:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Name a results folder in which a comparison was run.") from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}). Run the comparison, which writes it anew.") from error
+        raise InputError(f"{path}: damaged ({error}). Run the comparison, which writes it again.") from error
     results = Results(folder, comparison.key, comparison.revisions)
     runs = list(comparison.runs())
     return Evidence(

@@ -1,7 +1,7 @@
 """Run a comparison: arms x seeds x collections; each finished cell is written at once and never computed twice.
 
-A run chooses Stage II's settings (`choose`), trains (`training`), measures the model, writes its results (`results`)
-and deletes the model.
+For each run: choose Stage II's settings (`choose`), train (`training`), evaluate, write the results (`results`), and
+delete the model.
 """
 
 import logging
@@ -38,44 +38,46 @@ _NOT_IN_CURVES = {"seconds", "tokens", "flops", "peak_gb", "learning_rate", "gra
 
 
 def run(comparison: Comparison, hours: float | None = None) -> int:
-    """Run all missing runs, or start none after some hours; returns how many runs are still missing.
+    """Make all missing runs, but start none after ``hours``; returns how many are still missing.
 
     Raises:
-        InputError: if another process is at work in the results folder, or a training fails.
+        InputError: if another process works in the results folder, or a training fails.
         Interrupted: if a signal stopped a training.
     """
     started = time.monotonic()
-    with lock_folder(comparison.results.folder):
-        comparison.results.read()  # another process may have added some
-        write_comparison(comparison.results.folder, comparison.record)
+    results = comparison.results
+    with lock_folder(results.folder):
+        results.read()  # another process may have added some
+        write_comparison(results.folder, comparison.record)
         missing = comparison.missing()
-        for number, wanted in enumerate(missing):
+        for number, missing_run in enumerate(missing):
             if hours is not None and time.monotonic() - started > hours * 3600:
                 return len(missing) - number
-            which = f"{comparison.arms[wanted.arm].title}, seed {wanted.seed}, {wanted.setting} settings"
-            left = hours_left(comparison)
-            _log.info("%s: run %d of %d%s", which, number + 1, len(missing), f"; {left}" if left else "")
-            _run(comparison, wanted)
-            _delete_models(comparison, wanted)
+            title = comparison.arms[missing_run.arm].title
+            shown = f"{title}, seed {missing_run.seed}, {missing_run.setting} settings"
+            time_left = hours_left(comparison)
+            _log.info("%s: run %d of %d%s", shown, number + 1, len(missing), f"; {time_left}" if time_left else "")
+            _run(comparison, missing_run)
+            _delete_models(comparison, missing_run)
     return 0
 
 
-def _run(comparison: Comparison, wanted: Run) -> None:
-    """Train a run's missing stages, then evaluate it; if common settings equal own ones, copy the results."""
-    if not comparison.arms[wanted.arm].trained:
-        _measure(comparison, wanted, "", {"base": comparison.recipe.model.name}, {})
+def _run(comparison: Comparison, run: Run) -> None:
+    """Train a run's missing stages, then evaluate it; if its common settings are its arm's own, copy the results."""
+    if not comparison.arms[run.arm].trained:
+        _measure(comparison, run, "", {"base": comparison.recipe.model.name}, {})
         return
-    choice, own = choose(comparison, wanted), replace(wanted, setting=OWN)
-    if wanted.setting == COMMON and choice == choose(comparison, own):
-        _copy(comparison, own, wanted)
+    choice, own_run = choose(comparison, run), replace(run, setting=OWN)
+    if run.setting == COMMON and choice == choose(comparison, own_run):
+        _copy(comparison, own_run, run)
         return
-    before = train_before(comparison, wanted)
-    after = train_stage_two(comparison, wanted, before, choice)
+    before = train_before(comparison, run)
+    after = train_stage_two(comparison, run, before, choice)
     stages = {"before": before, "contrast": after} if before else {"contrast": after}
     models = {"before": "before Stage II", "contrast": "after Stage II"}
     _measure(
         comparison,
-        wanted,
+        run,
         choice,
         {models[name]: str(folder / "model") for name, folder in stages.items()},
         {name: read_log(folder / "log.jsonl") for name, folder in stages.items()},
@@ -84,21 +86,21 @@ def _run(comparison: Comparison, wanted: Run) -> None:
 
 
 def _copy(comparison: Comparison, source: Run, target: Run) -> None:
-    """Copy the results of a run to another with the same model, without costs."""
+    """Copy the results of a run to another that has the same model; costs stay with the first."""
     results = comparison.results
     missing = {task.name for task in comparison.tasks_left(target)}
     cells = [cell for cell in results.cells_of(source) if cell.collection in missing]
-    results.keep_record(target, replace(results.record(source), costs={}))
-    results.keep(*(replace(cell, setting=target.setting) for cell in cells))
+    results.write_record(target, replace(results.record(source), costs={}))
+    results.append(*(replace(cell, setting=target.setting) for cell in cells))
 
 
-def _delete_models(comparison: Comparison, done: Run) -> None:
-    """Delete all models of an arm and a seed once none of their runs is missing; their recipes can train them again.
+def _delete_models(comparison: Comparison, finished: Run) -> None:
+    """Delete all models of an arm and a seed once none of their runs is missing.
 
     The model before Stage II is kept until then, because the run with common settings starts from it, too.
     """
-    if all((run.arm, run.seed) != (done.arm, done.seed) for run in comparison.missing()):
-        for model in run_folder(comparison, done).glob("*/*/model"):
+    if all((run.arm, run.seed) != (finished.arm, finished.seed) for run in comparison.missing()):
+        for model in run_folder(comparison, finished).glob("*/*/model"):
             shutil.rmtree(model)
 
 
@@ -106,41 +108,44 @@ def _delete_models(comparison: Comparison, done: Run) -> None:
 
 
 def _measure(
-    comparison: Comparison, wanted: Run, choice: str, models: dict[str, str], logs: dict[str, list[Metrics]]
+    comparison: Comparison, run: Run, choice: str, models: dict[str, str], logs: dict[str, list[Metrics]]
 ) -> None:
     """Evaluate the last of a run's ``models``; results of each collection are written at once."""
     results = comparison.results
-    recipe = comparison.recipe.model_copy(update={"seed": wanted.seed})
-    prepared = prepare(recipe, list(models.values())[-1])
-    earlier, dtype = results.record(wanted), str(prepared.embedder.dtype).removeprefix("torch.")
-    costs = {name: Cost.of(log) for name, log in logs.items()}
-    seconds = earlier.costs["evaluate"].seconds if "evaluate" in earlier.costs else 0.0
+    recipe = comparison.recipe.model_copy(update={"seed": run.seed})
+    device, last_model = recipe.model.device, list(models.values())[-1]
+    prepared = prepare(recipe, last_model)
+    earlier_record, dtype = results.record(run), str(prepared.embedder.dtype).removeprefix("torch.")
+    costs = {stage: Cost.of(log) for stage, log in logs.items()}
+    evaluate_cost = earlier_record.costs.get("evaluate", Cost(0.0))
     record = RunRecord(
         costs=costs,
         curves={
-            name: [{key: value for key, value in line.items() if key not in _NOT_IN_CURVES} for line in log]
-            for name, log in logs.items()
+            stage: [{key: value for key, value in line.items() if key not in _NOT_IN_CURVES} for line in log]
+            for stage, log in logs.items()
         },
         isotropy={
-            name: _isotropy(prepared, load_embedder(recipe, model, recipe.model.device))
+            name: _isotropy(
+                prepared, prepared.embedder if model == last_model else load_embedder(recipe, model, device)
+            )
             for name, model in models.items()
             if len(prepared.split.held_out) > 1
         },
         made_with=versions() | {"threads": str(torch.get_num_threads()), "matrix products": dtype},
-        items=earlier.items,
+        items=earlier_record.items,
     )
     _log.info("evaluating")
-    for task, score, spent in _evaluate(comparison, wanted, prepared.embedder):
-        seconds += spent
+    for task, score, seconds in _evaluate(comparison, run, prepared.embedder):
+        evaluate_cost = Cost(evaluate_cost.seconds + seconds)
         record = replace(
             record,
-            costs=costs | {"evaluate": Cost(seconds)},
+            costs=costs | {"evaluate": evaluate_cost},
             items=record.items | {task.name: ItemScores(task.revision, score.items)},
         )
-        results.keep_record(wanted, record)
-        results.keep(
+        results.write_record(run, record)
+        results.append(
             Cell(
-                **asdict(wanted),
+                **asdict(run),
                 choice=choice,
                 collection=task.name,
                 revision=task.revision,
@@ -150,20 +155,20 @@ def _measure(
         )
 
 
-def _evaluate(comparison: Comparison, wanted: Run, embedder: Embedder) -> Iterator[tuple[Task, TaskScore, float]]:
-    """A run's score on each missing collection, with the seconds of its evaluation."""
-    with tempfile.TemporaryDirectory() as vectors:
-        cache = VectorCache(embedder, Path(vectors))
-        task_embedder = TaskEmbedder(cache, wanted.name, comparison.settings.instructions)
-        for task in comparison.tasks_left(wanted):
-            began = time.perf_counter()
+def _evaluate(comparison: Comparison, run: Run, embedder: Embedder) -> Iterator[tuple[Task, TaskScore, float]]:
+    """A run's score on each missing collection, with the seconds that its evaluation took."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = VectorCache(embedder, Path(folder))
+        task_embedder = TaskEmbedder(cache, run.name, comparison.settings.instructions)
+        for task in comparison.tasks_left(run):
+            started = time.perf_counter()
             (score,) = run_tasks(task_embedder, [task])
             if math.isnan(score.value):
                 raise InputError(
-                    f"{task.name}: {score.metric} of {wanted.name} is undefined, so arms cannot be compared by it. "
+                    f"{task.name}: {score.metric} of {run.name} is undefined, so arms cannot be compared by it. "
                     "Leave the task out of compare.collections."
                 )
-            yield task, score, time.perf_counter() - began
+            yield task, score, time.perf_counter() - started
 
 
 def _isotropy(prepared: Prepared, embedder: Embedder) -> Isotropy:

@@ -1,7 +1,7 @@
-"""Train the stages of an arm, each by an ordinary recipe, which can be resumed and repeated by hand.
+"""Train the stages of an arm, each by a recipe file of its own; a training that was stopped is resumed.
 
-On the CPU each training is a new process of the command line, whose memory ends with it; its messages and progress bar
-stay visible. On a GPU all trainings share this process, and so its compiled layers.
+On the CPU each training is a new process of the command line, which frees its memory when it ends; its messages and
+progress bar stay visible. On a GPU all trainings run in this process, so that layers are compiled once.
 """
 
 import signal
@@ -20,16 +20,15 @@ from anchorembed.compare.plan import Comparison
 from anchorembed.compare.records import Run
 from anchorembed.errors import LESS_MEMORY, InputError
 from anchorembed.model.metadata import METADATA
-from anchorembed.recipe_schema import Schedule
 from anchorembed.system.device import find_device
 from anchorembed.system.files import write_file
 from anchorembed.train.loop import Interrupted, read_log
 
-_POLL_SECONDS = 0.5  # between looks for a signal
+_POLL_SECONDS = 0.5  # between checks for a signal
 
 
 def run_folder(comparison: Comparison, run: Run) -> Path:
-    """Folder of an arm's stages with a seed."""
+    """Folder of the stages of a run's arm and seed."""
     return comparison.recipe.output / comparison.record.key[:8] / f"{run.arm}-{run.digest}" / f"seed-{run.seed}"
 
 
@@ -55,16 +54,17 @@ def train_stage(recipe: ArmRecipe) -> Path:
         InputError: if the model there has another number of steps than the recipe, or training fails.
         Interrupted: if a signal stopped the training.
     """
-    settings: Schedule | None = recipe.reconstruct or recipe.contrast
-    stage = recipe.output / ("reconstruct" if recipe.reconstruct else "contrast")
-    if not (stage / "model" / METADATA).exists():
+    stage_class, settings = recipe.only_stage()
+    folder = recipe.output / stage_class.name
+    if not (folder / "model" / METADATA).exists():
         _train(recipe)
-    steps = read_log(stage / "log.jsonl")[-1]["step"]
-    if settings is not None and steps != settings.steps:
+    steps = read_log(folder / "log.jsonl")[-1]["step"]
+    if steps != settings.steps:
         raise InputError(
-            f"{stage}: its model has {steps} steps, this comparison's {settings.steps}. Remove the folder."
+            f"{folder}: its model was trained for {steps} steps, this comparison asks for {settings.steps}. Remove the "
+            "folder."
         )
-    return stage
+    return folder
 
 
 def _train(recipe: ArmRecipe) -> None:
@@ -83,14 +83,14 @@ def _train(recipe: ArmRecipe) -> None:
     if stopped_by in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         raise Interrupted(stopped_by, "Stopped.")
     if ended_by == signal.SIGKILL:
-        raise InputError(f"{path}: training it was killed, as the system does where memory ends. {LESS_MEMORY}")
+        raise InputError(f"{path}: its training was killed, as the system does when memory runs out. {LESS_MEMORY}")
     if code:
-        raise InputError(f"{path}: training it ended with exit code {code}; its message stands above.")
+        raise InputError(f"{path}: its training ended with exit code {code}. See its message above.")
 
 
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """Catch SIGINT, SIGTERM and SIGHUP, and list their numbers; ignored signals, as by nohup, stay ignored."""
+    """Catch SIGINT, SIGTERM and SIGHUP, and list those caught; signals that are ignored, as by nohup, stay so."""
     caught: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: caught.append(number))
@@ -105,7 +105,7 @@ def _caught_signals() -> Iterator[list[int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
-    """Exit code of a training; once a signal is caught, the training is stopped by SIGTERM, and writes a checkpoint.
+    """Wait for a training and return its exit code; once a signal is caught, SIGTERM has it write a checkpoint and end.
 
     SIGINT would be wrong: the terminal sends it to the training itself, and a second SIGINT stops it at once.
     """
