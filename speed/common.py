@@ -1,8 +1,9 @@
-"""What the benchmarks share: real pairs, sides that live in processes of their own, and turns on the same batches.
+"""Shared by the benchmarks: options, real pairs, sides in processes of their own that take turns, printed results.
 
-Each side of a comparison runs in its own process, so its peak memory is its own. The sides take turns, in an order that
-flips every step, and a quoted ratio is the median over the steps of the ratio within a step: the same texts on both
-sides, minutes apart at most, so that a busy or throttled machine slows both.
+Each side of a benchmark, such as ours or sentence-transformers', runs in its own process, so that peak memory is
+measured by side. The sides take turns on the same batches, in an order that flips every step. A ratio is the median
+over the steps of the ratio within a step: both sides compute the same texts within minutes, so that a busy or throttled
+machine slows both.
 """
 
 import argparse
@@ -48,19 +49,19 @@ from anchorembed.system.files import cache_folder
 from anchorembed.system.progress import progress_bar
 
 GIGABYTE = 1e9
-_KILLED = (-9, -6)  # by the kernel for its memory; aborted by C++ code that got none
+_OUT_OF_MEMORY_CODES = (-9, -6)  # killed by the kernel; aborted by C++ code whose allocation failed
 
 T = TypeVar("T")
 Batch = Sequence[TextPair] | Sequence[str] | Sequence[int]
 Step = Callable[[Any], dict[str, Any]]
 
 
-# --- Arguments, and what was run -------------------------------------------------------------------------------------
+# --- Options and the machine -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A command line option: its default, what it means, and its type where the default does not say."""
+    """A command line option: its default, its help text, and its type where the default does not tell it."""
 
     default: Any
     help: str
@@ -68,26 +69,29 @@ class Option:
 
 
 _COMMON = {
-    "data": Option(os.environ.get("ANCHOREMBED_DATA"), "folder with train/*.jsonl.gz; else docstring pairs", Path),
+    "data": Option(
+        os.environ.get("ANCHOREMBED_DATA"),
+        "folder with train/*.jsonl.gz; without it, docstrings of installed packages",
+        Path,
+    ),
     "model": Option(DEFAULT_MODEL, f"{DEFAULT_MODEL}, a hub id or a folder"),
     "steps": Option(5, "measured steps", int),
-    "warmup": Option(2, "steps before those", int),
+    "warmup": Option(2, "steps before the measured ones", int),
     "cut": Option(256, "longest text in tokens, template included", int),
     "batch": Option(32, "pairs a step", int),
     "threads": Option(2, "CPU threads of each side"),
-    "seed": Option(0, "which texts, in which order"),
-    "out": Option(None, "append one JSON line a step and side to this file", Path),
+    "seed": Option(0, "seed of the choice and order of texts"),
+    "out": Option(None, "file to append a JSON line to for each step of each side", Path),
 }
 
 
-BY_TASK = Option(False, "the pairs of a step all come from one file")  # for scripts that draw batches
+BY_TASK = Option(False, "draw all pairs of a step from one file")  # for scripts that call draw_batches
 
 
 def arguments(description: str, **defaults: Any) -> argparse.Namespace:
-    """Parse the options all benchmarks share, and a script's own.
+    """Parse the options that all benchmarks share, and a script's own.
 
-    A keyword gives a shared option another default, or adds an option; an ``Option`` in place of a plain default says
-    what it means, too.
+    A keyword gives a shared option another default, or adds an option. Its value is a default or an ``Option``.
     """
     parser = argparse.ArgumentParser(description=description)
     options = dict(_COMMON)
@@ -112,8 +116,8 @@ def arguments(description: str, **defaults: Any) -> argparse.Namespace:
     return args
 
 
-def facts(args: argparse.Namespace) -> None:
-    """Print what was run, on what."""
+def print_machine(args: argparse.Namespace) -> None:
+    """Print the command, the machine and the versions."""
     features = [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)]
     memory = psutil.virtual_memory()
     print(f"command: python {shlex.join(sys.argv)}")
@@ -133,8 +137,8 @@ def _cpu() -> str:
 # --- Pairs -----------------------------------------------------------------------------------------------------------
 
 
-def tasks(args: argparse.Namespace) -> dict[str, list[TextPair]]:
-    """All pairs by task, without hard negatives: the data folder's, else the installed packages' docstrings."""
+def pairs_by_task(args: argparse.Namespace) -> dict[str, list[TextPair]]:
+    """Pairs by task, without hard negatives: those of the data folder, or docstrings of the installed packages."""
     if args.data is None:
         files = [_docstrings()]
     else:
@@ -158,27 +162,28 @@ def _docstrings() -> Path:
         ).train
 
 
-def batches(args: argparse.Namespace, count: int) -> list[list[TextPair]]:
+def draw_batches(args: argparse.Namespace, count: int) -> list[list[TextPair]]:
     """``count`` batches of ``args.batch`` pairs, the same for the same seed.
 
-    A batch is a uniform sample of all pairs, in their natural mix of lengths; with ``--by-task`` it is one of the pairs
-    of one task, which is chosen in proportion to its size.
+    A batch is a uniform sample of all pairs, in their natural mix of lengths. With ``--by-task`` it is a sample of the
+    pairs of one task, and tasks are drawn in proportion to their sizes.
     """
-    groups = list(tasks(args).values())
-    groups = [group for group in groups if len(group) >= args.batch] if args.by_task else [[*chain(*groups)]]
+    tasks = list(pairs_by_task(args).values())
+    groups = [pairs for pairs in tasks if len(pairs) >= args.batch] if args.by_task else [[*chain(*tasks)]]
     if not groups or len(groups[0]) < args.batch:
         raise InputError(f"--batch: {args.batch} is more than there are pairs to draw from. Lower it.")
     generator = random.Random(args.seed)
-    chosen = generator.choices(groups, weights=[len(group) for group in groups], k=count)
-    return [generator.sample(group, args.batch) for group in chosen]
+    drawn_groups = generator.choices(groups, weights=[len(group) for group in groups], k=count)
+    return [generator.sample(group, args.batch) for group in drawn_groups]
 
 
-def texts(args: argparse.Namespace, count: int) -> list[str]:
+def draw_texts(args: argparse.Namespace, count: int) -> list[str]:
     """``count`` texts, queries and documents in their natural mix of lengths, the same for the same seed."""
-    every = [text for group in tasks(args).values() for pair in group for text in (pair.query, pair.positive)]
-    if len(every) < count:
-        raise InputError(f"--texts: {count} asked for, there are {len(every)}. Ask for fewer.")
-    return random.Random(args.seed).sample(every, count)
+    pairs = chain(*pairs_by_task(args).values())
+    all_texts = [text for pair in pairs for text in (pair.query, pair.positive)]
+    if len(all_texts) < count:
+        raise InputError(f"--texts: {count} are needed, warm-up included, and there are {len(all_texts)}. Lower it.")
+    return random.Random(args.seed).sample(all_texts, count)
 
 
 @cache
@@ -190,23 +195,23 @@ def pair_tokenizer(model: str, cut: int) -> PairTokenizer:
 
 
 def model_source(model: str) -> str:
-    """What to hand to transformers for a model name."""
+    """The name or folder by which transformers loads a model."""
     return str(default_model_folder()) if model == DEFAULT_MODEL else model
 
 
-def own_tokens(args: argparse.Namespace, batch: Batch) -> int:
-    """Tokens of the texts themselves after cutting, template not counted: the same work for whoever does it."""
+def text_tokens(args: argparse.Namespace, batch: Batch) -> int:
+    """Tokens of a batch's texts after cutting, without template, so that sides count alike; 0 if it has no texts."""
     if not all(isinstance(item, str | TextPair) for item in batch):
-        return 0  # made of numbers, not of texts
-    every = [text for item in batch for text in ((item,) if isinstance(item, str) else (item.query, item.positive))]
-    return sum(map(len, pair_tokenizer(args.model, args.cut).plain(every, args.cut)))
+        return 0
+    texts = [text for item in batch for text in ((item,) if isinstance(item, str) else (item.query, item.positive))]
+    return sum(map(len, pair_tokenizer(args.model, args.cut).plain(texts, args.cut)))
 
 
-def exported(model: str) -> Path:
-    """Folder of the model as exported for sentence-transformers, made in a process of its own the first time."""
+def exported_folder(model: str) -> Path:
+    """Folder of the model's export for sentence-transformers, which the first call writes, in a process of its own."""
     weights = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    version = [model, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weights)]
-    digest = hashlib.sha256("\n".join(version).encode()).hexdigest()[:12]
+    contents = [model, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weights)]
+    digest = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
     folder = cache_folder() / "benchmarks" / f"export-{digest}"
     if not folder.exists():
         print(f"exporting {model} for sentence-transformers: {folder}", flush=True)
@@ -221,7 +226,7 @@ def exported(model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One step of one side: wall time, own tokens of its texts, the process's peak so far, and what the side says."""
+    """One step of one side: wall time, tokens of its texts, peak memory of its process so far, what it returned."""
 
     seconds: float
     tokens: int
@@ -230,7 +235,7 @@ class StepResult:
 
 
 class SideDied(Exception):
-    """A side's process failed or was killed; ``out_of_memory`` says whether for want of memory."""
+    """A side's process failed or was killed; ``out_of_memory`` if memory ran out."""
 
     def __init__(self, side: str, reason: str, out_of_memory: bool) -> None:
         super().__init__(f"{side}: {'out of memory: ' if out_of_memory else ''}{reason}")
@@ -251,10 +256,10 @@ class _Failure:
 
 
 class Side:
-    """One side of a comparison in a process of its own; use it in a ``with`` statement, which ends the process.
+    """One side of a benchmark in a process of its own; use it in a ``with`` statement, which ends the process.
 
-    ``factory`` builds, in that process, the function that runs one step on a batch. It is best named as
-    ``"module:function"``: then only that process imports the module.
+    ``factory`` builds, in that process, the function that runs one step on a batch. Given as ``"module:function"``, its
+    module is imported by that process alone.
 
     Raises:
         SideDied: if the process fails or is killed, here or in ``step``.
@@ -266,16 +271,16 @@ class Side:
         for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # read by the new process as it starts
             os.environ[variable] = str(args.threads)
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, args, factory, values), name=name)
+        self._pipe, process_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(process_end, args, factory, values), name=name)
         self._process.start()
-        theirs.close()
+        process_end.close()
         self._receive()
 
     def step(self, batch: Batch) -> StepResult:
         """Run one step; only the side's own work is timed."""
-        tokens = own_tokens(self._args, batch)
-        with suppress(BrokenPipeError):  # then receiving says why
+        tokens = text_tokens(self._args, batch)
+        with suppress(BrokenPipeError):  # _receive reports why the process ended
             self._pipe.send(batch)
         answer = self._receive()
         self.peak_bytes = answer.peak_bytes
@@ -291,7 +296,7 @@ class Side:
         self.close()
         if answer is None:
             code = self._process.exitcode
-            answer = _Failure(f"its process ended with exit code {code}", out_of_memory=code in _KILLED)
+            answer = _Failure(f"its process ended with exit code {code}", out_of_memory=code in _OUT_OF_MEMORY_CODES)
         raise SideDied(self.name, answer.reason, answer.out_of_memory)
 
     def close(self) -> None:
@@ -313,7 +318,7 @@ class Side:
 def _serve(
     pipe: Connection, args: argparse.Namespace, factory: str | Callable[..., Step], values: tuple[Any, ...]
 ) -> None:
-    """Build the step and run it on whatever comes, until None comes or nobody is there any more."""
+    """Build the step and run it on each batch received, until None is received or the pipe is closed."""
     _guard_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -334,7 +339,7 @@ def _serve(
 
 
 def _guard_memory() -> None:
-    """On Linux, ask only for memory that is free now, and be the process that is ended if memory runs out anyhow."""
+    """On Linux, limit this process to the memory that is free now, and have the kernel kill it first if memory ends."""
     if sys.platform != "linux":
         return
     with suppress(OSError, ValueError):
@@ -344,15 +349,15 @@ def _guard_memory() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def alternate(
-    sides: Sequence[Side], chosen: Sequence[Batch], warmup: int, out: Path | None = None
+def run_in_turns(
+    sides: Sequence[Side], batches: Sequence[Batch], warmup: int, out: Path | None = None
 ) -> dict[str, list[StepResult]]:
     """Run each batch once on each side, the order flipped every step.
 
     Args:
-        sides: who takes turns.
-        chosen: the batches, of which the first ``warmup`` only warm up.
-        warmup: steps to leave out of the results.
+        sides: those that take turns.
+        batches: one for each step.
+        warmup: number of first steps that are left out of the results.
         out: file to append a JSON line to after each step of each side.
 
     Returns:
@@ -360,20 +365,22 @@ def alternate(
     """
     results: dict[str, list[StepResult]] = {side.name: [] for side in sides}
     with progress_bar() as bar:
-        task = bar.add_task("steps", total=len(chosen) * len(sides), note="")
-        for number, batch in enumerate(chosen):
+        task = bar.add_task("steps", total=len(batches) * len(sides), note="")
+        for number, batch in enumerate(batches):
             for side in sides if number % 2 == 0 else reversed(sides):
-                bar.update(task, note=f"step {number + 1} of {len(chosen)}, {side.name}")
+                bar.update(task, note=f"step {number + 1} of {len(batches)}, {side.name}")
                 step = side.step(batch)
                 bar.update(task, advance=1)
-                _write(out, {"side": side.name, "step": number, "warmup": number < warmup, "items": len(batch)}, step)
+                _append_line(
+                    out, {"side": side.name, "step": number, "warmup": number < warmup, "items": len(batch)}, step
+                )
                 if number >= warmup:
                     results[side.name].append(step)
     return results
 
 
 def halve_until_it_fits(args: argparse.Namespace, side: str, measure: Callable[[], T]) -> tuple[T, list[int]]:
-    """Measure; while ``side`` runs out of memory, halve ``args.batch`` for both sides and say so.
+    """Measure; while ``side`` runs out of memory, halve ``args.batch`` for both sides and print so.
 
     Returns:
         What ``measure`` returned, and the batch sizes that did not fit.
@@ -382,61 +389,61 @@ def halve_until_it_fits(args: argparse.Namespace, side: str, measure: Callable[[
     while True:
         try:
             return measure(), did_not_fit
-        except SideDied as died:
-            if died.side != side or not died.out_of_memory or args.batch == 1:
+        except SideDied as error:
+            if error.side != side or not error.out_of_memory or args.batch == 1:
                 raise
-            print(f"batch {args.batch} does not fit: {died}. Halved.", flush=True)
+            print(f"batch {args.batch} does not fit: {error}. Halved.", flush=True)
             did_not_fit.append(args.batch)
             args.batch //= 2
 
 
-def _write(out: Path | None, place: dict[str, Any], step: StepResult) -> None:
+def _append_line(out: Path | None, labels: dict[str, Any], step: StepResult) -> None:
     if out is None:
         return
-    values = {name: value for name, value in step.extra.items() if isinstance(value, int | float | str)}
-    measured = {"seconds": step.seconds, "tokens": step.tokens, "peak_bytes": step.peak_bytes}
-    place = {"benchmark": Path(sys.argv[0]).stem} | place
+    line = {"benchmark": Path(sys.argv[0]).stem, **labels}
+    line |= {"seconds": step.seconds, "tokens": step.tokens, "peak_bytes": step.peak_bytes}
+    line |= {name: value for name, value in step.extra.items() if isinstance(value, int | float | str)}
     with out.open("a", encoding="utf-8") as sink:
-        sink.write(json.dumps(place | measured | values) + "\n")
+        sink.write(json.dumps(line) + "\n")
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------
 
 
-def rate(steps: Iterable[StepResult], items: int | None = None) -> float:
-    """Median over the steps of own tokens a second, or of ``items`` a second."""
+def median_rate(steps: Iterable[StepResult], items: int | None = None) -> float:
+    """Median over the steps of tokens a second, or of ``items`` a second."""
     return statistics.median((items or step.tokens) / step.seconds for step in steps)
 
 
-def speedup(ours: Iterable[StepResult], theirs: Iterable[StepResult]) -> float:
-    """Median over the steps of how many times faster ours was on the same texts."""
+def median_speedup(ours: Iterable[StepResult], theirs: Iterable[StepResult]) -> float:
+    """Median over the steps of their seconds over ours, for the same texts."""
     return statistics.median(their.seconds / our.seconds for our, their in zip(ours, theirs, strict=True))
 
 
-def peak(steps: Sequence[StepResult]) -> float:
+def peak_gb(steps: Sequence[StepResult]) -> float:
     """Peak memory of a side's process, in GB."""
     return steps[-1].peak_bytes / GIGABYTE
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: the first column says what, the others are figures."""
-    shown = Table()
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: labels in the first column, figures in the others."""
+    printed = Table()
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left")
+        printed.add_column(column, justify="right" if number else "left")
     for row in rows:
-        shown.add_row(*row)
+        printed.add_row(*row)
     print(f"\n{title}")
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+    Console(width=None if sys.stdout.isatty() else 120).print(printed)
 
 
-def result(**figures: Any) -> None:
+def print_result(**figures: Any) -> None:
     """Print the last line of a benchmark: ``RESULT`` and its figures as JSON."""
-    tidy = {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}
-    print(f"RESULT {json.dumps(tidy)}", flush=True)
+    rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}
+    print(f"RESULT {json.dumps(rounded)}", flush=True)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; what a user can mend, or a side that died, ends it with that message and exit code 2."""
+def run_benchmark(main: Callable[[], None]) -> None:
+    """Run a benchmark; an InputError, or the end of a side's process, is printed and ends it with exit code 2."""
     try:
         main()
     except (InputError, SideDied) as error:

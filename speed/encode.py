@@ -1,7 +1,7 @@
-"""Encoding: our ``encode`` against sentence-transformers' on the exported same model, in each format it offers.
+"""Encoding: our ``encode`` against sentence-transformers' on our export of the same model, in several formats.
 
-Queries and documents of all tasks in their natural mix of lengths, in consecutive chunks. Tokenising counts on every
-side. Cosines are to its float32 vectors.
+Texts are queries and documents of all tasks in their natural mix of lengths, in consecutive chunks. Tokenising is
+measured on every side. Cosines are to sentence-transformers' float32 vectors.
 """
 
 from contextlib import ExitStack
@@ -13,21 +13,21 @@ from common import (
     Side,
     SideDied,
     StepResult,
-    alternate,
     arguments,
-    exported,
-    facts,
-    peak,
-    rate,
-    result,
-    run,
-    speedup,
-    table,
-    texts,
+    draw_texts,
+    exported_folder,
+    median_rate,
+    median_speedup,
+    peak_gb,
+    print_machine,
+    print_result,
+    print_table,
+    run_benchmark,
+    run_in_turns,
 )
 
 _FLOAT32, _BFLOAT16, _OPENVINO, _OURS = "float32", "bfloat16", "openvino", "ours"
-_WARMUP = 64  # texts
+_WARMUP = 64  # texts in a warm-up step
 
 
 def main() -> None:
@@ -36,17 +36,17 @@ def main() -> None:
         "Encoding against sentence-transformers.",
         cut=512,
         warmup=1,
-        batch=Option(32, "texts sentence-transformers computes at once"),
-        texts=Option(4000, "texts in all, in as many chunks as steps"),
+        batch=Option(32, "texts that sentence-transformers computes at once"),
+        texts=Option(4000, "texts in all, in one chunk a measured step"),
         precision=Option("auto", "of our matrix products: auto, bfloat16 or float32"),
     )
-    facts(args)
-    folder = exported(args.model)
-    sample = texts(args, args.texts + args.warmup * _WARMUP)
-    warming = [sample[_WARMUP * i :][:_WARMUP] for i in range(args.warmup)]
-    rest, size = sample[_WARMUP * args.warmup :], args.texts // args.steps
-    chunks = [rest[size * i :][:size] for i in range(args.steps)]
-    missing = ""
+    print_machine(args)
+    folder = exported_folder(args.model)
+    sample = draw_texts(args, args.texts + args.warmup * _WARMUP)
+    measured, size = sample[_WARMUP * args.warmup :], args.texts // args.steps
+    batches = [sample[_WARMUP * i :][:_WARMUP] for i in range(args.warmup)]
+    batches += [measured[size * i :][:size] for i in range(args.steps)]
+    openvino_fault = ""
     with ExitStack() as stack:
         sides = [
             stack.enter_context(Side(_FLOAT32, args, "theirs:encode", args, folder)),
@@ -55,44 +55,44 @@ def main() -> None:
         ]
         try:
             sides.append(stack.enter_context(Side(_OPENVINO, args, "theirs:encode", args, folder, None, _OPENVINO)))
-        except SideDied as died:
-            missing = died.reason
-            print(f"OpenVINO is left out: {missing}", flush=True)
-        results = alternate(sides, [*warming, *chunks], args.warmup, args.out)
-    report(results, size, args.cut, missing)
+        except SideDied as error:
+            openvino_fault = error.reason
+            print(f"OpenVINO is left out: {openvino_fault}", flush=True)
+        results = run_in_turns(sides, batches, args.warmup, args.out)
+    report(results, size, args.cut, openvino_fault)
 
 
-def report(results: dict[str, list[StepResult]], size: int, cut: int, missing: str) -> None:
-    """Table and result."""
+def report(results: dict[str, list[StepResult]], size: int, cut: int, openvino_fault: str) -> None:
+    """Print the table and the result."""
     ours = results[_OURS]
-    likeness = {name: cosines(steps, results[_FLOAT32]) for name, steps in results.items()}
-    faster = {name: speedup(ours, steps) for name, steps in results.items() if name != _OURS}
-    table(
+    cosines_of = {name: cosines(steps, results[_FLOAT32]) for name, steps in results.items()}
+    speedups = {name: median_speedup(ours, steps) for name, steps in results.items() if name != _OURS}
+    print_table(
         f"Encoding {len(ours)} chunks of {size} texts cut at {cut} tokens, medians",
         ["", "texts/s", "ours is faster", "smallest cosine", "mean cosine", "peak memory"],
         [
             [
                 name if name == _OURS else f"sentence-transformers {name}",
-                f"{rate(steps, size):.1f}",
-                f"{faster[name]:.2f} x" if name in faster else "",
-                f"{likeness[name].min():.6f}",
-                f"{likeness[name].mean():.6f}",
-                f"{peak(steps):.2f} GB",
+                f"{median_rate(steps, size):.1f}",
+                f"{speedups[name]:.2f} x" if name in speedups else "",
+                f"{cosines_of[name].min():.6f}",
+                f"{cosines_of[name].mean():.6f}",
+                f"{peak_gb(steps):.2f} GB",
             ]
             for name, steps in results.items()
         ],
     )
-    result(
+    print_result(
         benchmark="encode",
         texts=len(ours) * size,
         cut=cut,
         chunks=len(ours),
-        **{f"{name}_texts_per_second": rate(steps, size) for name, steps in results.items()},
-        **{f"speedup_to_{name}": value for name, value in faster.items()},
-        smallest_cosine=float(likeness[_OURS].min()),
-        mean_cosine=float(likeness[_OURS].mean()),
-        **{f"{name}_peak_gb": peak(steps) for name, steps in results.items()},
-        openvino_missing=missing,
+        **{f"{name}_texts_per_second": median_rate(steps, size) for name, steps in results.items()},
+        **{f"speedup_to_{name}": value for name, value in speedups.items()},
+        smallest_cosine=float(cosines_of[_OURS].min()),
+        mean_cosine=float(cosines_of[_OURS].mean()),
+        **{f"{name}_peak_gb": peak_gb(steps) for name, steps in results.items()},
+        openvino_missing=openvino_fault,
     )
 
 
@@ -103,4 +103,4 @@ def cosines(steps: list[StepResult], others: list[StepResult]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_benchmark(main)

@@ -1,11 +1,8 @@
-"""Our sides of the comparisons: AnchorEmbed's own parts, put together as ``anchorembed.train`` does."""
+"""AnchorEmbed's sides of the benchmarks: its stages and ``encode``, used as ``anchorembed.train`` uses them."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
-from torch import nn
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.embedder import Embedder
@@ -13,39 +10,34 @@ from anchorembed.model.tokens import Lengths
 from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.flops import weight_count
+from anchorembed.train.loop import whole_step
+from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.reconstruct import Reconstruction
-from anchorembed.train.stage import Stage, step
+from anchorembed.train.stage import Stage
 
 
 class Training:
-    """A stage and its optimizer; called with a batch of pairs, it does one training step as ``loop.fit`` does."""
+    """A stage and its optimizer; called with a batch of pairs, it makes one training step as ``loop.fit`` does."""
 
-    def __init__(self, stage: Stage, learning_rate: float) -> None:
-        self.embedder, self.stage = stage.embedder, stage
-        self.parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.optimizer = stage, make_optimizer(stage.module, stage.settings)
         stage.module.train()
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
         """Tokenise, accumulate gradients, clip, update."""
-        pairs = self.embedder.pairs.tokenize(batch, [""] * len(batch))
-        metrics = step(self.stage, 0, pairs)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        pairs = self.stage.embedder.pairs.tokenize(batch, [""] * len(batch))
+        metrics = whole_step(self.stage, self.optimizer, 0, pairs)
         return {**metrics, "flops": self.stage.flops(0, pairs)}
 
 
 def stage1(args: argparse.Namespace) -> Training:
     """Stage I, both directions, all weights."""
-    stage = Reconstruction.build(_embedder(args), Reconstruct(sink=False), args.tokens_per_micro_batch)
-    return Training(stage, learning_rate=4e-5)
+    return Training(Reconstruction.build(_embedder(args), Reconstruct(sink=False), args.tokens_per_micro_batch))
 
 
 def stage2(args: argparse.Namespace) -> Training:
     """Stage II with LoRA on queries and positives; a batch beyond the token budget goes through GradCache."""
-    stage = Contrastive.build(_embedder(args), Contrast(hard_negatives=0), args.tokens_per_micro_batch)
-    return Training(stage, learning_rate=2e-4)
+    return Training(Contrastive.build(_embedder(args), Contrast(hard_negatives=0), args.tokens_per_micro_batch))
 
 
 def encode(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:

@@ -1,11 +1,11 @@
-"""The baseline of Stage I: a step the way the released research code of Su et al. does it, written plainly by us.
+"""The baseline of Stage I: a step as the released research code of Su et al. makes it, written anew in plain PyTorch.
 
-Weights and AdamW's moments are pure bfloat16, batches are padded on the left, the four passes (encode both sides, write
-each from the other's vector) run one after another over the whole batch, and all logits exist at once, in float32, for
-both directions. Layers are recomputed in the backward pass unless told otherwise.
+Weights and AdamW's moments are pure bfloat16, and batches are padded on the left. The four passes (encode both sides,
+write each from the other's vector) run one after another over the whole batch. All logits of both directions are in
+memory at once, in float32. Layers are recomputed in the backward pass, unless ``--no-checkpointing`` is given.
 
-It reproduces what such a step costs. It is only a baseline, not a way to train: the anchor stands before the padding
-and so not next to its text, the template's tokens are targets, and updates smaller than bfloat16's step are lost.
+It has the costs of such a step, and is no way to train: the anchor is before the padding and so not next to its text,
+the template's tokens are targets, and updates smaller than bfloat16's resolution are lost.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _IGNORED = -100
 
 
 class Released:
-    """A model and its optimizer; called with a batch of pairs, it does one training step."""
+    """A model and its optimizer; called with a batch of pairs, it makes one training step."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.tokenizer = pair_tokenizer(args.model, args.cut)
@@ -40,7 +40,7 @@ class Released:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
-        """Do one step; all pairs at once."""
+        """Make one step, all pairs at once."""
         queries = self._pad_left([pair.query for pair in batch])
         documents = self._pad_left([pair.positive for pair in batch])
         queries_BH, documents_BH = self._encode(*queries), self._encode(*documents)

@@ -1,7 +1,7 @@
-"""How Stage I grows: time with tokens, memory with micro-batches and with the vocabulary, and one long document.
+"""Scaling of Stage I: time by tokens, memory by micro-batches and by vocabulary, and the cost of a long document.
 
-Made texts of random words, so that lengths are exact. Each measurement runs in a process of its own. Time is that of
-forward and backward; the optimizer's step does not depend on tokens and is shown apart.
+Texts are random tokens, so that lengths are exact. Each measurement runs in a process of its own. Time is that of
+forward and backward; the optimizer's step does not depend on tokens and is reported separately.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import Option, Side, arguments, facts, peak, result, run, table
+from common import Option, Side, arguments, peak_gb, print_machine, print_result, print_table, run_benchmark
 
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
@@ -21,7 +21,7 @@ from anchorembed.recipe_schema import Reconstruct
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.stage import step
 
-_LENGTHS = (24, 96)  # own tokens of a query and of a document
+_LENGTHS = (24, 96)  # tokens of a query and of a document, without template
 _VOCABULARIES = (49_152, 131_072, 262_144)
 
 
@@ -41,32 +41,34 @@ def main() -> None:
     least = max(4096, 2 * args.tokens_per_micro_batch)
     if args.most < least:
         raise InputError(f"--most: {args.most} is below {least}: 4,096 tokens, or two micro-batches. Raise it.")
-    facts(args)
+    print_machine(args)
     sizes = [size for size in (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536) if size <= args.most]
-    times, peaks, optimizer = tokens(args, sizes)
-    line = times[sizes.index(4096)] / 4096
-    several = next(number for number, size in enumerate(sizes) if size >= 2 * args.tokens_per_micro_batch)
-    away = max((abs(seconds / (line * size) - 1) for size, seconds in zip(sizes, times, strict=True) if size >= 4096))
-    table(
+    times, peaks, optimizer = by_tokens(args, sizes)
+    seconds_a_token = times[sizes.index(4096)] / 4096
+    two_micro_batches = next(number for number, size in enumerate(sizes) if size >= 2 * args.tokens_per_micro_batch)
+    ratios = [seconds / (seconds_a_token * size) for size, seconds in zip(sizes, times, strict=True)]
+    off_linear = max(abs(ratio - 1) for size, ratio in zip(sizes, ratios, strict=True) if size >= 4096)
+    print_table(
         f"Stage I forward and backward, {args.tokens_per_micro_batch} at once; optimizer {optimizer:.2f} s a step",
-        ["tokens a step", "seconds", "of the line through 4k", "peak memory so far"],
+        ["tokens a step", "seconds", "of linear from 4k", "peak memory so far"],
         [
-            [f"{size}", f"{seconds:.2f}", f"{seconds / (line * size):.2f}", f"{gigabytes:.2f} GB"]
-            for size, seconds, gigabytes in zip(sizes, times, peaks, strict=True)
+            [f"{size}", f"{seconds:.2f}", f"{ratio:.2f}", f"{gigabytes:.2f} GB"]
+            for size, seconds, ratio, gigabytes in zip(sizes, times, ratios, peaks, strict=True)
         ],
     )
     vocabularies = [words for words in _VOCABULARIES if words <= max(args.most_words, _VOCABULARIES[0])]
-    extra = [vocabulary(args, words) for words in vocabularies]
-    table(
+    memory = [by_vocabulary(args, words) for words in vocabularies]
+    smallest = memory[0][1]
+    print_table(
         "Memory beyond weights, their bf16 copy, gradients and moments, at 8,192 tokens",
         ["words", "peak", "beyond those", "more than at 49k"],
         [
-            [f"{words}", f"{whole:.2f} GB", f"{beyond:.2f} GB", f"{(beyond - extra[0][1]) * 1000:.0f} MB"]
-            for words, (whole, beyond) in zip(vocabularies, extra, strict=True)
+            [f"{words}", f"{total:.2f} GB", f"{beyond:.2f} GB", f"{(beyond - smallest) * 1000:.0f} MB"]
+            for words, (total, beyond) in zip(vocabularies, memory, strict=True)
         ],
     )
     short, both, alone = long_document(args)
-    table(
+    print_table(
         f"One document of {args.long} tokens among 4,096 tokens of short pairs",
         ["", "seconds"],
         [
@@ -75,20 +77,20 @@ def main() -> None:
             ["both in a step", f"{both:.2f}"],
         ],
     )
-    result(
+    print_result(
         benchmark="scaling",
         tokens=sizes,
         seconds=times,
-        away_from_line=away,
+        away_from_line=off_linear,
         peak_gb=peaks,
-        memory_growth=peaks[-1] / peaks[several],
+        memory_growth=peaks[-1] / peaks[two_micro_batches],
         optimizer_seconds=optimizer,
-        vocabulary_extra_mb=[(beyond - extra[0][1]) * 1000 for _, beyond in extra],
+        vocabulary_extra_mb=[(beyond - smallest) * 1000 for _, beyond in memory],
         long_document_seconds={"short": short, "long": alone, "both": both},
     )
 
 
-def tokens(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[list[float], list[float], float]:
+def by_tokens(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[list[float], list[float], float]:
     """Median seconds and peak memory at each size, in one process, small to large; and the optimizer's seconds."""
     times, peaks, optimizer = [], [], 0.0
     with Side("tokens", args, stage1, args, None) as side:
@@ -96,20 +98,20 @@ def tokens(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[list[float],
             steps = [side.step([size]) for _ in range(args.warmup + args.steps)]
             measured = steps[args.warmup :]
             times.append(statistics.median(step.extra["seconds"] for step in measured))
-            peaks.append(peak(measured))
+            peaks.append(peak_gb(measured))
             optimizer = statistics.median(step.extra["optimizer"] for step in measured)
             print(f"{size} tokens: {times[-1]:.2f} s, {peaks[-1]:.2f} GB", flush=True)
     return times, peaks, optimizer
 
 
-def vocabulary(args: argparse.Namespace, words: int) -> tuple[float, float]:
-    """Peak memory in GB, and what of it is not weights, copy, gradients and moments."""
+def by_vocabulary(args: argparse.Namespace, words: int) -> tuple[float, float]:
+    """Peak memory in GB, in all and beyond weights, their bf16 copy, gradients and moments."""
     with Side(f"{words} words", args, stage1, args, words) as side:
         steps = [side.step([8192]) for _ in range(2)]
-    whole = peak(steps)
-    beyond = whole - steps[-1].extra["parameters"] * (4 + 2 + 4 + 8) / 1e9
-    print(f"{words} words: {whole:.2f} GB, {beyond:.2f} GB beyond", flush=True)
-    return whole, beyond
+    total = peak_gb(steps)
+    beyond = total - steps[-1].extra["parameters"] * (4 + 2 + 4 + 8) / 1e9  # bytes of a weight in each of them
+    print(f"{words} words: {total:.2f} GB, {beyond:.2f} GB beyond", flush=True)
+    return total, beyond
 
 
 def long_document(args: argparse.Namespace) -> tuple[float, float, float]:
@@ -125,7 +127,7 @@ def long_document(args: argparse.Namespace) -> tuple[float, float, float]:
 
 
 def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[int]], dict[str, Any]]:
-    """A step on made pairs: a size is that many computed tokens, a negative one a single document of that length."""
+    """A step on pairs of random tokens: of ``size`` tokens in all, or, if negative, one document of that length."""
     embedder = Embedder.load(args.model, precision=args.precision, device="cpu", lengths=Lengths(args.long, args.long))
     if words is not None:
         embedder.backbone.model.resize_token_embeddings(words)
@@ -138,22 +140,22 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
     def pair(lengths: tuple[int, int]) -> TokenPair:
         query, document = (torch.randint(drawn_from, (n,), generator=generator).tolist() for n in lengths)
         end = [embedder.pairs.end_id]
-        return TokenPair(query + end, document + end, (), query, document, TextPair("made", "made"))
+        return TokenPair(query + end, document + end, (), query, document, TextPair("", ""))
 
     def timed_step(sizes: Sequence[int]) -> dict[str, Any]:
         pairs: list[TokenPair] = []
         for size in sizes:
-            a_pair = 2 * (sum(_LENGTHS) + 2)
-            pairs += [pair((24, -size))] if size < 0 else [pair(_LENGTHS) for _ in range(round(size / a_pair))]
+            pair_tokens = 2 * (sum(_LENGTHS) + 2)  # each text is encoded and written
+            pairs += [pair((24, -size))] if size < 0 else [pair(_LENGTHS) for _ in range(round(size / pair_tokens))]
         started = time.perf_counter()
         step(stage, 0, pairs)
-        middle = time.perf_counter()
+        backward_ended = time.perf_counter()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         parameters = sum(parameter.numel() for parameter in module.parameters())
         return {
-            "seconds": middle - started,
-            "optimizer": time.perf_counter() - middle,
+            "seconds": backward_ended - started,
+            "optimizer": time.perf_counter() - backward_ended,
             "parameters": parameters,
         }
 
@@ -161,4 +163,4 @@ def stage1(args: argparse.Namespace, words: int | None) -> Callable[[Sequence[in
 
 
 if __name__ == "__main__":
-    run(main)
+    run_benchmark(main)

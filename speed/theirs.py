@@ -1,4 +1,4 @@
-"""Sentence-transformers' sides of the comparisons: its own trainer and its own ``encode``, on our exported model."""
+"""Sentence-transformers' sides of the benchmarks: its trainer and its ``encode``, on our exported model."""
 
 import argparse
 import queue
@@ -29,14 +29,15 @@ from anchorembed.recipe_schema import Lora
 from anchorembed.train.contrastive_losses import SCALE
 
 Example = dict[str, str]
+_ENDLESS = 10**6  # steps; the process is ended before
 
 
 class Training:
-    """The trainer's own loop in a thread, fed a batch at a time; called with a batch of pairs, it does one step.
+    """The trainer's loop in a thread, which gets a batch at a time; called with a batch of pairs, it makes one step.
 
-    A step is what the loop does from taking up a batch to its ``on_step_end``: collating, which tokenises and pads,
+    A step is what the loop does from fetching a batch to its ``on_step_end``: collating, which tokenises and pads,
     forward, backward, clipping, the fused AdamW and clearing gradients. The loop, the collator, the loss and the
-    optimizer are the library's; only where its batches come from is ours.
+    optimizer are the library's; only the data loader is replaced.
     """
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
@@ -44,15 +45,17 @@ class Training:
         self.answers: queue.Queue[float | Exception] = queue.Queue()
         self.threads: int = args.threads
         model = _load(args, folder)
-        model.add_adapter(_lora())
-        self.temporary = tempfile.TemporaryDirectory()  # where it would write, if it wrote
-        self.trainer = _Fed(model=model, args=_settings(args, self.temporary.name), loss=_loss(args, model))
+        model.add_adapter(lora_config())
+        self.temporary = tempfile.TemporaryDirectory()  # the trainer needs an output folder
+        settings = trainer_settings(self.temporary.name, args.batch, _ENDLESS, use_cpu=True, seed=args.seed)
+        loss = ranking_loss(model, args.mini_batch if args.cached else None)
+        self.trainer = _FedTrainer(model=model, args=settings, loss=loss)
         self.trainer.feed = _Feed(self.batches)
         self.trainer.add_callback(_Report(self.trainer, self.answers))
         threading.Thread(target=self._train, daemon=True).start()
 
     def __call__(self, batch: Sequence[TextPair]) -> dict[str, Any]:
-        """Hand the loop a batch and wait until its step has ended."""
+        """Give the loop a batch, and wait for the end of its step."""
         self.batches.put([{"anchor": pair.query, "positive": pair.positive} for pair in batch])
         answer = self.answers.get()
         if isinstance(answer, Exception):
@@ -60,15 +63,15 @@ class Training:
         return {"loss": answer}
 
     def _train(self) -> None:
-        torch.set_num_threads(self.threads)  # it is kept by thread
+        torch.set_num_threads(self.threads)  # each thread has its own setting
         try:
             self.trainer.train()
-        except Exception as error:  # handed to whoever waits for the step
+        except Exception as error:  # raised where the step is waited for
             self.answers.put(error)
 
 
 class _Feed(IterableDataset[list[Example]]):
-    """Batches as they are handed over, without end."""
+    """Batches from a queue, without end."""
 
     def __init__(self, batches: "queue.Queue[list[Example]]") -> None:
         self.batches = batches
@@ -78,8 +81,8 @@ class _Feed(IterableDataset[list[Example]]):
             yield self.batches.get()
 
 
-class _Fed(SentenceTransformerTrainer):
-    """The trainer with batches that are handed to it; its collator tokenises them when the step asks for them."""
+class _FedTrainer(SentenceTransformerTrainer):
+    """The trainer with batches from a queue; its collator tokenises a batch when the step fetches it."""
 
     feed: _Feed
     last_loss = 0.0
@@ -94,26 +97,28 @@ class _Fed(SentenceTransformerTrainer):
 
 
 class _Report(TrainerCallback):
-    """Says that a step has ended."""
+    """Put a step's loss in the queue of answers when the step ends."""
 
-    def __init__(self, trainer: _Fed, answers: "queue.Queue[float | Exception]") -> None:
+    def __init__(self, trainer: _FedTrainer, answers: "queue.Queue[float | Exception]") -> None:
         self.trainer, self.answers = trainer, answers
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.answers.put(self.trainer.last_loss)
 
 
-def _settings(args: argparse.Namespace, folder: str) -> SentenceTransformerTrainingArguments:
-    """Its defaults, in bfloat16 on the CPU; nothing saved, logged or reported."""
+def trainer_settings(
+    folder: str, batch: int, steps: int, *, use_cpu: bool, seed: int
+) -> SentenceTransformerTrainingArguments:
+    """The trainer's defaults, in bfloat16, with Stage II's learning rate; nothing is saved, logged or reported."""
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
-        max_steps=10**6,  # the feed decides when it is over
-        per_device_train_batch_size=args.batch,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
         learning_rate=2e-4,
         lr_scheduler_type="constant",
         bf16=True,
-        use_cpu=True,
-        seed=args.seed,
+        use_cpu=use_cpu,
+        seed=seed,
         save_strategy="no",
         logging_strategy="no",
         eval_strategy="no",
@@ -122,7 +127,8 @@ def _settings(args: argparse.Namespace, folder: str) -> SentenceTransformerTrain
     )
 
 
-def _lora() -> LoraConfig:
+def lora_config() -> LoraConfig:
+    """Stage II's adapters."""
     lora = Lora()
     return LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
@@ -133,9 +139,10 @@ def _lora() -> LoraConfig:
     )
 
 
-def _loss(args: argparse.Namespace, model: SentenceTransformer) -> nn.Module:
-    if args.cached:
-        return CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=args.mini_batch)
+def ranking_loss(model: SentenceTransformer, mini_batch: int | None) -> nn.Module:
+    """Its loss with in-batch negatives; with ``mini_batch`` texts at once, its cached one."""
+    if mini_batch is not None:
+        return CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=mini_batch)
     return MultipleNegativesRankingLoss(model, scale=SCALE)
 
 

@@ -75,13 +75,14 @@ class Loop:
     stop: Stop = field(default_factory=Stop)
 
 
-def whole_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int, pairs: Sequence[TokenPair]) -> None:
+def whole_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int, pairs: Sequence[TokenPair]) -> Metrics:
     """Run one step, update the weights as `fit` does, and wait for the device, so that the step can be measured."""
-    step(stage, number, pairs)
+    metrics = step(stage, number, pairs)
     nn.utils.clip_grad_norm_(stage.module.parameters(), stage.settings.max_gradient_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
     wait_for(stage.embedder.device)
+    return metrics
 
 
 def fit(
