@@ -20,8 +20,8 @@ from anchorembed.recipe import parse_recipe
 from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
+from anchorembed.train.check_memory import check_memory, cure, less_memory
 from anchorembed.train.contrast import Contrastive
-from anchorembed.train.memory import check_memory, cure, less_memory
 from anchorembed.train.memory_estimate import (
     _BUDGETS,
     Shape,

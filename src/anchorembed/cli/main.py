@@ -3,8 +3,8 @@
 import sys
 from io import TextIOWrapper
 
-from anchorembed.cli.app import app
 from anchorembed.cli.commands import training, using  # noqa: F401 - they add their commands
+from anchorembed.cli.root import app
 from anchorembed.cli.terminal import fail, typed_command
 from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
 

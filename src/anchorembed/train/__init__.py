@@ -3,9 +3,9 @@
 Pure functions: `cross_entropy`, `decoding`, `contrastive_losses`, `gradcache`, `flops`. Stages: `prepare` (data and
 model of a recipe), `stage` (the interface), `anchor_choice`, `reconstruction_batch`, `anchors`, `reconstruction_loss`,
 `anchor_gain` and `reconstruct` (Stage I), `contrast` (Stage II), `read` (what the decoder reads from a vector).
-Running them: `memory_estimate` and `memory` (does a stage fit), `checkpoint`, `plan` (what a checkpoint may be resumed
-by), `kept_recipe` (the recipe in the output folder), `optimizer` (AdamW, the learning rate), `loop` (the steps),
-`distributed` (several processes), `verdict` (did training help), `run` (both stages), `default_recipe` (for pairs and
-a model). Measuring: `profile` (where a step's time goes), and for a run of some minutes `sizing` (steps that fit),
-`clock` (fit again after each arm) and `step_times`.
+Running them: `memory_estimate` and `check_memory` (does a stage fit), `checkpoint`, `plan` (what a checkpoint may be
+resumed by), `kept_recipe` (the recipe in the output folder), `optimizer` (AdamW, the learning rate), `loop` (the
+steps), `distributed` (several processes), `verdict` (did training help), `run` (both stages), `default_recipe` (for
+pairs and a model). Measuring: `profile` (where a step's time goes), and for a run of some minutes `sizing` (steps that
+fit), `clock` (fit again after each arm) and `step_times`.
 """

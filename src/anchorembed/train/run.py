@@ -24,13 +24,13 @@ from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
 from anchorembed.system.processes import first_process, gathered_weights, in_any_process, lowest, sharded, wait_for_all
+from anchorembed.train.check_memory import check_memory, less_memory
 from anchorembed.train.checkpoint import Plan, read_plan
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.distributed import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Interrupted, Loop, fit, read_log, stop_signals
-from anchorembed.train.memory import check_memory, less_memory
 from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
 from anchorembed.train.optimizer import learning_rate, make_optimizer
 from anchorembed.train.plan import check_same_plan, plan_of

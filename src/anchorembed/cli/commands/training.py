@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from anchorembed.cli.app import app
 from anchorembed.cli.options import Base, Output, Pairs, RecipeFile, Set, Show, SkipBad
 from anchorembed.cli.recipes import recipe_of_options, resolve_recipe, resumable, show_or_check, skipping
+from anchorembed.cli.root import app
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
 from anchorembed.errors import OutOfMemory, extra
 from anchorembed.recipe import read_as

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from anchorembed.cli.app import app
 from anchorembed.cli.options import DimensionsOption, ModelName, SideOption, Stored
+from anchorembed.cli.root import app
 from anchorembed.cli.terminal import print_json, print_line, say
 from anchorembed.errors import extra
 

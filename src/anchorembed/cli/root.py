@@ -1,4 +1,4 @@
-"""The application to which `commands` adds the verbs: its help, its version, and how messages are printed."""
+"""The root command, to which `commands` adds the verbs: its help, its version, and how messages are printed."""
 
 import logging
 import os
