@@ -16,7 +16,7 @@ from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
-from anchorembed.recipe_schema import Compare, Contrast, Recipe, Reconstruct
+from anchorembed.recipe_schema import Compare, Recipe
 from anchorembed.system.files import hash_content, hash_texts
 
 
@@ -59,8 +59,8 @@ def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparis
     Raises:
         InputError: if the recipe lacks a section, contradicts itself, or names unknown arms or tasks.
     """
-    compare, reconstruct, contrast = comparison_sections(recipe)
-    _check(recipe, reconstruct, contrast)
+    _check(recipe)
+    compare, _, _ = comparison_sections(recipe)
     arms = find_arms(compare)
     tables = {title: find_tasks(names, quick=compare.quick) for title, names in compare.collections.items()}
     tasks = [task for table in tables.values() for task in table]
@@ -74,13 +74,14 @@ def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparis
     return Comparison(recipe, compare, {arm.name: arm for arm in arms}, record, results, tasks)
 
 
-def _check(recipe: Recipe, reconstruct: Reconstruct, contrast: Contrast) -> None:
-    """Refuse settings that have no effect in a comparison, or contradict it."""
+def _check(recipe: Recipe) -> None:
+    """Refuse a recipe without the sections of a comparison, or with settings that have no effect in it."""
     if recipe.model.weights != "float32":
         raise InputError(
-            f"model.weights: {recipe.model.weights} is for LoRA, and arms of a comparison train all weights. Set it to "
-            "float32."
+            f"model.weights: {recipe.model.weights} is for LoRA alone, and arms of a comparison train all weights. Set "
+            "it to float32."
         )
+    _, reconstruct, contrast = comparison_sections(recipe)
     if contrast.from_ is not None:
         raise InputError(
             "contrast.from: has no effect in a comparison, where arms say what Stage II starts from. Leave it out."
