@@ -65,7 +65,7 @@ test: lint docs
 	$(BIN)/python $(PYTEST) --durations=15
 
 # torch is not at its floor here but the version of `make test`, so that one CPU build serves both environments.
-LOW := test_config test_core system/test_files data/test_pairs data/test_documents data/test_beir \
+LOW := test_recipe test_core system/test_files data/test_pairs data/test_documents data/test_beir \
 	data/test_store model/test_embedder export/test_folder model/test_gguf model/test_packing \
 	model/test_template model/test_tokens model/test_vectors search/test_index curate/test_mine \
 	train/test_gradcache train/test_contrastive_losses train/test_reconstruct evaluate/test_statistics \
