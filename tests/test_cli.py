@@ -21,7 +21,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import anchorembed
-from anchorembed.cli import app, main, recipes, terminal
+from anchorembed.cli import main, recipes, root, terminal
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.recipe_schema import Schedule
@@ -378,8 +378,8 @@ def test_messages_are_printed_once_and_as_they_are(
     """By the first of several processes; the others print warnings alone."""
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    app._show_messages()
-    app._show_messages()
+    root._show_messages()
+    root._show_messages()
     log = logging.getLogger("anchorembed.data.store")
     log.debug("hidden")
     log.info("100% [bold]")
