@@ -28,6 +28,7 @@ _KINDS = {  # kind of work -> parts of an operation's name in torch's profiler; 
     "optimizer": ("adam", "optimizer", "_foreach", "clip_grad"),
     "copies, gathers, sums of gradients": ("copy", "index", "cat", "zero", "fill", "add_", "AccumulateGrad", "empty"),
 }
+_LONG_PRODUCT = 0.1  # seconds
 _OTHER = "fused and other element-wise work"
 
 
@@ -46,9 +47,17 @@ class Profile:
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the largest rate of square products in ``dtype``, in FLOP/s: best of 5 for each of 3 sizes."""
-    sizes = (2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
-    return max(product_rate(size, size, size, dtype, device) for size in sizes)
+    """Return the largest rate of square products in ``dtype``, in FLOP/s: best of 5 for each of up to 3 sizes.
+
+    A size whose product takes long is the last one: a larger one would take eight times as long, at the same rate.
+    """
+    peak = 0.0
+    for size in (2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096):
+        rate = product_rate(size, size, size, dtype, device)
+        peak = max(peak, rate)
+        if 2 * size**3 / rate > _LONG_PRODUCT:
+            break
+    return peak
 
 
 def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:
