@@ -298,7 +298,7 @@ def test_a_bad_line(run: Run, recipe: Path, tmp_path: Path, case: str) -> None:
     assert not (tmp_path / "run").exists(), "nothing is half-written"
     code, _, err = run("reconstruct", recipe, "--skip-bad")
     assert code == 0
-    assert "p: 1 lines dropped: " in err
+    assert "p: 1 line dropped: " in err
     assert "First on line 3." in err
 
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -114,13 +115,19 @@ def open_store(sources: Sequence[SourceFile], cache: Path, *, skip_bad: bool = F
     """
     folders = [_convert(source, cache, skip_bad) for source in sources]
     tables = [pa.ipc.open_file(pa.memory_map(str(folder / _PAIRS))).read_all() for folder in folders]
-    notes = [json.loads((folder / _NOTES).read_text(encoding="utf-8")) for folder in folders]
-    for source, note in zip(sources, notes, strict=True):
-        for reason, count in note["dropped"].items():
-            _log.info("%s: %d lines dropped: %s", source.name, count, reason)
-        if note["unused"]:
-            _log.info("%s: columns that are not used: %s", source.name, note["unused"])
-    return PairStore(sources, tables, [note["dropped"] for note in notes])
+    dropped = [_dropped_lines(source.name, folder) for source, folder in zip(sources, folders, strict=True)]
+    return PairStore(sources, tables, dropped)
+
+
+@cache  # a run opens its pairs several times, and says this once
+def _dropped_lines(name: str, folder: Path) -> dict[str, int]:
+    """Numbers of a converted source's dropped lines, by reason; they and its unused columns are logged."""
+    notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+    for reason, count in notes["dropped"].items():
+        _log.info("%s: %d %s dropped: %s", name, count, "line" if count == 1 else "lines", reason)
+    if notes["unused"]:
+        _log.info("%s: columns that are not used: %s", name, notes["unused"])
+    return dict(notes["dropped"])
 
 
 def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
