@@ -8,7 +8,7 @@ import pytest
 
 from anchorembed.page.contents import Page
 from anchorembed.page.run_contents import page_of_run
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, write_pairs

@@ -4,8 +4,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from anchorembed.page.contents import Chart, VectorMap
 from anchorembed.page.drawings import line_chart, map_drawing, ticks
+from anchorembed.page.learning_curves import Chart
+from anchorembed.page.vector_map import VectorMap
 
 EVIL = '<b>&"'
 SVG = ET.Element

@@ -3,11 +3,9 @@
 Axes: N texts, D documents, Q queries, H hidden size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
@@ -15,14 +13,14 @@ from anchorembed.evaluate.metrics import METRICS, relevant
 from anchorembed.evaluate.task_types import Embed
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats, cosines
+from anchorembed.page.learning_curves import Chart, learning_curves
+from anchorembed.page.vector_map import VectorMap, vector_map
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder
-from anchorembed.train.loop import read_log
 from anchorembed.train.read import Reading, read
 
 _SEARCHES, _HITS, _ON_MAP = 3, 3, 40  # queries with hits, hits of each, pairs on a map
 _SHOWN = 400  # characters of a text
-Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +40,6 @@ class PageSearch:
     query: str
     hits: dict[str, list[PageHit]]
     ranks: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class VectorMap:
-    """Vectors on their two principal axes: ``queries[i]`` and ``documents[i]`` are a pair.
-
-    ``share`` is the share of the variance along these axes.
-    """
-
-    queries: Points
-    documents: Points
-    texts: list[tuple[str, str]]
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Curves over steps by name."""
-
-    title: str
-    curves: dict[str, Points]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +77,7 @@ def contents(
     folders of runs, by the name of what they trained; their stages' logs give the curves. ``load`` loads a model.
     """
     shown = spread(collection, _ON_MAP)
+    texts_on_map = [(query.text[:_SHOWN], document.text[:_SHOWN]) for query, document in shown]
     searched = spread(collection, _SEARCHES)
     (_, text), (_, other) = (searched * 2)[:2]
     searches = [PageSearch(query.text, {}, {}) for query, _ in searched]
@@ -109,7 +87,8 @@ def contents(
         embedder = load(model)
         embed = cached_encoder(embedder)
         queries_NH = embed([query.text for query, _ in shown], "query")
-        maps[name] = vector_map(shown, queries_NH, embed([document.text for _, document in shown], "document"))
+        documents_NH = embed([document.text for _, document in shown], "document")
+        maps[name] = vector_map(texts_on_map, queries_NH, documents_NH)
         if name in (next(iter(models)), list(models)[-1]):
             documents_DH = embed([document.text for document in collection.documents], "document")
             searching_NH = embed([query.text for query, _ in searched], "query")
@@ -120,7 +99,7 @@ def contents(
         readings[name] = read(embedder, text.text, other=other.text)
     scores = {name: dict(row) for name, row in rows.items()}
     texts = (text.text[:_SHOWN], other.text[:_SHOWN])
-    return Page(title, notes, scores, list(charts(logs)), searches, maps, *texts, readings)
+    return Page(title, notes, scores, list(learning_curves(logs)), searches, maps, *texts, readings)
 
 
 def cached_encoder(embedder: Embedder, progress: Callable[[int], None] | None = None) -> Embed:
@@ -139,19 +118,6 @@ def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]
     return pairs[:: max(1, len(pairs) // most)][:most]
 
 
-def vector_map(pairs: Sequence[tuple[Document, Document]], queries_NH: Floats, documents_NH: Floats) -> VectorMap:
-    """Pairs of vectors on the two axes along which they differ most (principal components), signs fixed."""
-    vectors_NH = np.concatenate([queries_NH, documents_NH]).astype(np.float64)
-    vectors_NH -= vectors_NH.mean(0)
-    _, singular, axes = np.linalg.svd(vectors_NH, full_matrices=False)
-    axes_2H = np.array([axis * np.sign(axis[np.abs(axis).argmax()]) for axis in axes[:2]])
-    points = [(float(x), float(y)) for x, y in vectors_NH @ axes_2H.T]
-    power = np.square(singular)
-    share = float(power[:2].sum() / max(power.sum(), 1e-12))
-    texts = [(query.text[:_SHOWN], document.text[:_SHOWN]) for query, document in pairs]
-    return VectorMap(points[: len(pairs)], points[len(pairs) :], texts, share)
-
-
 def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
     """All documents, the nearest first; equal scores by id."""
     answers = relevant(collection.qrels.get(query, {}))
@@ -160,27 +126,3 @@ def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHi
         for document, score in zip(collection.documents, scores_D, strict=True)
     ]
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
-
-
-_CHARTS = {  # title: stage, and the name of each curve's metric
-    "Stage II: loss": ("contrast", {"loss": ""}),
-    "Stage II: accuracy on held-out pairs": ("contrast", {"held_out_accuracy": ""}),
-    "Stage I: loss, nats a token": ("reconstruct", {"loss": ""}),
-    "Stage I: how much the decoder reads of a vector (anchor gain), nats a token": (
-        "reconstruct",
-        {"gain_q2d": "document from its query", "gain_d2q": "query from its document"},
-    ),
-}
-
-
-def charts(logs: Mapping[str, Path]) -> Iterator[Chart]:
-    """Learning curves of runs, by the name of what each trained; charts without a curve are left out."""
-    for title, (stage, metrics) in _CHARTS.items():
-        curves: dict[str, Points] = {}
-        for name, folder in logs.items():
-            log = read_log(folder / stage / "log.jsonl")
-            for metric, label in metrics.items():
-                points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
-                curves |= {": ".join(filter(None, (name, label))): points} if points else {}
-        if curves:
-            yield Chart(title, curves)

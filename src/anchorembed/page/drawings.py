@@ -3,7 +3,8 @@
 import math
 from html import escape
 
-from anchorembed.page.contents import Chart, VectorMap
+from anchorembed.page.learning_curves import Chart
+from anchorembed.page.vector_map import VectorMap
 
 _WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 36  # margins

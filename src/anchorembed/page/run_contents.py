@@ -15,7 +15,7 @@ from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata
 from anchorembed.page.contents import Page, cached_encoder, contents
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.kept_recipe import KEPT
 from anchorembed.train.prepare import load_to_measure, open_pairs
