@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -217,8 +217,7 @@ def open_or_build(
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
     form = form or VectorFormat(encoder.dimension)
-    wanted = (encoder.fingerprint, corpus_hash, form)
-    if manifest and (manifest.model, manifest.corpus, replace(manifest.form, ranges=None)) == wanted:
+    if manifest and manifest.fits(encoder.fingerprint, corpus_hash, form):
         return Index.open(folder), True
     return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 

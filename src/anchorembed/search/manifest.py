@@ -1,7 +1,7 @@
 """The manifest of an index: the model and corpus that made it, and the format of its vectors."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +35,10 @@ class Manifest:
     def form(self) -> VectorFormat:
         """How vectors are stored."""
         return vector_format(self.dimension, self.dimension, self.precision, self.ranges or None)
+
+    def fits(self, model: str, corpus: str, form: VectorFormat) -> bool:
+        """Whether the index can be reused: made from this corpus, by this model, in this format without ranges."""
+        return (self.model, self.corpus, replace(self.form, ranges=None)) == (model, corpus, form)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
