@@ -27,6 +27,7 @@ from anchorembed.train.contrastive_losses import (
     false_negatives,
     has_negatives,
     info_nce,
+    matryoshka,
     scored_documents,
     similarities,
     too_similar,
@@ -205,24 +206,21 @@ class Contrastive(Stage):
         return LossInputs(send(excluded_QD, self.device), given)
 
     def _loss(self, loss_inputs: LossInputs, embeddings: Tensor, guided: Tensor | None) -> Tensor:
-        """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts.
-
-        The mean over vectors cut to each of ``settings.dimensions``, so that these work, too (Kusupati, 2022).
-        """
+        """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
         count, left_out_QD = len(loss_inputs.excluded_QD), loss_inputs.excluded_QD
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
             left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], margin)
 
-        losses = []
-        for dimension in dict.fromkeys((*self.settings.dimensions, embeddings.shape[1])):
-            queries_QH, documents_DH = embeddings[:count, :dimension], embeddings[count:, :dimension]
+        def loss(vectors: Tensor) -> Tensor:
+            queries_QH, documents_DH = vectors[:count], vectors[count:]
             value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
-            if loss_inputs.given is not None:
-                value = value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
-            losses.append(value)
-        return torch.stack(losses).mean()
+            if loss_inputs.given is None:
+                return value
+            return value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
+
+        return matryoshka(loss, embeddings, self.settings.dimensions)
 
     def _guided(self, pairs: Sequence[TokenPair]) -> Tensor | None:
         """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""

@@ -3,7 +3,7 @@
 Axes: Q queries, D documents (the queries' positives in order, then hard negatives), C candidates, H hidden size.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,3 +120,9 @@ def distillation(queries_QH: Tensor, documents_DH: Tensor, given: ScoredDocument
     log_shares_QC = scores_QC.masked_fill(padding_QC, -torch.inf).log_softmax(1)
     terms_QC = given.targets_QC.exp() * (given.targets_QC - log_shares_QC).masked_fill(padding_QC, 0.0)
     return (terms_QC.sum(1) * given.weights_Q).sum()
+
+
+def matryoshka(loss: Callable[[Tensor], Tensor], embeddings: Tensor, dimensions: Sequence[int]) -> Tensor:
+    """Mean of a loss of vectors [N, H] over vectors cut to each of ``dimensions`` and whole ones (Kusupati, 2022)."""
+    sizes = dict.fromkeys((*dimensions, embeddings.shape[1]))
+    return torch.stack([loss(embeddings[:, :size]) for size in sizes]).mean()
