@@ -278,15 +278,17 @@ class Embedder(nn.Module):
         lengths = [len(sequence) for sequence in sequences]
         order, runs = by_length(lengths, max([_TOKENS_ON_GPU if device.type == "cuda" else _TOKENS, *lengths]))
         parts = []
-        for run in runs:
-            parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
-            if progress:
-                progress(len(run))
+        try:
+            for run in runs:
+                parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
+                if progress:
+                    progress(len(run))
+        finally:
+            if training:
+                self.train()
         vectors = torch.empty(len(sequences), self.dimension)
         if parts:
             vectors[order] = torch.cat(parts).cpu()  # the only wait for a GPU
-        if training:
-            self.train()
         return vectors
 
     def save(self, folder: str | Path, history: dict[str, object] | None = None, headless: bool = False) -> None:
