@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from anchorembed.model.load import load_config
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.memory_estimate import Shape, estimate, gb, shape_of, use_of

@@ -28,7 +28,7 @@ from anchorembed.evaluate.statistics import paired_interval, sign_flip_p
 from anchorembed.evaluate.task_types import retrieval
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.system.files import write_jsonl
 from anchorembed.train.run import contrast
 

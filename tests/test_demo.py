@@ -19,7 +19,7 @@ from anchorembed.demo import CLEARLY, SIZES, DemoResult, ModelScores, demo, page
 from anchorembed.errors import InputError
 from anchorembed.evaluate.metrics import METRICS
 from anchorembed.page.html import html
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.clock import Clock
 from anchorembed.train.sizing import ENOUGH, StageTimes, Times

@@ -15,7 +15,7 @@ import yaml
 import anchorembed
 from anchorembed.cli.main import main
 from anchorembed.model.load import load_config
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from pages import GUIDES, ROOT, blocks, command_lines, page
 from tiny import recipe_values, write_pairs

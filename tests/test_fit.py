@@ -21,7 +21,7 @@ from anchorembed.data.beir import read_collection
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError
 from anchorembed.fit import Fitted, Writing, fit, recipe_of
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.train.run import train
 from chat_endpoint import Endpoint, chat_endpoint
 from python_packages import write_packages

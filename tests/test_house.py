@@ -12,7 +12,7 @@ SOURCE = Path(anchorembed.__file__).parent
 ORDER = [
     "errors",
     "recipe_schema",
-    "recipe",
+    "recipe_file",
     "system",
     "data",
     "model",

@@ -19,7 +19,7 @@ from anchorembed.data.pairs import (
     SIDE_SCORES_NAMES,
     read_pairs,
 )
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe
 from pages import GUIDES, ROOT, blocks, page
 

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from anchorembed.compare.controls import ArmRecipe
 from anchorembed.errors import InputError
-from anchorembed.recipe import parse_as, parse_recipe, read_recipe, show_config
+from anchorembed.recipe_file import parse_as, parse_recipe, read_recipe, show_config
 from anchorembed.train.prepare import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from anchorembed.export.run import export
     from anchorembed.export.verify import verify
     from anchorembed.model.embedder import Embedder
-    from anchorembed.recipe import read_recipe
+    from anchorembed.recipe_file import read_recipe
     from anchorembed.train.run import contrast, reconstruct, train
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _MODULES = {
     "encode": "api",
     "evaluate": "api",
     "export": "export.run",
-    "read_recipe": "recipe",
+    "read_recipe": "recipe_file",
     "reconstruct": "train.run",
     "search": "api",
     "train": "train.run",

@@ -23,7 +23,7 @@ from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import lock_folder, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar

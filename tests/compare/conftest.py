@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from tiny import recipe_values, write_pairs
 

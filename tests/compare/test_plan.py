@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from anchorembed.compare.plan import Comparison, describe, open_comparison
 from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
 from anchorembed.errors import InputError
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe
 from tiny import write_pairs
 

@@ -12,7 +12,7 @@ from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 
 ROWS = [
     {"query": "read a file", "positive": "open it first"},

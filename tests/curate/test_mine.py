@@ -28,7 +28,7 @@ from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.vectors import Floats
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, save_cross_encoder, write_pairs
 

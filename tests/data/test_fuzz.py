@@ -28,7 +28,7 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import read_instructions
 from anchorembed.model.load import load_model
 from anchorembed.model.metadata import read_metadata
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from tiny import save_tiny
 
 PAIRS = b'{"query": "a", "positive": "b", "negatives": ["c", "d"]}\n{"anchor": "e", "document": "f", "negative": "g"}\n'

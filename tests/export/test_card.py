@@ -14,7 +14,7 @@ from anchorembed.export.card import RESULTS, _cell, _exported_usage, _literal, w
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.system.files import hash_content
 from anchorembed.train.run import train
 from tiny import recipe_values, save_tiny, write_pairs

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from accelerate import Accelerator
 
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.system.processes import rank
 from anchorembed.train import distributed, loop
 from anchorembed.train.run import train

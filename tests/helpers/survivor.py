@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.prepare import prepare
 from anchorembed.train.run import train

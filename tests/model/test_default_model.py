@@ -8,7 +8,7 @@ import pytest
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import default_model_folder
 from anchorembed.model.template import Template
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.run import train
 from tiny import write_pairs
 

@@ -15,7 +15,7 @@ from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Prompts, Template
 from anchorembed.model.tokens import Lengths
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.run import train
 from tiny import recipe_values, tiny_model, tiny_tokenizer, write_pairs
 

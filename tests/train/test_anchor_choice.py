@@ -11,7 +11,7 @@ from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.tokens import TokenPair
-from anchorembed.recipe import parse_as
+from anchorembed.recipe_file import parse_as
 from anchorembed.recipe_schema import Data, Source
 from anchorembed.train import anchors, reconstruction_loss
 from anchorembed.train.anchor_choice import CHOICES, choose_anchors

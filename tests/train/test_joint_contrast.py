@@ -5,7 +5,7 @@ import torch
 
 from anchorembed.compare.controls import ControlReconstruct
 from anchorembed.errors import InputError
-from anchorembed.recipe import parse_as
+from anchorembed.recipe_file import parse_as
 from anchorembed.recipe_schema import Contrast
 from anchorembed.train.stage import step
 from stages import make, ready, same_in_micro_batches, stage

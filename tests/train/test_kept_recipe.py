@@ -7,7 +7,7 @@ import pytest
 
 from anchorembed.compare.controls import ArmRecipe
 from anchorembed.errors import InputError
-from anchorembed.recipe import parse_recipe, read_as, read_recipe
+from anchorembed.recipe_file import parse_recipe, read_as, read_recipe
 from anchorembed.train.kept_recipe import KEPT, check_kept, keep_recipe, with_absolute_paths
 from anchorembed.train.run import train
 from tiny import recipe_values, write_pairs

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from anchorembed.errors import InputError
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training

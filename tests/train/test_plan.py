@@ -8,7 +8,7 @@ import pytest
 
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.plan import model_content, plan_of
 from tiny import recipe_values, write_pairs
 

@@ -23,7 +23,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata
 from anchorembed.model.template import instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer, TokenPair
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct, Schedule
 from anchorembed.train import contrast as steps
 from anchorembed.train import loop

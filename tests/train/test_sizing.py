@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.sizing import (
     ENOUGH,
     Sizes,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.train.step_times import measure
 from tiny import recipe_values, write_pairs
 

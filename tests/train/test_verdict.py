@@ -12,7 +12,7 @@ from anchorembed.evaluate.difference import Difference
 from anchorembed.evaluate.held_out import pair_search, search_by_embedder
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train import verdict as verdicts
 from anchorembed.train.run import contrast, train

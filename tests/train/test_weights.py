@@ -21,7 +21,7 @@ from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import check_nf4
 from anchorembed.model.metadata import read_metadata
-from anchorembed.recipe import parse_recipe
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train import memory_estimate
 from anchorembed.train import run as training

@@ -8,7 +8,7 @@ import typer
 
 from anchorembed.cli.terminal import fail, print_line, typed_command
 from anchorembed.errors import InputError
-from anchorembed.recipe import read_recipe, show_config
+from anchorembed.recipe_file import read_recipe, show_config
 from anchorembed.recipe_schema import Recipe
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from anchorembed.compare.controls import ArmRecipe
 from anchorembed.errors import InputError, nearest
 from anchorembed.model.adapters import merge_lora
-from anchorembed.recipe import parse_as
+from anchorembed.recipe_file import parse_as
 from anchorembed.recipe_schema import Choice, Compare, Contrast, OwnArm, Recipe, Reconstruct
 from anchorembed.system.files import hash_texts
 from anchorembed.train.memory_estimate import ON_CPU

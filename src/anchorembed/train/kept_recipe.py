@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.errors import InputError
-from anchorembed.recipe import read_as, show_config
+from anchorembed.recipe_file import read_as, show_config
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import write_file
 

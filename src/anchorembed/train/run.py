@@ -19,7 +19,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
-from anchorembed.recipe import read_recipe
+from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
 from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file

@@ -14,7 +14,7 @@ from anchorembed.cli.recipes import recipe_of_options, resolve_recipe, resumable
 from anchorembed.cli.root import app
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
 from anchorembed.errors import OutOfMemory, extra
-from anchorembed.recipe import read_as
+from anchorembed.recipe_file import read_as
 
 
 @app.command()
