@@ -187,6 +187,13 @@ def test_encoding_does_not_switch_dropout_on(embedder: Embedder) -> None:
     embedder.encode(["sort"])
     assert all(module.training for module in embedder.modules()), "training goes on after a look at its vectors"
 
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embedder.encode(texts(), progress=interrupt)
+    assert embedder.training, "and after one that is interrupted"
+
 
 def test_windows_are_bounded_by_characters(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anchorembed.model.embedder._WINDOW_CHARACTERS", 1000)

@@ -216,9 +216,9 @@ class Contrastive(Stage):
         def loss(vectors: Tensor) -> Tensor:
             queries_QH, documents_DH = vectors[:count], vectors[count:]
             value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
-            if loss_inputs.given is None:
-                return value
-            return value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
+            if loss_inputs.given is not None:
+                value = value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
+            return value
 
         return matryoshka(loss, embeddings, self.settings.dimensions)
 
