@@ -55,8 +55,9 @@ from transformers import (
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
+from anchorembed.model.choose_attention import use_varlen
+from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.fast import compile_layers, use_varlen
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.tokens import TokenPair

@@ -22,7 +22,7 @@ from anchorembed.page.html import html
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.clock import Clock
-from anchorembed.train.sizing import ENOUGH, StageTimes, Times
+from anchorembed.train.time_budget import ENOUGH, StageTimes, Times
 from tiny import WORDS
 
 pytestmark = pytest.mark.slow  # they share one demo

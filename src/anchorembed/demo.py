@@ -37,8 +37,8 @@ from anchorembed.system.progress import bars_on_terminals_only, counting_bar, pr
 from anchorembed.train.clock import Clock, Sizing, read_sizing
 from anchorembed.train.loop import read_log
 from anchorembed.train.run import STAGES, contrast, reconstruct
-from anchorembed.train.sizing import ENOUGH, Sizes, fitting_sizes, resized
 from anchorembed.train.step_times import measure
+from anchorembed.train.time_budget import ENOUGH, Sizes, fitting_sizes, resized
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anchorembed.model import attention
 from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.fast import compile_layers
+from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.system.device import autocast
 from stand_ins import varlen_on_the_cpu

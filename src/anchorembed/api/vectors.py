@@ -18,8 +18,8 @@ from anchorembed.search.columns import made_by, read_made_by, vector_batch, writ
 from anchorembed.search.ray import Job, encode_by_ray
 from anchorembed.system.files import cache_folder, check_writable, hash_texts
 from anchorembed.system.progress import counting_bar
-from anchorembed.train.read import NEUTRAL, Reading
-from anchorembed.train.read import read as read_vector
+from anchorembed.train.read_vector import NEUTRAL, Reading
+from anchorembed.train.read_vector import read as read_vector
 
 if TYPE_CHECKING:  # needs an extra, which only `search` imports
     from anchorembed.search.index import Hit
@@ -148,7 +148,7 @@ def read(
         id_: id of the vector in that file.
 
     Raises:
-        InputError: as `train.read.read` does, or if the file has no float vector with this id.
+        InputError: as `train.read_vector.read` does, or if the file has no float vector with this id.
     """
     vector_H = None
     if vectors is not None:

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
+from anchorembed.model.choose_attention import use_varlen
 from anchorembed.model.embedder_settings import EmbedderSettings, check_causal, find_embedder_settings
-from anchorembed.model.fast import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import METADATA, Metadata, describe, find_metadata

@@ -17,7 +17,7 @@ from anchorembed.page.learning_curves import Chart, learning_curves
 from anchorembed.page.vector_map import VectorMap, vector_map
 from anchorembed.search.vector_cache import VectorCache
 from anchorembed.system.files import cache_folder
-from anchorembed.train.read import Reading, read
+from anchorembed.train.read_vector import Reading, read
 
 _SEARCHES, _HITS, _ON_MAP = 3, 3, 40  # queries with hits, hits of each, pairs on a map
 _SHOWN = 400  # characters of a text

@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 from anchorembed.errors import InputError, first_line
 from anchorembed.system.files import to_json, write_file
 from anchorembed.train.loop import read_log
-from anchorembed.train.sizing import Sizes, Times, corrected, minutes_for, refitted, seconds_left
 from anchorembed.train.stage import Metrics
+from anchorembed.train.time_budget import Sizes, Times, corrected, minutes_for, refitted, seconds_left
 
 _log = logging.getLogger(__name__)
 

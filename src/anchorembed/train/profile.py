@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from anchorembed.errors import LESS_MEMORY, InputError
-from anchorembed.model.fast import compile_layers
+from anchorembed.model.compile_layers import compile_layers
 from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import peak_memory, wait_for
 from anchorembed.train.loop import whole_step

@@ -21,7 +21,7 @@ from anchorembed.model.packing import by_length, micro_batches, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe_schema import Data, Reconstruct
 from anchorembed.system.processes import processes, rank, shares, summed
-from anchorembed.train.anchor_choice import CHOICES
+from anchorembed.train.anchor_choice_loss import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
 from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.contrastive_losses import false_negatives

@@ -12,7 +12,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch
 from anchorembed.system.device import autocast
 from anchorembed.system.processes import processes
-from anchorembed.train.anchor_choice import choose_anchors
+from anchorembed.train.anchor_choice_loss import choose_anchors
 from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.cross_entropy import linear_cross_entropy
 from anchorembed.train.decoding import Decoding, insert_anchors

@@ -15,8 +15,8 @@ from pathlib import Path
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
+from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.fast import compile_layers
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
@@ -33,9 +33,9 @@ from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Interrupted, Loop, fit, read_log, stop_signals
 from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
 from anchorembed.train.optimizer import learning_rate, make_optimizer
-from anchorembed.train.plan import check_same_plan, plan_of
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
+from anchorembed.train.resume_plan import check_same_plan, plan_of
 from anchorembed.train.stage import Metrics, Stage, StageName, batch_and_costs, evaluation
 from anchorembed.train.verdict import conclude
 

@@ -13,8 +13,8 @@ from anchorembed.train.loop import whole_step
 from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
 from anchorembed.train.run import STAGES, plan_memory
-from anchorembed.train.sizing import StageTimes, Times
 from anchorembed.train.stage import Stage, StageName
+from anchorembed.train.time_budget import StageTimes, Times
 
 _FORWARD = 0.45  # share of a step's time that an evaluation of as many pairs takes
 _TIMED_STEPS = 2

@@ -22,8 +22,8 @@ from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import hash_texts, to_json, write_file
-from anchorembed.train.plan import model_content
 from anchorembed.train.prepare import load_to_measure, open_pairs
+from anchorembed.train.resume_plan import model_content
 
 if TYPE_CHECKING:  # tasks need an extra, which is imported only if a recipe has tasks
     from anchorembed.evaluate.tasks import Task

@@ -31,7 +31,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks."""
     with extra("eval"):
-        from anchorembed.evaluate.sizes import row, title
+        from anchorembed.evaluate.size_table import row, title
         from anchorembed.evaluate.tasks import TaskScore, read_instructions
     from anchorembed.api import evaluate as run
     from anchorembed.model.truncate_and_quantize import read_dimensions

@@ -12,7 +12,7 @@ from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.recipe_schema import Reconstruct
-from anchorembed.train.read import NEUTRAL, Reading, VectorReading, read, stage_one_form
+from anchorembed.train.read_vector import NEUTRAL, Reading, VectorReading, read, stage_one_form
 from anchorembed.train.stage import step
 from stages import make, ready
 

@@ -1,4 +1,4 @@
-"""Make a loaded model fast on a GPU: choose its attention kernel, varlen or buckets; compile layers one by one."""
+"""Choose the attention of a model on a GPU: the varlen kernel, or buckets."""
 
 import logging
 
@@ -11,7 +11,6 @@ from anchorembed.model.reproduce import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)
-_GRAPHS = 64  # at most, of each kind of layer: each model, adapter, mode and device in a process needs its own
 _LARGEST_DIFFERENCE = 0.03  # relative, in bfloat16, between states by the varlen kernel and by buckets
 
 
@@ -55,32 +54,3 @@ def _failure(backbone: Backbone, dtype: torch.dtype) -> str:
             return f"the varlen kernel fails: {first_line(error)}"
     difference = float((states_TH - expected_TH).norm() / expected_TH.norm())
     return "" if difference <= _LARGEST_DIFFERENCE else f"the varlen kernel's states differ by {difference:.3f}"
-
-
-def compile_layers(backbone: Backbone, dtype: torch.dtype, backend: str = "inductor") -> bool:
-    """Compile the decoder's layers one by one; layers of a kind share their graphs, whatever the lengths.
-
-    A small forward and backward pass shows whether that works here. If not, a warning says why and the layers run
-    uncompiled.
-
-    Returns:
-        Whether the layers are compiled.
-    """
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
-    config.specialize_float = True  # scales and dropout rates are constants; as symbols, graphs are traced twice
-    for layer in backbone.layers:
-        layer.compile(fullgraph=True, dynamic=True, backend=backend)
-    batch = probe_batch(backbone)
-    try:
-        with autocast(backbone.device, dtype):
-            states = backbone.states(backbone.embed(batch.tokens), batch)
-        trained = [weight for weight in backbone.parameters() if weight.requires_grad]
-        if trained:
-            torch.autograd.grad(states.float().sum(), trained, allow_unused=True)
-    except Exception as error:  # the compiler raises errors of many kinds
-        for layer in backbone.layers:
-            layer._compiled_call_impl = None
-        _log.warning("%s: layers are not compiled, slower: %s", backbone.name, first_line(error))
-        return False
-    return True

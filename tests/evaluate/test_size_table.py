@@ -13,7 +13,7 @@ from anchorembed.data.beir import read_collection
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.metrics import measure_queries
 from anchorembed.evaluate.ranking import rank
-from anchorembed.evaluate.sizes import row, title
+from anchorembed.evaluate.size_table import row, title
 from anchorembed.evaluate.tasks import TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.truncate_and_quantize import StoredPrecision, VectorFormat, cut, int8_ranges, quantize, restore

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.recipe_file import parse_recipe
-from anchorembed.train.sizing import (
+from anchorembed.train.time_budget import (
     ENOUGH,
     Sizes,
     StageTimes,

@@ -9,7 +9,7 @@ import pytest
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA
 from anchorembed.recipe_file import parse_recipe
-from anchorembed.train.plan import model_content, plan_of
+from anchorembed.train.resume_plan import model_content, plan_of
 from tiny import recipe_values, write_pairs
 
 
