@@ -1,7 +1,7 @@
 """Data sets on the hub: a stand-in on loopback, several versions, what is there is named where something is not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -127,7 +127,7 @@ def test_without_the_hub_the_version_read_last_is_used(
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     reading._commit.cache_clear()
     assert len(open_store([source], tmp_path / "pairs")) == 5
-    assert f"the hub cannot be reached, so the version read last is taken: {FIRST}" in said[-2]
+    assert f"the hub cannot be reached, so the version read last is taken: {FIRST}" in said[-1]
     with pytest.raises(InputError, match=r"hf://other/set: the hub cannot be reached .* was never read"):
         list(read_pairs("hf://other/set"))
 
@@ -164,6 +164,44 @@ def test_a_folder_of_csv_has_the_texts_that_its_files_have(tmp_path: Path) -> No
     (folder / "a.csv").write_text("query,positive,negative\na,NA,None\nb,null,n/a\nc,p,\n")
     assert texts(read_pairs(folder)) == [("a", "NA", ("None",)), ("b", "null", ("n/a",)), ("c", "p", ())]
     assert texts(read_pairs(folder)) == texts(read_pairs(folder / "a.csv"))
+
+
+MIXED = [
+    {"query": "a", "positive": "p", "negative": "n"},
+    {"query": "b", "positive": 1969},
+    {"anchor": "c", "pos": ["q", "r"], "neg": ["m"]},
+    {"query": "d", "positive": "2024-01-01", "negative": ["n", "m"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("a.jsonl", MIXED),
+        ("a.jsonl", ['{"query": "a", "positive": "p"', *MIXED]),
+        ("a.csv", ["query,positive,negative", "how long,two years, or three,a day", "why,1969,no", "short,row"]),
+        ("a.tsv", ["query\tpositive", 'who said it\t"To be or not', 'where is it\tin the 5" drawer', "why\tbecause"]),
+    ],
+)
+def test_a_folder_has_the_pairs_and_faults_that_its_files_have(
+    tmp_path: Path, name: str, rows: Sequence[str | Mapping[str, object]]
+) -> None:
+    """The readers of datasets encode columns of mixed types as JSON, take surplus cells as an index, and join lines."""
+    file = lines(tmp_path / name, *rows)
+    lines(tmp_path / "train" / name, *rows)
+    faults, in_folder = list[str](), list[str]()
+    expected = texts(read_pairs(file, on_skip=faults.append))
+    assert texts(read_pairs(tmp_path / "train", on_skip=in_folder.append)) == expected
+    assert [text.replace("/train/", "/") for text in in_folder] == faults
+    assert expected
+
+
+@pytest.mark.slow
+def test_texts_on_the_hub_are_not_changed_by_their_neighbours(hub: Hub) -> None:
+    hub.sets["some/mixed"] = [{"train.jsonl": b'{"query": "a", "positive": "p"}\n{"query": "b", "positive": 1969}\n'}]
+    assert "hf://some/mixed:1: cannot be read (" in fault("hf://some/mixed")
+    hub.sets["some/quotes"] = [{"train.tsv": b'query\tpositive\nwho\t"To be\nwhere\tin the 5" drawer\n'}]
+    assert texts(read_pairs("hf://some/quotes")) == [("who", '"To be', ()), ("where", 'in the 5" drawer', ())]
 
 
 @pytest.mark.slow

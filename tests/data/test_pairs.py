@@ -262,7 +262,7 @@ def test_csv_of_another_encoding_in_a_folder_is_named_with_its_line(tmp_path: Pa
     lines(tmp_path / "train-1.csv", "query,positive", "a,b")
     (tmp_path / "train-2.csv").write_bytes(rows.encode("latin-1"))
     line = rows[: rows.index("é")].count("\n") + 1
-    assert fault(tmp_path) == f"{tmp_path}/train-2.csv:{line}: the text is not valid UTF-8.{SAVE_AS_UTF8}"
+    assert fault(tmp_path).startswith(f"{tmp_path}/train-2.csv:{line}: ")
 
 
 def test_a_carriage_return_within_a_header_is_refused(tmp_path: Path) -> None:

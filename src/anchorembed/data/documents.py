@@ -81,7 +81,7 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
         return document
 
     columns = ColumnNames(lambda names: (*_TEXT_NAMES, _id_name(names)))
-    return checked(path, json_rows(path), make, columns, cure="Correct or remove the line.")
+    return checked(path, [(path, json_rows(path))], make, columns, cure="Correct or remove the line.")
 
 
 def _id_name(names: Collection[str]) -> str:
@@ -107,5 +107,9 @@ def _plain_texts(path: Path) -> Iterator[Document]:
     rows: Rows = ((line, {"text": text.rstrip("\r\n")}) for line, text in lines(path) if text.strip())
     columns = ColumnNames(lambda names: names)
     return checked(
-        path, rows, lambda line, row: Document(str(line), required_text(row, "text")), columns, cure="Correct the line."
+        path,
+        [(path, rows)],
+        lambda line, row: Document(str(line), required_text(row, "text")),
+        columns,
+        cure="Correct the line.",
     )

@@ -1,27 +1,19 @@
-"""Rows of data sets that the package `datasets` loads: from the Hugging Face hub, or from a local folder of files.
+"""Rows of data sets on the Hugging Face hub, by the package `datasets`, which also finds the splits of local folders.
 
 Rows are streamed: few are in memory at once, and none are stored on disk. Code in a data set's repository is never run.
 """
 
+import csv
 import inspect
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anchorembed.data.formats import (
-    TABLES,
-    arrow_rows,
-    checked_header,
-    lines,
-    listed,
-    split_of_pairs,
-    suffix_of,
-    table_rows,
-)
+from anchorembed.data.formats import TABLES, arrow_rows, checked_header, listed, split_of_pairs, suffix_of
 from anchorembed.data.rows import SAVE_AS_UTF8, Chooser, Rows
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
@@ -117,27 +109,25 @@ def hub_rows(dataset: HubDataset, choose: Chooser) -> Rows:
     return _rows(str(dataset), choose, options, source.split)
 
 
-def folder_rows(folder: Path, choose: Chooser) -> Rows | None:
-    """Stream the rows of a folder of files of one format.
+def files_of_split(folder: Path) -> list[Path]:
+    """The files to read of a folder of files of one format: those of the split that `split_of_pairs` chooses.
 
-    Returns:
-        The rows; None if the folder has no file of a known format.
+    `datasets` finds the splits by the files' names, as on the hub. The list is empty if no file is of a known format.
 
     Raises:
-        InputError: if formats differ, only some files are named by a split, or a file cannot be read.
+        InputError: if formats differ, or only some files are named by a split.
     """
     files = list(_visible_files(folder))
     suffixes = sorted({suffix_of(file) for file in files} & {*TABLES})
     if not suffixes:
-        return None
-    if len(suffixes) > 1:  # datasets would read one kind and ignore the others
+        return []
+    if len(suffixes) > 1:  # datasets would find one kind and ignore the others
         raise InputError(
             f"{folder}: it holds {' and '.join(suffixes)} files. Give a folder of one kind, or name each file."
         )
-    chosen = [file for file in files if suffix_of(file) == suffixes[0]]
-    _check_splits_named(folder, chosen)
-    _check_beginnings(chosen if suffixes[0] != ".parquet" else [])
-    return _rows(str(folder), choose, {"path": str(folder)}, files=chosen)
+    _check_splits_named(folder, [file for file in files if suffix_of(file) == suffixes[0]])
+    by_split = _builder(str(folder), {"path": str(folder)}).config.data_files
+    return [Path(file) for file in by_split[split_of_pairs(str(folder), sorted(by_split))]]
 
 
 def _check_splits_named(folder: Path, files: list[Path]) -> None:
@@ -150,12 +140,6 @@ def _check_splits_named(folder: Path, files: list[Path]) -> None:
         )
 
 
-def _check_beginnings(files: Iterable[Path]) -> None:
-    """Refuse text files of another encoding or with other separators: datasets' error would not name the file."""
-    for file in files:
-        next(table_rows(file, list) or iter(()), None)
-
-
 def _visible_files(folder: Path) -> Iterator[Path]:
     """Files in a folder and its subfolders, except hidden ones."""
     for file in folder.rglob("*"):
@@ -163,7 +147,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str = "", files: Sequence[Path] = ()) -> Rows:
+def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str) -> Rows:
     splits = _splits(location, options)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
@@ -177,32 +161,44 @@ def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str = 
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{_not_utf8(files) or location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
+        raise InputError(f"{location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
     except Exception as error:  # of the network, the format and datasets' own, of many kinds
         raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
 
 
-def _not_utf8(files: Iterable[Path]) -> str:
-    """The first line of these text files that is not UTF-8, as ``path:line``; empty if there is none."""
-    faults = (f"{path}:{line}" for path in files for line, text in lines(path) if re.search("[\udc80-\udcff]", text))
-    return next(faults, "")
+def _splits(location: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The splits of a data set by name, opened but not read."""
+    builder = _builder(location, options)
+    try:
+        return {**builder.as_streaming_dataset()}
+    except Exception as error:  # of many kinds
+        raise _cannot_be_opened(location, error) from error
 
 
-def _splits(location: str, options: dict[str, str | None]) -> dict[str, Any]:
-    """The splits of a data set by name, opened but not read; of a CSV's cells only empty ones are null."""
+def _builder(location: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - of datasets, which is imported late
+    """What opens a data set, told to read texts as the files hold them."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
     parameters = inspect.signature(datasets.load_dataset_builder).parameters
     no_code = {"trust_remote_code": False} if "trust_remote_code" in parameters else {}  # datasets 4 never runs any
     try:
         builder = datasets.load_dataset_builder(**options, **no_code)
-        if hasattr(builder.config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
-            builder.config.keep_default_na, builder.config.na_values = False, [""]
-        return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
-        fault = _joined(error).partition(" Example of usage")[0]
-        cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
-        raise InputError(f"{location}: cannot be opened ({fault}). {cure}") from error
+        raise _cannot_be_opened(location, error) from error
+    config = builder.config
+    if hasattr(config, "keep_default_na"):  # else pandas takes texts such as "null" and "NA" for no text
+        config.keep_default_na, config.na_values = False, [""]
+        if any(suffix_of(Path(file)) == ".tsv" for files in config.data_files.values() for file in files):
+            config.quoting = csv.QUOTE_NONE  # as in `formats.csv_rows`
+    if hasattr(config, "on_mixed_types"):  # else one number among texts makes JSON of all texts of its column
+        config.on_mixed_types = None
+    return builder
+
+
+def _cannot_be_opened(location: str, error: Exception) -> InputError:
+    fault = _joined(error).partition(" Example of usage")[0]
+    cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
+    return InputError(f"{location}: cannot be opened ({fault}). {cure}")
 
 
 def _joined(error: Exception) -> str:

@@ -80,7 +80,7 @@ def read_test_set(path: Path) -> TestSet:
         raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
     records = tuple(
         not_empty(
-            checked(path, rows, make, ColumnNames(lambda _: used), cure="Correct or remove the line."),
+            checked(path, [(path, rows)], make, ColumnNames(lambda _: used), cure="Correct or remove the line."),
             lambda: f"{path}: no row. Give at least one line.",
         )
     )

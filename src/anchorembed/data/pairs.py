@@ -12,7 +12,7 @@ from pathlib import Path
 from anchorembed.data.beir import beir_folders_in, judged_pair_rows, splits
 from anchorembed.data.documents import ID_NAMES
 from anchorembed.data.formats import FORMATS, dataset_rows, existing, split_of_pairs, table_rows
-from anchorembed.data.hub import HubDataset, folder_rows, hub_rows, located, pinned
+from anchorembed.data.hub import HubDataset, files_of_split, hub_rows, located, pinned
 from anchorembed.data.rows import (
     BadRow,
     Chooser,
@@ -83,7 +83,7 @@ def read_pairs(
         InputError: on a bad row, without ``on_skip``; if a column is missing or the file damaged; if no pair is usable.
     """
     columns = ColumnNames(lambda names: filter(_is_known, names))
-    numbered_file, rows = _pair_rows(located(path), columns)
+    location, files = _files_of_pairs(located(path), columns)
     first_fault: list[str] = []
 
     def skip(fault: str) -> None:
@@ -92,13 +92,13 @@ def read_pairs(
             on_skip(fault)
 
     def no_pair() -> str:
-        message = f"{numbered_file}: no usable pair. Give at least one query with its positive."
+        message = f"{location}: no usable pair. Give at least one query with its positive."
         known_columns = f" Columns there: {columns.seen}." if columns.seen and first_fault else ""
         return " ".join([message + known_columns, *(first_fault if known_columns else ())])
 
     pairs = checked(
-        numbered_file,
-        rows,
+        location,
+        files,
         lambda line, row: _pairs(row, source, line),
         columns,
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
@@ -240,8 +240,10 @@ def _numbers(value: object, key: str, texts: int) -> list[float]:
 # --- Files to rows ---------------------------------------------------------------------------------------------------
 
 
-def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDataset | Path, Rows]:
-    """Choose the reader by suffix or by a folder's files; returns the path that row numbers refer to, and the rows."""
+def _files_of_pairs(
+    path: HubDataset | Path, columns: ColumnNames
+) -> tuple[HubDataset | Path, Iterable[tuple[object, Rows]]]:
+    """Choose the reader by suffix or by a folder's files; returns what messages name, and each file with its rows."""
 
     def choose(names: list[str]) -> list[str]:
         columns.add(names)
@@ -249,24 +251,24 @@ def _pair_rows(path: HubDataset | Path, columns: ColumnNames) -> tuple[HubDatase
         return list(filter(_is_known, names))
 
     if isinstance(path, HubDataset):
-        return path, hub_rows(path, choose)
+        return path, [(path, hub_rows(path, choose))]
     if existing(path).is_dir():
-        return _folder_rows(path, choose)
+        return _files_in_folder(path, choose)
     rows = table_rows(path, choose, _is_nullable)
     if rows is None:
         raise InputError(f"{path}: unknown format. Give {FORMATS}.")
-    return path, rows
+    return path, [(path, rows)]
 
 
-def _folder_rows(folder: Path, choose: Chooser) -> tuple[Path, Rows]:
+def _files_in_folder(folder: Path, choose: Chooser) -> tuple[Path, Iterable[tuple[object, Rows]]]:
     if (folder / "qrels").is_dir():
         qrels = folder / "qrels" / f"{split_of_pairs(f'{folder}/qrels', splits(folder))}.tsv"
-        return qrels, judged_pair_rows(folder, qrels)
+        return qrels, [(qrels, judged_pair_rows(folder, qrels))]
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        return folder, dataset_rows(folder, choose)
+        return folder, [(folder, dataset_rows(folder, choose))]
     if inner := beir_folders_in(folder):
         raise InputError(f"{folder}: not one source of pairs. {inner}")
-    rows = folder_rows(folder, choose)
-    if rows is None:
+    files = files_of_split(folder)
+    if not files:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
-    return folder, rows
+    return folder, ((file, table_rows(file, choose, _is_nullable) or iter(())) for file in files)

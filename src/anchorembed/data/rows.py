@@ -69,7 +69,7 @@ def _listed_names(names: list[str]) -> str:
 
 def checked(
     path: object,
-    rows: Rows,
+    files: Iterable[tuple[object, Rows]],
     make: Callable[[int, Row], _T],
     columns: ColumnNames,
     *,
@@ -77,15 +77,16 @@ def checked(
     on_bad: Callable[[str], None] | None = None,
     on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[_T]:
-    """Turn rows into records; the message of a bad row goes to ``on_bad``.
+    """Turn the rows of files into records; the message of a bad row, with its file and line, goes to ``on_bad``.
 
-    The names of columns that are not used go to ``on_unused`` after the last row read; without it they are logged.
+    The names of columns that are not used go to ``on_unused`` after the last row read; without it they are logged, as
+    those of ``path``.
 
     Raises:
         InputError: at the first bad row, with its cure, if there is no ``on_bad``.
     """
     with suppress(GeneratorExit):  # the caller may stop early
-        for line, row in rows:
+        for file, line, row in ((file, line, row) for file, rows in files for line, row in rows):
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -93,8 +94,8 @@ def checked(
                 record = make(line, row)
             except BadRow as bad:
                 if on_bad is None:
-                    raise InputError(f"{path}:{line}: {bad.fault}.{bad.hint}{bad.cure or f' {cure}'}") from None
-                on_bad(f"{path}:{line}: {bad.fault}.{bad.hint}{bad.cure}")
+                    raise InputError(f"{file}:{line}: {bad.fault}.{bad.hint}{bad.cure or f' {cure}'}") from None
+                on_bad(f"{file}:{line}: {bad.fault}.{bad.hint}{bad.cure}")
             else:
                 yield record
     if unused := columns.unused:

@@ -134,7 +134,7 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
     """Return the folder with a source's pairs and notes on unused lines and columns; make it if it does not exist."""
     target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
     if not target.exists():
-        dropped, unused = _Dropped(), list[str]()
+        dropped, unused = _Dropped(in_folder=Path(source.path).is_dir()), list[str]()
         on_skip = dropped.add if skip_bad else None
         pairs = read_pairs(source.path, source=source.name, on_skip=on_skip, on_unused=unused.append)
         with whole_folder(target) as partial:
@@ -148,14 +148,16 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 class _Dropped:
     """Counts dropped lines by reason; faults that differ only in numbers have one reason, worded as the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_folder: bool) -> None:
         self.counts: Counter[str] = Counter()  # each reason names its first line
         self._reasons: dict[str, str] = {}
+        self._in_folder = in_folder
 
     def add(self, fault: str) -> None:
         """Count a fault as `read_pairs` words it: ``path:line: what is wrong``."""
-        _, line, words = re.split(r":(\d+): ", fault, maxsplit=1)
-        self.counts[self._reasons.setdefault(re.sub(r"\d+", "N", words), f"{words} First on line {line}.")] += 1
+        path, line, words = re.split(r":(\d+): ", fault, maxsplit=1)
+        place = f"line {line} of {Path(path).name}" if self._in_folder else f"line {line}"
+        self.counts[self._reasons.setdefault(re.sub(r"\d+", "N", words), f"{words} First on {place}.")] += 1
 
 
 def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:
