@@ -200,6 +200,8 @@ def test_a_folder_has_the_pairs_and_faults_that_its_files_have(
 def test_texts_on_the_hub_are_not_changed_by_their_neighbours(hub: Hub) -> None:
     hub.sets["some/mixed"] = [{"train.jsonl": b'{"query": "a", "positive": "p"}\n{"query": "b", "positive": 1969}\n'}]
     assert "hf://some/mixed:1: cannot be read (" in fault("hf://some/mixed")
+    hub.sets["some/commas"] = [{"train.csv": b"query,positive\nhow long,two years, or three\n"}]
+    assert "hf://some/commas: the rows have more cells than the header. Put quotes" in fault("hf://some/commas")
     hub.sets["some/quotes"] = [{"train.tsv": b'query\tpositive\nwho\t"To be\nwhere\tin the 5" drawer\n'}]
     assert texts(read_pairs("hf://some/quotes")) == [("who", '"To be', ()), ("where", 'in the 5" drawer', ())]
 

@@ -25,7 +25,7 @@ FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
     "a folder written by datasets' save_to_disk, a folder of such files, or hf://owner/name[:config][@split]"
 )
-_QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
+QUOTE_COMMAS = ' Put quotes around a cell that holds a comma ("one, two"), or remove the line.'
 
 
 def listed(title: str, names: list[str]) -> str:
@@ -120,7 +120,7 @@ def csv_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool]) -> Ro
             )
             header = cells
         elif cells:
-            yield line, _cells(header, cells, nullable, "" if tabs else _QUOTE_COMMAS)
+            yield line, _cells(header, cells, nullable, "" if tabs else QUOTE_COMMAS)
 
 
 def _refuse_other_separators(path: Path, header: str, delimiter: str) -> None:

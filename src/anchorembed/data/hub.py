@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anchorembed.data.formats import TABLES, arrow_rows, checked_header, listed, split_of_pairs, suffix_of
+import pyarrow
+
+from anchorembed.data.formats import QUOTE_COMMAS, TABLES, arrow_rows, checked_header, listed, split_of_pairs, suffix_of
 from anchorembed.data.rows import SAVE_AS_UTF8, Chooser, Rows
 from anchorembed.errors import InputError, first_line, nearest
 from anchorembed.system.files import cache_folder, hash_texts, write_file
@@ -148,15 +150,20 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str) -> Rows:
-    splits = _splits(location, options)
+    builder = _builder(location, options)
+    splits = _splits(location, builder)
     if split and split not in splits:
         raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
     tables = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
-    # A data set that declares no columns may change them between tables.
-    selected = (table.select(checked_header(location, table.column_names, choose)) for table in tables)
+
+    def select(table: pyarrow.Table) -> pyarrow.Table:  # a data set that declares no columns may change them
+        if builder.name == "csv" and "__index_level_0__" in table.column_names:  # pandas's, of surplus cells
+            raise InputError(f"{location}: the rows have more cells than the header.{QUOTE_COMMAS}")
+        return table.select(checked_header(location, table.column_names, choose))
+
     row = 0
     try:
-        for row, value in arrow_rows(selected):
+        for row, value in arrow_rows(map(select, tables)):
             yield row, value
     except InputError:
         raise
@@ -166,9 +173,8 @@ def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str) -
         raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
 
 
-def _splits(location: str, options: dict[str, Any]) -> dict[str, Any]:
+def _splits(location: str, builder: Any) -> dict[str, Any]:  # noqa: ANN401 - of datasets, which is imported late
     """The splits of a data set by name, opened but not read."""
-    builder = _builder(location, options)
     try:
         return {**builder.as_streaming_dataset()}
     except Exception as error:  # of many kinds
