@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from anchorembed.errors import OutOfMemory
 from anchorembed.recipe_schema import Schedule
 from anchorembed.train.loop import Loop, fit, read_log
 from anchorembed.train.optimizer import learning_rate
@@ -26,7 +27,7 @@ class Run:
     """``fit`` on one weight whose gradient is ``gradient``; what it was given and what it wrote."""
 
     def __init__(
-        self, folder: Path, gradient: float = -1.0, qualities: tuple[float, ...] = (), **settings: object
+        self, folder: Path, gradient: float = -1.0, qualities: tuple[float | Exception, ...] = (), **settings: object
     ) -> None:
         self.module, self.folder = Weight(), folder
         self.rates: list[float] = []
@@ -55,7 +56,10 @@ class Run:
 
         def evaluate() -> dict[str, float]:
             self.evaluated.append(self.module.training)
-            return {"quality": next(given, 0.0)}
+            quality = next(given, 0.0)
+            if isinstance(quality, Exception):
+                raise quality
+            return {"quality": quality}
 
         loop = Loop("stage", schedule, 0, folder, str, {})
         fit(loop, self.module, optimizer, Accelerator(cpu=True), prepare, step, order, evaluate)
@@ -126,9 +130,18 @@ def test_training_stops_once_quality_has_not_risen_for_long(
     assert resumed.values[-1] == run.values[-1]
 
 
-def test_epochs_are_steps_of_the_pairs_to_train_on() -> None:
-    assert Schedule(batch_size=32, epochs=3).in_steps(100).steps == 10
-    assert Schedule(batch_size=32, steps=7).in_steps(100).steps == 7
+@pytest.mark.parametrize("last", [False, True])
+def test_an_evaluation_in_which_memory_ends_is_the_first_when_resumed(tmp_path: Path, last: bool) -> None:
+    settings = {"evaluate_every": 2, "keep_best": True}
+    whole = Run(tmp_path / "whole", qualities=(0.9, 0.4, 0.5), **settings)
+    failing = (0.9, 0.4, MemoryError()) if last else (MemoryError(),)
+    with pytest.raises(OutOfMemory, match=f"Steps up to {6 if last else 2} are kept"):
+        Run(tmp_path / "cut", qualities=failing, **settings)
+    resumed = Run(tmp_path / "cut", qualities=(0.5,) if last else (0.9, 0.4, 0.5), **settings)
+    assert [(entry["step"], entry.get("quality")) for entry in resumed.log] == [
+        (entry["step"], entry.get("quality")) for entry in whole.log
+    ]
+    assert resumed.values[-1] == whole.values[-1]
 
 
 def test_a_checkpoint_is_gone_on_from_with_the_pairs_that_come_next(tmp_path: Path) -> None:

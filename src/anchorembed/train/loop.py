@@ -116,17 +116,20 @@ def fit(
     done = load_checkpoint(loop.folder / "checkpoints", module, optimizer)
     if done:
         _log.info("%s: resumed after step %s of %s", loop.name, done, schedule.steps)
-    training = _Training(loop, module, optimizer, _kept_log(log, done))
+    entries = _kept_log(log, done)
+    training = _Training(loop, module, optimizer, entries)
     shown: Metrics = {}
     module.train()
     with (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
+        if done and _evaluates(schedule, done) and not (entries and entries[-1]["step"] == done):
+            _record(sink, accelerator, loop.name, done, training.evaluate(done, evaluate))  # memory ended in it
         last = done if training.out_of_patience() else schedule.steps
         steps = zip(range(done, last), order(done), strict=False)
         for number, indices, future in one_ahead(make_batch, steps):
             started, done = time.perf_counter(), number + 1
             metrics = training.step(number, indices, future, run)
-            evaluates = schedule.evaluate_every and (done % schedule.evaluate_every == 0 or done == schedule.steps)
+            evaluates = _evaluates(schedule, done)
             if evaluates:
                 metrics |= training.evaluate(done, evaluate)
             spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(training.device) / 1e9}
@@ -144,6 +147,12 @@ def fit(
                 break
     if schedule.keep_best:
         training.load_best()
+
+
+def _evaluates(schedule: Schedule, done: int) -> bool:
+    """Whether there is an evaluation after a step."""
+    every = schedule.evaluate_every
+    return every > 0 and (done % every == 0 or done == schedule.steps)
 
 
 class _Training:
@@ -199,7 +208,10 @@ class _Training:
             f"{metrics['gradient_norm']}, which must be finite; its pairs: {self.loop.lines_of(indices)}."
         )
         if self._skipped > most:
-            cure = "Lower the learning rate, set model.precision=float32, or allow some such steps with skip_steps."
+            cure = (
+                "Allow some such steps with skip_steps; or train into another output with a lower learning rate or "
+                "model.precision=float32."
+            )
             raise InputError(f"{problem} {cure}")
         _log.warning("%s Left out, %s of at most %s.", problem, self._skipped, most)
 
