@@ -1,6 +1,5 @@
 """What a recipe may say: its sections, with types, defaults and meanings. `recipe` reads it from YAML."""
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -158,12 +157,6 @@ class Schedule(Section):
         """Keys that decide what a stage costs, not what comes out."""
         keys = {"save_every", "keep_checkpoints", "tokens_per_micro_batch", "recompute"}
         return keys if self.keep_best or self.patience else keys | {"evaluate_every", "evaluate_on"}
-
-    def in_steps(self, pairs: int) -> Self:
-        """The schedule with its epochs, if it has them, as steps over ``pairs`` pairs to train on."""
-        if self.epochs is None:
-            return self
-        return self.model_copy(update={"steps": math.ceil(self.epochs * pairs / self.batch_size)})
 
     def budget(self, automatic: int) -> int:
         """Tokens computed at once; ``automatic`` where the recipe says auto."""

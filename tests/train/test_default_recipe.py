@@ -22,6 +22,14 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
         recipe_of_pairs([path, path], "base", tmp_path / "run")
 
 
+@pytest.mark.parametrize("batch", [32, 64])
+def test_larger_steps_are_fewer(tmp_path: Path, batch: int) -> None:
+    paths = [str(write_pairs(tmp_path / "p.jsonl", 1024))]
+    contrast = recipe_of_pairs(paths, "base", tmp_path / "run", [f"contrast.batch_size={batch}"]).contrast
+    assert contrast is not None
+    assert (contrast.batch_size, contrast.steps) == (batch, 3 * 1024 // batch)
+
+
 @pytest.mark.parametrize("own", ["", "Find the answer"])
 def test_that_queries_get_no_instruction_is_said_unless_they_do(
     own: str, tiny_folder: Path, tmp_path: Path, said: list[str]

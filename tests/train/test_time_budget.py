@@ -91,7 +91,7 @@ def test_a_slow_machine_is_told_which_minutes_would_be_enough() -> None:
 
 
 def test_what_is_counted_in_steps_keeps_its_share(tiny_folder: Path, tmp_path: Path) -> None:
-    stage = {"steps": 100, "batch_size": 8, "warmup_steps": 10, "save_every": 50, "evaluate_every": 25}
+    stage = {"steps": 100, "epochs": 3, "batch_size": 8, "warmup_steps": 10, "save_every": 50, "evaluate_every": 25}
     values = recipe_values(tmp_path / "pairs.jsonl", tiny_folder, tmp_path / "run")
     recipe = parse_recipe(values | {"reconstruct": stage, "contrast": stage | {"evaluate_every": 0}})
     made = resized(recipe, Sizes(20, 200, 500))
@@ -99,6 +99,7 @@ def test_what_is_counted_in_steps_keeps_its_share(tiny_folder: Path, tmp_path: P
     assert made.contrast is not None
     assert made.reconstruct.model_dump(include=set(stage)) == {
         "steps": 20,
+        "epochs": None,
         "batch_size": 8,
         "warmup_steps": 2,
         "save_every": 10,

@@ -64,6 +64,11 @@ def batches(
         step += len(planned)
 
 
+def steps_an_epoch(store: PairStore, train: Indices, size: int, seed: int) -> int:
+    """Number of steps of the first epoch: more than pairs / size where sources or pairs without repeats run out."""
+    return len(_epoch(store, train, size, seed, 0))
+
+
 def share_used(store: PairStore, train: Indices, size: int, seed: int) -> float:
     """Share of the pairs to train on that the first epoch uses, from 0 to 1."""
     return sum(map(len, _epoch(store, train, size, seed, 0))) / len(train)

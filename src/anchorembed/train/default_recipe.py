@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
 
 
-def default_contrast(pairs: int) -> dict[str, Any]:
-    """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps."""
-    batch = min(_BATCH, max(2, pairs // 4))  # from 8 pairs on at least 4 steps an epoch
+def default_contrast(pairs: int, batch: int | None = None) -> dict[str, Any]:
+    """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps, of ``batch`` pairs or of 32."""
+    batch = batch or min(_BATCH, max(2, pairs // 4))  # from 8 pairs on at least 4 steps an epoch
     steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
     return {
         "steps": steps,
@@ -53,8 +53,16 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
         "model": {"name": base},
         "output": str(output),
     }
-    pairs = len(open_pairs(parse_recipe(values, "--pairs", overrides)))
-    return parse_recipe(values | {"contrast": default_contrast(pairs)}, "--pairs", overrides)
+    recipe = parse_recipe(values, "--pairs", overrides)
+    return parse_recipe(
+        values | {"contrast": default_contrast(len(open_pairs(recipe)), given_batch(recipe))}, "--pairs", overrides
+    )
+
+
+def given_batch(recipe: Recipe) -> int | None:
+    """The pairs a step of Stage II that a recipe names, or None if it leaves them to the default."""
+    given = recipe.contrast is not None and "batch_size" in recipe.contrast.model_fields_set
+    return recipe.contrast.batch_size if recipe.contrast and given else None
 
 
 def say_instruction(recipe: Recipe) -> None:

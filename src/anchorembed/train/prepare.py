@@ -1,21 +1,24 @@
 """From a recipe to the data and model of a stage: pairs on disk, their split, order and tokens, and the embedder."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import Split, batches, share_used, source_epoch, split
+from anchorembed.data.sampling import Split, batches, share_used, source_epoch, split, steps_an_epoch
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template
 from anchorembed.model.tokens import Lengths, TokenPair
-from anchorembed.recipe_schema import Recipe
+from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.files import cache_folder
 
 _log = logging.getLogger(__name__)
+AnySchedule = TypeVar("AnySchedule", bound=Schedule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ class Prepared:
     def order(self, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
         """Indices of each step's pairs, from step ``start`` on."""
         return batches(self.store, self.split.train, size, seed, start, self.temperature)
+
+    def in_steps(self, settings: AnySchedule, seed: int) -> AnySchedule:
+        """A stage's settings with its epochs, if it has them, as steps; above temperature 1, as so many pairs."""
+        if settings.epochs is None:
+            return settings
+        size, train = settings.batch_size, self.split.train
+        steps = len(train) / size if self.temperature > 1 else steps_an_epoch(self.store, train, size, seed)
+        return settings.model_copy(update={"steps": math.ceil(settings.epochs * steps)})
 
     def share_used(self, size: int, seed: int) -> float:
         """Share of the training pairs that an epoch uses in steps of ``size``."""

@@ -100,6 +100,7 @@ def profile(recipe: Recipe, name: StageName, steps: int = 5, warmup: int = 2) ->
 def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, measured: range) -> Profile:
     """Run steps to the end of ``measured`` and time those in it; torch's profiler records one more."""
     prepared = prepare(recipe, recipe.model.name)
+    settings = prepared.in_steps(settings, recipe.seed)
     stage = STAGES[name].build(prepared.embedder, settings, budget)
     optimizer = make_optimizer(stage.module, settings)
     backbone = prepared.embedder.backbone

@@ -129,5 +129,5 @@ def resized(recipe: Recipe, sizes: Sizes) -> Recipe:
         if (settings := recipe.stage(name)) is not None:
             counted = {key: getattr(settings, key) for key in ("warmup_steps", "save_every", "evaluate_every")}
             new = {key: max(1, round(value * steps / settings.steps)) for key, value in counted.items() if value}
-            changed[name] = settings.model_copy(update={"steps": steps, **new})
+            changed[name] = settings.model_copy(update={"steps": steps, "epochs": None, **new})
     return recipe.model_copy(update=changed)
