@@ -1,21 +1,24 @@
 """Packed = padded for every kind of decoder, and what is not reproduced is refused by name."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from anchorembed.errors import InputError
 from anchorembed.model import attention
-from anchorembed.model.adapters import AdapterDropout, add_lora, merge_lora
+from anchorembed.model.adapters import AdapterDropout, add_lora, merge_lora, not_adapted
 from anchorembed.model.backbone import Backbone, weights_sha256
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.system.device import find_device
-from tiny import ARCHITECTURES, reproduced, save_tiny, tiny_model
+from anchorembed.train.flops import weight_count
+from tiny import ARCHITECTURES, SIZES, reproduced, save_tiny, tiny_model
 
 LENGTHS = (3, 17, 9, 1, 16)
 
@@ -98,6 +101,31 @@ def test_other_architectures_are_refused_by_name(kind: str) -> None:
     )
     with pytest.raises(InputError, match=kind):
         reproduced(AutoModelForCausalLM.from_config(config).eval(), kind)
+
+
+@pytest.mark.parametrize(("share", "fault"), [(0.0, None), (1e-3, "change by .* with the text before it")])
+def test_states_that_leak_from_text_to_text_are_seen(share: float, fault: str | None) -> None:
+    """A little of the states before, as of a convolution, changes the loss less than it may."""
+    model = tiny_model().eval()
+
+    def leak(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states_1TH, *rest = arguments
+        return (states_1TH + share * states_1TH.cumsum(1), *rest)
+
+    model.base_model.norm.register_forward_pre_hook(leak)
+    with pytest.raises(InputError, match=fault) if fault else nullcontext():
+        reproduced(model, "tiny")
+
+
+def test_experts_are_counted_and_named() -> None:
+    """Of four experts two are used for a token, and adapters train none."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    config = AutoConfig.for_model("qwen3_moe", vocab_size=400, **(SIZES | experts))
+    backbone = Backbone(AutoModelForCausalLM.from_config(config).float())
+    attention_weights = 2 * 32 * (4 * 8) + 2 * 32 * (2 * 8)
+    assert weight_count(backbone) == 2 * (attention_weights + 2 * 3 * 32 * 16)
+    add_lora(backbone, 4, 8, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert not_adapted(backbone.model) == ["down_proj", "gate_up_proj"]
 
 
 def test_lora_trains_adapters_only_and_merges() -> None:

@@ -77,9 +77,15 @@ def adaptable(model: PreTrainedModel, targets: Iterable[str], key: str = "lora.t
 
 
 def not_adapted(model: PreTrainedModel) -> list[str]:
-    """Names of the linear modules in a model's layers that have no adapters."""
+    """Names of the linear modules and experts in a model's layers that have no adapters."""
     linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
-    return sorted({name.rsplit(".", 1)[-1] for name in linear if "lora_" not in name} - {"base_layer"})
+    names = [*(name for name in linear if "lora_" not in name), *(name for name, _ in expert_weights(model))]
+    return sorted({name.rsplit(".", 1)[-1] for name in names} - {"base_layer"})
+
+
+def expert_weights(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+    """Weights of all experts of a layer, [experts, out, in], by name: transformers has them in no linear module."""
+    return [(name, weight) for name, weight in model.base_model.named_parameters() if weight.ndim == 3]
 
 
 def _adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:

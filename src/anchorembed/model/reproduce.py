@@ -23,6 +23,7 @@ from anchorembed.model.packing import PackedBatch, pack
 
 _PROBE_LENGTHS = (13, 8)  # tokens
 _LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # between our loss and the model's, in nats a token
+_LARGEST_LEAK = 1e-3  # relative, of a text's states, from the texts packed before it
 _INPUT_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # relative, of a scaled input vector
 _SCALE_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-3}  # relative, of a measured scale
 _OVERFLOW = "its numbers overflow, as some weights are far too large. Use an earlier checkpoint, or download it again."
@@ -81,7 +82,8 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
     Both use the weights as they are stored: rounding to 4 bits or bfloat16 is on both sides.
 
     Raises:
-        InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16.
+        InputError: if they differ by more than 0.001 nats a token, or 0.03 where weights and products are bfloat16; in
+            float32 also if the states of a text depend on the texts packed with it.
     """
     batch = probe_batch(backbone)
     with _faults_named(name, backbone.name):
@@ -94,6 +96,19 @@ def check_reproduced(backbone: Backbone, own_TV: Tensor, name: str) -> None:
             f"model {name!r} ({backbone.name}): our loss differs from its own forward's by {difference:.3g} nats "
             f"a token, over {limit}. It is not supported; use a causal decoder with rotary positions."
         )
+    leak = _leak(backbone) if backbone.weights_dtype == torch.float32 else 0.0  # less than bfloat16 rounds
+    if leak > _LARGEST_LEAK:
+        raise InputError(
+            f"model {name!r} ({backbone.name}): a text's states change by {leak:.3g}, over {_LARGEST_LEAK}, with the "
+            "text before it. It is not supported; use a causal decoder with rotary positions."
+        )
+
+
+def _leak(backbone: Backbone) -> float:
+    """How much the last probe sequence's states differ, relatively, when it is packed behind others and when alone."""
+    packed, alone = probe_batch(backbone), pack(_probe_sequences(len(backbone.head.weight))[-1:]).to(backbone.device)
+    packed_TH, alone_TH = (backbone.states(backbone.embed(batch.tokens), batch).float() for batch in (packed, alone))
+    return float((packed_TH[-len(alone_TH) :] - alone_TH).norm() / alone_TH.norm())
 
 
 @contextmanager

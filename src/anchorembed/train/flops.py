@@ -5,6 +5,7 @@ Attention's own products, and recomputation to save memory, are left out. ``Stag
 
 from torch import nn
 
+from anchorembed.model.adapters import expert_weights
 from anchorembed.model.backbone import Backbone
 
 TRAINED = 6  # FLOPs per token and weight: one product forward, two backward (gradients of input and weight)
@@ -27,5 +28,10 @@ def product_shapes(backbone: Backbone) -> list[tuple[int, int]]:
 
 
 def weight_count(backbone: Backbone) -> int:
-    """Number of linear weights in the decoder's layers, without adapters, input embedding and output head."""
-    return sum(out * into for out, into in product_shapes(backbone))
+    """Number of linear weights in the decoder's layers, without adapters, input embedding and output head.
+
+    Of a mixture of experts those count that a token uses.
+    """
+    used = getattr(backbone.model.config.get_text_config(), "num_experts_per_tok", 0)
+    experts = sum(used * weight[0].numel() for _, weight in expert_weights(backbone.model))
+    return experts + sum(out * into for out, into in product_shapes(backbone))
