@@ -287,6 +287,26 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: Exc
     monkeypatch.setattr(Contrastive, where, failing)
 
 
+@pytest.mark.parametrize("kind", ["mamba", "distilbert"])
+def test_a_model_that_cannot_be_trained_is_refused_by_name(kind: str, recipe: Recipe, tmp_path: Path) -> None:
+    AutoConfig.for_model(kind, vocab_size=400).save_pretrained(tmp_path / "other")
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(tmp_path / "other")})})
+    with pytest.raises(InputError, match=rf"other' \({kind}\) cannot run: .*Use a causal decoder"):
+        contrast(other)
+    (tmp_path / "other" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="Merge it first"):
+        contrast(other)
+
+
+def test_a_guide_takes_memory(eight_billion: Shape) -> None:
+    alone = use("bfloat16")
+    beside = replace(alone, guide=4 * eight_billion.count)
+    assert estimate(eight_billion, beside).total == estimate(eight_billion, alone).total + 4 * eight_billion.count
+    assert fitting_budget(eight_billion, beside, CARD) < fitting_budget(eight_billion, alone, CARD)
+    with pytest.raises(InputError, match=r"the guide 32, weights .* GB are"):
+        check_memory("contrast", eight_billion, beside, 40 * 10**9, "cuda:0", strict=True)
+
+
 @pytest.mark.parametrize(
     ("ends_in", "where"), [(0, "run"), (3, "run"), (4, "run"), (0, "make_batch"), (3, "make_batch")]
 )

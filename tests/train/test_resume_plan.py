@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA
 from anchorembed.recipe_file import parse_recipe
+from anchorembed.train.kept_recipe import with_absolute_paths
 from anchorembed.train.resume_plan import model_content, plan_of
 from tiny import recipe_values, write_pairs
 
@@ -32,6 +34,15 @@ def test_each_file_of_a_saved_embedder_that_decides_vectors_counts(
     path = tmp_path / file
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     assert (model_content(str(tmp_path)) != before) == counts
+
+
+def test_the_default_model_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output folder may have its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    assert model_content(DEFAULT_MODEL) == DEFAULT_MODEL
+    values = recipe_values(tmp_path / "pairs.jsonl", Path(DEFAULT_MODEL), tmp_path / "run")
+    assert with_absolute_paths(parse_recipe(values)).model.name == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize(("lora", "counts"), [(None, False), ({}, True)])

@@ -441,6 +441,33 @@ def test_what_the_second_stage_cannot_do_is_said_before_the_first(
     assert not (tmp_path / "run" / "reconstruct" / "log.jsonl").exists()
 
 
+def test_a_guide_that_is_no_embedder_of_ours_is_refused_before_the_first_stage(recipe: Make, tmp_path: Path) -> None:
+    guide = save_tiny(tmp_path / "guide")
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    listed = [{"idx": n, "name": str(n), "type": f"x.{kind}", "path": path} for n, (kind, path) in enumerate(modules)]
+    (guide / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    (guide / "1_Pooling").mkdir()
+    (guide / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    with pytest.raises(InputError, match="pools by mean"):
+        train(recipe(contrast={"mask_above": 0.0, "guide": str(guide)}))
+    assert not (tmp_path / "run" / "reconstruct" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("temperature", "steps"), [(1.0, 4), (2.0, 1)])
+def test_an_epoch_has_each_source(recipe: Make, tmp_path: Path, temperature: float, steps: int) -> None:
+    """Two epochs of two sources are four steps, though 64 pairs would fill one."""
+    made = recipe(reconstruct=None, contrast={"epochs": 2, "batch_size": 64})
+    paths = [write_pairs(tmp_path / f"{number}.jsonl", 12, number) for number in range(2)]
+    sources = [{"name": path.stem, "path": str(path)} for path in paths]
+    values = made.model_dump(mode="json", by_alias=True)
+    values["data"] |= {"sources": sources, "temperature": temperature, "held_out": 0}
+    prepared = prepare(parse_recipe(values), made.model.name)
+    assert made.contrast is not None
+    assert prepared.in_steps(made.contrast, 0).steps == steps
+    without = made.contrast.model_copy(update={"epochs": None, "steps": 7})
+    assert prepared.in_steps(without, 0).steps == 7
+
+
 def test_a_tracker_that_is_not_installed(recipe: Make) -> None:
     with pytest.raises(InputError, match="trackers: 'foo'"):
         contrast(recipe().model_copy(update={"trackers": ["foo"]}))
@@ -467,7 +494,9 @@ def test_some_steps_may_be_left_out(recipe: Make, monkeypatch: pytest.MonkeyPatc
     assert sum("Left out" in line for line in said) == 2
     calls = iter(range(1, 100))
     with pytest.raises(InputError, match="step 5 has loss nan"):
-        contrast(recipe("one", reconstruct=None, contrast={"skip_steps": 1}))
+        contrast(recipe("one", reconstruct=None, contrast={"skip_steps": 1, "save_every": 1}))
+    calls = iter([5, *range(6, 100)])  # as the message says
+    assert (contrast(recipe("one", reconstruct=None, contrast={"skip_steps": 2, "save_every": 1}))).exists()
 
 
 def test_no_pair_held_out(recipe: Make) -> None:

@@ -72,7 +72,6 @@ def _train(recipe: ArmRecipe) -> None:
     write_file(path, yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False))
     if find_device(recipe.model.device).type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         train_arm(recipe)
         return
     command = [sys.executable, "-m", "anchorembed", "train-arm", str(path)]

@@ -65,12 +65,7 @@ def load_model(
     device = device or torch.device("cpu")
     if weights == "nf4":
         check_nf4(name, device)
-    if file_beside(name, "adapter_config.json"):
-        raise InputError(
-            f"model {name!r} holds a peft adapter (adapter_config.json), not a whole model. Merge it first: "
-            f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and "
-            "save the tokenizer there."
-        )
+    _refuse_adapter(name)
     model, tokenizer = _load(name, partial(_read, name=name, weights=weights, device=device, tie_head=tie_head))
     check_weights_finite(name, model)
     if weights != "nf4":  # those are quantised on the device where they stay
@@ -80,10 +75,20 @@ def load_model(
 
 def load_config(name: str) -> PretrainedConfig:
     """Load a model's configuration alone, without its weights; raises InputError as `load_model` does."""
+    _refuse_adapter(name)
     config: PretrainedConfig = _load(
         name, lambda folder, gguf: AutoConfig.from_pretrained(folder, gguf_file=gguf, **_NO_CODE)
     )
     return config
+
+
+def _refuse_adapter(name: str) -> None:
+    if file_beside(name, "adapter_config.json"):
+        raise InputError(
+            f"model {name!r} holds a peft adapter (adapter_config.json), not a whole model. Merge it first: "
+            f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and "
+            "save the tokenizer there."
+        )
 
 
 def check_nf4(name: str, device: torch.device) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_tokenizer
+from anchorembed.model.metadata import find_metadata
 from anchorembed.model.packing import PackedBatch, by_length, pack, send
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe_schema import Contrast, Data
@@ -34,6 +36,7 @@ from anchorembed.train.contrastive_losses import (
 )
 from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
+from anchorembed.train.memory_estimate import shape_of_model
 from anchorembed.train.prepare import Prepared
 from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adapters, read_back
 
@@ -142,7 +145,10 @@ class Contrastive(Stage):
                 f"contrast.dimensions: {max(settings.dimensions)} is above {dimension}, the model's. Lower it."
             )
         if settings.guide is not None:
-            load_tokenizer(settings.guide)  # so that a wrong name is reported at once
+            shape_of_model(settings.guide)  # so that a wrong one is refused before Stage I
+            load_tokenizer(settings.guide)
+            if find_metadata(settings.guide) is None:
+                find_embedder_settings(settings.guide)
 
     @staticmethod
     def teaches(settings: Contrast, pairs: Sequence[TokenPair]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.errors import InputError
+from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.recipe_file import read_as, show_config
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import write_file
@@ -94,7 +95,7 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    return str(Path(name).absolute()) if name != DEFAULT_MODEL and Path(name).exists() else name
 
 
 def _text(recipe: Recipe) -> str:

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from anchorembed.errors import InputError, first_line
+from anchorembed.model.embedder_settings import check_causal
+from anchorembed.model.load import load_config
 from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import Weights
 from anchorembed.train.stage import StepSize
@@ -77,6 +80,7 @@ class Use:
         compiled: whether layers are compiled.
         recompute: whether activations are recomputed in the backward pass.
         shards: processes that weights, gradients and moments are spread over.
+        guide: bytes of the guide's weights, which are in float32 and not spread.
     """
 
     weights: Weights
@@ -88,6 +92,7 @@ class Use:
     recompute: bool = False
     compiled: bool = True
     shards: int = 1
+    guide: int = 0
 
     @property
     def tokens(self) -> int:
@@ -100,6 +105,7 @@ class Estimate:
     """Bytes of a stage at its peak; ``copies`` are weights in the products' dtype, ``logits`` those of one chunk."""
 
     weights: int
+    guide: int
     gradients: int
     moments: int
     copies: int
@@ -110,7 +116,7 @@ class Estimate:
     @property
     def fixed(self) -> int:
         """The part that does not depend on the micro-batch."""
-        return self.weights + self.gradients + self.moments
+        return self.weights + self.guide + self.gradients + self.moments
 
     @property
     def total(self) -> int:
@@ -120,6 +126,23 @@ class Estimate:
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in self.__slots__}
         return ", ".join(f"{name} {gb(value)}" for name, value in parts.items() if value >= self.total / 1000)
+
+
+def shape_of_model(name: str) -> Shape:
+    """Sizes of a model's decoder, by its configuration.
+
+    Raises:
+        InputError: if the model cannot be found, is bidirectional, or has no attention of Llama's kind.
+    """
+    config = load_config(name)
+    check_causal(name, config)
+    try:
+        return shape_of(config)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} ({config.model_type}) cannot run: {first_line(error)} Use a causal decoder with rotary "
+            "positions."
+        ) from error
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -190,6 +213,7 @@ def estimate(shape: Shape, use: Use) -> Estimate:
     adapters = trained if use.size.lora else 0
     return Estimate(
         weights=(stored_bytes(shape, use.weights) + _FLOAT32 * adapters) // use.shards,
+        guide=use.guide,
         gradients=_FLOAT32 * trained // use.shards,
         moments=2 * _FLOAT32 * trained // use.shards,
         copies=_copies(shape, use),

@@ -7,6 +7,7 @@ from pathlib import Path
 from anchorembed.data.pairs import content_of
 from anchorembed.errors import InputError
 from anchorembed.model.backbone import forward_settings
+from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.recipe_schema import Recipe, Reconstruct, Schedule
@@ -17,9 +18,10 @@ _SOURCES, _CONTENT = "data.sources.", ".content"  # before and after a source's 
 
 
 def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
-    """The settings and contents that decide a stage's result, by dotted key, without settings that change only cost.
+    """The settings and contents that decide a stage's result, by dotted key.
 
-    It has content hashes of data and local models, so a run can be resumed after their folders are moved.
+    Left out are settings that change only cost, and ``skip_steps``, which decides whether a stage goes on. Data and
+    local models are there as content hashes, so a run can be resumed after their folders are moved.
     """
     in_float32 = isinstance(settings, Reconstruct) and settings.lora is None  # whatever model.weights is
     parts = {
@@ -28,7 +30,9 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
             mode="json", exclude={"device", "name"} | ({"weights"} if in_float32 else set())
         ),
         name: settings.model_dump(
-            mode="json", by_alias=True, exclude=settings.cost_only | {"from_"} | settings.other_models.keys()
+            mode="json",
+            by_alias=True,
+            exclude=settings.cost_only | {"from_", "skip_steps"} | settings.other_models.keys(),
         ),
     }
     contents = {f"{_SOURCES}{source.name}{_CONTENT}": content_of(source.path) for source in recipe.data.sources}
@@ -38,6 +42,8 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
 
 def model_content(model: str) -> str:
     """Identify a model: a hash of what decides a saved embedder's vectors, of other local files, or a hub name."""
+    if model == DEFAULT_MODEL:  # whatever a folder of that name holds
+        return model
     path = Path(model).expanduser()
     metadata, weights = read_metadata(path), saved_sha256(path)
     if metadata is None or not weights:

@@ -12,12 +12,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe, Schedule
@@ -31,7 +32,7 @@ from anchorembed.train.cross_entropy import CHUNK_LOGITS
 from anchorembed.train.distributed import embedder_with, open_accelerator, wrap_for_processes
 from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.loop import BEST, Interrupted, Loop, fit, read_log, stop_signals
-from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of, use_of
+from anchorembed.train.memory_estimate import Use, fitting_budget, shape_of_model, use_of
 from anchorembed.train.optimizer import learning_rate, make_optimizer
 from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.reconstruct import Reconstruction
@@ -142,13 +143,15 @@ def _train_stage(
 ) -> Path:
     name, target = stage_class.name, folder / "model"
     accelerator = open_accelerator(recipe, settings, folder)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # the log has the peak of this stage
     _log.info("%s: starting from %s", name, start)
     with accelerator.local_main_process_first():  # it fetches the configuration
         use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
     use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
     with accelerator.local_main_process_first():  # it converts pairs and fetches models
         prepared = prepare(recipe, start)
-        settings = settings.in_steps(len(prepared.split.train))
+        settings = prepared.in_steps(settings, recipe.seed)
         _check_stages(recipe, stage_class, settings, prepared)
         start_sha256 = weights_sha256(prepared.embedder.backbone.model)
         seed_everything(recipe.seed)
@@ -219,7 +222,9 @@ def plan_memory(
         recipe, settings, stage_class.step_size(settings, recipe.data), dtype, logits, *shards, compiled=on_gpu
     )
     device_name = str(device) if on_gpu else "this machine"
-    shape = shape_of(load_config(start))
+    shape = shape_of_model(start)
+    guides = [shape_of_model(model).count for model in settings.other_models.values()]
+    use = replace(use, guide=torch.float32.itemsize * sum(guides))
     if settings.tokens_per_micro_batch == "auto" and on_gpu:
         use = replace(use, budget=fitting_budget(shape, use, memory_of(device)))
     _log.info(check_memory(stage_class.name, shape, use, memory_of(device), device_name, strict=on_gpu))
