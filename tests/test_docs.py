@@ -28,7 +28,7 @@ ELSEWHERE = {
     "docs/memory.py": "tests/test_docs.py",
     "anchorembed demo": "tests/test_demo.py",
     "anchorembed page": "tests/page/test_run_contents.py",
-    " --vectors": "tests/train/test_read.py",
+    " --vectors": "tests/train/test_read_vector.py",
     "anchorembed fit": "tests/test_fit.py",
     "anchorembed verify": "tests/export/test_verify.py",
     " --rerank": "tests/curate/test_rerank.py",
