@@ -97,6 +97,18 @@ def test_a_part_of_a_retrieval_task_of_mteb_is_that_of_a_local_one(
     assert (ours.task, ours.items) == (theirs.task, theirs.items)
 
 
+def test_a_part_of_a_retrieval_task_of_mteb_has_whole_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mteb_module, "QUICK_DOCUMENTS", 20)
+    local = mteb_task(data / "beir")
+    (split,) = local.dataset["default"].values()
+    split["queries"] = split["queries"].add_column("instruction", [f"only {name}" for name in split["queries"]["id"]])
+    monkeypatch.setattr(mteb, "get_task", lambda _: local)
+    (task,) = find_tasks(["SomeInstructionRetrieval"], quick=True)
+    queries = task.task.dataset["default"]["test"]["queries"]
+    assert len(queries) < 12
+    assert queries["instruction"] == [f"only {name}" for name in queries["id"]]
+
+
 def test_a_part_of_an_aggregate_of_mteb_is_of_the_tasks_in_it(
     embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

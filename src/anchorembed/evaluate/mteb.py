@@ -290,10 +290,9 @@ def _shorten_search(name: str, data: Any) -> None:  # noqa: ANN401 - mteb's dict
         qrels = {query: dict(grades) for query, grades in data["relevant_docs"].items()}
         queries = tuple(_documents(data["queries"]))
         part = subset(Collection(name, _documents(data["corpus"]), queries, qrels), QUICK_DOCUMENTS)
-        data["corpus"], data["queries"] = (
-            Dataset.from_dict({"id": [text.id for text in side], "text": [text.text for text in side]})
-            for side in (part.documents, part.queries)
-        )
+        for side, texts in (("corpus", part.documents), ("queries", part.queries)):
+            kept = {text.id for text in texts}
+            data[side] = data[side].select([row for row, id_ in enumerate(data[side]["id"]) if str(id_) in kept])
         data["relevant_docs"] = part.qrels
     else:
         data["queries"] = data["queries"].select(quick_items(len(data["queries"])))
