@@ -193,8 +193,9 @@ def test_a_control_is_named_by_its_arm() -> None:
 
 
 def test_options_without_effect_are_refused() -> None:
-    with pytest.raises(InputError, match="no table is left"):
-        parse_recipe(GOOD | {"compare": {"collections": {"One": None}}})
+    for empty in (None, []):
+        with pytest.raises(InputError, match="no table is left"):
+            parse_recipe(GOOD | {"compare": {"collections": {"One": empty}}})
     with pytest.raises(InputError, match="decode: false leaves no loss; set bag_weight"):
         parse_as(ArmRecipe, GOOD | {"reconstruct": {"decode": False}}, "arm")
     with pytest.raises(InputError, match="guide has no effect without mask_above"):

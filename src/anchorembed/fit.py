@@ -25,7 +25,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
-from anchorembed.system.files import lock_folder, whole_folder, write_jsonl
+from anchorembed.system.files import check_writable, lock_folder, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.kept_recipe import KEPT, check_kept
@@ -106,6 +106,8 @@ def fit(
     writing, output = writing or Writing(), Path(output)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(f"fit: run it in one process, then train {output}/recipe.yaml with your launcher.")
+    for name in ("queries.jsonl", "pairs.jsonl"):
+        check_writable(output / "data" / name, corpus, writing.prompt)
     prompt = read_prompt(writing.prompt)
     recipe_of(base, output, 1, overrides)
     load_config(base)

@@ -338,10 +338,10 @@ class Compare(Section):
     @field_validator("collections", mode="before")
     @classmethod
     def _left_out(cls, tables: Any) -> Any:  # noqa: ANN401 - checked next
-        """Drop tables that are null, by which a recipe leaves out tables of the recipe it extends."""
+        """Drop tables that are null or empty, by which a recipe leaves out tables of the recipe it extends."""
         if not isinstance(tables, dict):
             return tables
-        kept = {title: names for title, names in tables.items() if names is not None}
+        kept = {title: names for title, names in tables.items() if names not in (None, [])}
         if not kept:
             raise ValueError("no table is left; name at least one collection")
         return kept

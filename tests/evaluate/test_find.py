@@ -9,6 +9,27 @@ from anchorembed.evaluate.find import find_tasks
 from judged_files import write_rows
 
 
+def test_each_file_of_a_folder_is_a_task_but_other_parts_beside_a_test(data: Path, said: list[str]) -> None:
+    folder = data / "classes"
+    for source, target in (("pairs.jsonl", "pairs.jsonl"), ("sts/s_test.jsonl", "similarity.jsonl")):
+        (data / source).rename(folder / target)
+    (data / "beir").rename(folder / "faq")
+    for name in ("c_dev.jsonl", "t_train.jsonl"):
+        (folder / name).write_bytes((folder / "c_train.jsonl").read_bytes())
+    assert [task.name for task in find_tasks([str(folder)])] == ["c_test", "pairs", "similarity"]
+    assert said == [
+        f"{folder}: only its files are read. It holds BEIR folders. Name one or more of: {folder / 'faq'}.",
+        f"{folder}: not evaluated, by their names: c_dev.jsonl, t_train.jsonl. Rename what is a test.",
+    ]
+
+
+def test_a_folder_without_a_test_is_refused(data: Path) -> None:
+    (data / "classes" / "c_test.jsonl").unlink()
+    (data / "beir").rename(data / "classes" / "faq")
+    with pytest.raises(InputError, match=r"no test is in it, .*\(c_train\.jsonl\)\. Add a test.*BEIR folders.*faq"):
+        find_tasks([str(data / "classes")])
+
+
 @pytest.mark.slow
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"SciFakt: neither a folder or file here.*Did you mean 'SciFact'"):

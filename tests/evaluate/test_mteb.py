@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from datasets.exceptions import DatasetGenerationError
 from mteb.abstasks import AbsTaskSTS
+from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
 from anchorembed.errors import InputError
 from anchorembed.evaluate import local as local_module
@@ -93,6 +95,37 @@ def test_a_part_of_a_retrieval_task_of_mteb_is_that_of_a_local_one(
         embedder, tmp_path, Path("SomeRetrieval"), quick=True
     )
     assert (ours.task, ours.items) == (theirs.task, theirs.items)
+
+
+def test_a_part_of_a_retrieval_task_of_mteb_has_whole_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mteb_module, "QUICK_DOCUMENTS", 20)
+    local = mteb_task(data / "beir")
+    (split,) = local.dataset["default"].values()
+    split["queries"] = split["queries"].add_column("instruction", [f"only {name}" for name in split["queries"]["id"]])
+    monkeypatch.setattr(mteb, "get_task", lambda _: local)
+    (task,) = find_tasks(["SomeInstructionRetrieval"], quick=True)
+    queries = task.task.dataset["default"]["test"]["queries"]
+    assert len(queries) < 12
+    assert queries["instruction"] == [f"only {name}" for name in queries["id"]]
+
+
+def test_a_part_of_an_aggregate_of_mteb_is_of_the_tasks_in_it(
+    embedder: Embedder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "QUICK_ITEMS", 10)
+    local = mteb_task(data / FILES["STS"])
+
+    class Aggregate(AbsTaskAggregate):
+        metadata = AggregateTaskMetadata(
+            name="A", description="", tasks=[local], main_score="cosine_spearman", type="STS", eval_splits=["test"]
+        )
+
+    monkeypatch.setattr(mteb, "get_task", lambda _: Aggregate())
+    (expected,) = scores(embedder, tmp_path, data / FILES["STS"], quick=True)
+    for _ in range(2):  # with the same object in it
+        (score,) = scores(embedder, tmp_path, Path("SomeAggregate"), quick=True)
+        assert (score.task, score.value) == ("A-quick", pytest.approx(expected.value, abs=1e-4))
+        assert local.metadata.name == "s_test"
 
 
 def test_an_undefined_score_is_null_in_mteb_s_file(

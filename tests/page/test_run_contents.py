@@ -1,27 +1,33 @@
 """A run's page has the run's models and pairs that were not trained on; what cannot be shown is said."""
 
-import json
 import re
+import shutil
+from math import log2
 from pathlib import Path
 
 import pytest
+import yaml
 
 from anchorembed import api
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
-from anchorembed.page.contents import Page
-from anchorembed.page.run_contents import collection_of, find_models
+from anchorembed.evaluate.held_out import pair_search, search_by_embedder
+from anchorembed.page.run_contents import collection_of, find_models, page_of_run
+from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
-from anchorembed.train.verdict import VERDICT
+from anchorembed.train.prepare import load_to_measure
+from anchorembed.train.verdict import conclude, held_out_pairs
+from tiny import write_pairs
 
 
 def test_pairs_become_a_test_without_repeated_texts() -> None:
-    made = collection_of([TextPair("a", "x"), TextPair("a", "y"), TextPair("b", "x")])
+    own = (None, False)
+    made, _ = collection_of([(pair, own) for pair in (TextPair("a", "x"), TextPair("a", "y"), TextPair("b", "x"))])
     assert [document.text for document in made.documents] == ["x", "y"]
     assert [query.text for query in made.queries] == ["a", "b"]
     assert made.qrels == {"q0": {"d0": 1, "d1": 1}, "q1": {"d0": 1}}
     with pytest.raises(InputError, match="held-out pairs: 1, and a page shows at least 2"):
-        collection_of([TextPair("a", "x")])
+        collection_of([(TextPair("a", "x"), own)])
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -30,10 +36,36 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_measures_models_as_the_verdict_does(run: Recipe, page: Page) -> None:
-    (verdict,) = json.loads((run.output / VERDICT).read_text(encoding="utf-8"))["tests"]
-    shown = [page.rows[name]["nDCG@10"] for name in ("before training", "Stage II")]
-    assert shown == pytest.approx([verdict["before"], verdict["trained"]])
+@pytest.mark.parametrize(
+    "sources",
+    [
+        pytest.param([{"symmetric": False}], id="one-instruction"),
+        pytest.param([{"symmetric": True}], id="symmetric"),
+        pytest.param([{}, {"instruction": "something else to look for"}], id="two-instructions"),
+    ],
+)
+def test_the_page_measures_models_as_the_verdict_does(
+    run: Recipe, sources: list[dict[str, object]], tmp_path: Path
+) -> None:
+    output = shutil.copytree(run.output, tmp_path / "run")
+    values = run.model_dump(mode="json", by_alias=True) | {"output": str(output)}
+    files = [run.data.sources[0].path, write_pairs(tmp_path / "more.jsonl", 120, seed=5)]
+    values["data"]["sources"] = [
+        {"name": f"s{number}", "path": str(path)} | source
+        for number, (path, source) in enumerate(zip(files, sources, strict=False))
+    ]
+    recipe = parse_recipe(values)
+    (output / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (verdict,) = conclude(recipe, output / "contrast" / "model")
+    shown, _ = page_of_run(output)
+    rows = [shown.rows[name]["nDCG@10"] for name in ("before training", "Stage II")]
+    assert rows == pytest.approx([verdict.before, verdict.trained])
+    test = pair_search(held_out_pairs(recipe))
+    ndcg = search_by_embedder(test, load_to_measure(recipe, str(output / "contrast" / "model")))
+    by_query = {text: score for (_, text), score in zip(test.queries, ndcg, strict=True)}
+    for search in shown.searches:
+        rank = search.ranks["Stage II"]
+        assert by_query[search.query] == pytest.approx(1 / log2(rank + 1) if rank <= 10 else 0)
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from anchorembed.api import encode, mine, page
 from anchorembed.errors import InputError
+from anchorembed.fit import fit
 from anchorembed.system.files import (
     cache_folder,
     hash_content,
@@ -216,6 +218,34 @@ def test_neither_pipe_nor_folder_is_replaced_by_a_file(tmp_path: Path) -> None:
             write_file(tmp_path / name, "text")
     assert names(tmp_path) == ["folder", "pipe"]
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        pytest.param(lambda read, out: encode("model", read, out), id="encode-texts"),
+        pytest.param(lambda read, out: encode("model", "none.jsonl", out, like=read), id="encode-like"),
+        pytest.param(mine, id="mine-pairs"),
+        pytest.param(lambda read, out: mine("none.jsonl", out, corpus=read), id="mine-corpus"),
+        pytest.param(lambda read, out: page(read, out=out), id="page-recipe"),
+        pytest.param(lambda read, out: page("run", pairs=read, out=out), id="page-pairs"),
+        pytest.param(lambda read, out: fit(read, "model", out.parents[1]), id="fit-corpus"),
+    ],
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_no_verb_writes_over_what_it_reads(
+    overwrite: Callable[[Path, Path], Any], is_link: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "data" / "pairs.jsonl"
+    read = tmp_path / "read.jsonl" if is_link else out
+    write_jsonl(read, ROWS)
+    if is_link:
+        out.parent.mkdir()
+        out.symlink_to(read)
+    before = read.read_bytes()
+    with pytest.raises(InputError, match=r"this file is also read\. Name another file"):
+        overwrite(read, out)
+    assert read.read_bytes() == before
 
 
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])

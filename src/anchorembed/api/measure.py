@@ -97,10 +97,10 @@ def page(run: str | Path, *, pairs: str | Path | None = None, out: str | Path | 
     Raises:
         InputError: as `page_of_run` does, and where the packages of the extra ``compare`` are not installed.
     """
+    if out is not None:
+        check_writable(Path(out), run, pairs)
     with extra("compare"):
         from anchorembed.page.html import write_page
         from anchorembed.page.run_contents import page_of_run
-    if out is not None:
-        check_writable(Path(out))
     shown, output = page_of_run(Path(run), Path(pairs) if pairs else None)
     return write_page(shown, Path(out) if out else output / "page.html")

@@ -14,7 +14,6 @@ from anchorembed.curate.rerank import by_cross_encoder
 from anchorembed.data.documents import read_corpus
 from anchorembed.data.pairs import TextPair
 from anchorembed.data.store import SourceFile, open_store
-from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_config, load_tokenizer
@@ -81,9 +80,7 @@ def mine(
     Raises:
         InputError: if a file cannot be used, or BM25's extra ``mine`` is not installed.
     """
-    check_writable(Path(out))
-    if Path(out).resolve() in {Path(path).resolve() for path in (pairs, corpus) if path}:
-        raise InputError(f"{out}: this file is also read. Name another file to write.")
+    check_writable(Path(out), pairs, corpus)
     reranker = by_cross_encoder(rerank) if rerank else None
     store = open_store([SourceFile(str(pairs), pairs)], cache_folder() / "pairs", skip_bad=skip_bad)
 

@@ -71,9 +71,9 @@ def encode(  # noqa: PLR0913 - the options of a verb
         raise InputError(f"{out}: its folder does not exist. Make it, or name another file.")
     if like and (dimensions is not None or precision):
         raise InputError(f"--like: {like} says dimensions and precision. Leave --dimensions and --precision out.")
-    job = Job(str(model), side, instruction, dimensions, precision, read_made_by(Path(like)) if like else None)
     if engine == "local":
-        check_writable(out)
+        check_writable(out, texts, like)
+    job = Job(str(model), side, instruction, dimensions, precision, read_made_by(Path(like)) if like else None)
     documents = read_texts(Path(texts))
     documents = chain([next(documents)], documents)  # a fault in the first line is reported before the model is loaded
     with counting_bar("embedding", None) as advance:

@@ -5,6 +5,7 @@ a ``score`` (similarity) or a ``label`` of 0 or 1 (a pair to classify); ``text``
 in CSV are JSON. Quotes in TSV have no meaning, as in published test sets.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from anchorembed.data.formats import TABLES, suffix_of, table_rows
 from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
 
+_log = logging.getLogger(__name__)
 _LABELS = ("label", "category")
 
 
@@ -91,7 +93,7 @@ def read_test_set(path: Path) -> TestSet:
 
 
 def find_test_sets(path: Path) -> list[Path]:
-    """The path itself if it is a file or a BEIR folder, else the test files in the folder.
+    """The path itself if it is a file or a BEIR folder, else the test files in the folder; BEIR folders there are said.
 
     Raises:
         InputError: if there are none.
@@ -101,9 +103,12 @@ def find_test_sets(path: Path) -> list[Path]:
     if path.is_file() or (path / "qrels").is_dir():
         return [path]
     files = [file for file in sorted(path.iterdir()) if suffix_of(file) in TABLES]
+    inner = beir_folders_in(path)
     if not files:
         fault = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
-        raise InputError(f"{path}: {fault}. {beir_folders_in(path)}".rstrip())
+        raise InputError(f"{path}: {fault}. {inner}".rstrip())
+    if inner:
+        _log.warning("%s: only its files are read. %s", path, inner)
     return files
 
 

@@ -18,8 +18,8 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
 
     Args:
         names: BEIR folders, test files, folders of test files, or names of mteb's tasks and benchmarks. In a folder
-            of files only those named ``*_test`` are tasks, if there are any; a classification's training texts are in
-            the file named ``*_train`` beside it.
+            of files each is a task but those named ``*_train``, which have a classification's training texts, and
+            ``*_dev``, ``*_val``, ``*_valid`` or ``*_validation`` beside a ``*_test``.
         split: which qrels of a BEIR folder.
         quick: a fixed part of each: at most 1,000 documents, or 500 test items; the task's name then ends in -quick.
 

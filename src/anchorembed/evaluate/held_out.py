@@ -14,6 +14,7 @@ import numpy as np
 from anchorembed.data.pairs import TextPair
 from anchorembed.evaluate.ranking import Scorer
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.template import Prompts
 from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import hash_texts
 
@@ -80,10 +81,10 @@ def ndcg_at_10(scores_D: Floats, relevant: set[int]) -> float:
 
 def _embedded(embedder: Embedder, texts: Sequence[tuple[Instruction, str]], side: Side) -> Floats:
     """Unit vectors [N, H] of texts, each with the prompt that training puts before it."""
-    vectors_NH = np.empty((len(texts), embedder.dimension), np.float32)
-    for instruction in dict.fromkeys(instruction for instruction, _ in texts):
-        prompts = embedder.metadata.prompts.of_pairs(*instruction)
-        prompt = prompts.query if side == "query" else prompts.document
-        rows = [row for row, text in enumerate(texts) if text[0] == instruction]
-        vectors_NH[rows] = embedder.encode([prompt + texts[row][1] for row in rows], side, "", normalize=True)
-    return vectors_NH
+    return embedder.encode(with_prompts(texts, embedder.metadata.prompts, side), side, "", normalize=True)
+
+
+def with_prompts(texts: Iterable[tuple[Instruction, str]], prompts: Prompts, side: Side) -> list[str]:
+    """Texts after the prompts that training puts before them, to embed with the instruction ``""``."""
+    of_pairs = ((prompts.of_pairs(*instruction), text) for instruction, text in texts)
+    return [(own.query if side == "query" else own.document) + text for own, text in of_pairs]

@@ -4,6 +4,7 @@ A local task never uses the network. Its revision is a hash of its rows, so resu
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anchorembed.data.beir import Collection, read_collection
+from anchorembed.data.beir import Collection, beir_folders_in, read_collection
 from anchorembed.data.documents import Document
 from anchorembed.data.judged import Candidates, LabelledText, SentencePair, TestSet, find_test_sets, read_test_set, stem
 from anchorembed.data.store import open_corpus
@@ -33,6 +34,8 @@ from anchorembed.evaluate.task_types import (
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
 from anchorembed.system.files import hash_texts, to_json, write_file
 
+_log = logging.getLogger(__name__)
+_OTHER_PARTS = ("dev", "val", "valid", "validation")  # no tests beside a file named *_test
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
 
@@ -101,12 +104,25 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
 
 
 def _files_to_evaluate(path: Path) -> list[Path]:
-    """The path itself, or in a folder of test files those named ``*_test``; without such, all but ``*_train``."""
+    """The path itself, or the files of a folder but those to train on, and other parts beside a ``*_test``."""
     files = find_test_sets(path)
     if files == [path]:
         return files
-    tests = [file for file in files if stem(file).endswith("_test")]
-    return tests or [file for file in files if not stem(file).endswith("_train")]
+    stems = {stem(file) for file in files}
+    tests, left_out = [], []
+    for file in files:
+        name, _, part = stem(file).rpartition("_")
+        has_test = f"{name}_test" in stems
+        if part != "train" and not (part in _OTHER_PARTS and has_test):
+            tests.append(file)
+        elif not (part == "train" and has_test):
+            left_out.append(file.name)
+    if not tests:
+        fault = f"no test is in it, as *_train is to train on ({', '.join(left_out)})"
+        raise InputError(f"{path}: {fault}. Add a test, named *_test. {beir_folders_in(path)}".rstrip())
+    if left_out:
+        _log.warning("%s: not evaluated, by their names: %s. Rename what is a test.", path, ", ".join(left_out))
+    return tests
 
 
 def _local_task(path: Path, split: str, quick: bool) -> LocalTask:

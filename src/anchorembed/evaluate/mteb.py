@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.cache import ResultCache
 from mteb.models import ModelMeta
@@ -80,8 +82,7 @@ def tasks_by_name(name: str, quick: bool) -> list[MtebTask]:
             raise InputError(
                 f"{task.metadata.name}: it holds {', '.join(unusable)}; only texts can be embedded. Leave it out."
             )
-        if quick:
-            _shorten(task)
+    tasks = [_shortened(task) for task in tasks] if quick else tasks
     return [
         MtebTask(task.metadata.name, task.metadata.type, str(task.metadata.dataset["revision"]), task) for task in tasks
     ]
@@ -264,8 +265,14 @@ def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
 # --- A part of a task ------------------------------------------------------------------------------------------------
 
 
-def _shorten(task: AbsTask) -> None:
-    """Load a task and keep a fixed part of each split that is evaluated."""
+def _shortened(task: AbsTask) -> AbsTask:
+    """A copy of a task, as mteb shares its objects, with its data: a fixed part of each split that is evaluated."""
+    task, name = copy(task), f"{task.metadata.name}-quick"
+    if isinstance(task, AbsTaskAggregate):
+        task.tasks = [_shortened(part) for part in task.tasks]
+        task.taskname_to_task = {part.metadata.name: part for part in task.tasks}
+        task.metadata = task.metadata.model_copy(update={"name": name, "tasks": task.tasks})
+        return task
     _load(task)
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(None)
@@ -274,7 +281,8 @@ def _shorten(task: AbsTask) -> None:
                 _shorten_search(task.metadata.name, data)
     else:
         _shorten_splits(task.dataset, set(task.eval_splits))
-    task.metadata = task.metadata.model_copy(update={"name": f"{task.metadata.name}-quick"})
+    task.metadata = task.metadata.model_copy(update={"name": name})
+    return task
 
 
 def _shorten_search(name: str, data: Any) -> None:  # noqa: ANN401 - mteb's dictionary of a split
@@ -282,10 +290,9 @@ def _shorten_search(name: str, data: Any) -> None:  # noqa: ANN401 - mteb's dict
         qrels = {query: dict(grades) for query, grades in data["relevant_docs"].items()}
         queries = tuple(_documents(data["queries"]))
         part = subset(Collection(name, _documents(data["corpus"]), queries, qrels), QUICK_DOCUMENTS)
-        data["corpus"], data["queries"] = (
-            Dataset.from_dict({"id": [text.id for text in side], "text": [text.text for text in side]})
-            for side in (part.documents, part.queries)
-        )
+        for side, texts in (("corpus", part.documents), ("queries", part.queries)):
+            kept = {text.id for text in texts}
+            data[side] = data[side].select([row for row, id_ in enumerate(data[side]["id"]) if str(id_) in kept])
         data["relevant_docs"] = part.qrels
     else:
         data["queries"] = data["queries"].select(quick_items(len(data["queries"])))

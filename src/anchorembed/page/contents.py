@@ -3,7 +3,7 @@
 Axes: N texts, D documents, Q queries, H hidden size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from anchorembed.data.documents import Document
 from anchorembed.evaluate.metrics import METRICS, relevant
 from anchorembed.evaluate.task_types import Embed
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.vectors import Floats, cosines
+from anchorembed.model.vectors import Floats, Side, cosines
 from anchorembed.page.learning_curves import Chart, learning_curves
 from anchorembed.page.vector_map import VectorMap, vector_map
 from anchorembed.search.vector_cache import VectorCache
@@ -62,6 +62,19 @@ class Page:
         return [name for name in METRICS if all(name in row for row in self.rows.values())]
 
 
+def cached_encoder(
+    embedder: Embedder, progress: Callable[[int], None] | None = None, instruction: str | None = None
+) -> Embed:
+    """A function of texts to unit vectors [N, H], kept in the cache, because scores and page need the same ones."""
+    cache = VectorCache(embedder, cache_folder() / "vectors")
+    return lambda texts, side: cache.vectors(texts, side, instruction, progress)
+
+
+def embed_by_model(embedder: Embedder, documents: Sequence[Document], side: Side) -> Floats:
+    """Unit vectors [N, H] of queries or documents, with the model's own prompts."""
+    return cached_encoder(embedder)([document.text for document in documents], side)
+
+
 def contents(
     title: str,
     notes: list[str],
@@ -70,11 +83,13 @@ def contents(
     rows: Mapping[str, Mapping[str, float]],
     logs: Mapping[str, Path],
     load: Callable[[str], Embedder] = Embedder.load,
+    embed: Callable[[Embedder, Sequence[Document], Side], Floats] = embed_by_model,
 ) -> Page:
     """What the page shows of ``models``, by name: the one before training comes first, the last trained one last.
 
     ``collection`` has held-out queries and documents, ``rows`` the scores by metric of each row. ``logs`` are output
     folders of runs, by the name of what they trained; their stages' logs give the curves. ``load`` loads a model.
+    ``embed`` gives the vectors of queries or documents of the collection.
     """
     shown = spread(collection, _ON_MAP)
     texts_on_map = [(query.text[:_SHOWN], document.text[:_SHOWN]) for query, document in shown]
@@ -85,13 +100,12 @@ def contents(
     readings: dict[str, Reading] = {}
     for name, model in models.items():
         embedder = load(model)
-        embed = cached_encoder(embedder)
-        queries_NH = embed([query.text for query, _ in shown], "query")
-        documents_NH = embed([document.text for _, document in shown], "document")
+        queries_NH = embed(embedder, [query for query, _ in shown], "query")
+        documents_NH = embed(embedder, [document for _, document in shown], "document")
         maps[name] = vector_map(texts_on_map, queries_NH, documents_NH)
         if name in (next(iter(models)), list(models)[-1]):
-            documents_DH = embed([document.text for document in collection.documents], "document")
-            searching_NH = embed([query.text for query, _ in searched], "query")
+            documents_DH = embed(embedder, list(collection.documents), "document")
+            searching_NH = embed(embedder, [query for query, _ in searched], "query")
             for search, (query, _), query_H in zip(searches, searched, searching_NH, strict=True):
                 ranked = _ranked(collection, query.id, cosines(query_H, documents_DH))
                 search.hits[name] = ranked[:_HITS]
@@ -100,12 +114,6 @@ def contents(
     scores = {name: dict(row) for name, row in rows.items()}
     texts = (text.text[:_SHOWN], other.text[:_SHOWN])
     return Page(title, notes, scores, list(learning_curves(logs)), searches, maps, *texts, readings)
-
-
-def cached_encoder(embedder: Embedder, progress: Callable[[int], None] | None = None) -> Embed:
-    """A function of texts to unit vectors [N, H], kept in the cache, because scores and page need the same ones."""
-    cache = VectorCache(embedder, cache_folder() / "vectors")
-    return lambda texts, side: cache.vectors(texts, side, None, progress)
 
 
 def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]:

@@ -10,24 +10,27 @@ from anchorembed.data.documents import Document
 from anchorembed.data.pairs import TextPair, folded, read_pairs
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError
+from anchorembed.evaluate.held_out import Instruction, pair_search, with_prompts
 from anchorembed.evaluate.metrics import chance
 from anchorembed.evaluate.task_types import evaluate_collection
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import read_metadata
+from anchorembed.model.vectors import Floats, Side
 from anchorembed.page.contents import Page, cached_encoder, contents
 from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.kept_recipe import KEPT
 from anchorembed.train.prepare import load_to_measure, open_pairs
+from anchorembed.train.verdict import held_out_pairs
 
-_MOST = 500  # pairs to show
+_MOST = 500  # pairs of a file to show
 _STAGES = {"reconstruct": "Stage I", "contrast": "Stage II"}
 
 
 def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     """What the page of a run shows, and the run's output folder.
 
-    With a recipe, models are loaded as the verdict of `train` loads them, so the base model has the same instruction.
+    With a recipe, models and texts are prepared as for the verdict of `train`, so both have the same scores.
 
     Args:
         run: output folder of a run, which holds its ``recipe.yaml``, or a recipe.
@@ -40,24 +43,36 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     recipe = read_recipe(recipe_file) if recipe_file.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
     models = find_models(output)
-    shown = _held_out(run, recipe) if pairs is None else list(islice(read_pairs(pairs), _MOST))
-    collection = collection_of(shown)
+    if pairs is None:
+        shown = _held_out(run, recipe)
+    else:
+        shown = [(pair, (None, False)) for pair in islice(read_pairs(pairs), _MOST)]
+    collection, instructions = collection_of(shown)
     rows = {"chance": chance(collection)}
     trained = read_metadata(Path(list(models.values())[-1]))
     lengths = trained.lengths if trained else None  # the base model's texts are cut alike
 
     def load(model: str) -> Embedder:
-        return load_to_measure(recipe, model, "auto") if recipe else Embedder.load(model, lengths=lengths)
+        return load_to_measure(recipe, model) if recipe else Embedder.load(model, lengths=lengths)
+
+    def embed(embedder: Embedder, documents: Sequence[Document], side: Side) -> Floats:
+        texts = [(instructions[document], document.text) for document in documents]
+        return cached_encoder(embedder, instruction="")(with_prompts(texts, embedder.metadata.prompts, side), side)
+
+    def measure(embedder: Embedder) -> dict[str, float]:
+        texts = {"query": collection.queries, "document": tuple(collection.documents)}
+        return evaluate_collection(lambda _, side: embed(embedder, texts[side], side), collection)
 
     for name, model in models.items():
-        rows[name] = evaluate_collection(cached_encoder(load(model)), collection)
+        rows[name] = measure(load(model))
     kind = "held-out queries" if pairs is None else f"queries of {pairs.name}"
     notes = [f"{len(collection.queries)} {kind}, {len(collection.documents)} documents."]
-    if pairs is not None and recipe and (trained_on := _trained_on(recipe, shown)):
+    if pairs is not None and recipe and (trained_on := _trained_on(recipe, [pair for pair, _ in shown])):
         notes.append(
             f"{trained_on} of these {len(shown)} pairs were trained on: their results say nothing of new texts."
         )
-    return contents(f"What training did: {output.name}", notes, models, collection, rows, {"": output}, load), output
+    title = f"What training did: {output.name}"
+    return contents(title, notes, models, collection, rows, {"": output}, load, embed), output
 
 
 def find_models(output: Path) -> dict[str, str]:
@@ -78,25 +93,19 @@ def find_models(output: Path) -> dict[str, str]:
     return models
 
 
-def collection_of(pairs: Sequence[TextPair]) -> Collection:
-    """Pairs as a retrieval test in which each query's positives are its answers.
+def collection_of(pairs: Sequence[tuple[TextPair, Instruction]]) -> tuple[Collection, dict[Document, Instruction]]:
+    """Pairs as a retrieval test in which each query's positives are its answers, and the instruction of each text.
 
     Raises:
         InputError: if there are fewer than two pairs.
     """
     if len(pairs) < 2:
         raise InputError(f"held-out pairs: {len(pairs)}, and a page shows at least 2. Name others: --pairs FILE")
-    documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(pair.positive for pair in pairs))}
-    queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pair.query for pair in pairs))}
-    qrels: dict[str, dict[str, int]] = {}
-    for pair in pairs:
-        qrels.setdefault(queries[pair.query], {})[documents[pair.positive]] = 1
-    return Collection(
-        "held-out pairs",
-        tuple(Document(name, text) for text, name in documents.items()),
-        tuple(Document(name, text) for text, name in queries.items()),
-        qrels,
-    )
+    test = pair_search(pairs)
+    documents = {Document(f"d{row}", text): instruction for row, (instruction, text) in enumerate(test.documents)}
+    queries = {Document(f"q{row}", text): instruction for row, (instruction, text) in enumerate(test.queries)}
+    qrels = {f"q{row}": {f"d{answer}": 1 for answer in answers} for row, answers in enumerate(test.relevant)}
+    return Collection("held-out pairs", tuple(documents), tuple(queries), qrels), documents | queries
 
 
 def _trained_on(recipe: Recipe, pairs: Sequence[TextPair]) -> int:
@@ -107,12 +116,11 @@ def _trained_on(recipe: Recipe, pairs: Sequence[TextPair]) -> int:
     return sum(counts[key] for key in {(folded(pair.query), folded(pair.positive)) for pair in trained})
 
 
-def _held_out(run: Path, recipe: Recipe | None) -> list[TextPair]:
-    """The first pairs that a recipe holds out."""
+def _held_out(run: Path, recipe: Recipe | None) -> list[tuple[TextPair, Instruction]]:
+    """The pairs of the verdict's test."""
     if recipe is None:
         raise InputError(
             f"{run}: it has no {KEPT} that says which pairs were held out. Name the recipe instead of the folder, "
             "or a file of pairs that were not trained on: --pairs FILE"
         )
-    store = open_pairs(recipe)
-    return [store[index] for index in split(store, recipe.data.held_out, recipe.seed).held_out[:_MOST].tolist()]
+    return held_out_pairs(recipe)

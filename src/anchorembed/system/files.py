@@ -89,10 +89,12 @@ def write_file(target: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def check_writable(target: Path) -> None:
-    """Raise InputError, before any work, if a path cannot be written as a file."""
+def check_writable(target: Path, *read: str | Path | None) -> None:
+    """Raise InputError, before any work, if a path cannot be written as a file, or is one of those that are read."""
     if target.is_dir():
         raise InputError(f"{target}: it is a folder. Name a file.")
+    if target.exists() and any(path and Path(path).exists() and target.samefile(path) for path in read):
+        raise InputError(f"{target}: this file is also read. Name another file to write.")
     parent = next(path for path in target.absolute().parents if path.exists())
     if not os.access(parent, os.W_OK):
         raise InputError(f"{target}: {parent} cannot be written to. Name another folder.")

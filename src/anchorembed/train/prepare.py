@@ -118,11 +118,11 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
     return embedder
 
 
-def load_to_measure(recipe: Recipe, model: str, device: str) -> Embedder:
-    """Load a model as `load_embedder` does, but with nf4 as bfloat16, the dtype in which trained models are saved."""
+def load_to_measure(recipe: Recipe, model: str) -> Embedder:
+    """Load a model as for training, but with nf4 as bfloat16, the dtype in which trained models are saved."""
     if recipe.model.weights == "nf4":
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "bfloat16"})})
-    return load_embedder(recipe, model, device)
+    return load_embedder(recipe, model, recipe.model.device)
 
 
 def open_pairs(recipe: Recipe) -> PairStore:

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorembed.curate.mine import by_bm25
+from anchorembed.data.pairs import TextPair
 from anchorembed.data.sampling import split
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import FEWEST, Difference, difference
-from anchorembed.evaluate.held_out import METRIC, PairSearch, pair_search, search_by_embedder, search_by_words
+from anchorembed.evaluate.held_out import (
+    METRIC,
+    Instruction,
+    PairSearch,
+    pair_search,
+    search_by_embedder,
+    search_by_words,
+)
 from anchorembed.export.card import RESULTS, write_card
 from anchorembed.model.load import load_config
 from anchorembed.recipe_schema import Recipe
@@ -95,13 +103,8 @@ def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
 
 
 def find_tests(recipe: Recipe) -> Tests:
-    """A recipe's held-out pairs, at most 1,000 of them, and the tasks that its stages are evaluated on."""
-    store = open_pairs(recipe)
-    held_out = split(store, recipe.data.held_out, recipe.seed).held_out
-    pairs = []
-    for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
-        source = store.sources[store.source_of(index)]
-        pairs.append((store[index], (source.instruction, source.symmetric)))
+    """A recipe's held-out pairs, and the tasks that its stages are evaluated on."""
+    pairs = held_out_pairs(recipe)
     names = [name for stage in (recipe.reconstruct, recipe.contrast) if stage for name in stage.evaluate_on]
     tasks: Sequence[Task] = ()
     if names:
@@ -110,6 +113,17 @@ def find_tests(recipe: Recipe) -> Tests:
 
         tasks = find_tasks(list(dict.fromkeys(names)))
     return Tests(pair_search(pairs) if len(pairs) > 1 else None, tasks)
+
+
+def held_out_pairs(recipe: Recipe) -> list[tuple[TextPair, Instruction]]:
+    """A recipe's held-out pairs, at most 1,000 of them, each with the instruction of its source."""
+    store = open_pairs(recipe)
+    held_out = split(store, recipe.data.held_out, recipe.seed).held_out
+    pairs = []
+    for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
+        source = store.sources[store.source_of(index)]
+        pairs.append((store[index], (source.instruction, source.symmetric)))
+    return pairs
 
 
 def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
@@ -204,7 +218,7 @@ def _record(verdict: TestVerdict) -> dict[str, Any]:
 
 
 def _by_model(tests: Tests, recipe: Recipe, model: str) -> Measured:
-    embedder = load_to_measure(recipe, model, recipe.model.device)
+    embedder = load_to_measure(recipe, model)
     measured = {HELD_OUT: _measured(search_by_embedder(tests.pairs, embedder))} if tests.pairs else {}
     if tests.tasks:
         from anchorembed.evaluate.find import score_on  # noqa: PLC0415 - an extra, which `find_tests` has checked
