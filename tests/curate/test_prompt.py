@@ -8,8 +8,9 @@ from anchorembed.curate.prompt import LONGEST_DOCUMENT, default_prompt, read_pro
 from anchorembed.errors import InputError
 
 
-def test_the_default_prompt_is_a_file_that_can_be_changed(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text(default_prompt(), encoding="utf-8")
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_the_default_prompt_is_a_file_that_can_be_changed(line_end: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(default_prompt(), encoding="utf-8", newline=line_end)
     assert read_prompt(tmp_path / "mine.txt") == read_prompt(None)
     messages = read_prompt(None).messages("The heart {count} pumps.", 3)
     roles = [message["role"] for message in messages]

@@ -54,7 +54,7 @@ def read_prompt(path: Path | None) -> Prompt:
         text = default_prompt() if path is None else decoded(path, path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Name a text file; --print-prompt shows one.") from error
-    before, *parts = _TURN.split(text)
+    before, *parts = _TURN.split(text.replace("\r\n", "\n"))
     if before.strip() and parts:
         raise InputError(f"{path}: it has text before its first turn. Begin with a line such as ### user.")
     pairs = zip(parts[::2], parts[1::2], strict=True) if parts else [("user", before)]
