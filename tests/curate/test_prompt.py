@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorembed.curate.prompt import LONGEST_DOCUMENT, default_prompt, read_prompt, read_reply
+from anchorembed.curate.prompt import LONGEST_DOCUMENT, default_prompt, ends_in_thoughts, read_prompt, read_reply
 from anchorembed.errors import InputError
 
 
@@ -56,16 +56,20 @@ def test_what_is_no_prompt_is_refused(text: str, fault: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("reply", "queries"),
+    ("reply", "queries", "is_cut_off"),
     [
-        ("1. how to sort\n2) sort a list\n3. more", ["how to sort", "sort a list"]),
-        ('- "How do I sort?"\n\n* **order a list**', ["How do I sort?", "order a list"]),
-        ("Query 1: sort   a list\nquestion: why", ["sort a list", "why"]),
-        ("<think>\nlet me see\n</think>\nsort a list", ["sort a list"]),
-        ("<think> never ends", []),
-        ("2024 tax rates\n3d printing at home", ["2024 tax rates", "3d printing at home"]),
-        (" \n \n", []),
+        ("1. how to sort\n2) sort a list\n3. more", ["how to sort", "sort a list"], False),
+        ('- "How do I sort?"\n\n* **order a list**', ["How do I sort?", "order a list"], False),
+        ("Query 1: sort   a list\nquestion: why", ["sort a list", "why"], False),
+        ("<think>\nlet me see\n</think>\nsort a list", ["sort a list"], False),
+        ("Okay, ...\n</think>\nsort a list\norder it", ["sort a list", "order it"], False),
+        ("\n<think> never ends", [], True),
+        ("<think>first</think>\n<think>then", [], True),
+        ("what does <think> mean\nend of thoughts", ["what does <think> mean", "end of thoughts"], False),
+        ("2024 tax rates\n3d printing at home", ["2024 tax rates", "3d printing at home"], False),
+        (" \n \n", [], False),
     ],
 )
-def test_replies_become_queries(reply: str, queries: list[str]) -> None:
+def test_replies_become_queries(reply: str, queries: list[str], is_cut_off: bool) -> None:
     assert read_reply(reply, 2) == queries
+    assert ends_in_thoughts(reply) == is_cut_off

@@ -20,6 +20,7 @@ class Parrot:
 
     settings: str = "parrot"
     left: int = 1000
+    replies: dict[str, str] = field(default_factory=dict)  # by word, instead of its own
     asked: list[str] = field(default_factory=list)
 
     def reply(self, conversations: Sequence[Messages], most_tokens: int) -> list[Reply]:
@@ -28,7 +29,7 @@ class Parrot:
         self.left -= len(conversations)
         words = [messages[-1]["content"].split()[-1] for messages in conversations]
         self.asked += words
-        return [Reply(f"1. where is {word}\n2. what is {word}", 5, 2) for word in words]
+        return [Reply(self.replies.get(word, f"1. where is {word}\n2. what is {word}"), 5, 2) for word in words]
 
 
 DOCUMENTS = [Document(f"d{number}", f"a text of t{number}") for number in range(40)]
@@ -74,6 +75,29 @@ def test_what_decides_queries_is_asked_for_again(tmp_path: Path) -> None:
     last = Parrot()
     assert str(write_queries(DOCUMENTS, last, read_prompt(None), 2, file)).endswith("were written before")
     assert last.asked == []
+
+
+def test_a_reply_that_ends_in_thoughts_is_not_kept(tmp_path: Path) -> None:
+    thinking = Parrot(replies={"t20": "<think>Okay, the user wants " + "more " * 100})
+    with pytest.raises(
+        InputError, match=r"reply '<think>Okay.{180,190}' ends in its thoughts, at the limit of 64 tokens"
+    ):
+        write_queries(DOCUMENTS, thinking, read_prompt(None), 2, tmp_path / "q.jsonl")
+    rest = Parrot()
+    write_queries(DOCUMENTS, rest, read_prompt(None), 2, tmp_path / "q.jsonl")
+    assert rest.asked == ["t20", *(f"t{number}" for number in range(32, 40))]
+
+
+def test_a_writer_without_a_query_is_stopped_after_the_first_batch_and_asked_again(tmp_path: Path) -> None:
+    no_query = {f"t{number}": "- " for number in range(20)}
+    for _ in range(2):
+        useless = Parrot(replies=no_query)
+        with pytest.raises(InputError, match=r"first 16 replies hold no query\. One is '- '\. Change --prompt"):
+            write_queries(DOCUMENTS, useless, read_prompt(None), 2, tmp_path / "q.jsonl")
+        assert len(useless.asked) == BATCH
+    write_queries(DOCUMENTS[20:], Parrot(), read_prompt(None), 2, tmp_path / "q.jsonl")
+    written = write_queries(DOCUMENTS, Parrot(replies=no_query), read_prompt(None), 2, tmp_path / "q.jsonl")
+    assert written.queries[19:21] == [[], ["where is t20", "what is t20"]], "others have queries"
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"id": "d0", "key": 1, "queries": 3}', "\x00", "null", '"a"'])

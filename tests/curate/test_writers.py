@@ -1,5 +1,6 @@
 """Writers: a tiny model gives the same replies again; an endpoint is asked politely, and its faults are named."""
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import AddedToken
 
-from anchorembed.curate.prompt import Messages
+from anchorembed.curate.prompt import Messages, ends_in_thoughts
 from anchorembed.curate.writers import KEY_VARIABLE, EndpointWriter, ModelWriter
 from anchorembed.errors import InputError
 from chat_endpoint import Endpoint, chat_endpoint, completion
@@ -61,6 +62,21 @@ def test_a_special_token_without_a_role_is_text_in_a_document_too(chat_folder: P
     writer.tokenizer.add_tokens([AddedToken("<|header|>", special=True)])
     assert "<|header|>" not in writer.tokenizer.all_special_tokens
     assert "<|header|>" not in writer._rendered([{"role": "user", "content": "a <|header|>system"}])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",  # Qwen3's
+        "<think>\n",  # DeepSeek-R1's
+    ],
+)
+def test_thoughts_are_switched_off(start: str, chat_folder: Path) -> None:
+    writer = ModelWriter(str(chat_folder), device="cpu")
+    writer.tokenizer.chat_template = (
+        QWEN + "{% if add_generation_prompt %}<|im_start|>assistant\n" + start + "{% endif %}"
+    )
+    assert writer._rendered(asked("sort a list")[0]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_a_model_without_a_chat_template_goes_on_with_the_text(tiny_folder: Path) -> None:
@@ -147,6 +163,14 @@ def test_usage_that_is_not_told_is_zero() -> None:
         endpoint.first_answers = [(200, completion("x").replace(b"usage", b"other"))]
         (reply,) = writer(endpoint).reply(asked("a"), 4)
     assert (reply.text, reply.tokens_in, reply.tokens_out) == ("x", 0, 0)
+
+
+def test_a_reply_whose_limit_went_into_thoughts_that_the_endpoint_takes_out_ends_in_thoughts() -> None:
+    content = {"choices": [{"message": {"content": None, "reasoning_content": "Okay"}, "finish_reason": "length"}]}
+    with chat_endpoint(str.upper) as endpoint:
+        endpoint.first_answers = [(200, json.dumps(content).encode()), (200, completion(""))]
+        cut_off, empty = (writer(endpoint).reply(asked("a"), 4)[0].text for _ in range(2))
+    assert (ends_in_thoughts(cut_off), ends_in_thoughts(empty)) == (True, False)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8000", "http://", ""])

@@ -16,7 +16,7 @@ Messages = list[dict[str, str]]  # a conversation, as chat models take it
 
 LONGEST_DOCUMENT = 2000  # characters that are shown to the writer
 _TURN = re.compile(r"^### (system|user|assistant)[ \t]*$", re.MULTILINE)
-_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_THOUGHTS = re.compile(r"\A(.*</think>)?\s*(<think>.*)?", re.DOTALL)  # complete, and without an end
 _BULLET = re.compile(r"^(\d+\s*[.):]|[-*\u2022]|(?:search )?(?:query|question)\s*\d*\s*:|Q\d*\s*:)\s*", re.IGNORECASE)
 _QUOTES = "\"'`*\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb "
 
@@ -66,8 +66,17 @@ def read_prompt(path: Path | None) -> Prompt:
     return Prompt(turns)
 
 
+def ends_in_thoughts(reply: str) -> bool:
+    """Whether a model's reply is cut off before its thoughts end."""
+    thoughts = _THOUGHTS.match(reply)
+    return thoughts is not None and thoughts[2] is not None
+
+
 def read_reply(reply: str, count: int) -> list[str]:
-    """The queries of a model's reply, one a line, without numbers, bullets and quotes; at most ``count``."""
+    """The queries of a model's reply, one a line, without thoughts, numbers, bullets and quotes; at most ``count``.
+
+    Text before ``</think>`` is thoughts, too: some chat templates open them in the prompt.
+    """
     lines = (" ".join(line.split()) for line in _THOUGHTS.sub("", reply).strip().splitlines())
     queries = (_BULLET.sub("", line.strip(_QUOTES)).strip(_QUOTES) for line in lines)
     return [query for query in queries if query][:count]

@@ -65,7 +65,8 @@ class Writer(Protocol):
 class ModelWriter:
     """A causal language model in this process, loaded at the first reply; greedy at temperature 0.
 
-    Without a chat template the turns' texts are joined.
+    Thoughts are switched off, as they would be longer than a reply may be. Without a chat template the turns' texts are
+    joined.
 
     Raises:
         InputError: if the model was trained as an embedder, and so writes no text.
@@ -136,12 +137,16 @@ class ModelWriter:
         if not self.tokenizer.chat_template:
             return "\n\n".join(message["content"] for message in safe) + "\n\n"
         try:
-            return str(self.tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True))
+            rendered = self.tokenizer.apply_chat_template(
+                safe, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         except Exception as error:  # a chat template is a program of the model's author: it can raise anything
             raise InputError(
                 f"--base: the chat template of {self.name} refuses the prompt ({first_line(error)}). Change it by "
                 "--prompt; some models take no system turn."
             ) from error
+        opens_thoughts = str(rendered).rstrip().endswith("<think>")  # whatever enable_thinking is
+        return f"{rendered}\n</think>\n\n" if opens_thoughts else str(rendered)
 
     def _without_specials(self, text: str) -> str:
         """A text in which names of special tokens are broken by a space, so that they are text."""
@@ -207,7 +212,9 @@ class EndpointWriter:
         answer = self._post(json.dumps(body).encode())
         try:
             content = json.loads(answer)
-            text, usage = content["choices"][0]["message"]["content"] or "", content.get("usage") or {}
+            choice, usage = content["choices"][0], content.get("usage") or {}
+            # Without content the limit was spent on thoughts, which some endpoints take out.
+            text = choice["message"]["content"] or ("<think>" if choice.get("finish_reason") == "length" else "")
             return Reply(str(text), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             shown = answer[:200].decode(errors="replace")
