@@ -1,6 +1,7 @@
 """Writers: a tiny model gives the same replies again; an endpoint is asked politely, and its faults are named."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from tokenizers import AddedToken
 from anchorembed.curate.prompt import Messages, ends_in_thoughts
 from anchorembed.curate.writers import KEY_VARIABLE, EndpointWriter, ModelWriter
 from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
 from chat_endpoint import Endpoint, chat_endpoint, completion
 from chat_templates import QWEN
 from tiny import tiny_model, tiny_tokenizer
@@ -83,6 +85,18 @@ def test_a_model_without_a_chat_template_goes_on_with_the_text(tiny_folder: Path
     writer = ModelWriter(str(tiny_folder), device="cpu")
     assert writer._rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "a\n\nb\n\n"
     assert writer.reply(asked("sort a list"), 4)[0].tokens_out > 0
+
+
+def test_an_embedder_is_refused(embedder: Embedder, tiny_folder: Path, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "anchorembed")
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "sentence-transformers"))
+    modules = {"Transformer": "", "Pooling": "1_Pooling"}
+    (other / "modules.json").write_text(json.dumps([{"type": kind, "path": path} for kind, path in modules.items()]))
+    (other / "1_Pooling").mkdir()
+    (other / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    for folder in (tmp_path / "anchorembed", other):
+        with pytest.raises(InputError, match=r"was trained as an embedder and writes no queries\. Give --writer"):
+            ModelWriter(str(folder))
 
 
 # --- An endpoint -----------------------------------------------------------------------------------------------------

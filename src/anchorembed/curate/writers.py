@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.curate.prompt import Messages
 from anchorembed.errors import InputError, first_line
+from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import find_metadata
 from anchorembed.model.template import special_pieces
@@ -78,7 +79,7 @@ class ModelWriter:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if find_metadata(self.name) is not None:
+        if find_metadata(self.name) or find_embedder_settings(self.name):
             raise InputError(
                 f"--base: {self.name} was trained as an embedder and writes no queries. Give --writer, too."
             )
