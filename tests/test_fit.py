@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     corpus = docstring_corpus(tmp_path)
     few = tmp_path / "few.txt"
     few.write_text("one\ntwo\n", encoding="utf-8")
+    without_weights = Path(
+        shutil.copytree(tiny_folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    )
 
     def refused(message: str, path: Path = corpus, base: Path = tiny_folder, *overrides: str, **writing: Any) -> None:
         with pytest.raises(InputError, match=message):
@@ -162,6 +166,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     refused("2 different documents. Give at least 10", few)
     refused("no such file", tmp_path / "nothing.jsonl")
     refused("cannot be loaded|no such folder", corpus, tmp_path / "nothing")
+    with chat_endpoint(write) as endpoint:
+        refused("no such folder", found_by=str(tmp_path / "nothing"), url=endpoint.url, model="m")
+        refused("cannot be loaded", corpus, without_weights, url=endpoint.url, model="m")
+        assert endpoint.asked == []
     refused("unknown key 'contrast.stepz'", corpus, tiny_folder, "contrast.stepz=3")
     refused("give both", url="http://127.0.0.1:1/v1")
     refused("--queries: 0 is below 1", count=0)

@@ -22,13 +22,13 @@ from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.load import load_config
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import check_writable, lock_folder, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.kept_recipe import KEPT, check_kept
+from anchorembed.train.prepare import load_embedder
 from anchorembed.train.run import train
 
 _log = logging.getLogger(__name__)
@@ -109,9 +109,11 @@ def fit(
     for name in ("queries.jsonl", "pairs.jsonl"):
         check_writable(output / "data" / name, corpus, writing.prompt)
     prompt = read_prompt(writing.prompt)
-    recipe_of(base, output, 1, overrides)
-    load_config(base)
+    recipe = recipe_of(base, output, 1, overrides)
     documents = _read(Path(corpus))
+    load_embedder(recipe, recipe.model.name, recipe.model.device)  # refused now, not after queries are written
+    if writing.found_by != "bm25":
+        Embedder.load(writing.found_by)
     texts = [document.text for document in documents]
     with lock_folder(output / "data"):
         written = _write(documents, writing, base, prompt, output / "data" / "queries.jsonl")
