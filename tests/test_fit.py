@@ -112,8 +112,9 @@ def test_what_no_search_finds_is_not_trained_on(tmp_path: Path, tiny_folder: Pat
             str(tiny_folder),
             tmp_path / "other",
             writing=Writing(endpoint.url, "m", count=3, found_by=str(tiny_folder), found_in=5),
-            overrides=SMALL,
+            overrides=[*SMALL, f"output={tmp_path / 'elsewhere'}"],
         )
+    assert (other.recipe, other.recipe.is_file()) == (tmp_path / "elsewhere" / "recipe.yaml", True)
     assert other.pairs < by_words.pairs, "an untrained model finds less"
 
 
@@ -176,7 +177,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     refused("--temperature: 9", temperature=9.0)
     refused("its last turn", prompt=few)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused("run it in one process")
+    refused("run it in one process, then train elsewhere.recipe.yaml", corpus, tiny_folder, "output=elsewhere")
 
 
 def test_the_command_prints_the_prompt_and_names_what_is_missing(tmp_path: Path, tiny_folder: Path) -> None:

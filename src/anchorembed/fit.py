@@ -104,12 +104,12 @@ def fit(
         InputError: if an argument cannot be used, before anything is written; or if too few queries are kept.
     """
     writing, output = writing or Writing(), Path(output)
+    recipe = recipe_of(base, output, 1, overrides)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError(f"fit: run it in one process, then train {output}/recipe.yaml with your launcher.")
+        raise InputError(f"fit: run it in one process, then train {recipe.output / KEPT} with your launcher.")
     for name in ("queries.jsonl", "pairs.jsonl"):
         check_writable(output / "data" / name, corpus, writing.prompt)
     prompt = read_prompt(writing.prompt)
-    recipe = recipe_of(base, output, 1, overrides)
     documents = _read(Path(corpus))
     load_embedder(recipe, recipe.model.name, recipe.model.device)  # refused now, not after queries are written
     if writing.found_by != "bm25":
@@ -139,7 +139,7 @@ def fit(
         recipe = recipe_of(base, output, len(pairs), overrides)
         check_kept(recipe)
     model = train(recipe)
-    return Fitted(model, output / KEPT, written, dropped, len(pairs), len(to_test))
+    return Fitted(model, recipe.output / KEPT, written, dropped, len(pairs), len(to_test))
 
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
