@@ -129,6 +129,35 @@ def test_a_recipe_that_the_user_changed_is_kept(tmp_path: Path, tiny_folder: Pat
     assert "steps: 4" in fitted.recipe.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_pairs_that_a_model_was_trained_on_are_not_overwritten(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, out, other = docstring_corpus(tmp_path), tmp_path / "out", tmp_path / "other"
+    lines = corpus.read_text(encoding="utf-8").splitlines(keepends=True)
+    corpus.write_text("".join(lines[:40]), encoding="utf-8")
+    with chat_endpoint(write) as endpoint:
+        made(tmp_path, tiny_folder, endpoint)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "queries.jsonl"}
+        corpus.write_text("".join(lines[:44]), encoding="utf-8")
+        with pytest.raises(
+            InputError, match=r"contrast: trained on other pairs .* or delete \S+contrast and \S+yaml\."
+        ):
+            made(tmp_path, tiny_folder, endpoint)
+        assert len(endpoint.asked) == 44
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "queries.jsonl"}
+        assert after == before
+        assert train(read_recipe(out / "recipe.yaml")) == out / "contrast" / "model", "it is still complete"
+        (other / "data").mkdir(parents=True)
+        shutil.copy(out / "data" / "queries.jsonl", other / "data")
+        shutil.rmtree(out / "contrast")
+        (out / "recipe.yaml").unlink()
+        assert made(tmp_path, tiny_folder, endpoint).model == out / "contrast" / "model"
+        monkeypatch.setattr("anchorembed.fit.train", lambda recipe: recipe.output)
+        fit(corpus, str(tiny_folder), other, writing=Writing(endpoint.url, "m"), overrides=SMALL)
+        assert len(endpoint.asked) == 44, "nothing is asked for twice"
+
+
 @pytest.mark.parametrize(("pairs", "batch", "steps"), [(2, 2, 30), (61, 15, 30), (1000, 32, 94), (100_000, 32, 1000)])
 def test_the_recipe_is_as_long_as_the_pairs_are_many(pairs: int, batch: int, steps: int, tmp_path: Path) -> None:
     recipe = recipe_of("smollm2-135m", tmp_path, pairs, ["contrast.scale=30"])

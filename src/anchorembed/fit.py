@@ -24,14 +24,18 @@ from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
-from anchorembed.system.files import check_writable, lock_folder, whole_folder, write_jsonl
+from anchorembed.system.files import check_writable, hash_content, lock_folder, whole_file, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import default_contrast
 from anchorembed.train.kept_recipe import KEPT, check_kept
 from anchorembed.train.prepare import load_embedder
-from anchorembed.train.run import train
+from anchorembed.train.resume_plan import trained_content
+from anchorembed.train.run import STAGES, train
 
 _log = logging.getLogger(__name__)
+
+_QUERIES, _PAIRS = "queries.jsonl", "pairs.jsonl"  # files in the data folder
+_SOURCE = "written"  # name of the pairs in the recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,14 @@ def fit(
         overrides: ``a.b=value`` of the recipe.
 
     Raises:
-        InputError: if an argument cannot be used, before anything is written; or if too few queries are kept.
+        InputError: if an argument cannot be used, before anything is written; if too few queries are kept; or if a
+            model was trained on other pairs in the output folder, before those are overwritten.
     """
     writing, output = writing or Writing(), Path(output)
     recipe = recipe_of(base, output, 1, overrides)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(f"fit: run it in one process, then train {recipe.output / KEPT} with your launcher.")
-    for name in ("queries.jsonl", "pairs.jsonl"):
+    for name in (_QUERIES, _PAIRS):
         check_writable(output / "data" / name, corpus, writing.prompt)
     prompt = read_prompt(writing.prompt)
     documents = _read(Path(corpus))
@@ -116,7 +121,7 @@ def fit(
         Embedder.load(writing.found_by)
     texts = [document.text for document in documents]
     with lock_folder(output / "data"):
-        written = _write(documents, writing, base, prompt, output / "data" / "queries.jsonl")
+        written = _write(documents, writing, base, prompt, output / "data" / _QUERIES)
         kept, dropped = drop_useless(written.queries, texts)
         held_out = held_out_rows(texts, writing.held_out)
         to_train = [query for query in kept if query.row not in held_out]
@@ -129,14 +134,16 @@ def fit(
                 f"{corpus}: {len(pairs)} queries to train on and {len(to_test)} to test on are left, of {len(texts)} "
                 f"documents ({reasons}); 2 of each are needed. Give more documents, or change --prompt."
             )
+        recipe = recipe_of(base, output, len(pairs), overrides)
         rows = ({"query": query.text, "positive": texts[query.row]} for query in pairs)
-        write_jsonl(output / "data" / "pairs.jsonl", rows)
+        with whole_file(output / "data" / _PAIRS) as unfinished:
+            write_jsonl(unfinished, rows)
+            _check_trained_on(unfinished, recipe, output / "data" / _QUERIES)
         queries = (
             (Document(f"q{number}", query.text), documents[query.row].id) for number, query in enumerate(to_test)
         )
         with whole_folder(output / "data" / "held-out-documents") as folder:
             write_collection(folder, documents, queries)
-        recipe = recipe_of(base, output, len(pairs), overrides)
         check_kept(recipe)
     model = train(recipe)
     return Fitted(model, recipe.output / KEPT, written, dropped, len(pairs), len(to_test))
@@ -144,7 +151,7 @@ def fit(
 
 def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> Recipe:
     """The recipe for ``pairs`` pairs: contrastive learning alone, evaluated on the held-out documents' queries."""
-    source = {"name": "written", "path": str(output / "data" / "pairs.jsonl")}
+    source = {"name": _SOURCE, "path": str(output / "data" / _PAIRS)}
     values: dict[str, Any] = {
         "data": {"sources": [source], "query_tokens": 128, "held_out": 0},
         "model": {"name": base},
@@ -152,6 +159,17 @@ def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> 
         "output": str(output),
     }
     return parse_recipe(values, overrides=overrides)
+
+
+def _check_trained_on(pairs: Path, recipe: Recipe, queries: Path) -> None:
+    """Refuse pairs that differ from those that a stage of the recipe was begun with."""
+    content, folders = hash_content(pairs), [recipe.output / stage for stage in STAGES]
+    if begun := [folder for folder in folders if trained_content(folder, _SOURCE) not in (None, content)]:
+        raise InputError(
+            f"{begun[-1]}: trained on other pairs than this command makes now, and kept with those. Choose another "
+            f"--output, with a copy of {queries} in its data folder, so that no query is written twice; or delete "
+            f"{', '.join(map(str, begun))} and {recipe.output / KEPT}."
+        )
 
 
 def _read(corpus: Path) -> list[Document]:

@@ -258,10 +258,14 @@ def test_an_error_of_another_file_is_not_the_target_s(tmp_path: Path, whole: Cal
 @pytest.mark.parametrize("content", ["text ☃\n", b"bytes\n\xff"])
 def test_a_file_holds_what_was_written(tmp_path: Path, content: str | bytes) -> None:
     expected = content if isinstance(content, bytes) else content.encode()
+    target = tmp_path / "new" / "file.txt.gz"
     for _ in range(2):
-        write_file(tmp_path / "new" / "file.txt", content)
-        assert (tmp_path / "new" / "file.txt").read_bytes() == expected
-    assert names(tmp_path / "new") == ["file.txt"]
+        write_file(target, content)
+        assert target.read_bytes() == expected
+    assert names(tmp_path / "new") == [target.name]
+    with whole_file(target) as unfinished:
+        unfinished.write_bytes(expected)
+        assert hash_content(unfinished) == hash_content(target)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])

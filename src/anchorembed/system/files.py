@@ -41,13 +41,14 @@ def cache_folder() -> Path:
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield a hidden path beside ``target`` to write to; the file is renamed to ``target`` when the block ends well.
 
+    Its name ends in the target's, so `hash_content` is the same for both.
     If ``target`` is a symbolic link, the link stays and the file it points to is written.
 
     Raises:
         InputError: if the file cannot be written, as on a full disk, or ``target`` is a folder or a device.
     """
     target = target.resolve()
-    partial = target.with_name(f".{target.stem}.{uuid4().hex[:12]}.partial{target.suffix}")
+    partial = target.with_name(f".partial-{uuid4().hex[:12]}-{target.name}")
     with _folder_made(target.parent, target), _errors_named(target, partial):
         if target.exists() and not target.is_file():  # as root, a device would be replaced
             raise InputError(f"{target}: not a regular file, so it cannot be replaced. Choose another output.")

@@ -12,7 +12,7 @@ from anchorembed.model.load import load_config
 from anchorembed.model.metadata import read_metadata, saved_sha256
 from anchorembed.recipe_schema import Recipe, Reconstruct, Schedule
 from anchorembed.system.files import hash_content, hash_file, hash_texts
-from anchorembed.train.checkpoint import Plan
+from anchorembed.train.checkpoint import Plan, read_plan
 
 _SOURCES, _CONTENT = "data.sources.", ".content"  # before and after a source's name in the key of its pairs
 
@@ -57,6 +57,13 @@ def _flatten(values: object, prefix: str = "") -> Plan:
         items = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
         return {key: value for item in items for key, value in item.items()}
     return {prefix: values}
+
+
+def trained_content(folder: Path, source: str) -> object:
+    """The content hash of a source's pairs with which a stage's folder was begun; None if it can begin with any."""
+    finished = read_metadata(folder / "model")
+    plan = finished.history.get("plan") if finished else read_plan(folder / "checkpoints")
+    return plan.get(f"{_SOURCES}{source}{_CONTENT}") if isinstance(plan, dict) else None
 
 
 def check_same_plan(folder: Path, before: object, now: Plan, extended_by: str = "") -> None:
