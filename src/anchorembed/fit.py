@@ -22,11 +22,10 @@ from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import check_writable, hash_content, lock_folder, whole_file, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
-from anchorembed.train.default_recipe import default_contrast
+from anchorembed.train.default_recipe import with_default_contrast
 from anchorembed.train.kept_recipe import KEPT, check_kept
 from anchorembed.train.prepare import load_embedder
 from anchorembed.train.resume_plan import trained_content
@@ -155,10 +154,10 @@ def recipe_of(base: str, output: Path, pairs: int, overrides: Sequence[str]) -> 
     values: dict[str, Any] = {
         "data": {"sources": [source], "query_tokens": 128, "held_out": 0},
         "model": {"name": base},
-        "contrast": default_contrast(pairs) | {"evaluate_on": [str(output / "data" / "held-out-documents")]},
+        "contrast": {"evaluate_on": [str(output / "data" / "held-out-documents")]},
         "output": str(output),
     }
-    return parse_recipe(values, overrides=overrides)
+    return with_default_contrast(values, pairs, "recipe", overrides)
 
 
 def _check_trained_on(pairs: Path, recipe: Recipe, queries: Path) -> None:

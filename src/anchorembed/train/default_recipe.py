@@ -53,16 +53,20 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
         "model": {"name": base},
         "output": str(output),
     }
-    recipe = parse_recipe(values, "--pairs", overrides)
-    return parse_recipe(
-        values | {"contrast": default_contrast(len(open_pairs(recipe)), given_batch(recipe))}, "--pairs", overrides
-    )
+    pairs = len(open_pairs(parse_recipe(values, "--pairs", overrides)))
+    return with_default_contrast(values, pairs, "--pairs", overrides)
 
 
-def given_batch(recipe: Recipe) -> int | None:
-    """The pairs a step of Stage II that a recipe names, or None if it leaves them to the default."""
-    given = recipe.contrast is not None and "batch_size" in recipe.contrast.model_fields_set
-    return recipe.contrast.batch_size if recipe.contrast and given else None
+def with_default_contrast(values: dict[str, Any], pairs: int, location: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe ``values`` with `default_contrast`, whose steps follow the batch size that ``overrides`` give, if any.
+
+    Raises:
+        InputError: as `parse_recipe` does.
+    """
+    given = parse_recipe(values, location, overrides).contrast
+    batch = given.batch_size if given and "batch_size" in given.model_fields_set else None
+    contrast = default_contrast(pairs, batch) | values.get("contrast", {})
+    return parse_recipe(values | {"contrast": contrast}, location, overrides)
 
 
 def say_instruction(recipe: Recipe) -> None:
