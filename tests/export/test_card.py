@@ -1,6 +1,7 @@
 """A model card says what its folder says, and its examples are code that runs."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from anchorembed.errors import InputError
 from anchorembed.export.card import RESULTS, _cell, _exported_usage, _literal, write_card
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.metadata import METADATA
 from anchorembed.model.template import Prompts
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.system.files import hash_content
@@ -62,6 +64,48 @@ def test_an_exported_card_s_example_gives_our_vectors(
     for code in others:
         compile(code, "card", "exec")
         assert "'query'" in code or "query_instruction='Instruct: find\\nQuery: '" in code
+
+
+@pytest.mark.parametrize(
+    ("base", "readme", "base_model", "reason"),
+    [
+        ("mine", "license: mit\ntitle: My model: v2", None, "mapping values are not allowed here"),
+        ("mine", "license: mit\n2024: x", None, "keywords must be strings"),
+        ("gone/mine", None, None, "no such folder"),
+        ("owner/mine", None, "owner/mine", "You are trying to access a gated repo"),
+    ],
+)
+def test_a_licence_that_cannot_be_read_is_left_out(
+    base: str,
+    readme: str | None,
+    base_model: str | None,
+    reason: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def gated(*_: object, **__: object) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
+
+    model = shutil.copytree(trained, tmp_path / "model")
+    if readme:
+        shutil.copytree(trained, tmp_path / base)
+        (tmp_path / base / "README.md").write_text(f"---\n{readme}\n---\n# Base\n")
+    if base_model:
+        monkeypatch.setattr("anchorembed.model.load._hub_answers", lambda _: True)
+        monkeypatch.setattr("anchorembed.model.load.cached_file", gated)
+    metadata = json.loads((model / METADATA).read_text())
+    metadata["history"]["base"] = base_model or str(tmp_path / base)
+    (model / METADATA).write_text(json.dumps(metadata))
+    with caplog.at_level(logging.WARNING):
+        write_card(model, "title", 32)
+    assert f"the licence of {metadata['history']['base']} is not known" in caplog.text
+    assert reason in caplog.text
+    card = huggingface_hub.ModelCard.load(model / "README.md")
+    assert (card.data.license, card.data.base_model) == (None, base_model)
+    assert f"made from `{base_model or 'mine'}`" in card.text
+    assert str(tmp_path) not in card.content
 
 
 def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -> None:

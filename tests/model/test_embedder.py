@@ -77,6 +77,12 @@ def test_saved_and_loaded_it_is_the_same(embedder: Embedder, tmp_path: Path) -> 
     assert again.metadata.history["stage"] == "test"
 
 
+def test_a_local_base_is_remembered_by_its_absolute_path(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    embedder = Embedder.load(tiny_folder.name, precision="float32")
+    assert embedder.metadata.history == {"base": str(tiny_folder)}
+
+
 def test_other_weights_or_template_have_another_fingerprint(embedder: Embedder, tiny_folder: Path) -> None:
     other = Embedder.load(tiny_folder, precision="float32", template=Template("", "query: ", "", "</s>"))
     assert other.fingerprint != embedder.fingerprint

@@ -5,6 +5,7 @@ text gives the base model, how to use the vectors in other software, the trainin
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from huggingface_hub import CardData, ModelCard, ModelCardData
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL
-from anchorembed.model.load import file_beside
+from anchorembed.model.load import HUB_ID, file_beside
 from anchorembed.model.metadata import METADATA, Metadata, read_metadata
 from anchorembed.model.template import Prompts
+
+_log = logging.getLogger(__name__)
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
@@ -67,11 +70,13 @@ def _base(name: str) -> tuple[str, str | None]:
     """Name and licence of the model that training began with: a hub id, or the last part of a path."""
     if name == DEFAULT_MODEL:
         return _DEFAULT
-    shown = Path(name).name if Path(name).expanduser().exists() else name
+    path = Path(name).expanduser()
+    shown = name if re.fullmatch(HUB_ID, name, re.ASCII) and not path.exists() else path.name
     try:
         card = file_beside(name, "README.md") if name else None
         license_ = ModelCard.load(card).data.license if card else None
-    except (InputError, ValueError):  # not reachable, or not a valid card
+    except Exception as error:  # of the hub's client or a YAML parser; a card without a licence is better than no model
+        _log.warning("model card: the licence of %s is not known (%s)", name, first_line(error))
         license_ = None
     return shown, license_ if isinstance(license_, str) else None
 

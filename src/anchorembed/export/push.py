@@ -6,12 +6,12 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.load import quiet
+from anchorembed.model.load import HUB_ID, quiet
 
 
 def check_repository(repository: str) -> None:
     """Raise InputError if a repository is not of the form OWNER/NAME."""
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII):
+    if not re.fullmatch(HUB_ID, repository, re.ASCII):
         raise InputError(f"--push {repository!r}: not of the form OWNER/NAME, of letters, digits, - _ and dots.")
 
 

@@ -41,6 +41,7 @@ from anchorembed.system.files import cache_folder, whole_folder
 
 _log = logging.getLogger(__name__)
 
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # OWNER/NAME, of ASCII characters
 _T = TypeVar("_T")
 _HUB_SECONDS = 10
 _LARGEST_NF4_ERROR = 0.2  # of numbers from -1 to 1; rounding to nf4's 16 values changes them by at most 0.15
@@ -199,6 +200,11 @@ def _locate(name: str) -> tuple[str, str | None]:
     if not isinstance(cached, str):
         raise InputError(_cannot_load(name, "it is not in the hub's cache, and the hub does not answer."))
     return str(Path(cached).parent), None
+
+
+def absolute_name(name: str) -> str:
+    """A path that exists as an absolute one; other names, such as hub ids and the default model's, as they are."""
+    return str(Path(name).absolute()) if name != DEFAULT_MODEL and Path(name).exists() else name
 
 
 @cache

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder_settings import EmbedderSettings, own_template
-from anchorembed.model.load import file_beside
+from anchorembed.model.load import absolute_name, file_beside
 from anchorembed.model.positions import default_lengths
 from anchorembed.model.template import Prompts, Template, derive_template, instruct
 from anchorembed.model.tokens import Lengths
@@ -104,7 +104,7 @@ def describe(
     """
     if isinstance(settings, Metadata):
         return replace(settings, template=template or settings.template)
-    history: dict[str, object] = {"base": name}
+    history: dict[str, object] = {"base": absolute_name(name)}
     if settings is None:
         return Metadata(template or derive_template(tokenizer), default_lengths(config), history=history)
     lengths = settings.lengths(config, tokenizer)
