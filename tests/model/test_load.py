@@ -21,6 +21,16 @@ def test_files_beside_a_model_come_without_a_bar(tiny_folder: Path, monkeypatch:
     assert not are_progress_bars_disabled()
 
 
+def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(*_: object, **__: object) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
+
+    monkeypatch.setattr(load, "_hub_answers", lambda _: True)
+    monkeypatch.setattr(load, "cached_file", gated)
+    with pytest.raises(InputError, match=r"'owner/name' cannot be loaded .*: You are trying to access a gated repo\. "):
+        load.file_beside("owner/name", "README.md")
+
+
 @pytest.mark.parametrize("named", ["faq", "faq/contrast"])
 def test_a_run_folder_is_refused_with_the_model_in_it(named: str, tmp_path: Path) -> None:
     model = tmp_path / "faq" / "contrast" / "model"

@@ -126,15 +126,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def file_beside(name: str, file: str) -> Path | None:
     """Path of a file beside a model's weights, in its folder or on the hub; None if there is no such file.
 
-    Files beside a ``.gguf`` file belong to no model.
+    Files beside a ``.gguf`` file belong to no model. Raises InputError as `load_model` does.
     """
-    folder, gguf = _locate(name)
-    if gguf:
-        return None
-    with quiet():  # a download has a bar
-        path = cached_file(
-            folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
+    cached = partial(
+        cached_file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    path = _load(name, lambda folder, gguf: None if gguf else cached(folder, file))
     return Path(path) if path else None
 
 
