@@ -361,6 +361,11 @@ class Recipe(Section):
     trackers: list[str] = Field([], description="accelerate trackers, such as tensorboard or wandb.")
     compare: Compare | None = Field(None, description="What `anchorembed compare` runs.")
 
+    @property
+    def model_before(self) -> str:
+        """The model that a trained one is compared with: the one that Stage II is told to start from, or the base."""
+        return (self.contrast and self.contrast.from_) or self.model.name
+
     def stage(self, name: Literal["reconstruct", "contrast"]) -> Schedule | None:
         """The settings of a stage; None if the recipe leaves it out."""
         return self.reconstruct if name == "reconstruct" else self.contrast

@@ -1,4 +1,7 @@
-"""A finished run of a tiny model, whose texts must be escaped, and the page of it."""
+"""A finished run of a tiny model, whose texts must be escaped, and the page of it.
+
+The model was named by a relative path, from another working folder than that of the tests.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ from anchorembed.page.contents import Page
 from anchorembed.page.run_contents import page_of_run
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
+from anchorembed.train.kept_recipe import with_absolute_paths
 from anchorembed.train.run import train
 from tiny import recipe_values, write_pairs
 
@@ -26,12 +30,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator
     ]
     path.write_text("\n".join(rows), encoding="utf-8")
     stage = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "evaluate_every": 2}
-    values = recipe_values(path, tiny_folder, folder / "run") | {"reconstruct": stage, "contrast": stage}
+    values = recipe_values(path, Path(tiny_folder.name), folder / "run") | {"reconstruct": stage, "contrast": stage}
     values["data"] |= {"instruction": "find the text", "query_tokens": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
         recipe = parse_recipe(values)
-        train(recipe)
+        with pytest.MonkeyPatch.context() as elsewhere:
+            elsewhere.chdir(tiny_folder.parent)
+            train(recipe)
+            recipe = with_absolute_paths(recipe)
         yield recipe
 
 

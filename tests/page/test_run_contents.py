@@ -1,5 +1,6 @@
 """A run's page has the run's models and pairs that were not trained on; what cannot be shown is said."""
 
+import json
 import re
 import shutil
 from math import log2
@@ -12,12 +13,14 @@ from anchorembed import api
 from anchorembed.data.pairs import TextPair
 from anchorembed.errors import InputError
 from anchorembed.evaluate.held_out import pair_search, search_by_embedder
+from anchorembed.model.metadata import METADATA
 from anchorembed.page.run_contents import collection_of, find_models, page_of_run
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
+from anchorembed.train.kept_recipe import keep_recipe
 from anchorembed.train.prepare import load_to_measure
 from anchorembed.train.verdict import conclude, held_out_pairs
-from tiny import write_pairs
+from tiny import recipe_values, write_pairs
 
 
 def test_pairs_become_a_test_without_repeated_texts() -> None:
@@ -33,6 +36,25 @@ def test_pairs_become_a_test_without_repeated_texts() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained model is there"):
         find_models(tmp_path)
+
+
+def test_the_model_before_training_is_the_recipe_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(recipe: Recipe, model: str) -> None:
+        raise InputError(f"loads {model}")
+
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(recipe_values(write_pairs(Path("pairs.jsonl")), Path("base"), tmp_path / "run"))
+    keep_recipe(recipe)
+    template = {"bos": "", "header": "", "suffix": "", "end": "</s>"}
+    record = {"template": template, "lengths": {"query": 8, "document": 8}, "prompts": {}, "history": {"start": "base"}}
+    model = tmp_path / "run" / "contrast" / "model"
+    model.mkdir(parents=True)
+    (model / METADATA).write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("anchorembed.page.run_contents.load_to_measure", load)
+    with pytest.raises(InputError, match=f"loads {tmp_path / 'base'}"):
+        page_of_run(tmp_path / "run")
 
 
 @pytest.mark.slow

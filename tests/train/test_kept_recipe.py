@@ -17,7 +17,8 @@ STAGE = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
 
 def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
-    (tmp_path / "test").mkdir()
+    for name in ("test", "smollm2-135m"):  # a folder of that name is not the default model
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     stage = STAGE | {"evaluate_on": ["test", "NFCorpus"], "from": "test"}
     values = recipe_values(Path("pairs.jsonl"), Path("smollm2-135m"), Path("run")) | {"contrast": stage}

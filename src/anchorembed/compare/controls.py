@@ -83,5 +83,4 @@ class ArmRecipe(Recipe):
 def train_arm(recipe: ArmRecipe) -> Path:
     """Train the one stage that an arm's recipe has; returns the model's folder."""
     stage_class, settings = recipe.only_stage()
-    start = recipe.contrast.from_ if recipe.contrast else None
-    return run_stage(recipe, stage_class, settings, start or recipe.model.name)
+    return run_stage(recipe, stage_class, settings, recipe.model_before)

@@ -42,7 +42,7 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     recipe_file = run / KEPT if run.is_dir() else run
     recipe = read_recipe(recipe_file) if recipe_file.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
-    models = find_models(output)
+    models = find_models(output, recipe.model_before if recipe else "")
     if pairs is None:
         shown = _held_out(run, recipe)
     else:
@@ -75,8 +75,8 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     return contents(title, notes, models, collection, rows, {"": output}, load, embed), output
 
 
-def find_models(output: Path) -> dict[str, str]:
-    """The base model and those of the finished stages of a run, by name.
+def find_models(output: Path, before: str = "") -> dict[str, str]:
+    """The model ``before`` training, by default the one that the run started from, and those of its finished stages.
 
     Raises:
         InputError: if no stage is finished.
@@ -86,7 +86,7 @@ def find_models(output: Path) -> dict[str, str]:
         folder = output / stage / "model"
         metadata = read_metadata(folder)
         if metadata is not None:
-            models = models or {"before training": str(metadata.history["start"])}
+            models = models or {"before training": before or str(metadata.history["start"])}
             models[name] = str(folder)
     if not models:
         raise InputError(f"{output}: no trained model is there. Train first, or name another run's output folder.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.errors import InputError
-from anchorembed.model.default_model import DEFAULT_MODEL
+from anchorembed.model.load import absolute_name
 from anchorembed.recipe_file import read_as, show_config
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import write_file
@@ -83,19 +83,17 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON, with absolute paths."""
     values: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
     for source in values["data"]["sources"]:
-        source["path"] = _absolute(source["path"])
-    values["model"]["name"] = _absolute(values["model"]["name"])
+        source["path"] = absolute_name(source["path"])
+    values["model"]["name"] = absolute_name(values["model"]["name"])
     for stage in filter(None, (values["reconstruct"], values["contrast"])):
-        stage["evaluate_on"] = [_absolute(name) for name in stage["evaluate_on"]]
-        stage |= {key: _absolute(stage[key]) for key in ("from", "guide") if stage.get(key)}
+        stage["evaluate_on"] = [absolute_name(name) for name in stage["evaluate_on"]]
+        stage |= {key: absolute_name(stage[key]) for key in ("from", "guide") if stage.get(key)}
     if values["compare"]:
         named = values["compare"]["collections"]
-        values["compare"]["collections"] = {key: [_absolute(name) for name in names] for key, names in named.items()}
+        values["compare"]["collections"] = {
+            key: [absolute_name(name) for name in names] for key, names in named.items()
+        }
     return values | {"output": str(recipe.output.absolute())}
-
-
-def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if name != DEFAULT_MODEL and Path(name).exists() else name
 
 
 def _text(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.load import absolute_name
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe, Schedule
@@ -158,7 +159,8 @@ def _train_stage(
         stage = stage_class.build(prepared.embedder, settings, use.budget)
     _log_unused(stage, prepared, recipe.seed)
     stored, data = recipe.model.weights, prepared.summary()
-    history: dict[str, object] = {"start": start, "start_sha256": start_sha256, "plan": plan, "data": data}
+    history: dict[str, object] = {"start": absolute_name(start), "start_sha256": start_sha256}
+    history |= {"plan": plan, "data": data}
     merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
     history |= {"weights": stored if stored == "float32" else merged, "before": prepared.embedder.metadata.stages}
     if accelerator.is_main_process:

@@ -78,7 +78,7 @@ class TestVerdict:
 def conclude(recipe: Recipe, trained: Path) -> list[TestVerdict]:
     """Measure the model before training, the trained one, and BM25; log the verdicts and write ``verdict.json``."""
     tests = find_tests(recipe)
-    before = (recipe.contrast and recipe.contrast.from_) or recipe.model.name
+    before = recipe.model_before
     cache = recipe.output / "verdict"
     settings = recipe.model.model_dump_json(exclude={"name", "device"})
     settings += recipe.data.model_dump_json(exclude={"sources"})
