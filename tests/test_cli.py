@@ -34,6 +34,7 @@ from embeddings_server import Broken, serving
 from tiny import write_pairs
 
 Run = Any
+DISK = ". Check the path, its rights and the disk."
 
 
 @pytest.fixture
@@ -439,6 +440,28 @@ def test_where_memory_ends_is_said(
     monkeypatch.setattr(main, "memory_ended", lambda _: False)
     with pytest.raises(type(error)):
         main.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "ConnectionRefusedError: [Errno 111] Connection refused"),
+        (OSError("no such model"), "OSError: no such model"),
+        (OSError(28, "No space left"), f"a file: No space left{DISK}"),
+        (OSError("9 requested and 5 written"), f"a file: 9 requested and 5 written{DISK}"),
+        (OSError(13, "Denied", "f"), f"f: Denied{DISK}"),
+    ],
+)
+def test_only_an_error_of_files_names_the_disk(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_memory_that_ends_in_a_step_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

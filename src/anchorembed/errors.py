@@ -1,10 +1,14 @@
 """One kind of error for everything a user can mend: it names the value, the limit and the cure."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 LESS_MEMORY = "Lower the stage's tokens_per_micro_batch, data.query_tokens or data.document_tokens."
+_OF_FILES = {errno.EACCES, errno.EBUSY, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EIO, errno.EISDIR}
+_OF_FILES |= {errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM}
+_OF_FILES |= {errno.EROFS, errno.ESTALE}
 
 
 class InputError(Exception):
@@ -23,6 +27,11 @@ def memory_ended(error: BaseException) -> bool:
     """Whether an error means that memory ran out; torch's CPU allocator raises a plain RuntimeError."""
     has_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return has_type or "DefaultCPUAllocator" in str(error)
+
+
+def of_files(error: OSError) -> bool:
+    """Whether an error is of the disk or the file system, and not of a network or of a library that gives no number."""
+    return error.errno in _OF_FILES or str(error).endswith(" written")  # numpy: 9 requested and 5 written
 
 
 def first_line(error: BaseException) -> str:

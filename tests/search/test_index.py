@@ -1,5 +1,6 @@
 """The index against brute force, its reuse and replacement, and what it leaves behind when a build fails."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -229,7 +230,7 @@ def test_a_failed_replacement_puts_the_old_index_back(tmp_path: Path, monkeypatc
 
     def fails_for_new(path: Path, target: Path) -> Path:
         if path.name.endswith(".partial"):
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fails_for_new)

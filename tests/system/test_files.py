@@ -255,6 +255,16 @@ def test_an_error_of_another_file_is_not_the_target_s(tmp_path: Path, whole: Cal
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize("error", [OSError("no such model"), ConnectionResetError(errno.ECONNRESET, "Reset by peer")])
+def test_an_error_of_a_network_is_not_the_target_s(
+    tmp_path: Path, whole: Callable[[Path], Any], error: OSError
+) -> None:
+    with pytest.raises(OSError, match=str(error.strerror or error)), whole(tmp_path / "target"):
+        raise error
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", ["text ☃\n", b"bytes\n\xff"])
 def test_a_file_holds_what_was_written(tmp_path: Path, content: str | bytes) -> None:
     expected = content if isinstance(content, bytes) else content.encode()

@@ -6,7 +6,7 @@ from io import TextIOWrapper
 from anchorembed.cli.commands import training, using  # noqa: F401 - they add their commands
 from anchorembed.cli.root import app
 from anchorembed.cli.terminal import fail, typed_command
-from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended
+from anchorembed.errors import LESS_MEMORY, InputError, OutOfMemory, first_line, memory_ended, of_files
 
 
 def main() -> None:
@@ -25,4 +25,6 @@ def main() -> None:
             raise
         fail(f"There is not enough memory: {first_line(error)} {LESS_MEMORY}", 2)
     except OSError as error:
+        if not of_files(error):
+            fail(f"{type(error).__name__}: {error}", 2)
         fail(f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, its rights and the disk.", 2)

@@ -9,6 +9,7 @@ smaller document id comes first.
 Axes: N texts, D documents, H components of a vector, B numbers that store one.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -295,5 +296,5 @@ def _store_errors_as_os_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "LanceError(IO)" in str(error):
-            raise OSError(first_line(error)) from error
+            raise OSError(errno.EIO, first_line(error)) from error
         raise

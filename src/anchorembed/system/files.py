@@ -20,7 +20,7 @@ from uuid import uuid4
 from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
-from anchorembed.errors import InputError, first_line
+from anchorembed.errors import InputError, first_line, of_files
 
 _log = logging.getLogger(__name__)
 _READING_RULES = b"5"  # part of a content hash; increase it with every change in how the same bytes are read
@@ -148,10 +148,12 @@ def _folder_made(folder: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def _errors_named(target: Path, partial: Path) -> Iterator[None]:
-    """Turn an error of writing ``partial`` into an InputError that names ``target``; let errors of other files pass."""
+    """Turn an error of writing ``partial`` into an InputError that names ``target``; let other errors pass."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and not of_files(error):
+            raise
         path = getattr(error, "filename", None)  # the error of a full disk names no file
         if isinstance(path, str | os.PathLike):
             path = Path(path)
