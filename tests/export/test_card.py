@@ -66,6 +66,22 @@ def test_an_exported_card_s_example_gives_our_vectors(
         assert "'query'" in code or "query_instruction='Instruct: find\\nQuery: '" in code
 
 
+def test_the_card_names_the_data_of_all_runs(trained: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(trained, tmp_path / "model")
+    metadata = json.loads((model / METADATA).read_text())
+    last = metadata["history"]
+    last["before"] += [{key: last[key] for key in ("plan", "data")}]
+    other = last["plan"]["data.sources"][0] | {"name": "other"}
+    last["plan"] = last["plan"] | {"data.sources": [other], "data.sources.other.content": "0123"}
+    last["data"] = last["data"] | {"train": 900, "held_out": 40, "sources": {"other": 950}}
+    (model / METADATA).write_text(json.dumps(metadata))
+    write_card(model, "title", 32)
+    card = (model / "README.md").read_text()
+    first = "54 query-document pairs were trained on, 6 held out."
+    assert f"{first} Then 900 query-document pairs were trained on, 40 held out.\n" in card
+    assert re.findall(r"^\| (\w+) \| (\d+) \| `\w+` \|$", card, re.MULTILINE) == [("p", "60"), ("other", "950")]
+
+
 @pytest.mark.parametrize(
     ("base", "readme", "base_model", "reason"),
     [

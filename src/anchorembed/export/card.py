@@ -192,15 +192,9 @@ def _vectors(metadata: Metadata) -> Iterable[str]:
 def _training(stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if not stages:
         return
-    data, plan = stages[-1]["data"], stages[-1]["plan"]
-    counts = f"{data['train']:,} query-document pairs were trained on, {data['held_out']:,} held out."
-    names = [source["name"] for source in plan["data.sources"]]
-    hashes = [plan[f"data.sources.{name}.content"] for name in names]
-    sources = [
-        f"| {_cell(name)} | {data.get('sources', {}).get(name, '')} | `{content}` |"
-        for name, content in zip(names, hashes, strict=True)
-    ]
-    yield f"## Training\n\n{counts}"
+    data = dict.fromkeys(map(_data, stages))  # often the same in all stages
+    yield "## Training\n\n" + " Then ".join(counts for counts, _ in data)
+    sources = dict.fromkeys(row for _, rows in data for row in rows)
     yield "| source | pairs | content hash |\n|---|---|---|\n" + "\n".join(sources)
     shared = ("data.query_tokens", "data.document_tokens", "seed")
     for stage in stages:
@@ -209,6 +203,17 @@ def _training(stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         settings = {key: value for key, value in stage["plan"].items() if key.startswith(f"{name}.") or key in shared}
         lines = [f"| {key.removeprefix(f'{name}.')} | {_literal(value)} |" for key, value in settings.items()]
         yield f"{title}:\n\n| setting | value |\n|---|---|\n" + "\n".join(lines)
+
+
+def _data(stage: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """How many pairs a stage was trained on, as a sentence, and its sources, as rows of a table."""
+    data, plan = stage["data"], stage["plan"]
+    names = [source["name"] for source in plan["data.sources"]]
+    rows = (
+        f"| {_cell(name)} | {data.get('sources', {}).get(name, '')} | `{plan[f'data.sources.{name}.content']}` |"
+        for name in names
+    )
+    return f"{data['train']:,} query-document pairs were trained on, {data['held_out']:,} held out.", tuple(rows)
 
 
 def _results(path: Path) -> Iterable[str]:
