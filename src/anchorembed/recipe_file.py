@@ -1,5 +1,6 @@
 """A recipe from YAML, checked, and back as YAML. Every fault is reported at once, with its key path and what to do."""
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     if path.is_file() and path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl", ".parquet")):
         raise InputError(
             f"{path}: a file of pairs, by its name, not a recipe. Name it in data.sources of a recipe, or train without"
-            f" one: anchorembed train --pairs {path} --base MODEL --output DIR (it writes one; check takes the same)."
+            f" one: anchorembed train --pairs {shlex.quote(str(path))} --base MODEL --output DIR (it writes one; check "
+            "takes the same)."
         )
     try:
         values = yaml.safe_load(decoded(path, path.read_bytes()))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,10 +68,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "out" / "1_Pooling").mkdir(parents=True)
-    (tmp_path / "out" / "config.json").write_text("{}")
-    (tmp_path / "out" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
-    return tmp_path / "out"
+    out = tmp_path / "my model"
+    (out / "1_Pooling").mkdir(parents=True)
+    (out / "config.json").write_text("{}")
+    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    return out
 
 
 @pytest.mark.parametrize("public", [False, True])
@@ -85,12 +87,15 @@ def test_all_files_are_uploaded_to_a_private_repository(public: bool, hub: type[
     assert settings.get("private", settings.get("visibility")) in ({False, "public"} if public else {True, "private"})
 
 
+@pytest.mark.parametrize("public", [False, True])
 def test_what_the_hub_refuses_is_said_with_the_cure(
-    hub: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch
+    public: bool, hub: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    with pytest.raises(InputError, match=r"401.*is written\. Log in"):
-        push(folder, "somebody/model")
+    with pytest.raises(InputError, match=r"401.*is written\. Log in") as refused:
+        push(folder, "somebody/model", public=public)
+    command = shlex.split(str(refused.value).rpartition("then: ")[2])
+    assert command == ["hf", "upload", "somebody/model", str(folder), *([] if public else ["--private"])]
     with pytest.raises(InputError, match="OWNER/NAME"):
         push(folder, "model")
     assert not hub.files

@@ -38,11 +38,15 @@ def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_another_run_replaces_it_and_a_users_file_stays(tmp_path: Path, said: list[str]) -> None:
-    recipe = parse_recipe(recipe_values(tmp_path / "pairs.jsonl", tmp_path, tmp_path / "run"))
-    path = tmp_path / "run" / KEPT
+    recipe = parse_recipe(recipe_values(tmp_path / "pairs.jsonl", tmp_path, tmp_path / "my run"))
+    path = tmp_path / "my run" / KEPT
     keep_recipe(recipe)
+    assert path.read_text(encoding="utf-8").partition("\n")[0].endswith(f": anchorembed train '{path}'")
     other = recipe.model_copy(update={"seed": 7})
-    with pytest.raises(InputError, match=r"is not the recipe that this command makes: seed is 0 there, 7 here\. To"):
+    message = (
+        r"is not the recipe that this command makes: seed is 0 there, 7 here\. To .*: anchorembed train '.*my run/"
+    )
+    with pytest.raises(InputError, match=message):
         check_kept(other)
     keep_recipe(other)
     check_kept(other)

@@ -7,6 +7,7 @@ text gives the base model, how to use the vectors in other software, the trainin
 import json
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +117,7 @@ documents = model.encode(["list.sort() sorts a list in place."])
         yield f"""## Use
 
 ```
-llama-server -m {title}/model.gguf --embedding --pooling last -c {limit} -b {limit} -ub {limit}
+llama-server -m {shlex.quote(f"{title}/model.gguf")} --embedding --pooling last -c {limit} -b {limit} -ub {limit}
 ```
 
 llama.cpp adds the end token. Send what `prompts.json` says before and after each text: its `query` or `document`, the

@@ -1,6 +1,7 @@
 """Upload an exported folder to the model hub, private unless asked otherwise."""
 
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -30,8 +31,9 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
             page = api.create_repo(repository, private=not public, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by AnchorEmbed")
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differs by version
+        repeat = shlex.join(["hf", "upload", repository, str(folder), *([] if public else ["--private"])])
         raise InputError(
             f"--push {repository}: {first_line(error)} {folder} is written. Log in by `hf auth login` or set HF_TOKEN "
-            f"to a token that may write, then: hf upload {repository} {folder}"
+            f"to a token that may write, then: {repeat}"
         ) from error
     return str(page)

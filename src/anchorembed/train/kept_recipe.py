@@ -4,6 +4,7 @@ Its paths are absolute, so it can be read from any working folder.
 """
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +57,7 @@ def check_kept(recipe: Recipe) -> None:
     if differing := "; ".join(_differing(_values(kept), _values(recipe))):
         raise InputError(
             f"{path}: is not the recipe that this command makes: {differing}. To train it as it is: "
-            f"anchorembed train {path}. {cure}"
+            f"anchorembed train {shlex.quote(str(path))}. {cure}"
         )
 
 
@@ -97,7 +98,7 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _text(recipe: Recipe) -> str:
-    return f"{_HEADER}{recipe.output.absolute() / KEPT}\n{show_config(with_absolute_paths(recipe))}"
+    return f"{_HEADER}{shlex.quote(str(recipe.output.absolute() / KEPT))}\n{show_config(with_absolute_paths(recipe))}"
 
 
 def _is_other(path: Path) -> bool:
