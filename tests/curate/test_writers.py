@@ -123,6 +123,14 @@ def test_an_endpoint_is_asked_for_all_at_a_time_and_in_order(monkeypatch: pytest
     assert set(endpoint.keys) == {"Bearer secret"}
 
 
+@pytest.mark.parametrize("query", ["", "?api-version=2024&a=b/"])
+@pytest.mark.parametrize("path", ["", "/", "/chat/completions"])
+def test_an_address_is_completed_and_keeps_its_query(path: str, query: str) -> None:
+    with chat_endpoint(str.upper) as endpoint:
+        EndpointWriter(f"{endpoint.url}{path}{query}", "m").reply(asked("a"), 4)
+    assert endpoint.paths == [f"/v1/chat/completions{query}"]
+
+
 def test_what_fails_for_the_moment_is_asked_again() -> None:
     with chat_endpoint(str.upper) as endpoint:
         endpoint.first_answers = [(503, b"busy"), (429, b"slow down", {"Retry-After": "0.01"})]

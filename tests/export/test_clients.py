@@ -18,12 +18,13 @@ def rows(texts: list[str]) -> list[list[float]]:
     return [[float(len(text)), 1.0] for text in texts]
 
 
+@pytest.mark.parametrize("query", ["", "?api-version=2024&a=b/"])
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/embeddings"])
-def test_vectors_come_in_the_order_of_the_texts(path: str) -> None:
-    with serving(rows) as url:
-        client = open_endpoint(url + path)
+def test_vectors_come_in_the_order_of_the_texts(path: str, query: str) -> None:
+    with serving(rows, query=query) as url:
+        client = open_endpoint(url + path + query)
         np.testing.assert_array_equal(client.embed(["a", "abc"], "query"), [[1, 1], [3, 1]])
-    assert client.name == f"{url}/v1/embeddings, model 'tiny'"
+    assert client.name == f"{url}/v1/embeddings{query}, model 'tiny'"
 
 
 def test_name_and_key_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

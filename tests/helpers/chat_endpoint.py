@@ -18,6 +18,7 @@ class Endpoint:
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     first_answers: list[Answer] = field(default_factory=list)
 
     @property
@@ -42,12 +43,13 @@ def chat_endpoint(write: Callable[[str], str]) -> Iterator[Endpoint]:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             endpoint.asked.append(request)
             endpoint.keys.append(self.headers.get("Authorization"))
+            endpoint.paths.append(self.path)
             status, body, *headers = (
                 endpoint.first_answers.pop(0)
                 if endpoint.first_answers
                 else (200, completion(write(request["messages"][-1]["content"])))
             )
-            self.send_response(status if self.path == "/v1/chat/completions" else 404)
+            self.send_response(status if self.path.partition("?")[0] == "/v1/chat/completions" else 404)
             for name, value in headers[0].items() if headers else ():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))

@@ -72,10 +72,12 @@ def serving(
     models: str | None = "tiny",
     raw: bytes | None = None,
     seen: list[dict[str, Any]] | None = None,
+    query: str = "",
 ) -> Iterator[str]:
     """Serve ``/v1/embeddings`` on loopback and yield the address.
 
-    ``raw`` replaces every reply of vectors; ``seen`` takes the key and the body of each request.
+    ``raw`` replaces every reply of vectors; ``seen`` takes the key and the body of each request. A request must have
+    the ``query``, such as ``?version=1``.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,7 +90,7 @@ def serving(
             self.wfile.write(content)
 
         def do_GET(self) -> None:
-            if models is None:
+            if models is None or self.path != f"/v1/models{query}":
                 return self.reply(404, b"Not Found")
             return self.reply(200, json.dumps({"data": [{"id": models}]}).encode())
 
@@ -96,7 +98,7 @@ def serving(
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if seen is not None:
                 seen.append(asked | {"key": self.headers["Authorization"]})
-            if self.path != "/v1/embeddings":
+            if self.path != f"/v1/embeddings{query}":
                 return self.reply(404, b"Not Found")
             try:
                 vectors = embed(asked["input"])

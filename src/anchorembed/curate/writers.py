@@ -223,8 +223,9 @@ class EndpointWriter:
 
     @property
     def _address(self) -> str:
-        path = self.url.rstrip("/")
-        return path if path.endswith("/chat/completions") else f"{path}/chat/completions"
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")
+        return parts._replace(path=f"{path}/chat/completions").geturl()
 
     def _post(self, body: bytes) -> bytes:
         request = urllib.request.Request(self._address, body, json_headers(KEY_VARIABLE))  # noqa: S310 - checked above

@@ -93,7 +93,7 @@ def open_endpoint(
     """An OpenAI-compatible ``/v1/embeddings`` endpoint, by its server's address, with or without that path.
 
     Args:
-        url: such as ``http://127.0.0.1:8080``; http or https.
+        url: such as ``http://127.0.0.1:8080``; http or https. What it has after a ``?`` is sent with each request.
         served_name: of the model; by default the first that ``/v1/models`` lists, or ``default`` if it lists none.
         api_key_env: environment variable with the API key, sent if it is set.
         timeout: seconds to wait for a reply.
@@ -101,16 +101,15 @@ def open_endpoint(
     Raises:
         InputError: if the URL is not one, the server cannot be reached, or it lists no model.
     """
-    base = _base(url)
+    embeddings, models = _addresses(url)
     headers = json_headers(api_key_env)
-    name = served_name or _first_model(f"{base}/models", headers, timeout)
+    name = served_name or _first_model(models, headers, timeout)
 
     def embed(texts: Sequence[str], side: Side) -> Floats:
         body: dict[str, object] = {"model": name, "input": list(texts), "encoding_format": "float"}
-        reply = _exchange(f"{base}/embeddings", body, headers, timeout)
-        return _vectors(reply, len(texts), f"{base}/embeddings")
+        return _vectors(_exchange(embeddings, body, headers, timeout), len(texts), embeddings)
 
-    return Client(f"{base}/embeddings, model {name!r}", embed)
+    return Client(f"{embeddings}, model {name!r}", embed)
 
 
 def with_prompts(client: Client, file: Path) -> Client:
@@ -135,7 +134,8 @@ def with_prompts(client: Client, file: Path) -> Client:
     return Client(client.name, embed, f"Texts were sent as {file} says.")
 
 
-def _base(url: str) -> str:
+def _addresses(url: str) -> tuple[str, str]:
+    """The addresses of vectors and of the list of models."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -146,14 +146,14 @@ def _base(url: str) -> str:
             f"{url}: not an http or https URL. Name one such as http://127.0.0.1:8080. An exported folder needs "
             "--with langchain, llamaindex or sentence-transformers."
         )
-    path = parts.path.rstrip("/").removesuffix("/embeddings")
-    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+    path = parts.path.rstrip("/").removesuffix("/embeddings") or "/v1"
+    return parts._replace(path=f"{path}/embeddings").geturl(), parts._replace(path=f"{path}/models").geturl()
 
 
 def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str], timeout: float) -> Any:  # noqa: ANN401
     """The reply to a GET, or to a POST of a body, read as JSON."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_base` checks
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_addresses` checks
     try:
         with urllib.request.build_opener(NoRedirect).open(request, timeout=timeout) as reply:
             content = reply.read(_LARGEST_REPLY)
