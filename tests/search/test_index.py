@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,26 @@ def test_same_corpus_and_model_are_reused_without_embedding(tmp_path: Path) -> N
     assert second.search(encoder, "word1") == first.search(encoder, "word1")
 
 
+def test_who_comes_while_an_index_is_made_waits_and_reuses_it(tmp_path: Path) -> None:
+    corpus, reused = corpus_file(tmp_path / "corpus.jsonl", texts(20)), []
+
+    class Joined(BagOfWords):
+        def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
+            if not self.sides:
+                other.start()
+                other.join(0.3)
+            return super().encode(texts, side)
+
+    def call() -> None:
+        reused.append(open_or_build(encoder, corpus, tmp_path / "index")[1])
+
+    encoder, other = Joined(), threading.Thread(target=call)
+    call()
+    other.join()
+    assert reused == [False, True]
+    assert encoder.sides == ["document"]
+
+
 @pytest.mark.parametrize("change", ["corpus", "model"])
 def test_another_corpus_or_model_replaces_the_index(tmp_path: Path, change: str) -> None:
     corpus = corpus_file(tmp_path / "corpus.jsonl", texts(20))
@@ -200,7 +221,7 @@ def test_another_corpus_or_model_replaces_the_index(tmp_path: Path, change: str)
     assert len(index) == (21 if change == "corpus" else 20)
     assert index.manifest.model == encoder.fingerprint
     assert open_or_build(encoder, corpus, tmp_path / "index")[1]
-    assert names(tmp_path) == {"corpus.jsonl", "index"}
+    assert names(tmp_path) == {"cache", "corpus.jsonl", "index"}
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -34,7 +34,7 @@ from anchorembed.model.truncate_and_quantize import VectorFormat, cut, restore
 from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
 from anchorembed.search.columns import in_format, matrix, vector_batch
 from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
-from anchorembed.system.files import hash_file, whole_folder
+from anchorembed.system.files import hash_file, lock_folder, whole_folder
 
 _ROWS_PER_WRITE = 8192
 
@@ -209,18 +209,26 @@ def open_or_build(
     """Return an index of the file ``corpus``, and whether the one in ``folder`` was reused.
 
     An index made from the same bytes by the same model in the same format is reused; any other index there is replaced.
+    While another process makes one there, this waits, and then reuses that if it fits.
 
     Raises:
         InputError: if the folder holds something else, or an index whose manifest is damaged; nothing is changed then.
     """
-    manifest = read_manifest(folder)
     if not corpus.is_file():
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
     form = form or VectorFormat(encoder.dimension)
-    if manifest and manifest.fits(encoder.fingerprint, corpus_hash, form):
+
+    def fits() -> bool:
+        manifest = read_manifest(folder)
+        return manifest is not None and manifest.fits(encoder.fingerprint, corpus_hash, form)
+
+    if fits():
         return Index.open(folder), True
-    return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
+    with lock_folder(folder, wait=True):
+        if fits():  # made meanwhile
+            return Index.open(folder), True
+        return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
 
 
 def _keep_replaced(folder: Path, building: Path) -> None:

@@ -200,32 +200,38 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder, made if it does not exist, against other processes until the block, or this process, ends.
+
+    ``wait`` until another process has unlocked it.
 
     The lock file is in the cache, never in the locked folder. New folders that stay empty are removed.
     Where the cache's file system has no locks, a warning says so and nothing is locked.
 
     Raises:
-        InputError: if another process has locked the folder, or it cannot be made.
+        InputError: if another process has locked the folder, unless ``wait``, or it cannot be made.
     """
     path = cache_folder() / "locks" / f"{hash_texts([str(folder.resolve())])[:32]}.lock"
     lock = FileLock(path)
     with _folder_made(folder, folder), _folder_made(path.parent, path):
-        _acquire(lock, folder)
+        _acquire(lock, folder, wait)
         try:
             yield
         finally:
             lock.release()
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
+def _acquire(lock: FileLock, folder: Path, wait: bool) -> None:
     try:
         lock.acquire(timeout=0)
         if isinstance(lock, SoftFileLock):  # filelock's fallback, which a killed process would never release
             lock.release()
             raise OSError("no advisory locks")
     except Timeout as error:
+        if wait:
+            _log.info("%s: waiting for another process that is at work there", folder)
+            lock.acquire()
+            return
         raise InputError(f"{folder}: another process is at work there. Wait for it, or stop it.") from error
     except OSError as error:
         _log.warning("%s: cannot be locked (%s). See that no other process works there.", folder, first_line(error))
