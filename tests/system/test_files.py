@@ -160,6 +160,26 @@ def test_a_folder_that_cannot_be_renamed_changes_nothing(
     assert (target / "file").read_text(encoding="utf-8") == "old"
 
 
+def test_a_folder_that_another_process_writes_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, others = tmp_path / "model", Path.rename, [1, 2]
+
+    def meanwhile(path: Path, to: Path) -> Path:
+        if to == target and others:
+            others.pop()
+            with whole_folder(target) as folder:
+                _write(folder, "another's")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    with whole_folder(target) as folder:
+        _write(folder, "mine")
+    assert not others
+    assert names(tmp_path) == ["model"]
+    assert (target / "file").read_text(encoding="utf-8") == "mine"
+
+
 @contextmanager
 def _in_folder(target: Path) -> Iterator[Path]:
     with whole_folder(target) as folder:

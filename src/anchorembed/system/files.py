@@ -4,6 +4,7 @@ Content is written under a hidden name beside its target, and renamed once it is
 or a missing permission is an InputError that names the target; nothing half-written stays.
 """
 
+import errno
 import gzip
 import hashlib
 import json
@@ -168,16 +169,17 @@ def _cannot_be_written(target: Path, error: Exception) -> InputError:
 
 def _rename_over(new: Path, target: Path) -> None:
     """Rename a folder to ``target``; an existing ``target`` is set aside, and put back if the renaming fails."""
-    if not target.exists():
-        new.rename(target)
-        return
     older = _hidden_beside(target, "older")
-    target.rename(older)
+    with suppress(FileNotFoundError):
+        target.rename(older)
     try:
         new.rename(target)
-    except OSError:
-        older.rename(target)
-        raise
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if older.exists():
+                older.rename(target)
+            raise
+        _rename_over(new, target)  # another process has written it meanwhile
     shutil.rmtree(older, ignore_errors=True)
 
 
