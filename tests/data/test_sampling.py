@@ -1,4 +1,4 @@
-"""A step's pairs come from one source, share no text, and are the same for the same seed."""
+"""A step's pairs come from one source, no two share a query or a positive, and they are the same for the same seed."""
 
 import json
 from itertools import islice

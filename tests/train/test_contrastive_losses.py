@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from anchorembed.data.pairs import TextPair
 from anchorembed.recipe_schema import Contrast
+from anchorembed.train.contrast import Contrastive, excluded_documents
 from anchorembed.train.contrastive_losses import (
     distillation,
     false_negatives,
@@ -16,7 +18,7 @@ from anchorembed.train.contrastive_losses import (
     too_similar,
 )
 from anchorembed.train.stage import step
-from stages import make, ready
+from stages import make, ready, stage
 
 
 def test_hand_computed() -> None:
@@ -50,6 +52,37 @@ def test_a_duplicate_positive_is_no_negative() -> None:
 def test_a_query_is_no_negative_of_itself() -> None:
     """Where both sides are alike: b is asked for, and stands among the documents as a's answer."""
     assert false_negatives(["a", "b"], ["b", "c"]).tolist() == [[False, False], [True, False]]
+
+
+CHAIN = [TextPair("a", "b", ("x",)), TextPair("b", "c", ("a",)), TextPair("d", "d", ("b",))]
+
+
+@pytest.mark.parametrize(("query", "document"), [("", ""), ("Find: ", ""), ("Find: ", "Find: "), ("", "Text: ")])
+def test_a_query_is_no_negative_of_itself_whatever_is_put_before_it(query: str, document: str) -> None:
+    embedder, _ = make("llama")
+    pairs = embedder.pairs.tokenize(CHAIN, [query] * 3, [document] * 3)
+    wanted = [  # b, c, d, x, a, b
+        [False, False, False, False, True, True],  # a: b is its positive
+        [True, False, False, False, False, True],  # b
+        [False, False, False, False, False, False],  # d, whose positive is itself
+    ]
+    assert ready(embedder, Contrast()).make_batch(0, pairs).loss_inputs.excluded_QD.tolist() == wanted
+    joint = stage(embedder, contrast_weight=1.0).make_batch(0, pairs)
+    assert joint.excluded_QD is not None
+    assert joint.excluded_QD.tolist() == [row[:3] for row in wanted]
+    mutual = embedder.pairs.tokenize([TextPair("a", "b"), TextPair("b", "a")], [query] * 2, [document] * 2)
+    assert not Contrastive.teaches(Contrast(), mutual)
+
+
+def test_texts_that_are_equal_once_cut_are_no_negatives() -> None:
+    """Of 24 tokens of a query and 40 of a document; a query longer than that is itself by its text."""
+    embedder, _ = make("llama")
+    query, text = "many words of a query " * 3, "many words of a text " * 9
+    texts = [TextPair(f"{query} 1", f"{text} 1"), TextPair(f"{query} 2", f"{text} 2"), TextPair("a", f"{query} 1")]
+    pairs = embedder.pairs.tokenize(texts, ["Find: "] * 3)
+    assert pairs[0].query == pairs[1].query
+    assert pairs[0].document == pairs[1].document
+    assert excluded_documents(pairs, 0).tolist() == [[False, True, True], [True, False, False], [False, False, False]]
 
 
 def test_cosines_stay_float32_under_autocast() -> None:
@@ -110,8 +143,8 @@ def test_distillation_is_the_divergence_from_the_given_scores() -> None:
     ],
 )
 def test_a_step_without_negatives_is_known_by_its_texts(queries: str, documents: str, expected: bool) -> None:
-    assert has_negatives(queries, documents) is expected
-    positives = list(range(len(queries)))
     excluded_QD = false_negatives(queries, documents)
+    assert has_negatives(excluded_QD) is expected
+    positives = list(range(len(queries)))
     excluded_QD[positives, positives] = True
     assert bool((~excluded_QD).any()) is expected

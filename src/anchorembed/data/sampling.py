@@ -1,4 +1,7 @@
-"""Which pairs form a step: pairs of one source that share no text, in an order that follows from seed and epoch."""
+"""Which pairs form a step, in an order that follows from seed and epoch.
+
+They are of one source, and no two share a query or a positive; one's query may be another's positive.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,7 +124,7 @@ def source_epoch(
 
 
 def _without_duplicates(store: PairStore, order: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Cut an order into steps; a pair that shares a text with its step waits for the next one.
+    """Cut an order into steps; a pair that shares a query or a positive with its step waits for the next one.
 
     A step ends early when 8 times its size is waiting: then the source repeats its texts too much to fill it.
     """

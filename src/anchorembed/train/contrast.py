@@ -26,6 +26,7 @@ from anchorembed.system.processes import gathered, processes, rank, shares
 from anchorembed.train.contrastive_losses import (
     ScoredDocuments,
     distillation,
+    equal,
     false_negatives,
     has_negatives,
     info_nce,
@@ -153,8 +154,7 @@ class Contrastive(Stage):
     @staticmethod
     def teaches(settings: Contrast, pairs: Sequence[TokenPair]) -> bool:
         """Whether any query has a negative, without which the loss is 0."""
-        queries, positives, negatives = _texts(pairs, settings.hard_negatives)
-        return has_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
+        return has_negatives(excluded_documents(pairs, settings.hard_negatives))
 
     # A step
 
@@ -204,9 +204,7 @@ class Contrastive(Stage):
         return read_back({"held_out_loss": loss, "held_out_accuracy": is_right_Q.float().mean()})
 
     def _loss_inputs(self, pairs: Sequence[TokenPair]) -> LossInputs:
-        queries, positives, negatives = _texts(pairs, self.hard_negatives)
-        excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
-        given = None
+        excluded_QD, given = excluded_documents(pairs, self.hard_negatives), None
         if self.settings.distill:
             given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
         return LossInputs(send(excluded_QD, self.device), given)
@@ -232,9 +230,8 @@ class Contrastive(Stage):
         """The guide's vectors of queries, positives and negatives, in that order, if there is a guide."""
         if self.guide is None:
             return None
-        negatives = [text for pair in pairs for text in pair.text.negatives[: self.hard_negatives]]
         queries = self.guide.encode([pair.text.query for pair in pairs], "query")
-        documents = self.guide.encode([*(pair.text.positive for pair in pairs), *negatives])
+        documents = self.guide.encode(_document_texts(pairs, self.hard_negatives))
         return torch.cat([torch.from_numpy(queries), torch.from_numpy(documents)]).to(self.device)
 
     def _chunks(self, sequences: Sequence[list[int]]) -> tuple[list[PackedBatch], Tensor]:
@@ -273,10 +270,29 @@ def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:
     return guide
 
 
+def excluded_documents(pairs: Sequence[TokenPair], hard_negatives: int) -> Tensor:
+    """Mark, [Q, D], documents that must not be negatives of a query because they answer it or are the query itself.
+
+    Token ids are compared, as texts that are equal once cut are one text to the model. A query and a document are also
+    compared as texts: their instructions may differ, and so may their limits.
+    """
+    queries, positives, negatives = _texts(pairs, hard_negatives)
+    excluded_QD = false_negatives([*map(tuple, queries)], [*map(tuple, positives + negatives)])
+    is_query_QD = equal([pair.text.query for pair in pairs], _document_texts(pairs, hard_negatives))
+    return (excluded_QD | is_query_QD).fill_diagonal_(False)
+
+
 def _texts(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
     """Templated queries, positives and hard negatives of pairs."""
     negatives = [negative for pair in pairs for negative in pair.negatives[:hard_negatives]]
     return [pair.query for pair in pairs], [pair.document for pair in pairs], negatives
+
+
+def _document_texts(pairs: Sequence[TokenPair], hard_negatives: int) -> list[str]:
+    """Positives and hard negatives of pairs before tokenising, of those that `_texts` has and in its order."""
+    used = [pair.text.negatives[: len(pair.negatives[:hard_negatives])] for pair in pairs]
+    negatives = [text for texts in used for text in texts]
+    return [*(pair.text.positive for pair in pairs), *negatives]
 
 
 def _given_scores(pairs: Sequence[TokenPair], hard_negatives: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -38,29 +38,32 @@ def similarities(queries_QH: Tensor, documents_DH: Tensor) -> Tensor:
         return F.normalize(queries_QH.float(), dim=-1) @ F.normalize(documents_DH.float(), dim=-1).T
 
 
-def has_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> bool:
-    """Whether `false_negatives` leaves any query a negative; without one the loss and its gradient are 0."""
-    answers: dict[Hashable, set[Hashable]] = {}
-    for query, positive in zip(query_keys, document_keys, strict=False):
-        answers.setdefault(query, {query}).add(positive)
-    documents = set(document_keys)
-    return any(documents - answering for answering in answers.values())
+def equal(keys: Sequence[Hashable], others: Sequence[Hashable]) -> Tensor:
+    """Which of ``others`` equal each of ``keys``, [K, O]."""
+    numbers: dict[Hashable, int] = {}
+    numbers_K = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    numbers_O = torch.tensor([numbers.setdefault(key, len(numbers)) for key in others])
+    return numbers_K[:, None] == numbers_O
 
 
 def false_negatives(query_keys: Sequence[Hashable], document_keys: Sequence[Hashable]) -> Tensor:
     """Mark, [Q, D], documents that must not be negatives of a query because they answer it.
 
-    Their text equals the query's positive, the positive of another query with the same text, or the query itself.
+    Their key equals that of the query's positive, of the positive of another query with the same key, or of the query.
     """
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(document_keys))}
-    documents_D = torch.tensor([numbers[key] for key in document_keys])
-    excluded = documents_D[: len(query_keys), None] == documents_D
+    excluded_QD = equal(document_keys[: len(query_keys)], document_keys) | equal(query_keys, document_keys)
     groups: dict[Hashable, list[int]] = {}
     for row, query in enumerate(query_keys):
         groups.setdefault(query, []).append(row)
-    for query, rows in groups.items():
-        excluded[rows] = excluded[rows].any(dim=0) | (documents_D == numbers.get(query, -1))
-    return excluded.fill_diagonal_(False)
+    for rows in groups.values():
+        if len(rows) > 1:
+            excluded_QD[rows] = excluded_QD[rows].any(dim=0)
+    return excluded_QD.fill_diagonal_(False)
+
+
+def has_negatives(excluded_QD: Tensor) -> bool:
+    """Whether any query has a negative that is not excluded; without one the loss and its gradient are 0."""
+    return int((~excluded_QD).sum()) > len(excluded_QD)  # positives are never excluded
 
 
 def too_similar(queries_QH: Tensor, documents_DH: Tensor, margin: float) -> Tensor:

@@ -24,7 +24,7 @@ from anchorembed.system.processes import processes, rank, shares, summed
 from anchorembed.train.anchor_choice_loss import CHOICES
 from anchorembed.train.anchor_gain import anchor_gain, collapsed
 from anchorembed.train.anchors import decoder_anchors
-from anchorembed.train.contrastive_losses import false_negatives
+from anchorembed.train.contrast import excluded_documents
 from anchorembed.train.flops import flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.reconstruction_batch import (
@@ -105,8 +105,7 @@ class Reconstruction(Stage):
         micro_batches += [self._laid_out(part, per_token, per_text) for part in runs[rank()]]
         excluded_QD = None
         if self.settings.contrast_weight is not None:
-            queries, documents = [tuple(pair.query) for pair in pairs], [tuple(pair.document) for pair in pairs]
-            excluded_QD = send(false_negatives(queries, documents), self.device)
+            excluded_QD = send(excluded_documents(pairs, 0), self.device)
         contrast_weight = self.settings.contrast_weight or 0.0
         return ReconstructionBatch(
             micro_batches, idle, len(pairs), weights, totals, self.settings.anchor, excluded_QD, contrast_weight
