@@ -35,7 +35,7 @@ from tiny import recipe_values, save_cross_encoder, write_pairs
 TEXTS = [
     "the answer in six words here",  # 0: the positive
     "The answer, in six words here",  # 1: five of its six words and one other: 5/7
-    "the answer  in six words HERE",  # 2: the same words
+    "six words here in THE  answer",  # 2: the same words
     "What is asked",  # 3: the query itself
     "another answer of the same query",  # 4: the query's other positive
     "something else entirely",  # 5
@@ -89,6 +89,15 @@ def test_a_margin_of_a_positive_below_zero_asks_for_less_than_it() -> None:
 
     (pair,) = mine([PAIR], gather([PAIR], TEXTS), negative, Rules(near=1.0), Mined())
     assert pair.negatives[0] == TEXTS[1]
+
+
+def test_a_query_s_positives_are_no_negatives_in_other_case_or_white_space() -> None:
+    pairs, found = [PAIR, OTHER], Mined()
+    pool = gather(pairs, [f" {TEXTS[0]}", TEXTS[4].upper(), TEXTS[5], "another  answer of the same query"])
+    rules = Rules(last_rank=1, margin=2.0, near=1.0)
+    with_negatives = mine(pairs, pool, lambda queries: np.ones((len(queries), 6), np.float32), rules, found)
+    assert [pair.negatives for pair in with_negatives] == [(TEXTS[5], "given"), (TEXTS[5],)]
+    assert found.dropped == {POSITIVE: 4, QUERY: 0, NEAR: 0, MARGIN: 0}
 
 
 @pytest.mark.parametrize("rules", [{"first_rank": 0}, {"first_rank": 5, "last_rank": 4}, {"count": 0}, {"margin": 0.0}])

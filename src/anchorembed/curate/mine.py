@@ -5,8 +5,8 @@ texts: the query's positives, the query itself, near-duplicates of the positive,
 the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A cross-encoder can score the
 candidates of the search again (`rerank`); then its scores order and filter them, and are kept with the pairs.
 
-Pairs stream through in windows. Memory holds each text once, BM25's index or vectors [D, H], 16 bytes a pair, and one
-window of scores.
+Pairs stream through in windows. Memory holds each text once, BM25's index or vectors [D, H], 16 bytes a pair and a
+text, and one window of scores.
 
 Axes: Q queries, D texts, H hidden size.
 """
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anchorembed.curate.rerank import Reranker
 from anchorembed.data.pairs import TextPair, folded
@@ -77,20 +76,34 @@ class Mined:
     by_negatives: Counter[int] = field(default_factory=Counter)
 
 
+class _RowsByKey:
+    """Rows of texts by 64-bit key, 16 bytes each."""
+
+    def __init__(self, keys: Iterable[int], rows: Iterable[int]) -> None:
+        unordered = np.fromiter(keys, np.uint64)
+        order = np.argsort(unordered, kind="stable")
+        self._keys, self._rows = unordered[order], np.fromiter(rows, np.int64)[order]
+
+    def of(self, text: str) -> list[int]:
+        """Rows that have the key of a text."""
+        key = np.uint64(_key(text))
+        start, stop = (int(np.searchsorted(self._keys, key, side=side)) for side in ("left", "right"))
+        rows: list[int] = self._rows[start:stop].tolist()
+        return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The texts to mine from, each once, and the rows of each query's positives among them."""
 
     texts: Sequence[str]
     rows: dict[str, int]
-    _query_keys: NDArray[np.uint64]  # ascending, one of each pair
-    _positive_rows: NDArray[np.int64]
+    _by_query: _RowsByKey  # of the positive of each pair
+    _by_text: _RowsByKey
 
     def positives(self, query: str) -> set[int]:
-        """Rows of a query's positives in all pairs."""
-        key = np.uint64(text_key(folded(query)))
-        start, stop = (int(np.searchsorted(self._query_keys, key, side=side)) for side in ("left", "right"))
-        return set(self._positive_rows[start:stop].tolist())
+        """Rows of a query's positives in all pairs, and of texts that differ from those in case or white space only."""
+        return {row for positive in self._by_query.of(query) for row in self._by_text.of(self.texts[positive])}
 
 
 def by_bm25(texts: Sequence[str]) -> Scorer:
@@ -149,13 +162,16 @@ def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
     rows: dict[str, int] = {}
     for text in corpus:
         rows.setdefault(text, len(rows))
-    keys, positives = array("Q"), array("q")
+    queries, positives = array("Q"), array("q")
     for pair in pairs:
-        keys.append(text_key(folded(pair.query)))
+        queries.append(_key(pair.query))
         positives.append(rows.setdefault(pair.positive, len(rows)))
-    order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable")
-    by_key = np.frombuffer(keys, np.uint64)[order], np.frombuffer(positives, np.int64)[order]
-    return Pool([*rows], rows, *by_key)
+    return Pool([*rows], rows, _RowsByKey(queries, positives), _RowsByKey(map(_key, rows), rows.values()))
+
+
+def _key(text: str) -> int:
+    """64-bit hash of a text, the same whatever its case and white space."""
+    return text_key(folded(text))
 
 
 def mine(
