@@ -10,6 +10,7 @@ import pytest
 
 from anchorembed.api import mine as mine_file
 from anchorembed.curate.mine import (
+    GIVEN,
     MARGIN,
     NEAR,
     POSITIVE,
@@ -60,7 +61,7 @@ def test_each_filter_drops_what_it_names() -> None:
     assert pairs[0].negatives == (TEXTS[5], TEXTS[6], "given")
     # the other pair's positive scores 0.7, and so the margin is 0.665
     assert pairs[1].negatives == (TEXTS[5], TEXTS[6])
-    assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 1, MARGIN: 3}
+    assert found.dropped == {POSITIVE: 4, QUERY: 2, GIVEN: 0, NEAR: 1, MARGIN: 3}
     assert found.by_negatives == {2: 2}
 
 
@@ -97,7 +98,31 @@ def test_a_query_s_positives_are_no_negatives_in_other_case_or_white_space() -> 
     rules = Rules(last_rank=1, margin=2.0, near=1.0)
     with_negatives = mine(pairs, pool, lambda queries: np.ones((len(queries), 6), np.float32), rules, found)
     assert [pair.negatives for pair in with_negatives] == [(TEXTS[5], "given"), (TEXTS[5],)]
-    assert found.dropped == {POSITIVE: 4, QUERY: 0, NEAR: 0, MARGIN: 0}
+    assert found.dropped == {POSITIVE: 4, QUERY: 0, GIVEN: 0, NEAR: 0, MARGIN: 0}
+
+
+def test_a_pair_s_negatives_are_not_mined_again() -> None:
+    pair, found = TextPair("q", "p", ("a B", "c"), scores=(3.0, 2.0, 1.0)), Mined()
+    pool = gather([pair], ["A  b", "d e", "c"])
+    rules = Rules(count=2, margin=2.0)
+    (with_negatives,) = mine([pair], pool, lambda _: np.ones((1, 4), np.float32), rules, found)
+    assert with_negatives == TextPair("q", "p", ("d e", "a B", "c"))
+    assert (found.dropped[GIVEN], found.by_negatives) == (2, {1: 1})
+
+
+def test_pairs_that_lose_their_scores_are_counted(tmp_path: Path, said: list[str]) -> None:
+    """Scores are kept where nothing is mined, as the first pair's only candidate is a negative that it has."""
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    texts = [("read a file", "open the file", "a row is read"), ("write a row of a file", "a row is read", "no")]
+    rows = [{"query": q, "positive": p, "negative": n, "scores": [3, 1]} for q, p, n in texts]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = mine_file(source, out, rules=Rules(margin=5.0))
+    assert [(pair.negatives, pair.scores) for pair in read_pairs(out)] == [
+        (("a row is read",), (3.0, 1.0)),
+        (("open the file", "no"), ()),
+    ]
+    assert found.lost_scores == 1
+    assert any(line.startswith("1 pairs got negatives that their scores do not cover") for line in said)
 
 
 @pytest.mark.parametrize("rules", [{"first_rank": 0}, {"first_rank": 5, "last_rank": 4}, {"count": 0}, {"margin": 0.0}])
@@ -124,7 +149,7 @@ def test_bm25_calls_nothing_near_that_shares_no_word() -> None:
     pairs = [TextPair("cat", "cat dog"), TextPair("two", "other words")]
     pool, found = gather(pairs, ["bird", "cat", "two birds"]), Mined()
     assert [pair.negatives for pair in mine(pairs, pool, by_bm25(pool.texts), Rules(count=5), found)] == [(), ()]
-    assert found.dropped == {POSITIVE: 1, QUERY: 1, NEAR: 0, MARGIN: 1}
+    assert found.dropped == {POSITIVE: 1, QUERY: 1, GIVEN: 0, NEAR: 0, MARGIN: 1}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +240,7 @@ def test_a_reranker_orders_and_filters_by_its_own_scores_and_they_are_kept() -> 
     # 0.95 * sigmoid(-6) is 0.00235: all others are above it
     assert (second.negatives, second.scores) == ((), (-6.0,))
     assert found.by_negatives == {2: 1, 0: 1}
-    assert found.dropped == {POSITIVE: 4, QUERY: 2, NEAR: 0, MARGIN: 5}
+    assert found.dropped == {POSITIVE: 4, QUERY: 2, GIVEN: 0, NEAR: 0, MARGIN: 5}
 
 
 def test_candidates_are_scored_window_by_window_and_written_as_they_come() -> None:

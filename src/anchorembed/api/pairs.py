@@ -102,6 +102,11 @@ def mine(
     mined = Mined()
     with counting_bar("mining", len(store)) as advance:
         write_jsonl(Path(out), _rows(mining.mine(read(), pool, scorer, rules or Rules(), mined, reranker), advance))
+    if mined.lost_scores:
+        _log.warning(
+            f"{mined.lost_scores} pairs got negatives that their scores do not cover, and are written without scores. "
+            "A cross-encoder scores all texts of a pair: --rerank MODEL"
+        )
     return mined
 
 

@@ -1,9 +1,10 @@
 """Hard negatives by search: texts that rank high for a query and are not its answer, by BM25 or by an embedder.
 
 The nearest texts are the hardest negatives, but often false ones: answers without a label. Filters drop and count such
-texts: the query's positives, the query itself, near-duplicates of the positive, and texts that score above a share of
-the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A cross-encoder can score the
-candidates of the search again (`rerank`); then its scores order and filter them, and are kept with the pairs.
+texts: the query's positives, the query itself, negatives that the pair has, near-duplicates of the positive, and texts
+that score above a share of the positive's score (positive-aware mining: Moreira et al., 2024, arXiv 2407.15831). A
+cross-encoder can score the candidates of the search again (`rerank`); then its scores order and filter them, and are
+kept with the pairs.
 
 Pairs stream through in windows. Memory holds each text once, BM25's index or vectors [D, H], 16 bytes a pair and a
 text, and one window of scores.
@@ -35,7 +36,8 @@ _LETTERS += "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _SPACELESS = re.compile(f"[{_LETTERS}]+")
 _RUNS = re.compile(rf"[{_LETTERS}]+|[^\W{_LETTERS}]{{2,}}")
 
-POSITIVE, QUERY, NEAR, MARGIN = "own positive", "query itself", "near-duplicate of the positive", "above the margin"
+POSITIVE, QUERY, GIVEN = "own positive", "query itself", "already a negative of the pair"
+NEAR, MARGIN = "near-duplicate of the positive", "above the margin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,21 @@ class Rules:
             raise InputError(f"--margin: {self.margin} is not above 0, so no text is left. 0.95 is usual.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mined:
-    """Counts of mining: ``dropped`` texts by filter; ``by_negatives[n]`` pairs that got n negatives."""
+    """Counts of mining.
 
-    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys((POSITIVE, QUERY, NEAR, MARGIN), 0)))
+    Attributes:
+        dropped: texts by filter.
+        by_negatives: pairs by how many negatives they got.
+        lost_scores: pairs whose own scores do not cover the negatives they got, and are left out.
+    """
+
+    dropped: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys((POSITIVE, QUERY, GIVEN, NEAR, MARGIN), 0))
+    )
     by_negatives: Counter[int] = field(default_factory=Counter)
+    lost_scores: int = 0
 
 
 class _RowsByKey:
@@ -190,7 +201,9 @@ def mine(
         if rerank is None:
             judged = (_by_search(*each, pool, rules, mined.dropped) for each in zip(block, scores_QD, strict=True))
             for pair, texts in zip(block, judged, strict=True):
-                yield _with_negatives(pair, _chosen(texts, rules.count, mined), {})
+                chosen = _chosen(texts, rules.count, mined)
+                mined.lost_scores += bool(chosen and pair.scores)
+                yield _with_negatives(pair, chosen, {})
             continue
         candidates_of = [
             [pool.texts[row] for row in _usable(pair, scores_D, pool, rules, mined.dropped)]
@@ -236,9 +249,9 @@ def _with_negatives(pair: TextPair, chosen: list[str], logits: dict[str, float])
 
     Without logits the pair keeps its own scores, unless a negative is added, which they would not cover.
     """
-    negatives = (*chosen, *(text for text in pair.negatives if text not in chosen))
-    if negatives == pair.negatives and not logits:
+    if not chosen and not logits:
         return pair
+    negatives = (*chosen, *pair.negatives)
     scores = tuple(logits[text] for text in (pair.positive, *negatives)) if logits else ()
     return replace(pair, negatives=negatives, scores=scores)
 
@@ -277,12 +290,15 @@ def _candidates(scores_D: Floats, positives: set[int], rules: Rules, dropped: Co
 
 
 def _usable(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped: Counter[str]) -> Iterator[int]:
-    """Rows of the candidates, nearest first, that are neither the query nor a near-duplicate of the positive."""
+    """Rows of the candidates, nearest first, that are not the query, a negative or a near-duplicate of the positive."""
     query, positive = folded(pair.query), set(folded(pair.positive).split())
+    negatives = set(map(folded, pair.negatives))
     for row in _candidates(scores_D, pool.positives(pair.query), rules, dropped):
         text = folded(pool.texts[row])
         if text == query:
             dropped[QUERY] += 1
+        elif text in negatives:
+            dropped[GIVEN] += 1
         elif _overlap(set(text.split()), positive) > rules.near:
             dropped[NEAR] += 1
         else:
