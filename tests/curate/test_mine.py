@@ -208,6 +208,14 @@ def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
     assert pairs.read_bytes() == before
 
 
+@pytest.mark.parametrize("out", ["mined.jsonl", "new/mined.jsonl"])
+def test_nothing_is_written_into_the_folder_of_pairs(tmp_path: Path, out: str) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", 8)
+    with pytest.raises(InputError, match=rf"{out}: it is in {tmp_path}, all of which is read\. Name a place"):
+        mine_file(tmp_path, tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
 @pytest.mark.parametrize("by", ["bm25", "tiny"])
 def test_what_is_written_trains_as_it_is(tmp_path: Path, tiny_folder: Path, by: str) -> None:
     source, out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "mined.jsonl.gz"

@@ -120,6 +120,13 @@ def test_what_stage_two_would_refuse_is_refused_before_stage_one(recipe: Make, d
         train(of_rows(recipe(), rows, deaf_folder))
 
 
+def test_a_run_is_not_written_into_its_pairs(tmp_path: Path, tiny_folder: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(InputError, match=f"{tmp_path / 'run'}: it is in {tmp_path}, all of which is read"):
+        train(parse_recipe(recipe_values(tmp_path, tiny_folder, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("stage", ["reconstruct", "contrast"])
 def test_steps_that_teach_nothing_are_counted(recipe: Make, deaf_folder: Path, stage: str, said: list[str]) -> None:
     other = {"reconstruct": "contrast", "contrast": "reconstruct"}[stage]

@@ -22,7 +22,7 @@ from anchorembed.model.positions import check_lengths
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.recipe_schema import Recipe
-from anchorembed.system.files import cache_folder, check_writable, write_jsonl
+from anchorembed.system.files import cache_folder, check_outside, check_writable, write_jsonl
 from anchorembed.system.progress import counting_bar
 from anchorembed.train.prepare import open_pairs, own_template
 
@@ -81,6 +81,7 @@ def mine(
         InputError: if a file cannot be used, or BM25's extra ``mine`` is not installed.
     """
     check_writable(Path(out), pairs, corpus)
+    check_outside(Path(out), [pairs])
     reranker = by_cross_encoder(rerank) if rerank else None
     store = open_store([SourceFile(str(pairs), pairs)], cache_folder() / "pairs", skip_bad=skip_bad)
 

@@ -102,6 +102,13 @@ def check_writable(target: Path, *read: str | Path | None) -> None:
         raise InputError(f"{target}: {parent} cannot be written to. Name another folder.")
 
 
+def check_outside(target: Path, paths: Iterable[str | Path]) -> None:
+    """Raise InputError if a path to write is in a folder among those that are read: it would be read, too."""
+    for path in map(Path, paths):
+        if target.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{target}: it is in {path}, all of which is read. Name a place outside it.")
+
+
 def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """A value as JSON; NaN and infinite numbers, such as undefined scores, become null, which every parser accepts."""
     return json.dumps(_defined(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)

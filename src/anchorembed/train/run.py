@@ -24,7 +24,7 @@ from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
 from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import compute_dtype, find_device, memory_of, seed_everything
-from anchorembed.system.files import lock_folder, to_json, whole_folder, write_file
+from anchorembed.system.files import check_outside, lock_folder, to_json, whole_folder, write_file
 from anchorembed.system.processes import first_process, gathered_weights, in_any_process, lowest, sharded, wait_for_all
 from anchorembed.train.check_memory import check_memory, less_memory
 from anchorembed.train.checkpoint import Plan, read_plan
@@ -125,6 +125,7 @@ def run_stage(recipe: Recipe, stage_class: type[Stage], settings: Schedule, star
     Raises:
         InputError: if it cannot be trained with these settings, or was begun with others.
     """
+    check_outside(recipe.output, (source.path for source in recipe.data.sources))
     folder = recipe.output / stage_class.name
     with lock_folder(folder) if first_process() else nullcontext():
         stage_class.check_stored(settings, recipe.model.weights)
