@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from anchorembed.compare.controls import ArmRecipe
 from anchorembed.errors import InputError
-from anchorembed.recipe_file import parse_as, parse_recipe, read_recipe, show_config
+from anchorembed.recipe_file import load_yaml, parse_as, parse_recipe, read_recipe, show_config
 from anchorembed.train.prepare import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}
@@ -64,7 +64,14 @@ def test_missing_keys() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "holds list"), ("a: [", "not YAML"), ("", "holds NoneType"), ("a: \x00", "not YAML|cannot be read")],
+    [
+        ("[1, 2]", "holds list"),
+        ("a: [", "not YAML"),
+        ("", "holds NoneType"),
+        ("a: \x00", "not YAML|cannot be read"),
+        ("contrast: {}\nseed: 1\ncontrast: {}\n", r"r\.yaml: not YAML: the key 'contrast' is there twice, .* line 3"),
+        ("data:\n  held_out: 0\n  'held_out': 50\n", r"the key 'held_out' is there twice, keep one in .* line 3"),
+    ],
 )
 def test_what_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
@@ -112,6 +119,8 @@ def test_overrides(tmp_path: Path) -> None:
     for wrong in ("seed", "=3", "output.x=1", "output=2025-02-30", "seed=" + "[" * 3000):
         with pytest.raises(InputError, match="--set"):
             read_recipe(path, [wrong])
+    with pytest.raises(InputError, match=r"--set 'contrast\.lora=.*the key 'rank' is there twice, keep one"):
+        read_recipe(path, ["contrast.lora={rank: 4, rank: 8}"])
 
 
 def test_an_override_of_a_yaml_alias_stays_where_it_is(tmp_path: Path) -> None:
@@ -120,6 +129,12 @@ def test_an_override_of_a_yaml_alias_stays_where_it_is(tmp_path: Path) -> None:
     assert recipe.reconstruct is not None
     assert recipe.contrast is not None
     assert (recipe.reconstruct.steps, recipe.contrast.steps) == (5, 9)
+
+
+def test_keys_of_merged_yaml_are_not_there_twice() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2, z: 2}\nc: {<<: *b, <<: *a, x: 3}\n"
+    assert load_yaml(text) == yaml.safe_load(text)
+    assert load_yaml(text)["c"] == {"x": 3, "y": 1, "z": 2}
 
 
 def test_show_config_names_every_key_and_reads_back() -> None:

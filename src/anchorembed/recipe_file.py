@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anchorembed.errors import InputError, decoded, nearest
+from anchorembed.errors import InputError, decoded, first_line, nearest
 from anchorembed.recipe_schema import UNSET, Recipe, Section
 
 _REMOVED = {  # keys that are refused, and what to write instead
@@ -49,7 +49,7 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
             "takes the same)."
         )
     try:
-        values = yaml.safe_load(decoded(path, path.read_bytes()))
+        values = load_yaml(decoded(path, path.read_bytes()))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Name a recipe, such as recipes/demo.yaml.") from error
     except OSError as error:
@@ -99,6 +99,26 @@ def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str, overr
         raise InputError("\n".join(lines)) from error
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which `yaml.SafeLoader` drops the first value."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's
+        node = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            tag_and_text = (key.tag, str(key.value))
+            if tag_and_text in keys and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"the key {key.value!r} is there twice, keep one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            keys.add(tag_and_text)
+        return node
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401 - any value
+    """The value of a YAML text; raises yaml.YAMLError or ValueError if it is not YAML, or a mapping has a key twice."""
+    return yaml.load(text, _UniqueKeys)  # noqa: S506 - as safe as its base
+
+
 def show_config(recipe: Recipe | None = None) -> str:
     """Every key with its meaning, and its value or, without a recipe, its default, as commented YAML."""
     values = recipe.model_dump(mode="json", by_alias=True) if recipe else {}
@@ -117,9 +137,9 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[parent] = dict(child or {})  # a copy: by a YAML alias, another key may hold the same dictionary
         values = values[parent]
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--set {override!r}: the value is not YAML. Quote it.") from error
+        raise InputError(f"--set {override!r}: the value is not YAML ({first_line(error)}). Quote it.") from error
 
 
 def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:

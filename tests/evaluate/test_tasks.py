@@ -113,7 +113,7 @@ def test_instruction_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "instructions.yaml"
     path.write_text("default: Given a question\nSTS: Compare\n", encoding="utf-8")
     assert read_instructions(path) == {"default": "Given a question", "STS": "Compare"}
-    for text in ("- a\n", "a: 1\n", "a: [\n"):
+    for text in ("- a\n", "a: 1\n", "a: [\n", "STS: one\nSTS: other\n"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=r"instructions\.yaml"):
             read_instructions(path)

@@ -17,6 +17,7 @@ from anchorembed.errors import InputError, decoded, nearest
 from anchorembed.evaluate.task_types import Items
 from anchorembed.model.truncate_and_quantize import VectorFormat
 from anchorembed.model.vectors import Floats, Side
+from anchorembed.recipe_file import load_yaml
 from anchorembed.search.vector_cache import Texts, VectorCache, made_smaller
 from anchorembed.system.files import hash_texts, to_json, write_file
 from anchorembed.system.progress import progress_bar
@@ -181,7 +182,7 @@ def read_instructions(path: Path) -> dict[str, str]:
         InputError: if the file cannot be read, or holds anything else.
     """
     try:
-        values = yaml.safe_load(decoded(path, path.read_bytes()))
+        values = load_yaml(decoded(path, path.read_bytes()))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: cannot be read ({' '.join(str(error).split())}). Write `TASK: instruction`."
