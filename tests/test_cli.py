@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
+from typer.main import get_command
 
 import anchorembed
 from anchorembed.cli import main, recipes, root, terminal
@@ -515,7 +516,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(run: Run, tiny_folder: Path, monkeypat
     monkeypatch.setattr(import_module("anchorembed.export.run"), "export", stop)
     code, _, err = run("export", tiny_folder, "out")
     assert code == 130
-    assert err == f"Stopped. Nothing that was finished is lost. To continue: anchorembed export {tiny_folder} out\n"
+    assert err == f"Stopped. To start again: anchorembed export {tiny_folder} out\n"
 
 
 def test_ctrl_c_during_imports_is_silent() -> None:
@@ -531,19 +532,26 @@ def test_ctrl_c_during_imports_is_silent() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_what_continues_is_a_verb() -> None:
+    assert set(get_command(root.app).commands) >= root.CONTINUED  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("verb", ["train", "reconstruct", "profile", "check"])
 def test_ctrl_c_before_anything_begins_says_so(
     run: Run, recipe: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading the recipe and importing torch take seconds, in which nothing is trained yet."""
+    """Reading the recipe and importing torch take seconds, in which nothing is trained yet.
+
+    Only verbs that go on from what is finished are said to continue.
+    """
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "read_recipe", stop)
     code, _, err = run(verb, recipe)
-    expected = f"Stopped. Nothing that was finished is lost. To continue: anchorembed {verb} {recipe}\n"
-    assert (code, err) == (130, expected)
+    how = "To start again" if verb in ("profile", "check") else "Nothing that was finished is lost. To continue"
+    assert (code, err) == (130, f"Stopped. {how}: anchorembed {verb} {recipe}\n")
     assert not (recipe.parent / "run").exists()
 
 

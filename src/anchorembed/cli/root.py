@@ -11,15 +11,19 @@ import anchorembed
 from anchorembed.cli.terminal import Messages, fail, print_line, typed_command
 
 MESSAGES = Messages()
+# The verbs that keep what they have finished, and go on from there when they are typed again.
+CONTINUED = {"compare", "contrast", "demo", "evaluate", "fit", "reconstruct", "train", "train-arm"}
 
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run a command; if it is interrupted, print how to continue, where Typer prints nothing."""
+        """Run a command; if it is interrupted, print how to go on, where Typer prints nothing."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            fail(f"Stopped. Nothing that was finished is lost. To continue: {typed_command()}", 130)
+            is_continued = ctx.invoked_subcommand in CONTINUED
+            how = "Nothing that was finished is lost. To continue" if is_continued else "To start again"
+            fail(f"Stopped. {how}: {typed_command()}", 130)
 
 
 app = typer.Typer(
