@@ -14,12 +14,12 @@ def test_each_file_of_a_folder_is_a_task_but_other_parts_beside_a_test(data: Pat
     for source, target in (("pairs.jsonl", "pairs.jsonl"), ("sts/s_test.jsonl", "similarity.jsonl")):
         (data / source).rename(folder / target)
     (data / "beir").rename(folder / "faq")
-    for name in ("c_dev.jsonl", "t_train.jsonl"):
+    for name in ("c_dev.jsonl", "c_trial.jsonl", "t_train.jsonl"):
         (folder / name).write_bytes((folder / "c_train.jsonl").read_bytes())
     assert [task.name for task in find_tasks([str(folder)])] == ["c_test", "pairs", "similarity"]
     assert said == [
         f"{folder}: only its files are read. It holds BEIR folders. Name one or more of: {folder / 'faq'}.",
-        f"{folder}: not evaluated, by their names: c_dev.jsonl, t_train.jsonl. Rename what is a test.",
+        f"{folder}: not evaluated, by their names: t_train.jsonl. Rename what is a test.",
     ]
 
 

@@ -19,7 +19,7 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
     Args:
         names: BEIR folders, test files, folders of test files, or names of mteb's tasks and benchmarks. In a folder
             of files each is a task but those named ``*_train``, which have a classification's training texts, and
-            ``*_dev``, ``*_val``, ``*_valid`` or ``*_validation`` beside a ``*_test``.
+            other parts of a test: of files ``NAME_*`` only ``NAME_test``, if there is one.
         split: which qrels of a BEIR folder.
         quick: a fixed part of each: at most 1,000 documents, or 500 test items; the task's name then ends in -quick.
 

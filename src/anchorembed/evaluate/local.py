@@ -35,7 +35,6 @@ from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore
 from anchorembed.system.files import hash_texts, to_json, write_file
 
 _log = logging.getLogger(__name__)
-_OTHER_PARTS = ("dev", "val", "valid", "validation")  # no tests beside a file named *_test
 Scores = dict[str, list[dict[str, Any]]]  # split -> metrics of its subsets, as in mteb's files
 
 
@@ -104,25 +103,26 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
 
 
 def _files_to_evaluate(path: Path) -> list[Path]:
-    """The path itself, or the files of a folder but those to train on, and other parts beside a ``*_test``."""
+    """The path itself, or the files of a folder but those to train on; of files ``NAME_*`` only ``NAME_test``, if any."""
     files = find_test_sets(path)
     if files == [path]:
         return files
     stems = {stem(file) for file in files}
-    tests, left_out = [], []
+    tests, left_out = list[Path](), list[Path]()
     for file in files:
         name, _, part = stem(file).rpartition("_")
-        has_test = f"{name}_test" in stems
-        if part != "train" and not (part in _OTHER_PARTS and has_test):
-            tests.append(file)
-        elif not (part == "train" and has_test):
-            left_out.append(file.name)
+        if part == "test" or f"{name}_test" not in stems:
+            (left_out if part == "train" else tests).append(file)
     if not tests:
-        fault = f"no test is in it, as *_train is to train on ({', '.join(left_out)})"
+        fault = f"no test is in it, as *_train is to train on ({_names(left_out)})"
         raise InputError(f"{path}: {fault}. Add a test, named *_test. {beir_folders_in(path)}".rstrip())
     if left_out:
-        _log.warning("%s: not evaluated, by their names: %s. Rename what is a test.", path, ", ".join(left_out))
+        _log.warning("%s: not evaluated, by their names: %s. Rename what is a test.", path, _names(left_out))
     return tests
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join(file.name for file in files)
 
 
 def _local_task(path: Path, split: str, quick: bool) -> LocalTask:

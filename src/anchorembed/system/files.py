@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from anchorembed.errors import InputError, first_line, of_files
 
 _log = logging.getLogger(__name__)
-_READING_RULES = b"5"  # part of a content hash; increase it with every change in how the same bytes are read
+_FILE_RULES, _FOLDER_RULES = b"5", b"6"  # of content hashes; increase one when the same bytes are read otherwise
 
 
 def cache_folder() -> Path:
@@ -265,7 +265,7 @@ def hash_content(path: Path) -> str:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Check the path; a relative one counts from where you run.")
-    digest = hashlib.sha256(_READING_RULES)
+    digest = hashlib.sha256(_FOLDER_RULES if path.is_dir() else _FILE_RULES)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(f"{file.relative_to(path) if path.is_dir() else path.suffixes}".encode())
