@@ -103,7 +103,7 @@ def local_tasks(path: Path, split: str, quick: bool) -> list[LocalTask]:
 
 
 def _files_to_evaluate(path: Path) -> list[Path]:
-    """The path itself, or the files of a folder but those to train on; of files ``NAME_*`` only ``NAME_test``, if any."""
+    """The path itself, or a folder's files but those to train on; of files ``NAME_*`` only ``NAME_test``, if any."""
     files = find_test_sets(path)
     if files == [path]:
         return files
