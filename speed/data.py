@@ -16,7 +16,8 @@ from pathlib import Path
 
 from common import Option, arguments, print_machine, print_result, print_table, run_benchmark
 
-from anchorembed.data.sampling import batches, split
+from anchorembed.data.sampling import batches
+from anchorembed.data.split import split
 from anchorembed.data.store import SourceFile, open_store
 
 _WORDS = 50_000

@@ -15,10 +15,10 @@ from anchorembed.data.documents import read_corpus
 from anchorembed.data.pairs import TextPair
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_config, load_tokenizer
 from anchorembed.model.metadata import describe, find_metadata
 from anchorembed.model.positions import check_lengths
+from anchorembed.model.sentence_transformers_settings import find_embedder_settings
 from anchorembed.model.template import bake
 from anchorembed.model.tokens import Lengths, PairTokenizer
 from anchorembed.recipe_schema import Recipe

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorembed.curate.prompt import Messages
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import find_metadata
+from anchorembed.model.sentence_transformers_settings import find_embedder_settings
 from anchorembed.model.template import special_pieces
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts

@@ -4,48 +4,14 @@ They are of one source, and no two share a query or a positive; one's query may 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
+from anchorembed.data.split import Indices
 from anchorembed.data.store import PairStore
-from anchorembed.errors import InputError
 
-Indices = NDArray[np.int64]
-_HOLD_OUT, _DRAW = 7, 11  # streams of random numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Global indices of pairs to train on and of pairs held out.
-
-    No text is a query or positive in both parts; hard negatives may be in both.
-    """
-
-    train: Indices
-    held_out: Indices
-
-
-def split(store: PairStore, held_out: int, seed: int) -> Split:
-    """Hold out ``held_out`` pairs, at most a tenth of all; other pairs with a query or positive of theirs are left out.
-
-    Raises:
-        InputError: if fewer than two pairs are left to train on.
-    """
-    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(store))
-    chosen = np.sort(order[: min(held_out, len(store) // 10)])
-    texts = np.concatenate([store.query_keys[chosen], store.positive_keys[chosen]])
-    shared = np.isin(store.query_keys, texts) | np.isin(store.positive_keys, texts)
-    train = np.flatnonzero(~shared)
-    if len(train) < 2:
-        sharing = int(shared.sum()) - len(chosen)
-        raise InputError(
-            f"data: {len(train)} pairs are left to train on, without {len(chosen)} held out and {sharing} that share a "
-            "text with those; at least 2 are needed. Add pairs, or lower data.held_out."
-        )
-    return Split(train, chosen)
+_DRAW = 11  # stream of random numbers, beside that of `split`
 
 
 def batches(

@@ -6,6 +6,6 @@ part only), `positions` (length limits), `packing` (texts end to end), `attentio
 `backbone` (the decoder as three functions), `adapters` (LoRA), `reproduce` (scales are measured, the loss of packed
 texts is compared with the model's own), `choose_attention` (varlen or buckets), `compile_layers`, `transformers4`
 (settings for transformers 4), `vectors` (unit vectors, cosines), `truncate_and_quantize` (fewer components, int8,
-bits), `embedder_settings` (settings of a sentence-transformers embedder), `metadata` (`anchorembed.json`), `embedder`
-(the class that users load), and `langchain` and `llamaindex` (an embedder as an object of theirs).
+bits), `sentence_transformers_settings` (of an embedder saved by it), `metadata` (`anchorembed.json`), `embedder` (the
+class that users load), and `langchain` and `llamaindex` (an embedder as an object of theirs).
 """

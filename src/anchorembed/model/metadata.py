@@ -11,9 +11,9 @@ from typing import cast
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError
-from anchorembed.model.embedder_settings import EmbedderSettings, own_template
 from anchorembed.model.load import absolute_name, file_beside
 from anchorembed.model.positions import default_lengths
+from anchorembed.model.sentence_transformers_settings import EmbedderSettings, own_template
 from anchorembed.model.template import Prompts, Template, derive_template, instruct
 from anchorembed.model.tokens import Lengths
 

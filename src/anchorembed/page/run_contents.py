@@ -8,7 +8,7 @@ from pathlib import Path
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Document
 from anchorembed.data.pairs import TextPair, folded, read_pairs
-from anchorembed.data.sampling import split
+from anchorembed.data.split import split
 from anchorembed.errors import InputError
 from anchorembed.evaluate.held_out import Instruction, pair_search, with_prompts
 from anchorembed.evaluate.metrics import chance

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.embedder_settings import find_embedder_settings
 from anchorembed.model.load import load_tokenizer
 from anchorembed.model.metadata import find_metadata
 from anchorembed.model.packing import PackedBatch, by_length, pack, send
+from anchorembed.model.sentence_transformers_settings import find_embedder_settings
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe_schema import Contrast, Data
 from anchorembed.system.device import Precision

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from anchorembed.errors import InputError
-from anchorembed.model.embedder_settings import EmbedderSettings, find_embedder_settings
 from anchorembed.model.metadata import find_metadata
+from anchorembed.model.sentence_transformers_settings import EmbedderSettings, find_embedder_settings
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Recipe
 from anchorembed.train.prepare import open_pairs

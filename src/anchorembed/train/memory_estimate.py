@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from anchorembed.errors import InputError, first_line
-from anchorembed.model.embedder_settings import check_causal
 from anchorembed.model.load import load_config
+from anchorembed.model.sentence_transformers_settings import check_causal
 from anchorembed.recipe_schema import Recipe, Schedule
 from anchorembed.system.device import Weights
 from anchorembed.train.stage import StepSize

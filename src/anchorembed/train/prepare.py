@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import Split, batches, share_used, source_epoch, split, steps_an_epoch
+from anchorembed.data.sampling import batches, share_used, source_epoch, steps_an_epoch
+from anchorembed.data.split import Split, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.template import Template

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorembed.curate.mine import by_bm25
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import split
+from anchorembed.data.split import split
 from anchorembed.errors import InputError, extra
 from anchorembed.evaluate.difference import FEWEST, Difference, difference
 from anchorembed.evaluate.held_out import (
