@@ -55,11 +55,11 @@ from transformers import (
 from anchorembed.data.pairs import TextPair
 from anchorembed.model.adapters import add_lora
 from anchorembed.model.backbone import Backbone
+from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
 from anchorembed.model.choose_attention import use_varlen
 from anchorembed.model.compile_layers import compile_layers
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import PackedBatch, pack
-from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe_schema import Contrast, Lora, Reconstruct
 from anchorembed.system.device import autocast

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from anchorembed.data.beir import read_collection
 from anchorembed.data.documents import read_corpus, read_texts
-from anchorembed.data.judged import read_test_set
+from anchorembed.data.evaluation_files import read_test_set
 from anchorembed.data.pairs import read_pairs
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import read_instructions

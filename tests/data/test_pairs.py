@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from anchorembed.data.documents import read_corpus, read_texts
-from anchorembed.data.judged import read_test_set
+from anchorembed.data.evaluation_files import read_test_set
 from anchorembed.data.pairs import TextPair, read_pairs
 from anchorembed.data.rows import SAVE_AS_UTF8
 from anchorembed.errors import InputError

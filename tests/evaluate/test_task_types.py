@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 
 from anchorembed.data.beir import read_collection
-from anchorembed.data.judged import Candidates, SentencePair, read_test_set
+from anchorembed.data.evaluation_files import Candidates, SentencePair, read_test_set
 from anchorembed.evaluate import task_types
 from anchorembed.evaluate.task_types import Embed, draw_training_texts, evaluate_collection, retrieval
 from anchorembed.evaluate.tasks import TaskScore

@@ -10,7 +10,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from anchorembed.data.beir import read_collection
 from anchorembed.data.documents import Document
-from anchorembed.data.judged import read_test_set
+from anchorembed.data.evaluation_files import read_test_set
 from anchorembed.evaluate.mteb import MtebEncoder, MtebTask
 from anchorembed.evaluate.task_types import MAIN_METRICS
 from anchorembed.evaluate.tasks import TaskEmbedder, TaskScore

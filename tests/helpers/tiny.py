@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
+from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
 
 DATA = Path(__file__).parents[1] / "data"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -15,7 +15,7 @@ from anchorembed.recipe_file import parse_as
 from anchorembed.recipe_schema import Data, Source
 from anchorembed.train import anchors, reconstruction_loss
 from anchorembed.train.anchor_choice_loss import CHOICES, choose_anchors
-from anchorembed.train.decoding import target_count
+from anchorembed.train.decoder_input import target_count
 from anchorembed.train.flops import weight_count
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import step

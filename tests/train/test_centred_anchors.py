@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train.anchors import centred
-from anchorembed.train.decoding import decoding, target_count
+from anchorembed.train.decoder_input import decoding, target_count
 from anchorembed.train.reconstruct import Reconstruction
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 from anchorembed.train.stage import step

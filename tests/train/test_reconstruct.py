@@ -14,7 +14,7 @@ from anchorembed.model.tokens import TokenPair
 from anchorembed.recipe_schema import Contrast, Reconstruct
 from anchorembed.train import cross_entropy as reconstruction
 from anchorembed.train.cross_entropy import linear_cross_entropy
-from anchorembed.train.decoding import decoding, insert_anchors
+from anchorembed.train.decoder_input import decoding, insert_anchors
 from anchorembed.train.flops import weight_count
 from anchorembed.train.stage import step
 from stages import PAIRS, make, ready, same_in_micro_batches, stage

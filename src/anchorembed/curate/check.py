@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorembed.data.beir import read_collection, splits
-from anchorembed.data.judged import Candidates, SentencePair, find_test_sets, read_test_set
+from anchorembed.data.evaluation_files import Candidates, SentencePair, find_test_sets, read_test_set
 from anchorembed.data.pairs import TextPair, folded
 from anchorembed.data.store import PairStore, open_corpus, text_key
 from anchorembed.model.template import Prompts

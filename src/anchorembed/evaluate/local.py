@@ -16,7 +16,15 @@ from typing import Any
 
 from anchorembed.data.beir import Collection, beir_folders_in, read_collection
 from anchorembed.data.documents import Document
-from anchorembed.data.judged import Candidates, LabelledText, SentencePair, TestSet, find_test_sets, read_test_set, stem
+from anchorembed.data.evaluation_files import (
+    Candidates,
+    LabelledText,
+    SentencePair,
+    TestSet,
+    find_test_sets,
+    read_test_set,
+    stem,
+)
 from anchorembed.data.store import open_corpus
 from anchorembed.errors import InputError
 from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset

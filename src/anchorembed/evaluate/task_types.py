@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, f1_score, pairwise
 
 from anchorembed.data.beir import Collection
 from anchorembed.data.documents import Documents
-from anchorembed.data.judged import LabelledText, SentencePair
+from anchorembed.data.evaluation_files import LabelledText, SentencePair
 from anchorembed.data.store import StoredDocuments
 from anchorembed.evaluate.metrics import (
     DEEPEST,

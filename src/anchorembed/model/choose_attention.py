@@ -7,7 +7,7 @@ import torch
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.attention import LARGEST_HEAD
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.reproduce import probe_batch
+from anchorembed.model.check_packed_loss import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)

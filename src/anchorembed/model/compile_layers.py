@@ -6,7 +6,7 @@ import torch
 
 from anchorembed.errors import first_line
 from anchorembed.model.backbone import Backbone
-from anchorembed.model.reproduce import probe_batch
+from anchorembed.model.check_packed_loss import probe_batch
 from anchorembed.system.device import autocast
 
 _log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from anchorembed.errors import InputError, installed_by
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
+from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
 from anchorembed.model.choose_attention import use_varlen
 from anchorembed.model.intact import check_vocabulary
 from anchorembed.model.load import load_model, quiet
 from anchorembed.model.metadata import METADATA, Metadata, describe, find_metadata
 from anchorembed.model.packing import PackedBatch, by_length, pack
 from anchorembed.model.positions import check_lengths
-from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
 from anchorembed.model.sentence_transformers_settings import EmbedderSettings, check_causal, find_embedder_settings
 from anchorembed.model.template import Template, bake, instruct
 from anchorembed.model.tokens import Lengths, PairTokenizer

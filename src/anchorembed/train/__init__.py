@@ -1,7 +1,7 @@
 """From pairs and a model to a trained model.
 
-Pure functions: `cross_entropy`, `decoding`, `contrastive_losses`, `gradcache`, `flops`. Stages: `prepare` (data and
-model of a recipe), `stage` (the interface), `anchor_choice_loss`, `reconstruction_batch`, `anchors`,
+Pure functions: `cross_entropy`, `decoder_input`, `contrastive_losses`, `gradcache`, `flops`. Stages: `prepare` (data
+and model of a recipe), `stage` (the interface), `anchor_choice_loss`, `reconstruction_batch`, `anchors`,
 `reconstruction_loss`, `anchor_gain` and `reconstruct` (Stage I), `contrast` (Stage II), `read_vector` (what the decoder
 reads from a vector). Running them: `memory_estimate` and `check_memory` (does a stage fit), `checkpoint`, `resume_plan`
 (what a checkpoint may be resumed by), `kept_recipe` (the recipe in the output folder), `optimizer` (AdamW, the learning

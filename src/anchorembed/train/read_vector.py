@@ -22,7 +22,7 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.recipe_schema import Reconstruct
 from anchorembed.system.device import autocast
 from anchorembed.train.anchors import centred
-from anchorembed.train.decoding import decoding, insert_anchors
+from anchorembed.train.decoder_input import decoding, insert_anchors
 from anchorembed.train.reconstruction_loss import ReconstructionLoss
 
 NEUTRAL = (

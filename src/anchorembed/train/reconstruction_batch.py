@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anchorembed.model.packing import PackedBatch, pack, send
-from anchorembed.train.decoding import Decoding, decoding, target_count
+from anchorembed.train.decoder_input import Decoding, decoding, target_count
 
 Direction = Literal["q2d", "d2q", "d2d", "next_token"]  # the last two are controls (`compare.controls`)
 Anchor = Literal["raw", "centred", "centred_gradient"]

@@ -15,7 +15,7 @@ from anchorembed.system.processes import processes
 from anchorembed.train.anchor_choice_loss import choose_anchors
 from anchorembed.train.anchors import decoder_anchors
 from anchorembed.train.cross_entropy import linear_cross_entropy
-from anchorembed.train.decoding import Decoding, insert_anchors
+from anchorembed.train.decoder_input import Decoding, insert_anchors
 from anchorembed.train.reconstruction_batch import ReconstructionBatch
 
 

@@ -8,7 +8,7 @@ import torch
 from anchorembed.model import attention, fast
 from anchorembed.model.attention import ATTENTION
 from anchorembed.model.backbone import Backbone, weights_sha256
-from anchorembed.model.reproduce import check_reproduced, measure_scales, own_logits
+from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
 from stand_ins import varlen_on_the_cpu
 from tiny import reproduced, tiny_model
 

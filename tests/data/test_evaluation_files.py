@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from anchorembed.api import mine
-from anchorembed.data.judged import Candidates, LabelledText, SentencePair, find_test_sets, read_test_set, stem
+from anchorembed.data.evaluation_files import (
+    Candidates,
+    LabelledText,
+    SentencePair,
+    find_test_sets,
+    read_test_set,
+    stem,
+)
 from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from text_files import beir, fault
