@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from anchorembed.model import attention, fast
+from anchorembed.model import attention, choose_attention
 from anchorembed.model.attention import ATTENTION
 from anchorembed.model.backbone import Backbone, weights_sha256
 from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
@@ -51,6 +51,6 @@ def test_trying_the_varlen_kernel_changes_nothing(is_wrong: bool, monkeypatch: p
     if is_wrong:
         monkeypatch.setattr(attention, "varlen_attn", lambda *args, **options: -right(*args, **options))
     before = state(backbone)
-    reason = fast._failure(backbone, torch.float32)
+    reason = choose_attention._failure(backbone, torch.float32)
     assert state(backbone) == before
     assert reason.startswith("the varlen kernel's states differ by") == is_wrong
