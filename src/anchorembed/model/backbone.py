@@ -1,8 +1,8 @@
 """Run a decoder on packed sequences: ``f`` (vectors to states), ``E`` (embedding), ``W`` (head).
 
 Any causal decoder of transformers with rotary positions works, because none of it is rewritten: only its attention is
-replaced, through transformers' registry, by one that keeps packed sequences apart. `check_packed_loss` measures on loading
-whether that gives the model's own outputs, scales and soft-caps included.
+replaced, through transformers' registry, by one that keeps packed sequences apart. `check_packed_loss` measures on
+loading whether that gives the model's own outputs, scales and soft-caps included.
 """
 
 import hashlib
