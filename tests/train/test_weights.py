@@ -166,7 +166,7 @@ def test_all_weights_train_in_float32_alone(recipe: Make, weights: str, monkeypa
     def load(*_: object) -> None:
         raise AssertionError("refused before anything is loaded")
 
-    monkeypatch.setattr(training, "load_config", load)
+    monkeypatch.setattr(training, "shape_of_model", load)
     monkeypatch.setattr(training, "prepare", load)
     wanted = recipe(weights, reconstruct={"steps": 2})
     for run in (train, reconstruct):
