@@ -93,7 +93,7 @@ def read_test_set(path: Path) -> TestSet:
 
 
 def find_test_sets(path: Path) -> list[Path]:
-    """The path itself if it is a file or a BEIR folder, else the test files in the folder; BEIR folders there are said.
+    """The path itself if it is a file or a BEIR folder, else the test files in it; a warning names BEIR folders in it.
 
     Raises:
         InputError: if there are none.

@@ -157,7 +157,7 @@ def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str) -
     tables = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
 
     def select(table: pyarrow.Table) -> pyarrow.Table:  # a data set that declares no columns may change them
-        if builder.name == "csv" and "__index_level_0__" in table.column_names:  # pandas's, of surplus cells
+        if builder.name == "csv" and "__index_level_0__" in table.column_names:  # pandas made it of surplus cells
             raise InputError(f"{location}: the rows have more cells than the header.{QUOTE_COMMAS}")
         return table.select(checked_header(location, table.column_names, choose))
 
