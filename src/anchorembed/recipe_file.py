@@ -108,8 +108,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             tag_and_text = (key.tag, str(key.value))
             if tag_and_text in keys and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"the key {key.value!r} is there twice, keep one"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice, keep one")
             keys.add(tag_and_text)
         return node
 
