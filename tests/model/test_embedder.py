@@ -17,7 +17,7 @@ import torch
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA, read_metadata
-from anchorembed.model.packing import pack
+from anchorembed.model.packing import PackedBatch, pack
 from anchorembed.model.template import Prompts, Template, instruct
 from anchorembed.model.tokens import Lengths
 from anchorembed.model.vectors import Side
@@ -38,6 +38,27 @@ def test_embedding_does_not_depend_on_its_batch(embedder: Embedder, monkeypatch:
     np.testing.assert_allclose(embedder.encode(iter(texts())), together, atol=1e-5)
     backwards = embedder.encode(texts()[::-1])[::-1]
     np.testing.assert_allclose(backwards, together, atol=1e-5)
+
+
+@pytest.mark.parametrize("longest", [60, 5])
+def test_where_memory_ends_fewer_texts_are_computed_at_once(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    whole, states = embedder.encode(texts()), embedder.backbone.states
+
+    def little_memory(embeddings: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        if len(batch.tokens) > longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return states(embeddings, batch)
+
+    monkeypatch.setattr(embedder.backbone, "states", little_memory)
+    if longest == 5:  # which not even one text is
+        with pytest.raises(torch.OutOfMemoryError):
+            embedder.encode(texts())
+        return
+    done: list[int] = []
+    np.testing.assert_allclose(embedder.encode(texts(), progress=done.append), whole, atol=1e-5)
+    assert sum(done) == 60
 
 
 def test_the_anchor_is_the_state_at_eos(embedder: Embedder) -> None:

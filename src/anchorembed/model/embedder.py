@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorembed.errors import InputError, installed_by
+from anchorembed.errors import InputError, installed_by, memory_ended
 from anchorembed.model.adapters import merge_lora
 from anchorembed.model.backbone import Backbone, forward_settings, weights_sha256
 from anchorembed.model.check_packed_loss import check_reproduced, measure_scales, own_logits
@@ -38,6 +38,7 @@ from anchorembed.model.truncate_and_quantize import Ranges, Stored, StoredPrecis
 from anchorembed.model.vectors import Floats, Side, check_finite, unit_rows
 from anchorembed.system.device import Precision, Weights, autocast, compute_dtype, find_device, keep_memory
 from anchorembed.system.files import hash_texts
+from anchorembed.system.processes import processes
 
 if TYPE_CHECKING:  # these need packages that no extra installs
     from anchorembed.model.langchain import LangChainEmbeddings
@@ -270,7 +271,7 @@ class Embedder(nn.Module):
     def encode_tokens(self, sequences: Sequence[list[int]], progress: Callable[[int], None] | None = None) -> Tensor:
         """Embed templated texts, given as token ids: [N, H] on the CPU, in the order given.
 
-        The longest are computed first, as many at once as the token budget holds.
+        The longest are computed first, as many at once as the token budget holds, or half as many where memory ends.
         """
         training, device = self.training, self.backbone.device
         if training:
@@ -280,7 +281,7 @@ class Embedder(nn.Module):
         parts = []
         try:
             for run in runs:
-                parts.append(self(pack([sequences[i] for i in order[run.start : run.stop]]).to(device)))
+                parts.append(self._within_memory([sequences[i] for i in order[run.start : run.stop]]))
                 if progress:
                     progress(len(run))
         finally:
@@ -290,6 +291,17 @@ class Embedder(nn.Module):
         if parts:
             vectors[order] = torch.cat(parts).cpu()  # the only wait for a GPU
         return vectors
+
+    def _within_memory(self, sequences: list[list[int]]) -> Tensor:
+        """Embed token ids at once: [N, H] on the model's device; by halves where memory ends."""
+        try:
+            vectors_NH: Tensor = self(pack(sequences).to(self.backbone.device))
+            return vectors_NH
+        except (RuntimeError, MemoryError) as error:
+            if len(sequences) == 1 or processes() > 1 or not memory_ended(error):  # processes must run equal passes
+                raise
+        half = len(sequences) // 2  # outside the block above, as the error holds the failed pass's memory
+        return torch.cat([self._within_memory(sequences[:half]), self._within_memory(sequences[half:])])
 
     def save(self, folder: str | Path, history: dict[str, object] | None = None, headless: bool = False) -> None:
         """Write a transformers folder with merged weights, the baked tokenizer and ``anchorembed.json``.
