@@ -176,6 +176,17 @@ def test_a_recipe_adds_to_the_one_it_extends(tmp_path: Path) -> None:
     assert recipe.data == parse_recipe(GOOD).data
 
 
+def test_steps_given_later_replace_epochs(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", yaml.safe_dump(GOOD | {"contrast": {"epochs": 3, "batch_size": 8}}))
+    path = write(tmp_path / "r.yaml", "extends: base.yaml\ncontrast: {steps: 7}\n")
+    cases = [(path, [], (7, None)), (tmp_path / "base.yaml", ["contrast.steps=5"], (5, None))]
+    cases += [(path, ["contrast.epochs=2"], (7, 2)), (tmp_path / "base.yaml", ["contrast.batch_size=4"], (1000, 3))]
+    for recipe, overrides, expected in cases:
+        contrast = read_recipe(recipe, overrides).contrast
+        assert contrast is not None
+        assert (contrast.steps, contrast.epochs) == expected, overrides
+
+
 def test_a_table_of_the_one_it_extends_can_be_left_out(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", yaml.safe_dump(GOOD | {"compare": {"collections": {"One": ["a"], "Two": ["b"]}}}))
     path = write(tmp_path / "r.yaml", "extends: base.yaml\ncompare: {collections: {One: null, Three: [a]}}\n")

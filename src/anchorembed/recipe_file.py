@@ -72,8 +72,10 @@ def _values(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values merged into its base's, section by section; a list replaces a list."""
+    """A recipe's values merged into its base's, section by section; a list replaces a list, steps replace epochs."""
     merged = base | values
+    if "steps" in values and "epochs" not in values:
+        merged.pop("epochs", None)
     for key in base.keys() & values.keys():
         if isinstance(base[key], dict) and isinstance(values[key], dict):
             merged[key] = _merged(base[key], values[key])
@@ -139,6 +141,8 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--set {override!r}: the value is not YAML ({first_line(error)}). Quote it.") from error
+    if last == "steps":
+        values.pop("epochs", None)
 
 
 def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
