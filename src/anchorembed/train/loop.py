@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -34,6 +35,7 @@ Batch = TypeVar("Batch")
 _log = logging.getLogger(__name__)
 
 BEST = "best"  # folder of the best evaluation's checkpoint while a stage runs
+_NOT_EVALUATED = "not_evaluated"  # in the log of a step in whose evaluation memory ended
 
 
 class Interrupted(Exception):
@@ -119,21 +121,24 @@ def fit(
     entries = _kept_log(log, done)
     training = _Training(loop, module, optimizer, entries)
     shown: Metrics = {}
+    if entries and _NOT_EVALUATED in entries[-1]:
+        evaluated = _loggable(training.evaluate(done, evaluate))
+        entries[-1] = {name: value for name, value in entries[-1].items() if name != _NOT_EVALUATED} | evaluated
+        _write_log(log, entries)
+        _track(accelerator, loop.name, done, evaluated)
     module.train()
     with (log if rank() == 0 else Path(os.devnull)).open("a", encoding="utf-8") as sink, progress_bar() as bar:
         task = bar.add_task(loop.name, total=schedule.steps, completed=done, note="")
-        if done and _evaluates(schedule, done) and not (entries and entries[-1]["step"] == done):
-            _record(sink, accelerator, loop.name, done, training.evaluate(done, evaluate))  # memory ended in it
         last = done if training.out_of_patience() else schedule.steps
         steps = zip(range(done, last), order(done), strict=False)
         for number, indices, future in one_ahead(make_batch, steps):
             started, done = time.perf_counter(), number + 1
             metrics = training.step(number, indices, future, run)
+            record = partial(_record, sink, training.device, started, done)
             evaluates = _evaluates(schedule, done)
             if evaluates:
-                metrics |= training.evaluate(done, evaluate)
-            spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(training.device) / 1e9}
-            _record(sink, accelerator, loop.name, done, metrics | spent)
+                metrics |= training.evaluate(done, evaluate, partial(record, metrics | {_NOT_EVALUATED: 1.0}))
+            _track(accelerator, loop.name, done, record(metrics))
             shown |= metrics  # the last evaluation stays visible
             bar.update(task, advance=1, note=metrics_note(shown))
             # read once: a signal during the save waits for the next step
@@ -215,9 +220,14 @@ class _Training:
             raise InputError(f"{problem} {cure}")
         _log.warning("%s Left out, %s of at most %s.", problem, self._skipped, most)
 
-    def evaluate(self, done: int, evaluate: Callable[[], Metrics]) -> Metrics:
-        """Evaluate without dropout, and keep the weights if they are the best so far and the schedule asks for it."""
-        with self._within_memory(done):
+    def evaluate(
+        self, done: int, evaluate: Callable[[], Metrics], record_step: Callable[[], object] = lambda: None
+    ) -> Metrics:
+        """Evaluate without dropout, and keep the weights if they are the best so far and the schedule asks for it.
+
+        ``record_step`` is called where memory ends, before the checkpoint is written.
+        """
+        with self._within_memory(done, record_step):
             self.module.eval()
             metrics = evaluate()
             self.module.train()
@@ -250,7 +260,7 @@ class _Training:
             _log.warning("%s: no evaluation has a defined quality, so the last step is kept", self.loop.name)
 
     @contextmanager
-    def _within_memory(self, done: int) -> Iterator[None]:
+    def _within_memory(self, done: int, record_step: Callable[[], object] = lambda: None) -> Iterator[None]:
         """If memory ends in this block, write a checkpoint (in a single process), and raise OutOfMemory with advice."""
         try:
             yield
@@ -260,6 +270,7 @@ class _Training:
             kept = "No step is lost" if not done else "The last checkpoint is kept"
             if done and processes() == 1:
                 with suppress(RuntimeError, MemoryError, InputError):
+                    record_step()
                     self.save(done)
                     kept = f"Steps up to {done} are kept"
             why = f"{self.loop.name}: memory ended after step {done}: {first_line(error)}"
@@ -307,11 +318,15 @@ def stop_signals() -> Iterator[Stop]:
 
 def _kept_log(path: Path, done: int) -> list[Metrics]:
     """Drop log lines of steps after the checkpoint, which are repeated; returns the kept ones, in all processes."""
-    if rank() == 0:
-        kept = [entry for entry in read_log(path) if entry["step"] <= done]
-        write_file(path, "".join(f"{to_json(entry)}\n" for entry in kept))
-    wait_for_all()
+    _write_log(path, [entry for entry in read_log(path) if entry["step"] <= done])
     return read_log(path)
+
+
+def _write_log(path: Path, entries: Sequence[Metrics]) -> None:
+    """Write the log of all steps so far, in the first process; the others wait."""
+    if rank() == 0:
+        write_file(path, "".join(f"{to_json(entry)}\n" for entry in entries))
+    wait_for_all()
 
 
 def read_log(log: Path) -> list[Metrics]:
@@ -328,8 +343,20 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)
 
 
-def _record(sink: TextIO, accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
-    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    sink.write(to_json({"step": step, **{name: _rounded(value) for name, value in metrics.items()}}) + "\n")
+def _record(sink: TextIO, device: torch.device, started: float, step: int, metrics: Metrics) -> Metrics:
+    """Write a step's line, with its seconds and peak memory; returns its metrics as written."""
+    spent = {"seconds": time.perf_counter() - started, "peak_gb": peak_memory(device) / 1e9}
+    written = _loggable(metrics | spent)
+    sink.write(to_json({"step": step, **written}) + "\n")
     sink.flush()
+    return written
+
+
+def _loggable(metrics: Metrics) -> Metrics:
+    """The finite metrics, rounded."""
+    return {name: _rounded(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _track(accelerator: Accelerator, stage: str, step: int, metrics: Metrics) -> None:
+    """Send a step's metrics to the trackers."""
     accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)
