@@ -1,5 +1,6 @@
 """Results are read as they were written, and damaged ones are reported; the report needs nothing else."""
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorembed.compare.plan import open_comparison
-from anchorembed.compare.records import Cell, Cost, ItemScores, Run, RunRecord
+from anchorembed.compare.records import Cell, Cost, ItemScores, Run, RunRecord, parse
 from anchorembed.compare.report import write_report
 from anchorembed.compare.results import Results, write_comparison
 from anchorembed.errors import InputError
@@ -63,6 +64,27 @@ def test_an_invalid_line_is_reported_by_its_number(tmp_path: Path, change: dict[
     with pytest.raises(InputError, match=rf"results\.jsonl:2: {message}.*Remove the line"):
         Results(tmp_path, "k", {"one": "r"})
     assert len(Results(tmp_path, "another", {"one": "r"}).cells) == 0  # whose lines may have any form
+
+
+def test_a_full_disk_leaves_the_lines_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {name: value for name, value in CELL.items() if name not in ("key", "kind")}
+    results, first, second = Results(tmp_path, "k", {}), parse(Cell, values), parse(Cell, values | {"seed": 7})
+    results.append(first)
+    kept = (tmp_path / "results.jsonl").read_bytes()
+    write_bytes = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> int:
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(InputError, match="No space left"):
+        results.append(second)
+    monkeypatch.undo()
+    assert (tmp_path / "results.jsonl").read_bytes() == kept
+    results.append(second)
+    revisions = {first.collection: first.revision}
+    assert Results(tmp_path, "k", revisions).cells == [first, second]
 
 
 def test_a_folder_without_a_comparison_is_reported(tmp_path: Path) -> None:

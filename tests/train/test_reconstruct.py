@@ -297,3 +297,4 @@ def test_flops_by_hand() -> None:
     assert full.flops(0, pairs) == 6 * weights * encoded
     adapted = ready(embedder, Contrast())
     assert adapted.flops(0, pairs) == 4 * weights * encoded
+    assert replace(adapted, guide=embedder).flops(0, pairs) == (4 + 2) * weights * encoded

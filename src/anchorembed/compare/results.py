@@ -6,7 +6,6 @@
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -80,13 +79,11 @@ class Results:
         write_file(self._record_path(run), gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
 
     def append(self, *lines: Cell | GridScore) -> None:
-        """Append lines to ``results.jsonl``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Append lines to ``results.jsonl``, all or none; raises InputError as `write_file` does."""
         values = [{"key": self.key, "kind": _KIND_OF_TYPE[type(line)], **asdict(line)} for line in lines]
-        with self.path.open("a", encoding="utf-8") as sink:
-            sink.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in values))
-            sink.flush()
-            os.fsync(sink.fileno())
+        added = "".join(json.dumps(line, allow_nan=False) + "\n" for line in values)
+        present = self.path.read_bytes() if self.path.exists() else b""
+        write_file(self.path, present + b"\n" * (present[-1:] not in (b"", b"\n")) + added.encode())
         for line in lines:
             self._add(line)
 

@@ -35,7 +35,7 @@ from anchorembed.train.contrastive_losses import (
     similarities,
     too_similar,
 )
-from anchorembed.train.flops import flops_a_weight, weight_count
+from anchorembed.train.flops import FORWARD, flops_a_weight, weight_count
 from anchorembed.train.gradcache import GradCache
 from anchorembed.train.memory_estimate import shape_of_model
 from anchorembed.train.prepare import Prepared
@@ -247,10 +247,11 @@ class Contrastive(Stage):
     # Cost and warnings
 
     def flops(self, number: int, pairs: Sequence[TokenPair]) -> float:
-        """Model FLOPs of a step: each text is embedded once."""
+        """Model FLOPs of a step: each text is embedded once, and by a guide, as if that had the same tokens."""
         backbone = self.embedder.backbone
         encoded = sum(len(text) for texts in _texts(pairs, self.hard_negatives) for text in texts)
-        return float(flops_a_weight(backbone) * weight_count(backbone) * encoded)
+        guide = FORWARD * weight_count(self.guide.backbone) if self.guide else 0
+        return float((flops_a_weight(backbone) * weight_count(backbone) + guide) * encoded)
 
     def unused(self, prepared: Prepared) -> list[str]:
         """Warnings of unused hard negatives, and of modules without adapters."""

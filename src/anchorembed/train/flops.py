@@ -10,6 +10,7 @@ from anchorembed.model.backbone import Backbone
 
 TRAINED = 6  # FLOPs per token and weight: one product forward, two backward (gradients of input and weight)
 FROZEN = 4  # without the weight's gradient
+FORWARD = 2  # without a backward pass
 
 
 def flops_a_weight(backbone: Backbone) -> int:
