@@ -38,8 +38,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model(vocabulary=tokens))
 
 
-def write_gguf(path: Path, model: PreTrainedModel, without: str = "") -> Path:
-    """Write a tiny Llama as a GGUF file, less a weight if one is named, with the tests' byte-level tokenizer."""
+def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str = "") -> Path:
+    """Write a tiny Llama as a GGUF file with the tests' byte-level tokenizer.
+
+    It lacks the weight ``without``; ``rope`` is the type of its rotary scaling, or the name of a tensor of factors.
+    """
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     config = model.config
@@ -52,6 +55,10 @@ def write_gguf(path: Path, model: PreTrainedModel, without: str = "") -> Path:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
+    if rope.endswith(".weight"):
+        writer.add_tensor(rope, np.full(config.head_dim // 2, 8.0, np.float32))
+    elif rope:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope))
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -117,3 +124,13 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
     model.model.norm.weight.data[3] = float("nan")
     with pytest.raises(InputError, match=r"model\.norm\.weight holds NaN"):
         load_model(str(write_gguf(tmp_path / "nan.gguf", model)))
+
+
+@pytest.mark.parametrize("rope", ["linear", "yarn", "rope_freqs.weight", "rope_factors_long.weight", "none"])
+def test_scaled_positions_that_transformers_does_not_read_are_refused(tmp_path: Path, rope: str) -> None:
+    file = write_gguf(tmp_path / "scaled.gguf", tiny_model(vocabulary=len(tiny_tokenizer())), rope=rope)
+    if rope == "none":
+        load_model(str(file))
+        return
+    with pytest.raises(InputError, match=rf"rotary positions are scaled \(.*{rope}.*Use the model's safetensors"):
+        load_model(str(file))

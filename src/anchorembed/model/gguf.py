@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import PretrainedConfig
 
-from anchorembed.errors import extra
+from anchorembed.errors import InputError, extra
+from anchorembed.model.positions import rotary_settings
 
 
 def need_gguf() -> None:
@@ -29,3 +31,25 @@ def special_tokens(path: Path) -> dict[str, int]:
     keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     given = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
+
+
+def check_rotary_scaling(path: Path, config: PretrainedConfig) -> None:
+    """Refuse a GGUF file with scaled rotary positions that its configuration lacks: transformers reads few of them.
+
+    Raises:
+        InputError: with the file's scaling.
+    """
+    import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
+
+    if any(rope.get("rope_type", "default") != "default" for rope in rotary_settings(config)):
+        return
+    reader = gguf.GGUFReader(path)
+    scaling = [tensor.name for tensor in reader.tensors if tensor.name.startswith(("rope_freqs.", "rope_factors_"))]
+    for key, field in reader.fields.items():
+        if key.endswith(".rope.scaling.type") and field.contents() != "none":
+            scaling.append(f"{key} {field.contents()}")
+    if scaling:
+        raise InputError(
+            f"{path}: its rotary positions are scaled ({', '.join(scaling)}), which transformers does not read from "
+            "GGUF. Use the model's safetensors weights."
+        )

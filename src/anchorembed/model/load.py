@@ -34,7 +34,7 @@ from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL, SHA256, download_gguf
-from anchorembed.model.gguf import dequantised, need_gguf, special_tokens
+from anchorembed.model.gguf import check_rotary_scaling, dequantised, need_gguf, special_tokens
 from anchorembed.model.intact import check_complete, check_weights_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, whole_folder
@@ -246,6 +246,8 @@ def _read(
         options["device_map"] = {"": device}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, output_loading_info=True, **options)
     model, info = loaded
+    if gguf:
+        check_rotary_scaling(Path(folder) / gguf, model.config)
     tied = _tie_missing_head(name, model, info["missing_keys"]) if tie_head else set()
     check_complete(name, info | {"missing_keys": set(info["missing_keys"]) - tied})
     for module in model.modules():  # on some CPUs bitsandbytes repacks weights into a form that cannot train adapters

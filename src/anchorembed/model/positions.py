@@ -41,8 +41,7 @@ def most_positions(config: PretrainedConfig) -> tuple[int, str]:
     text_config = config.get_text_config()
     most = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
     limits = [(int(most), "the max_position_embeddings")]
-    ropes = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
-    for rope in (ropes, *(inner for inner in ropes.values() if isinstance(inner, dict))):  # one for each kind of layer
+    for rope in rotary_settings(config):
         kind = rope.get("rope_type", rope.get("type"))
         if kind in _FOLLOW_THE_LONGEST:
             original: Any = rope.get("original_max_position_embeddings") or getattr(
@@ -50,3 +49,10 @@ def most_positions(config: PretrainedConfig) -> tuple[int, str]:
             )
             limits.append((int(original), f"the original context, beyond which {kind} positions follow the batch,"))
     return min(limits)
+
+
+def rotary_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The settings of rotary positions: those of the model, then those of each kind of layer."""
+    text_config = config.get_text_config()
+    ropes = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    return [ropes, *(inner for inner in ropes.values() if isinstance(inner, dict))]
