@@ -72,7 +72,9 @@ def test_weights_may_have_16_bits(tmp_path: Path) -> None:
     """Of the default model's architecture and tokenizer; read here again, too."""
     trained = with_known_tokenizer(tmp_path, "llama")
     assert export(trained, tmp_path / "out", to="gguf", dtype="bfloat16") > 0.99
-    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    assert reader.fields["tokenizer.ggml.pre"].contents() == "gpt-2", "the default model does not split digits"
+    types = {tensor.tensor_type.name for tensor in reader.tensors}
     assert "BF16" in types
     own, read = (Embedder.load(name, precision="float32") for name in (trained, tmp_path / "out" / "model.gguf"))
     assert read.metadata.prompts == own.metadata.prompts

@@ -20,7 +20,7 @@ def test_bfloat16_graphs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
 def test_each_stage_is_said_as_it_begins(tiny_folder: Path, tmp_path: Path, said: list[str]) -> None:
     export(tiny_folder, tmp_path / "out")
     stages = [message for message in said if message.startswith("export: ")]
-    begins = [f"loading {tiny_folder}", "embedding 8 texts", f"writing {tmp_path}/out", "loading it in sentence-transf"]
+    begins = [f"loading {tiny_folder}", "embedding 9 texts", f"writing {tmp_path}/out", "loading it in sentence-transf"]
     assert [stage.startswith(f"export: {begin}") for stage, begin in zip(stages, begins, strict=True)] == [True] * 4
 
 

@@ -38,10 +38,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model(vocabulary=tokens))
 
 
-def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str = "") -> Path:
+def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str = "", pre: str = "") -> Path:
     """Write a tiny Llama as a GGUF file with the tests' byte-level tokenizer.
 
-    It lacks the weight ``without``; ``rope`` is the type of its rotary scaling, or the name of a tensor of factors.
+    It lacks the weight ``without``; ``rope`` is the type of its rotary scaling, or the name of a tensor of factors;
+    ``pre`` names the rules by which its tokenizer splits texts.
     """
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -61,6 +62,8 @@ def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str 
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope))
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in (BOS, EOS) else 1 for token in tokens])
     merges = json.loads((DATA / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
@@ -134,3 +137,11 @@ def test_scaled_positions_that_transformers_does_not_read_are_refused(tmp_path: 
         return
     with pytest.raises(InputError, match=rf"rotary positions are scaled \(.*{rope}.*Use the model's safetensors"):
         load_model(str(file))
+
+
+@pytest.mark.parametrize("rules", ["smollm", "gpt-2"])
+def test_rules_of_splitting_that_transformers_does_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rules: str
+) -> None:
+    load_model(str(write_gguf(tmp_path / "x.gguf", tiny_model(vocabulary=len(tiny_tokenizer())), pre=rules)))
+    assert ("the file's 'smollm' may differ" in caplog.text) == (rules == "smollm")

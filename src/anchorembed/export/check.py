@@ -16,6 +16,7 @@ TEXTS = (
     ".",
     "",
     "How do I read a file line by line?",
+    "Steps:\n\n1. Open  12 files.",
     "Die Würde des Menschen ist unantastbar.",
     "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
     "A sentence that says one thing after another. " * 400,

@@ -2,7 +2,8 @@
 
 The file makes llama.cpp add BOS and the end token and pool the last token. The format cannot hold the rest of the
 template: clients put the header before a text and the suffix after it, as ``prompts.json`` says. The converter
-recognises a tokenizer by its ids of a sample text, so it gets the tokenizer without our template.
+recognises a tokenizer by its ids of a sample text, so it gets the tokenizer without our template. Tokenizers with other
+rules may have these ids: GPT-2's rules are written under their own name.
 """
 
 import json
@@ -26,6 +27,7 @@ from torch import nn
 from anchorembed.errors import InputError
 from anchorembed.export.check import TEXTS, Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.gguf import splits_as_gpt2
 from anchorembed.model.metadata import GGUF_FILE, GGUF_PROMPTS, METADATA, read_metadata
 from anchorembed.model.transformers4 import write_settings
 from anchorembed.model.vectors import Floats, Side
@@ -134,7 +136,7 @@ def _refusal(embedder: Embedder, error: str) -> str:
 
 
 def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
-    """Copy a GGUF file and set its pooling, BOS and end token."""
+    """Copy a GGUF file and set its pooling, BOS, end token, and how texts are split where that is by GPT-2's rules."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(target, arch=architecture)
@@ -148,6 +150,8 @@ def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
     }
     if template.bos:
         settings[keys.BOS_ID] = (kinds.UINT32, embedder.pairs.templated([""], embedder.metadata.lengths.document)[0][0])
+    if splits_as_gpt2(embedder.tokenizer):
+        settings[keys.PRE] = (kinds.STRING, "gpt-2")
     new = {key: gguf_new_metadata.MetadataDetails(kind, value) for key, (kind, value) in settings.items()}
     with redirect_stderr(StringIO()):  # a progress bar
         gguf_new_metadata.copy_with_new_metadata(reader, writer, new, [])

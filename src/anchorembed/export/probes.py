@@ -14,7 +14,7 @@ SHORT = {
     "full stop": ".",
     "space": " ",
     "non-Latin": "向量检索将文本映射到同一空间。 البحث الدلالي 🙂",
-    "newlines": "def area(radius):\n\n    return 3.14 * radius**2\nprint(area(2))",
+    "newlines": "Steps:\n\n1. def area(radius):\n    return 3.14 * radius**2\n2. print(area(2))  # 12",
     "special tokens": "Write {end} at the end of a line, and {end} {end} at the end of a page.",
 }
 PROBES = (*SHORT, LONG, OVER_LONG)

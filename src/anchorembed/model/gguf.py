@@ -1,14 +1,17 @@
 """GGUF files, as far as transformers does not read them by itself."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError, extra
 from anchorembed.model.positions import rotary_settings
+
+_GPT2_RULES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def need_gguf() -> None:
@@ -31,6 +34,21 @@ def special_tokens(path: Path) -> dict[str, int]:
     keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     given = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
+
+
+def splits_as_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer splits texts by the rules that ``tokenizer.ggml.pre`` calls ``gpt-2``."""
+    rules = tokenizer.backend_tokenizer.pre_tokenizer
+    return rules is not None and json.loads(rules.__getstate__()) == _GPT2_RULES
+
+
+def unread_rules(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A file's ``tokenizer.ggml.pre`` if its tokenizer is read with GPT-2's rules for another's; empty otherwise."""
+    import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
+
+    field = gguf.GGUFReader(path).fields.get(gguf.Keys.Tokenizer.PRE)
+    rules = field.contents() if field else "gpt-2"
+    return rules if rules != "gpt-2" and splits_as_gpt2(tokenizer) else ""
 
 
 def check_rotary_scaling(path: Path, config: PretrainedConfig) -> None:

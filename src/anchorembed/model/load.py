@@ -34,7 +34,7 @@ from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL, SHA256, download_gguf
-from anchorembed.model.gguf import check_rotary_scaling, dequantised, need_gguf, special_tokens
+from anchorembed.model.gguf import check_rotary_scaling, dequantised, need_gguf, special_tokens, unread_rules
 from anchorembed.model.intact import check_complete, check_weights_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, whole_folder
@@ -254,7 +254,10 @@ def _read(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute of all modules
     model.eval()
-    return model, _read_tokenizer(folder, gguf)
+    tokenizer = _read_tokenizer(folder, gguf)
+    if gguf and name != DEFAULT_MODEL and (rules := unread_rules(Path(folder) / gguf, tokenizer)):
+        _log.warning("%s: splits texts by GPT-2's rules; the file's %r may differ. Safetensors have them.", name, rules)
+    return model, tokenizer
 
 
 def _tie_missing_head(name: str, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
