@@ -54,6 +54,10 @@ def test_an_exported_card_s_example_gives_our_vectors(
     export(trained, "out")
     card = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md")
     assert "sentence-transformers" in card.data.tags
+    here = str(trained.parents[2]).encode()
+    assert [file.name for file in Path("out").rglob("*") if file.is_file() and here in file.read_bytes()] == []
+    write_card(Path("out"), "out", 32, "folder")
+    assert Path("out/README.md").read_text() == card.content, "as of an export of the export"
     first, *others = re.findall(r"```py\n(.*?)```", card.text, re.DOTALL)
     names: dict[str, np.ndarray] = {}
     exec(first, names)  # noqa: S102 - what we wrote

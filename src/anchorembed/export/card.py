@@ -9,6 +9,7 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from anchorembed.model.template import Prompts
 _log = logging.getLogger(__name__)
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
-_DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")  # the default model's hub id and licence
+_DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", {"license": "apache-2.0"})  # the default model's hub id and licence
+_LICENCE = ("license",)  # keys of a card's metadata
 _GRAPHS = {"openvino": ("OpenVINO", "openvino/openvino_model.xml"), "onnx": ("ONNX Runtime", "onnx/model.onnx")}
 _TAGS = ["sentence-similarity", "feature-extraction", "anchorembed"]
 Kind = Literal["native", "folder", "gguf", "openvino", "onnx"]  # native is this package's; others as in `run.To`
@@ -37,11 +39,11 @@ def write_card(folder: Path, title: str, dimension: int, kind: Kind = "native") 
     metadata = read_metadata(folder)
     if metadata is None:
         raise InputError(f"{folder / METADATA}: no such file. Name a folder that AnchorEmbed trained or exported.")
-    base, license_ = _base(str(metadata.history.get("base", "")))
-    data = _card_data(kind, title, base if "/" in base else None, license_)
+    base, licence = _base(metadata.history)
+    data = _card_data(kind, title, base if "/" in base else None, licence)
     parts = [
         f"# {title}",
-        _introduction(base, license_, metadata, dimension),
+        _introduction(base, licence, metadata, dimension),
         *_usage(kind, title, metadata),
         *_vectors(metadata),
         *_training(metadata.stages),
@@ -50,50 +52,60 @@ def write_card(folder: Path, title: str, dimension: int, kind: Kind = "native") 
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
 
 
-def _card_data(kind: Kind, title: str, base: str | None, license_: str | None) -> CardData:
+def published(metadata: Metadata) -> Metadata:
+    """Metadata without paths of this machine: the base has the name that cards show, beside its licence."""
+    base, licence = _base(metadata.history)
+    history = {key: value for key, value in metadata.history.items() if key != "start"}
+    return replace(metadata, history=history | {"base": base, "licence": licence})
+
+
+def _card_data(kind: Kind, title: str, base: str | None, licence: Mapping[str, str]) -> CardData:
     """The card's metadata, by the classes of the library that loads the folder; ``base`` is a hub id."""
     if kind != "folder":
         library = "transformers" if kind == "native" else kind
         return ModelCardData(
-            base_model=base, license=license_, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS
+            base_model=base, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS, **licence
         )
     from sentence_transformers.base.model_card import (  # noqa: PLC0415 - takes a second, and only exports need it
         BaseModelCardData,
     )
 
-    data = BaseModelCardData(license=license_, model_name=title, local_files_only=True, generate_widget_examples=False)
+    data = BaseModelCardData(model_name=title, local_files_only=True, generate_widget_examples=False, **licence)
     data.add_tags(_TAGS)
     data.base_model = base
     return data
 
 
-def _base(name: str) -> tuple[str, str | None]:
+def _base(history: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """Name and licence of the model that training began with: a hub id, or the last part of a path."""
+    name = str(history.get("base", ""))
+    if "licence" in history:  # `published`
+        return name, history["licence"]
     if name == DEFAULT_MODEL:
         return _DEFAULT
     path = Path(name).expanduser()
     shown = name if re.fullmatch(HUB_ID, name, re.ASCII) and not path.exists() else path.name
     try:
         card = file_beside(name, "README.md") if name else None
-        license_ = ModelCard.load(card).data.license if card else None
+        data = ModelCard.load(card).data.to_dict() if card else {}
     except Exception as error:  # of the hub's client or a YAML parser; a card without a licence is better than no model
         _log.warning("model card: the licence of %s is not known (%s)", name, first_line(error))
-        license_ = None
-    return shown, license_ if isinstance(license_, str) else None
+        data = {}
+    return shown, {key: data[key] for key in _LICENCE if isinstance(data.get(key), str)}
 
 
-def _introduction(base: str, license_: str | None, metadata: Metadata, dimension: int) -> str:
+def _introduction(base: str, licence: Mapping[str, str], metadata: Metadata, dimension: int) -> str:
     lengths = metadata.lengths
     limit = (
         f"{lengths.document} tokens"
         if lengths.query == lengths.document
         else f"{lengths.query} tokens of a query and {lengths.document} of a document"
     )
-    terms = f"Its licence is that of the base model, {license_}." if license_ else "Its licence is the base model's."
+    terms = f"that of the base model, {licence['license']}" if licence else "the base model's"
     return (
         f"A text embedder made from `{base}` with AnchorEmbed. It maps a text "
         f"of up to {limit}, template and prompt included, to a vector of {dimension} numbers"
-        f"{' of length 1' if metadata.normalize else ''}: the state of the text's last token. {terms}"
+        f"{' of length 1' if metadata.normalize else ''}: the state of the text's last token. Its licence is {terms}."
     )
 
 

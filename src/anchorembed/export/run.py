@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from anchorembed.errors import InputError, extra
-from anchorembed.export.card import RESULTS, write_card
+from anchorembed.export.card import RESULTS, published, write_card
 from anchorembed.export.check import Dtype, Form, own_vectors, smallest_cosine
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
@@ -49,6 +49,7 @@ def export(
     texts = form.texts if form.cuts else _within_limit(embedder, form.texts)
     _log.info("export: embedding %d texts, to compare with", len(texts))
     vectors = own_vectors(embedder, texts)
+    embedder.metadata = published(embedder.metadata)
     _log.info("export: writing %s", target)
     with whole_folder(target) as folder:
         form.write(embedder, folder, dtype)
