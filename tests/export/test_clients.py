@@ -27,7 +27,9 @@ def test_vectors_come_in_the_order_of_the_texts(path: str, query: str) -> None:
     assert client.name == f"{url}/v1/embeddings{query}, model 'tiny'"
 
 
-def test_name_and_key_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_and_key_are_sent_and_to_this_machine_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("OTHER_KEY", "secret")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     seen: list[dict[str, Any]] = []
@@ -131,3 +133,13 @@ def test_prompts_of_a_file_are_sent_around_each_text(tmp_path: Path) -> None:
             with_prompts(client, file)
     with pytest.raises(InputError, match=r"Name the prompts\.json that"):
         with_prompts(client, tmp_path / "none.json")
+
+
+def test_a_key_without_encryption_is_warned_of(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.setenv("OTHER_KEY", "secret")
+    for url in ("http://127.0.0.1:1", "https://example.org", "http://example.org"):
+        open_endpoint(url, "mine", "OTHER_KEY")
+    (warning,) = said
+    assert warning == (
+        "http://example.org/v1/embeddings has no encryption, and the key of OTHER_KEY is sent over it. Use https."
+    )

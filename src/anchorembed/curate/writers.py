@@ -1,7 +1,6 @@
 """Chat models that write: one loaded here, or one behind an OpenAI-compatible endpoint."""
 
 import json
-import logging
 import time
 import urllib.error
 import urllib.request
@@ -26,15 +25,13 @@ from anchorembed.model.sentence_transformers_settings import find_embedder_setti
 from anchorembed.model.template import special_pieces
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts
-from anchorembed.system.keys import NoRedirect, json_headers, key_of
+from anchorembed.system.keys import json_headers, opener_for
 
 KEY_VARIABLE = "ANCHOREMBED_WRITER_KEY"
 TOKENS_A_QUERY = 32  # limit of a reply, for each query
 
-_log = logging.getLogger(__name__)
 _AT_ONCE = 8  # requests
 _LARGEST_REPLY = 1 << 22  # bytes
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
 _LONGEST_PAUSE = 60.0
 
@@ -187,11 +184,7 @@ class EndpointWriter:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--writer: {self.url!r} is no http or https URL. Write one such as http://host:8000/v1.")
-        is_local = parts.hostname in _LOOPBACK
-        if parts.scheme == "http" and not is_local and key_of(KEY_VARIABLE):
-            _log.warning("--writer: %s has no encryption, and the key is sent over it. Use https.", self.url)
-        proxies = [urllib.request.ProxyHandler({})] if is_local else []
-        object.__setattr__(self, "_opener", urllib.request.build_opener(NoRedirect, *proxies))
+        object.__setattr__(self, "_opener", opener_for(self.url, KEY_VARIABLE))
 
     @property
     def settings(self) -> str:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 from anchorembed.errors import InputError, first_line, installed_by
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
-from anchorembed.system.keys import NoRedirect, json_headers
+from anchorembed.system.keys import json_headers, opener_for
 
 Library = Literal["langchain", "llamaindex", "sentence-transformers"]
 PACKAGES: dict[Library, tuple[str, str]] = {  # package to install, module to import
@@ -102,12 +103,13 @@ def open_endpoint(
         InputError: if the URL is not one, the server cannot be reached, or it lists no model.
     """
     embeddings, models = _addresses(url)
-    headers = json_headers(api_key_env)
-    name = served_name or _first_model(models, headers, timeout)
+    opener, headers = opener_for(embeddings, api_key_env), json_headers(api_key_env)
+    exchange = partial(_exchange, opener=opener, headers=headers, timeout=timeout)
+    name = served_name or _first_model(models, exchange)
 
     def embed(texts: Sequence[str], side: Side) -> Floats:
         body: dict[str, object] = {"model": name, "input": list(texts), "encoding_format": "float"}
-        return _vectors(_exchange(embeddings, body, headers, timeout), len(texts), embeddings)
+        return _vectors(exchange(embeddings, body), len(texts), embeddings)
 
     return Client(f"{embeddings}, model {name!r}", embed)
 
@@ -150,12 +152,18 @@ def _addresses(url: str) -> tuple[str, str]:
     return parts._replace(path=f"{path}/embeddings").geturl(), parts._replace(path=f"{path}/models").geturl()
 
 
-def _exchange(url: str, body: dict[str, object] | None, headers: dict[str, str], timeout: float) -> Any:  # noqa: ANN401
+def _exchange(
+    url: str,
+    body: dict[str, object] | None,
+    opener: urllib.request.OpenerDirector,
+    headers: dict[str, str],
+    timeout: float,
+) -> Any:  # noqa: ANN401
     """The reply to a GET, or to a POST of a body, read as JSON."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_addresses` checks
     try:
-        with urllib.request.build_opener(NoRedirect).open(request, timeout=timeout) as reply:
+        with opener.open(request, timeout=timeout) as reply:
             content = reply.read(_LARGEST_REPLY)
     except urllib.error.HTTPError as error:
         raise _refusal(url, error) from error
@@ -190,9 +198,9 @@ def _message(content: bytes) -> str:
     return " ".join(text.split())[:300] or "(no message)"
 
 
-def _first_model(url: str, headers: dict[str, str], timeout: float) -> str:
+def _first_model(url: str, exchange: Callable[[str, None], Any]) -> str:
     try:
-        return str(_exchange(url, None, headers, timeout)["data"][0]["id"])
+        return str(exchange(url, None)["data"][0]["id"])
     except _Missing:  # text-embeddings-inference has no such list, and takes any name
         return "default"
     except (Refused, KeyError, IndexError, TypeError) as error:

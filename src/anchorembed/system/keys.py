@@ -1,11 +1,16 @@
-"""API keys are read from environment variables, and never shown or written."""
+"""API keys are read from environment variables, and never shown or written; HTTP requests that carry them."""
 
+import logging
 import os
 import urllib.request
 from email.message import Message
 from typing import IO
+from urllib.parse import urlsplit
 
 from anchorembed.errors import InputError
+
+_log = logging.getLogger(__name__)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def key_of(variable: str) -> str:
@@ -33,3 +38,15 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> None:
         """Follow no redirect."""
+
+
+def opener_for(url: str, variable: str) -> urllib.request.OpenerDirector:
+    """An opener for an address: it follows no redirect, and sends requests for this machine to no proxy.
+
+    A warning says if the key in an environment variable would be sent to another machine without encryption.
+    """
+    parts = urlsplit(url)
+    is_local = parts.hostname in _LOOPBACK
+    if parts.scheme == "http" and not is_local and key_of(variable):
+        _log.warning("%s has no encryption, and the key of %s is sent over it. Use https.", url, variable)
+    return urllib.request.build_opener(NoRedirect, *([urllib.request.ProxyHandler({})] if is_local else []))
