@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,14 @@ from anchorembed.errors import InputError
 from anchorembed.export.clients import Client, Refused, open_endpoint, open_library, with_prompts
 from anchorembed.model.vectors import Floats, Side
 from embeddings_server import Refusal, serving
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds slept between requests, in order; no time passes."""
+    slept: list[float] = []
+    monkeypatch.setattr(import_module("anchorembed.export.clients"), "time", SimpleNamespace(sleep=slept.append))
+    return slept
 
 
 def rows(texts: list[str]) -> list[list[float]]:
@@ -69,14 +79,41 @@ def test_a_reply_without_vectors_is_named(raw: bytes, message: str) -> None:
         (401, InputError, "the server says 401: too long Check the API key"),
         (404, InputError, "the server says 404: too long Check the URL and --served-name"),
         (302, InputError, "the server says 302"),
+        (503, InputError, "the server says 503: too long Repeat the command when it is ready"),
     ],
 )
-def test_what_the_server_says_is_passed_on(status: int, kind: type[Exception], message: str) -> None:
+def test_what_the_server_says_is_passed_on(
+    status: int, kind: type[Exception], message: str, pauses: list[float]
+) -> None:
     def refuse(texts: list[str]) -> Any:
         raise Refusal(status, "too long")
 
     with serving(refuse) as url, pytest.raises(kind, match=message):
         open_endpoint(url).embed(["a"], "document")
+    assert pauses == ([1, 2, 4] if status == 503 else [])
+
+
+def test_what_fails_for_the_moment_is_asked_again(pauses: list[float]) -> None:
+    def busy_at_first(texts: list[str]) -> Any:
+        if not pauses:
+            raise Refusal(429, "slow down")
+        return rows(texts)
+
+    with serving(busy_at_first) as url:
+        assert len(open_endpoint(url).embed(["a"], "document")) == 1
+    assert pauses == [1]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (503, "/v1/models: the server says 503: Loading model Repeat the command"),
+        (500, r"/v1/models: lists no model \(500: Loading model\)\. Name it by --served-name"),
+    ],
+)
+def test_a_list_of_models_that_fails_is_named(status: int, message: str, pauses: list[float]) -> None:
+    with serving(rows, list_status=status) as url, pytest.raises(InputError, match=message):
+        open_endpoint(url)
 
 
 def test_no_server_is_named() -> None:

@@ -183,9 +183,9 @@ def test_other_limits_of_queries_are_named(model: Embedder, tmp_path: Path) -> N
 
 def test_a_server_that_refuses_everything_is_an_error(model: Embedder) -> None:
     def refuse(texts: list[str]) -> None:
-        raise Refusal(503, "Model is overloaded")
+        raise Refusal(500, "Model is overloaded")
 
-    with serving(refuse) as url, pytest.raises(InputError, match="refuses all texts: 503: Model is overloaded"):
+    with serving(refuse) as url, pytest.raises(InputError, match="refuses all texts: 500: Model is overloaded"):
         compare(model, open_endpoint(url))
 
 

@@ -73,11 +73,12 @@ def serving(
     raw: bytes | None = None,
     seen: list[dict[str, Any]] | None = None,
     query: str = "",
+    list_status: int = 200,
 ) -> Iterator[str]:
     """Serve ``/v1/embeddings`` on loopback and yield the address.
 
     ``raw`` replaces every reply of vectors; ``seen`` takes the key and the body of each request. A request must have
-    the ``query``, such as ``?version=1``.
+    the ``query``, such as ``?version=1``. ``list_status`` is that of the list of models.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +93,8 @@ def serving(
         def do_GET(self) -> None:
             if models is None or self.path != f"/v1/models{query}":
                 return self.reply(404, b"Not Found")
-            return self.reply(200, json.dumps({"data": [{"id": models}]}).encode())
+            listed = {"data": [{"id": models}]} if list_status == 200 else {"error": {"message": "Loading model"}}
+            return self.reply(list_status, json.dumps(listed).encode())
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

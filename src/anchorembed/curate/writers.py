@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from email.message import Message
 from functools import cached_property
 from http.client import HTTPException
 from itertools import takewhile
@@ -25,15 +24,14 @@ from anchorembed.model.sentence_transformers_settings import find_embedder_setti
 from anchorembed.model.template import special_pieces
 from anchorembed.system.device import compute_dtype, find_device
 from anchorembed.system.files import hash_texts
-from anchorembed.system.keys import json_headers, opener_for
+from anchorembed.system.keys import LONGEST_PAUSE, TEMPORARY, json_headers, opener_for, pause_asked
 
 KEY_VARIABLE = "ANCHOREMBED_WRITER_KEY"
 TOKENS_A_QUERY = 32  # limit of a reply, for each query
 
 _AT_ONCE = 8  # requests
 _LARGEST_REPLY = 1 << 22  # bytes
-_TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
-_LONGEST_PAUSE = 60.0
+_TEMPORARY = (*TEMPORARY, 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +223,7 @@ class EndpointWriter:
         asked, fault = 0.0, ""
         for number in range(self.tries):
             if number:
-                time.sleep(min(_LONGEST_PAUSE, max(2 ** (number - 1) * self.pause, asked)))
+                time.sleep(min(LONGEST_PAUSE, max(2 ** (number - 1) * self.pause, asked)))
             try:
                 with self._opener.open(request, timeout=self.timeout) as answer:
                     content: bytes = answer.read(_LARGEST_REPLY)
@@ -235,21 +233,13 @@ class EndpointWriter:
                 fault = f"HTTP {error.code} {' '.join(message.split())[:200]}"
                 if error.code not in _TEMPORARY:
                     raise InputError(f"--writer: {self._address}: {fault}. {_cure(error.code)}") from error
-                asked = _asked_pause(error.headers)
+                asked = pause_asked(error.headers)
             except (OSError, HTTPException) as error:  # no connection, a timeout, a connection that breaks
                 asked, fault = 0.0, first_line(error)
         raise InputError(
             f"--writer: {self._address} failed {self.tries} times, at last: {fault}. Repeat the command when it works; "
             "what is written is kept."
         )
-
-
-def _asked_pause(headers: Message) -> float:
-    """Seconds that an endpoint asks to wait for."""
-    try:
-        return float(headers.get("Retry-After", 0))
-    except ValueError:  # a date
-        return 0.0
 
 
 def _cure(status: int) -> str:

@@ -5,6 +5,7 @@ Axes: N texts, H dimension.
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from anchorembed.errors import InputError, first_line, installed_by
 from anchorembed.model.load import quiet
 from anchorembed.model.vectors import Floats, Side
-from anchorembed.system.keys import json_headers, opener_for
+from anchorembed.system.keys import LONGEST_PAUSE, TEMPORARY, json_headers, opener_for, pause_asked
 
 Library = Literal["langchain", "llamaindex", "sentence-transformers"]
 PACKAGES: dict[Library, tuple[str, str]] = {  # package to install, module to import
@@ -35,6 +36,7 @@ _METHODS: dict[Library, tuple[str, str, str, str]] = {  # class, its argument, m
     "sentence-transformers": ("SentenceTransformer", "model_name_or_path", "encode_document", "encode_query"),
 }
 _LARGEST_REPLY = 2**28  # bytes
+_PAUSES = (1.0, 2.0, 4.0)  # seconds before a request is repeated
 _TO_CHECK = {401: "the API key", 403: "the API key", 404: "the URL and --served-name", 405: "the URL"}
 
 
@@ -163,8 +165,7 @@ def _exchange(
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, which `_addresses` checks
     try:
-        with opener.open(request, timeout=timeout) as reply:
-            content = reply.read(_LARGEST_REPLY)
+        content = _send(request, opener, timeout)
     except urllib.error.HTTPError as error:
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
@@ -178,12 +179,32 @@ def _exchange(
         raise InputError(f"{url}: the reply is not JSON: {content[:80]!r}. Check the URL.") from error
 
 
+def _send(
+    request: urllib.request.Request,
+    opener: urllib.request.OpenerDirector,
+    timeout: float,
+    pauses: Sequence[float] = _PAUSES,
+) -> bytes:
+    """The reply's content; after a temporary failure the request is repeated, after each of the ``pauses``."""
+    try:
+        with opener.open(request, timeout=timeout) as reply:
+            content: bytes = reply.read(_LARGEST_REPLY)
+            return content
+    except urllib.error.HTTPError as error:
+        if error.code not in TEMPORARY or not pauses:
+            raise
+        time.sleep(min(LONGEST_PAUSE, max(pauses[0], pause_asked(error.headers))))
+    return _send(request, opener, timeout, pauses[1:])
+
+
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     message = _message(error.read(4096))
     if error.code in _TO_CHECK or error.code < 400:
         kind = _Missing if error.code == 404 else InputError
         to_check = _TO_CHECK.get(error.code, "the URL")
         return kind(f"{url}: the server says {error.code}: {message} Check {to_check}.")
+    if error.code in TEMPORARY:
+        return InputError(f"{url}: the server says {error.code}: {message} Repeat the command when it is ready.")
     return Refused(f"{error.code}: {message}")
 
 
@@ -204,7 +225,8 @@ def _first_model(url: str, exchange: Callable[[str, None], Any]) -> str:
     except _Missing:  # text-embeddings-inference has no such list, and takes any name
         return "default"
     except (Refused, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{url}: lists no model. Name it by --served-name.") from error
+        reason = f" ({error})" if isinstance(error, Refused) else ""
+        raise InputError(f"{url}: lists no model{reason}. Name it by --served-name.") from error
 
 
 def _vectors(reply: Any, count: int, url: str) -> Floats:  # noqa: ANN401 - JSON

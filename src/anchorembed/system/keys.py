@@ -11,6 +11,8 @@ from anchorembed.errors import InputError
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LONGEST_PAUSE = 60.0  # seconds before a request is repeated
+TEMPORARY = (408, 409, 425, 429, 502, 503, 504)  # HTTP statuses after which a request is repeated
 
 
 def key_of(variable: str) -> str:
@@ -50,3 +52,11 @@ def opener_for(url: str, variable: str) -> urllib.request.OpenerDirector:
     if parts.scheme == "http" and not is_local and key_of(variable):
         _log.warning("%s has no encryption, and the key of %s is sent over it. Use https.", url, variable)
     return urllib.request.build_opener(NoRedirect, *([urllib.request.ProxyHandler({})] if is_local else []))
+
+
+def pause_asked(headers: Message) -> float:
+    """Seconds that a server asks to wait before the next try."""
+    try:
+        return float(headers.get("Retry-After", 0))
+    except ValueError:  # a date
+        return 0.0
