@@ -102,6 +102,14 @@ def test_its_vectors_are_those_of_sentence_transformers(kind: str, tmp_path: Pat
     assert again.fingerprint == embedder.fingerprint
 
 
+def test_each_side_has_the_limit_that_the_folder_gives_it(tmp_path: Path) -> None:
+    file = qwen_like(tmp_path / "model") / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"query_length": 48, "document_length": 96}))
+    embedder = Embedder.load(tmp_path / "model", precision="float32")
+    assert embedder.metadata.lengths == Lengths(48, 96)
+    assert_same_vectors(embedder, tmp_path / "model")
+
+
 def test_an_instruction_stands_instead_of_its_query_prompt(tmp_path: Path) -> None:
     embedder = Embedder.load(older(tmp_path / "model"), precision="float32", instruction="find")
     assert embedder.metadata.prompts == Prompts("Instruct: find\nQuery: ", "passage: ")

@@ -111,7 +111,8 @@ class Embedder(nn.Module):
         use_varlen(backbone, dtype)
         metadata = describe(name, settings, model.config, tokenizer, template)
         if isinstance(settings, EmbedderSettings) and lengths not in (None, metadata.lengths):
-            _log.info("%s: its own limit is %s tokens; this run takes %s", name, metadata.lengths.query, lengths)
+            own = f"{metadata.lengths.query} tokens of a query and {metadata.lengths.document} of a document"
+            _log.info("%s: its own limit is %s; this run takes %s", name, own, lengths)
         prompts = metadata.prompts.of_pairs(instruction, symmetric=False)
         metadata = replace(metadata, lengths=lengths or metadata.lengths, prompts=prompts)
         check_lengths(name, model.config, metadata.lengths)

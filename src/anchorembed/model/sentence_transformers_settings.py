@@ -31,19 +31,21 @@ class EmbedderSettings:
 
     Attributes:
         prompts: before queries and documents, as ``encode_query`` and ``encode_document`` put them.
-        most_tokens: of a text, prompt included; None if the folder does not say.
+        query_tokens: most tokens of a query, prompt included; None if the folder does not say.
+        document_tokens: most tokens of a document, alike.
         normalize: whether its vectors have length 1.
     """
 
     prompts: Prompts
-    most_tokens: int | None
+    query_tokens: int | None
+    document_tokens: int | None
     normalize: bool
 
     def lengths(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Lengths:
-        """One limit for both sides: the folder's or else the tokenizer's, and at most the model's positions."""
+        """The limit of each side: the folder's or else the tokenizer's, and at most the model's positions."""
         most, _ = most_positions(config)
-        limit = min(most, self.most_tokens or int(tokenizer.model_max_length))
-        return Lengths(limit, limit)
+        of_tokenizer = int(tokenizer.model_max_length)
+        return Lengths(min(most, self.query_tokens or of_tokenizer), min(most, self.document_tokens or of_tokenizer))
 
 
 def find_embedder_settings(name: str) -> EmbedderSettings | None:
@@ -71,7 +73,8 @@ def find_embedder_settings(name: str) -> EmbedderSettings | None:
     if limits.get("do_lower_case"):
         raise InputError(f"model {name!r} lower-cases texts before its tokenizer, which is not supported.")
     prompts = _prompts(name, settings.get("prompts") or {})
-    return EmbedderSettings(prompts, limits.get("max_seq_length"), "Normalize" in paths)
+    query, document = (limits.get(f"{side}_length") or limits.get("max_seq_length") for side in ("query", "document"))
+    return EmbedderSettings(prompts, query, document, "Normalize" in paths)
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
