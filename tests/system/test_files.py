@@ -180,6 +180,23 @@ def test_a_folder_that_another_process_writes_meanwhile_is_replaced(
     assert (target / "file").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_appears_where_a_new_folder_is_written_is_kept(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "model"
+    appeared = target / "precious" if kind == "folder" else target
+
+    def write() -> None:
+        with whole_folder(target, new=True) as folder:
+            _write(folder, "mine")
+            appeared.parent.mkdir(exist_ok=True)
+            appeared.write_text("theirs", encoding="utf-8")
+
+    with pytest.raises(InputError, match="model: cannot be written"):
+        write()
+    assert appeared.read_text(encoding="utf-8") == "theirs"
+    assert names(tmp_path) == ["model"]
+
+
 @contextmanager
 def _in_folder(target: Path) -> Iterator[Path]:
     with whole_folder(target) as folder:

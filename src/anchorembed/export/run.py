@@ -51,7 +51,7 @@ def export(
     vectors = own_vectors(embedder, texts)
     embedder.metadata = published(embedder.metadata)
     _log.info("export: writing %s", target)
-    with whole_folder(target) as folder:
+    with whole_folder(target, new=True) as folder:
         form.write(embedder, folder, dtype)
         if (results := Path(name) / RESULTS).is_file():
             (folder / RESULTS).write_bytes(results.read_bytes())

@@ -96,7 +96,7 @@ def encode_by_ray(
     load_tokenizer(job.model)  # so that a wrong name is reported at once
     if Path(job.model).exists():
         job = replace(job, model=str(Path(job.model).absolute()))  # workers run in another folder
-    with whole_folder(out) as vectors:
+    with whole_folder(out, new=True) as vectors:
         texts = vectors / "texts"
         texts.mkdir()
         sizes = dict(_write_parts(documents, texts, part))

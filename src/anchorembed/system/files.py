@@ -63,10 +63,11 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, new: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside ``target`` to fill; it is renamed to ``target`` when the block ends well.
 
-    An existing ``target`` can be read until then. It is replaced, or kept if writing fails.
+    An existing ``target`` can be read until then. It is replaced, or kept if writing fails. With ``new`` it is never
+    replaced if it holds files.
 
     Raises:
         InputError: if the folder cannot be written, as on a full disk.
@@ -79,7 +80,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             yield partial
             for path in (*partial.rglob("*"), partial):
                 _sync(path)
-            _rename_over(partial, target)
+            if new:
+                partial.rename(target)
+            else:
+                _rename_over(partial, target)
             _sync(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
