@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_model, load_tokenizer
+from anchorembed.model.metadata import GGUF_KEY, METADATA
+from anchorembed.model.tokens import Lengths
 from tiny import DATA, SIZES, tiny_model, tiny_tokenizer
 
 BOS, EOS = "<s>", "</s>"
@@ -38,11 +40,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model(vocabulary=tokens))
 
 
-def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str = "", pre: str = "") -> Path:
+def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str = "", **texts: str) -> Path:
     """Write a tiny Llama as a GGUF file with the tests' byte-level tokenizer.
 
     It lacks the weight ``without``; ``rope`` is the type of its rotary scaling, or the name of a tensor of factors;
-    ``pre`` names the rules by which its tokenizer splits texts.
+    ``texts`` are further ones, by key.
     """
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -62,8 +64,8 @@ def write_gguf(path: Path, model: PreTrainedModel, without: str = "", rope: str 
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope))
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    if pre:
-        writer.add_tokenizer_pre(pre)
+    for key, text in texts.items():
+        writer.add_string(key, text)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in (BOS, EOS) else 1 for token in tokens])
     merges = json.loads((DATA / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
@@ -143,5 +145,17 @@ def test_scaled_positions_that_transformers_does_not_read_are_refused(tmp_path: 
 def test_rules_of_splitting_that_transformers_does_not_read_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, rules: str
 ) -> None:
-    load_model(str(write_gguf(tmp_path / "x.gguf", tiny_model(vocabulary=len(tiny_tokenizer())), pre=rules)))
+    model = tiny_model(vocabulary=len(tiny_tokenizer()))
+    load_model(str(write_gguf(tmp_path / "x.gguf", model, **{"tokenizer.ggml.pre": rules})))
     assert ("the file's 'smollm' may differ" in caplog.text) == (rules == "smollm")
+
+
+def test_metadata_are_read_from_the_file_wherever_it_lies(tiny_folder: Path, tmp_path: Path) -> None:
+    own = Embedder.load(tiny_folder, precision="float32", lengths=Lengths(48, 64), instruction="find")
+    own.save(tmp_path / "saved")
+    record = (tmp_path / "saved" / METADATA).read_text(encoding="utf-8")
+    model = tiny_model(vocabulary=len(tiny_tokenizer()))
+    file = write_gguf(tmp_path / "any name.gguf", model, **{GGUF_KEY: record})
+    assert Embedder.load(file, precision="float32").metadata == own.metadata
+    with pytest.raises(InputError, match=r"damaged\.gguf: damaged .*Export or train the model again"):
+        Embedder.load(write_gguf(tmp_path / "damaged.gguf", model, **{GGUF_KEY: record[:-9]}))

@@ -28,7 +28,7 @@ from anchorembed.errors import InputError
 from anchorembed.export.check import TEXTS, Dtype, Encode, Form
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.gguf import splits_as_gpt2
-from anchorembed.model.metadata import GGUF_FILE, GGUF_PROMPTS, METADATA, read_metadata
+from anchorembed.model.metadata import GGUF_FILE, GGUF_KEY, GGUF_PROMPTS, METADATA, read_metadata
 from anchorembed.model.transformers4 import write_settings
 from anchorembed.model.vectors import Floats, Side
 
@@ -59,7 +59,7 @@ def write(embedder: Embedder, folder: Path, dtype: Dtype) -> None:
                 break
         if error:
             raise InputError(_refusal(embedder, error.replace(f"{native}{os.sep}", "")))
-        _add_settings(converted, folder / GGUF_FILE, embedder)
+        _add_settings(converted, folder / GGUF_FILE, embedder, (native / METADATA).read_text(encoding="utf-8"))
         (native / METADATA).replace(folder / METADATA)
     prompts = {
         "query": template.header + metadata.prompts.query,
@@ -135,8 +135,8 @@ def _refusal(embedder: Embedder, error: str) -> str:
     return f"--to gguf: llama.cpp's converter cannot convert a {model!r} model: {last}. Use --to onnx or openvino."
 
 
-def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
-    """Copy a GGUF file and set its pooling, BOS, end token, and how texts are split where that is by GPT-2's rules."""
+def _add_settings(source: Path, target: Path, embedder: Embedder, metadata: str) -> None:
+    """Copy a GGUF file and set its pooling, BOS, end token, metadata, and GPT-2's rules of splitting if it has them."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(target, arch=architecture)
@@ -147,6 +147,7 @@ def _add_settings(source: Path, target: Path, embedder: Embedder) -> None:
         keys.ADD_BOS: (kinds.BOOL, bool(template.bos)),
         keys.ADD_EOS: (kinds.BOOL, True),
         keys.EOS_ID: (kinds.UINT32, embedder.pairs.end_id),
+        GGUF_KEY: (kinds.STRING, metadata),
     }
     if template.bos:
         settings[keys.BOS_ID] = (kinds.UINT32, embedder.pairs.templated([""], embedder.metadata.lengths.document)[0][0])

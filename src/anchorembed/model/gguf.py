@@ -42,12 +42,17 @@ def splits_as_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
     return rules is not None and json.loads(rules.__getstate__()) == _GPT2_RULES
 
 
-def unread_rules(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A file's ``tokenizer.ggml.pre`` if its tokenizer is read with GPT-2's rules for another's; empty otherwise."""
+def read_text(path: Path, key: str) -> str:
+    """A text in a GGUF file by its key; empty if there is none."""
     import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
 
-    field = gguf.GGUFReader(path).fields.get(gguf.Keys.Tokenizer.PRE)
-    rules = field.contents() if field else "gpt-2"
+    field = gguf.GGUFReader(path).fields.get(key)
+    return str(field.contents()) if field else ""
+
+
+def unread_rules(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A file's ``tokenizer.ggml.pre`` if its tokenizer is read with GPT-2's rules for another's; empty otherwise."""
+    rules = read_text(path, "tokenizer.ggml.pre") or "gpt-2"
     return rules if rules != "gpt-2" and splits_as_gpt2(tokenizer) else ""
 
 

@@ -34,7 +34,7 @@ from transformers.utils.hub import cached_file
 
 from anchorembed.errors import InputError, first_line
 from anchorembed.model.default_model import DEFAULT_MODEL, SHA256, download_gguf
-from anchorembed.model.gguf import check_rotary_scaling, dequantised, need_gguf, special_tokens, unread_rules
+from anchorembed.model.gguf import check_rotary_scaling, dequantised, need_gguf, read_text, special_tokens, unread_rules
 from anchorembed.model.intact import check_complete, check_weights_finite
 from anchorembed.system.device import Weights
 from anchorembed.system.files import cache_folder, whole_folder
@@ -133,6 +133,11 @@ def file_beside(name: str, file: str) -> Path | None:
     )
     path = _load(name, lambda folder, gguf: None if gguf else cached(folder, file))
     return Path(path) if path else None
+
+
+def text_inside(name: str, key: str) -> str:
+    """A text in a ``.gguf`` file by its key; empty if there is none. Raises InputError as `load_model` does."""
+    return _load(name, lambda folder, gguf: read_text(Path(folder) / gguf, key) if gguf else "")
 
 
 def _load(name: str, read: Callable[[str, str | None], _T]) -> _T:

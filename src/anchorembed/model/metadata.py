@@ -11,13 +11,14 @@ from typing import cast
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from anchorembed.errors import InputError
-from anchorembed.model.load import absolute_name, file_beside
+from anchorembed.model.load import absolute_name, file_beside, text_inside
 from anchorembed.model.positions import default_lengths
 from anchorembed.model.sentence_transformers_settings import EmbedderSettings, own_template
 from anchorembed.model.template import Prompts, Template, derive_template, instruct
 from anchorembed.model.tokens import Lengths
 
 METADATA = "anchorembed.json"
+GGUF_KEY = "anchorembed.metadata"  # its text in a GGUF file
 GGUF_FILE, GGUF_PROMPTS = "model.gguf", "prompts.json"  # of an export for llama.cpp, with METADATA in the same folder
 
 
@@ -50,9 +51,11 @@ class Metadata:
 def find_metadata(name: str) -> Metadata | None:
     """The metadata of a model that was saved by `Embedder.save`, in a folder or on the hub; None for other models.
 
-    A ``.gguf`` file has those of its folder if that is an export.
+    A ``.gguf`` file has them inside, or else those of its folder if that is an export.
     """
     file = Path(name)
+    if file.suffix == ".gguf" and (text := text_inside(name, GGUF_KEY)):
+        return _parse(text, file)
     if file.name == GGUF_FILE and (file.parent / GGUF_PROMPTS).is_file():
         return read_metadata(file.parent)
     path = file_beside(name, METADATA)
@@ -73,10 +76,12 @@ def read_metadata(folder: Path) -> Metadata | None:
         InputError: if the file is damaged.
     """
     path = folder / METADATA
-    if not path.is_file():
-        return None
+    return _parse(path.read_bytes(), path) if path.is_file() else None
+
+
+def _parse(content: str | bytes, path: Path) -> Metadata:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(content)
         return Metadata(
             template=Template(**record["template"]),
             lengths=Lengths(**record["lengths"]),
