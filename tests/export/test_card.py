@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anchorembed.errors import InputError
-from anchorembed.export.card import RESULTS, _cell, _exported_usage, _literal, write_card
+from anchorembed.export.card import RESULTS, Kind, _cell, _exported_usage, _literal, write_card
 from anchorembed.export.run import export
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.metadata import METADATA
@@ -126,6 +126,23 @@ def test_a_licence_that_cannot_be_read_is_left_out(
     assert (card.data.license, card.data.base_model) == (None, base_model)
     assert f"made from `{base_model or 'mine'}`" in card.text
     assert str(tmp_path) not in card.content
+
+
+@pytest.mark.parametrize("kind", ["native", "folder"])
+def test_a_licence_of_another_name_keeps_name_and_link(kind: Kind, trained: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(trained, tmp_path / "model")
+    fields = {"license": "other", "license_name": "qwen: research", "license_link": "https://x.y/LICENSE"}
+    header = "".join(f"{key}: {json.dumps(text)}\n" for key, text in fields.items())
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "README.md").write_text(f"---\n{header}---\n# Base\n")
+    metadata = json.loads((model / METADATA).read_text())
+    metadata["history"]["base"] = str(tmp_path / "base")
+    (model / METADATA).write_text(json.dumps(metadata))
+    write_card(model, "title", 32, kind)
+    card = huggingface_hub.ModelCard.load(model / "README.md")
+    assert {key: card.data.to_dict()[key] for key in fields} == fields
+    assert "that of the base model, qwen: research." in card.text
 
 
 def test_results_are_shown_where_there_are_some(trained: Path, tmp_path: Path) -> None:

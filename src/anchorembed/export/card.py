@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 RESULTS = "results.json"  # in a model folder: rows of a table, each a dictionary with the same keys
 _DEFAULT = ("HuggingFaceTB/SmolLM2-135M-Instruct", {"license": "apache-2.0"})  # the default model's hub id and licence
-_LICENCE = ("license",)  # keys of a card's metadata
+_LICENCE = ("license", "license_name", "license_link")  # keys of a card's metadata
 _GRAPHS = {"openvino": ("OpenVINO", "openvino/openvino_model.xml"), "onnx": ("ONNX Runtime", "onnx/model.onnx")}
 _TAGS = ["sentence-similarity", "feature-extraction", "anchorembed"]
 Kind = Literal["native", "folder", "gguf", "openvino", "onnx"]  # native is this package's; others as in `run.To`
@@ -40,7 +40,8 @@ def write_card(folder: Path, title: str, dimension: int, kind: Kind = "native") 
     if metadata is None:
         raise InputError(f"{folder / METADATA}: no such file. Name a folder that AnchorEmbed trained or exported.")
     base, licence = _base(metadata.history)
-    data = _card_data(kind, title, base if "/" in base else None, licence)
+    data = _card_data(kind, title, base if "/" in base else None)
+    header = [data.to_yaml(), *(f"{key}: {json.dumps(text, ensure_ascii=False)}" for key, text in licence.items())]
     parts = [
         f"# {title}",
         _introduction(base, licence, metadata, dimension),
@@ -49,7 +50,7 @@ def write_card(folder: Path, title: str, dimension: int, kind: Kind = "native") 
         *_training(metadata.stages),
         *_results(folder / RESULTS),
     ]
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+    ModelCard("\n".join(["---", *header, "---\n\n"]) + "\n\n".join(parts) + "\n").save(folder / "README.md")
 
 
 def published(metadata: Metadata) -> Metadata:
@@ -59,18 +60,16 @@ def published(metadata: Metadata) -> Metadata:
     return replace(metadata, history=history | {"base": base, "licence": licence})
 
 
-def _card_data(kind: Kind, title: str, base: str | None, licence: Mapping[str, str]) -> CardData:
-    """The card's metadata, by the classes of the library that loads the folder; ``base`` is a hub id."""
+def _card_data(kind: Kind, title: str, base: str | None) -> CardData:
+    """The card's metadata without licence, by classes of the library that loads the folder; ``base`` is a hub id."""
     if kind != "folder":
         library = "transformers" if kind == "native" else kind
-        return ModelCardData(
-            base_model=base, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS, **licence
-        )
+        return ModelCardData(base_model=base, library_name=library, pipeline_tag="sentence-similarity", tags=_TAGS)
     from sentence_transformers.base.model_card import (  # noqa: PLC0415 - takes a second, and only exports need it
         BaseModelCardData,
     )
 
-    data = BaseModelCardData(model_name=title, local_files_only=True, generate_widget_examples=False, **licence)
+    data = BaseModelCardData(model_name=title, local_files_only=True, generate_widget_examples=False)
     data.add_tags(_TAGS)
     data.base_model = base
     return data
@@ -101,7 +100,8 @@ def _introduction(base: str, licence: Mapping[str, str], metadata: Metadata, dim
         if lengths.query == lengths.document
         else f"{lengths.query} tokens of a query and {lengths.document} of a document"
     )
-    terms = f"that of the base model, {licence['license']}" if licence else "the base model's"
+    licence_name = licence.get("license_name") or licence.get("license")
+    terms = f"that of the base model, {licence_name}" if licence_name else "the base model's"
     return (
         f"A text embedder made from `{base}` with AnchorEmbed. It maps a text "
         f"of up to {limit}, template and prompt included, to a vector of {dimension} numbers"
