@@ -195,7 +195,7 @@ def test_a_reply_whose_limit_went_into_thoughts_that_the_endpoint_takes_out_ends
     assert (ends_in_thoughts(cut_off), ends_in_thoughts(empty)) == (True, False)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8000", "http://", ""])
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8000", "http://", "", "http://hôst/v1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="is no http or https URL"):
         EndpointWriter(url, "m")

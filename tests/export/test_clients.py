@@ -123,7 +123,9 @@ def test_no_server_is_named() -> None:
         open_endpoint(url)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hosts", "ftp://host/x", "a-folder", "http://", "http://host:port"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/hosts", "ftp://host/x", "a-folder", "http://", "http://host:port", "http://host/modèle"]
+)
 def test_what_is_no_http_url_is_named(url: str) -> None:
     with pytest.raises(InputError, match=r"not an http or https URL|not a URL"):
         open_endpoint(url)

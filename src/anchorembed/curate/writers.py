@@ -180,8 +180,11 @@ class EndpointWriter:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"--writer: {self.url!r} is no http or https URL. Write one such as http://host:8000/v1.")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not self.url.isascii():
+            raise InputError(
+                f"--writer: {self.url!r} is no http or https URL of ASCII characters. Write one such as "
+                "http://host:8000/v1."
+            )
         object.__setattr__(self, "_opener", opener_for(self.url, KEY_VARIABLE))
 
     @property

@@ -145,10 +145,10 @@ def _addresses(url: str) -> tuple[str, str]:
         _ = parts.port
     except ValueError as error:
         raise InputError(f"{url}: not a URL ({error}). Name one such as http://127.0.0.1:8080.") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii():
         raise InputError(
-            f"{url}: not an http or https URL. Name one such as http://127.0.0.1:8080. An exported folder needs "
-            "--with langchain, llamaindex or sentence-transformers."
+            f"{url}: not an http or https URL of ASCII characters. Name one such as http://127.0.0.1:8080. An exported "
+            "folder needs --with langchain, llamaindex or sentence-transformers."
         )
     path = parts.path.rstrip("/").removesuffix("/embeddings") or "/v1"
     return parts._replace(path=f"{path}/embeddings").geturl(), parts._replace(path=f"{path}/models").geturl()
