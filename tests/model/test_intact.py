@@ -1,5 +1,6 @@
 """A model that is not whole is refused by the names of what is wrong, however its weights are stored."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
     folder = change_weights(save_tiny(tmp_path), lambda tensors: tensors.update({"vision.patch": torch.ones(2)}))
     with pytest.raises(InputError, match=r"its architecture has no vision\.patch"):
         load_model(str(folder))
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
+    file = save_tiny(tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 96}))
+    weight = r"model\.layers\.0\.mlp\.down_proj\.weight \(\[32, 96\] instead of \[32, 64\]\)"
+    with pytest.raises(InputError, match=rf"its configuration gives another shape to {weight}, .* and 3 more"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])

@@ -1,6 +1,6 @@
-"""Refuse a model with missing, unknown or damaged weights, by their names, before it is used.
+"""Refuse a model with missing, unknown, misshapen or damaged weights, by their names, before it is used.
 
-transformers fills weights that are missing with random numbers, and loads weights that are NaN.
+transformers fills weights that are missing or misshapen with random numbers, and loads weights that are NaN.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ _NAMED = 3  # names in a message; the rest are counted
 
 
 def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> None:
-    """Refuse a checkpoint that lacks weights of the model, or has weights that the model lacks.
+    """Refuse a checkpoint that lacks weights of the model, or has weights that the model lacks or has of other shapes.
 
     ``loading_info`` is transformers' ``output_loading_info``; a tied output head is not missing there.
 
@@ -25,9 +25,10 @@ def check_complete(name: str, loading_info: Mapping[str, Iterable[object]]) -> N
     faults = (
         ("missing_keys", "its files lack", "They would be random numbers. Download or export the model again, whole."),
         ("unexpected_keys", "its architecture has no", "Name a causal language model's own folder, as it was saved."),
+        ("mismatched_keys", "its configuration gives another shape to", "Use the one saved with these weights."),
     )
     for key, fault, cure in faults:
-        if weights := sorted(map(str, loading_info.get(key, ()))):
+        if weights := sorted(map(_with_shapes, loading_info.get(key, ()))):
             raise InputError(f"model {name!r}: {fault} {_listed(weights)}. {cure}")
 
 
@@ -64,6 +65,14 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
             f"model {name!r}: its tokenizer has {tokens} tokens, its weights {rows}. Use the tokenizer that was "
             f"saved with these weights, or add rows and train them: model.resize_token_embeddings({tokens})."
         )
+
+
+def _with_shapes(weight: object) -> str:
+    """A weight's name; of one with two shapes, the shapes of its file and of its configuration as well."""
+    if not isinstance(weight, tuple):
+        return str(weight)
+    name, stored, configured = weight
+    return f"{name} ({list(configured)} instead of {list(stored)})"
 
 
 def _listed(names: list[str]) -> str:

@@ -239,7 +239,7 @@ def _read(
             if Path(file).name != file:
                 raise ValueError(f"{index.name} names a file outside the folder: {file!r}.")
     options: dict[str, Any] = (dequantised() if gguf else {"use_safetensors": True}) | _NO_CODE
-    options["attn_implementation"] = "eager"
+    options |= {"attn_implementation": "eager", "ignore_mismatched_sizes": True}  # `check_complete` names them
     options["dtype"] = torch.float32 if weights == "float32" else torch.bfloat16
     if weights == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
