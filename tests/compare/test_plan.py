@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from anchorembed.compare.plan import Comparison, describe, open_comparison
 from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
 from anchorembed.errors import InputError
-from anchorembed.recipe_file import read_recipe
+from anchorembed.recipe_file import parse_recipe, read_recipe
 from anchorembed.recipe_schema import Recipe
 from tiny import write_pairs
 
@@ -147,16 +147,44 @@ def test_other_weights_change_the_key(make: Make, tmp_path: Path) -> None:
     assert open_comparison(recipe, tmp_path).results.key != before
 
 
-def test_the_guide_is_in_the_key_by_its_content(make: Make, tmp_path: Path) -> None:
-    def key(guide: Path, weights: float = 0.0) -> str:
-        recipe = make()
-        shutil.copytree(recipe.model.name, guide)
+@pytest.mark.parametrize("own_arm", [False, True])
+def test_the_guide_is_in_the_key_by_its_content(make: Make, tmp_path: Path, own_arm: bool) -> None:
+    def identity(guide: Path, weights: float = 0.0) -> tuple[str, ...]:
+        shutil.copytree(make().model.name, guide)
         saved = load_file(guide / "model.safetensors")
         save_file({name: value + weights for name, value in saved.items()}, guide / "model.safetensors")
-        contrast = recipe.contrast.model_copy(update={"guide": str(guide), "mask_above": 0.0})
-        return open_comparison(recipe.model_copy(update={"contrast": contrast}), tmp_path).results.key
+        return identity_with(make, tmp_path, {"guide": str(guide), "mask_above": 0.0}, own_arm)
 
-    assert key(tmp_path / "a") == key(tmp_path / "b") != key(tmp_path / "c", weights=1.0)
+    assert identity(tmp_path / "a") == identity(tmp_path / "b") != identity(tmp_path / "c", weights=1.0)
+
+
+@pytest.mark.parametrize("own_arm", [False, True])
+def test_the_tests_that_choose_a_step_are_in_the_key_by_their_content(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_arm: bool
+) -> None:
+    def identity(path: str) -> tuple[str, ...]:
+        return identity_with(make, tmp_path, {"keep_best": True, "evaluate_on": [path]}, own_arm)
+
+    make()
+    monkeypatch.setenv("HERE", str(tmp_path))
+    test, copy = tmp_path / "s_test.jsonl", tmp_path / "copy_test.jsonl"
+    shutil.copy(test, copy)
+    before = identity(str(test))
+    assert before == identity("$HERE/copy_test.jsonl")
+    copy.write_text(test.read_text(encoding="utf-8").replace("sort 1", "sort 99"), encoding="utf-8")
+    assert before != identity(str(copy))
+
+
+def identity_with(make: Make, folder: Path, contrast: dict[str, object], own_arm: bool) -> tuple[str, ...]:
+    """Key and digests of a comparison whose Stage II has these settings, in all arms or in an own arm alone."""
+    if own_arm:
+        own_arms = {"own": {"like": "contrast", "contrast": contrast}}
+        recipe = make(arms=["both", "own"], declared=[], own_arms=own_arms)
+    else:
+        values = make().model_dump(mode="json", by_alias=True)
+        recipe = parse_recipe(values | {"contrast": values["contrast"] | contrast})
+    record = open_comparison(recipe, folder).record
+    return record.key, *(arm.digest for arm in record.arms)
 
 
 @pytest.mark.parametrize("name", ["pairs", "model", "guide"])

@@ -58,3 +58,22 @@ def test_stored_weights_count_where_adapters_train_on_them(
         assert recipe.reconstruct is not None
         plans.append(plan_of(recipe, "reconstruct", recipe.reconstruct, str(tiny_folder)))
     assert (plans[0] != plans[1]) == counts
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_tests_that_choose_a_step_are_in_the_plan_by_their_content(
+    keep_best: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 20)
+
+    def plan(name: str, score: int) -> dict[str, object]:
+        rows = [{"sentence1": f"sort {n}", "sentence2": "list", "score": n * score} for n in range(3)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        stage = {"keep_best": keep_best, "evaluate_on": [str(tmp_path / name)]}
+        recipe = parse_recipe(recipe_values(pairs, tiny_folder, tmp_path / "run") | {"contrast": stage})
+        assert recipe.contrast is not None
+        return plan_of(recipe, "contrast", recipe.contrast, str(tiny_folder))
+
+    before = plan("a_test.jsonl", 1)
+    assert before == plan("b_test.jsonl", 1)
+    assert (before != plan("a_test.jsonl", 2)) == keep_best

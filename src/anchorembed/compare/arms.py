@@ -19,6 +19,7 @@ from anchorembed.recipe_schema import Choice, Compare, Contrast, OwnArm, Recipe,
 from anchorembed.system.files import hash_texts
 from anchorembed.train.memory_estimate import ON_CPU
 from anchorembed.train.prepare import Prepared, prepare
+from anchorembed.train.resume_plan import by_content
 
 _COUNTED_STEPS = 20  # over which a stage's mean FLOPs are counted
 
@@ -42,8 +43,9 @@ class Arm:
 
     @property
     def digest(self) -> str:
-        """Hash of the arm's settings, which decide its results."""
-        settings: list[object] = [self.before, self.before_keys, self.contrast_keys, self.longer, self.trained]
+        """Hash of the arm's settings, and of the guide and tests that they name, which decide its results."""
+        before, contrast = by_content(self.before_keys), by_content(self.contrast_keys)
+        settings: list[object] = [self.before, before, contrast, self.longer, self.trained]
         settings += [self.budget] if self.budget != 1 else []
         return hash_texts([json.dumps(settings, sort_keys=True)])[:8]
 

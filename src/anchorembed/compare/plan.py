@@ -18,6 +18,7 @@ from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
 from anchorembed.recipe_schema import Compare, Recipe
 from anchorembed.system.files import hash_content, hash_texts
+from anchorembed.train.resume_plan import by_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,8 @@ def _portable(text: str) -> str:
 def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
     """Hash of all that decides a cell's value, besides arm and seed.
 
-    It covers the data by content, the model, both stages and the grid; the primary arm, whose compute all others match
-    and whose best choice gives the common settings; and the first seed, on whose pairs compute is counted.
+    It covers data, models and tests by content, both stages and the grid; the primary arm, whose compute all others
+    match and whose best choice gives the common settings; and the first seed, on whose pairs compute is counted.
     """
     compare, reconstruct, contrast = comparison_sections(recipe)
     # Where an arm keeps its best model, evaluations decide the result, too.
@@ -168,7 +169,7 @@ def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
     )
     pairs = {source.name: content_of(source.path) for source in recipe.data.sources}
     values["model"]["name"] = _content_or_name(recipe.model.name)
-    values["contrast"] |= {key: _content_or_name(model) for key, model in contrast.other_models.items()}
+    values |= {name: by_content(values[name]) for name in ("reconstruct", "contrast")}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     return hash_texts([json.dumps([values, pairs, primary, compare.seeds[0]], sort_keys=True)])
 

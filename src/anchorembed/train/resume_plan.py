@@ -1,11 +1,13 @@
 """The plan of a stage: all that decides its result. A checkpoint has it, and is resumed only by the same plan."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from anchorembed.data.pairs import content_of
-from anchorembed.errors import InputError
+from anchorembed.errors import InputError, extra
 from anchorembed.model.backbone import forward_settings
 from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.load import load_config
@@ -20,8 +22,8 @@ _SOURCES, _CONTENT = "data.sources.", ".content"  # before and after a source's 
 def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
     """The settings and contents that decide a stage's result, by dotted key.
 
-    Left out are settings that change only cost, and ``skip_steps``, which decides whether a stage goes on. Data and
-    local models are there as content hashes, so a run can be resumed after their folders are moved.
+    Left out are settings that change only cost, and ``skip_steps``, which decides whether a stage goes on. Data, local
+    models and tests are there as content hashes, so a run can be resumed after their folders are moved.
     """
     in_float32 = isinstance(settings, Reconstruct) and settings.lora is None  # whatever model.weights is
     parts = {
@@ -29,15 +31,30 @@ def plan_of(recipe: Recipe, name: str, settings: Schedule, start: str) -> Plan:
         "model": recipe.model.model_dump(
             mode="json", exclude={"device", "name"} | ({"weights"} if in_float32 else set())
         ),
-        name: settings.model_dump(
-            mode="json",
-            by_alias=True,
-            exclude=settings.cost_only | {"from_", "skip_steps"} | settings.other_models.keys(),
+        name: by_content(
+            settings.model_dump(
+                mode="json",
+                by_alias=True,
+                exclude=settings.cost_only | {"from_", "skip_steps"} | settings.other_models.keys(),
+            )
         ),
     }
     contents = {f"{_SOURCES}{source.name}{_CONTENT}": content_of(source.path) for source in recipe.data.sources}
     contents |= {key: model_content(model) for key, model in settings.other_models.items()}
     return _flatten(parts) | contents | {"seed": recipe.seed, "start": model_content(start)}
+
+
+def by_content(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings, with content hashes instead of names for its guide and the tests that it is evaluated on."""
+    hashes: dict[str, Any] = {}
+    if guide := settings.get("guide"):
+        hashes["guide"] = model_content(os.path.expandvars(guide))  # an arm of a comparison has names as written
+    if tests := settings.get("evaluate_on"):
+        with extra("eval"):
+            from anchorembed.evaluate.find import find_tasks  # noqa: PLC0415 - an extra
+
+        hashes["evaluate_on"] = [task.revision for task in find_tasks([os.path.expandvars(test) for test in tests])]
+    return settings | hashes
 
 
 def model_content(model: str) -> str:
