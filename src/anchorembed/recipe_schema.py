@@ -312,7 +312,7 @@ class Compare(Section):
     explore: dict[str, list[str]] = Field(
         {}, description="Further tests, reported as exploratory: arm -> the arms it is tested against, if both are run."
     )
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0, 1, 2], min_length=1, description="Seeds of each arm; an arm that is not trained has only the first."
     )
     grid: list[Choice] = Field(

@@ -25,24 +25,34 @@ def cell(comparison: Comparison, run: Run) -> Cell:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("own_arm", "message"),
     [
-        ({"own_arms": {"x": {"like": "both", "contrast": {"stepz": 9}}}, "arms": ["both", "x"]}, "arm x: .*stepz"),
-        ({"own_arms": {"x": {"like": "both", "before": {"sinkk": 9}}}, "arms": ["both", "x"]}, "arm x: .*sinkk"),
-        ({"own_arms": {"x": {"like": "both", "before": {"decod": 0}}}, "arms": ["both", "x"]}, "Did you mean 'decode'"),
+        ({"contrast": {"stepz": 9}}, "stepz"),
+        ({"before": {"sinkk": 9}}, "sinkk"),
+        ({"before": {"decod": 0}}, "Did you mean 'decode'"),
+        ({"contrast": {"dimensions": [4096]}}, r"contrast\.dimensions: 4096 is above 32"),
+        ({"contrast": {"distill": 1.0}}, r"contrast\.distill: no pair has given scores"),
+        ({"before": {"lora": {"targets": ["nothing"]}}}, r"reconstruct\.lora\.targets: the model has none of nothing"),
+        ({"before": {"keep_best": True, "evaluate_every": 0}}, "keep_best: nothing is evaluated"),
+        ({"before": {"evaluate_on": [__file__]}}, r"test_plan\.py: unknown format"),
     ],
 )
-def test_an_arm_s_keys_are_read_before_anything_is_trained(
-    make: Make, tmp_path: Path, change: dict[str, object], message: str
+def test_an_arm_s_settings_are_checked_before_anything_is_trained(
+    make: Make, tmp_path: Path, own_arm: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        open_comparison(make(declared=[], **change), tmp_path)
+    recipe = make(declared=[], own_arms={"x": {"like": "both"} | own_arm}, arms=["both", "x"])
+    with pytest.raises(InputError, match=f"arm x: .*{message}"):
+        open_comparison(recipe, tmp_path)
 
 
-def test_duplicates_removed_keys_and_a_grid_without_held_out_pairs_are_refused(make: Make, tmp_path: Path) -> None:
+def test_duplicates_removed_keys_negative_seeds_and_a_grid_without_held_out_pairs_are_refused(
+    make: Make, tmp_path: Path
+) -> None:
     for change in ({"seeds": [0, 0]}, {"arms": ["both", "both"]}, {"declared": ["contrast", "contrast"]}):
         with pytest.raises(InputError, match="stands there twice"):
             make(**change)
+    with pytest.raises(InputError, match=r"compare.seeds.1 is -1"):
+        make(seeds=[0, -1])
     with pytest.raises(
         InputError, match=r"unknown key 'compare.seeds_of'. All trained arms have compare.seeds. .*extends"
     ):

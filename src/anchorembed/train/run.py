@@ -244,8 +244,7 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
     if recipe.contrast is not None and stage_class is not Contrastive:
         stages.append((Contrastive, recipe.contrast))
     for checked, its_settings in stages:
-        _check_evaluation(its_settings, prepared)
-        checked.check(its_settings, prepared)
+        check_settings(checked, its_settings, prepared)
         hard = getattr(its_settings, "hard_negatives", 0)  # Stage I has none
         counts = (hard,) if checked is stage_class else (0, hard)  # 0 first, which is faster and mostly suffices
         _check_sources(checked, its_settings, prepared, recipe.seed, counts)
@@ -273,7 +272,13 @@ def _check_sources(
                 )
 
 
-def _check_evaluation(settings: Schedule, prepared: Prepared) -> None:
+def check_settings(stage_class: type[Stage], settings: Schedule, prepared: Prepared) -> None:
+    """Refuse settings of a stage that cannot work with this model, or evaluations that cannot be made.
+
+    Raises:
+        InputError: naming the first such setting.
+    """
+    stage_class.check(settings, prepared)
     if (settings.keep_best or settings.patience) and not (
         settings.evaluate_every and (settings.evaluate_on or len(prepared.split.held_out) > 1)
     ):
