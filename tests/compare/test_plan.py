@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from anchorembed.compare.plan import Comparison, describe, open_comparison
 from anchorembed.compare.records import Cell, Cost, GridScore, Run, RunRecord
 from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
 from anchorembed.recipe_file import parse_recipe, read_recipe
 from anchorembed.recipe_schema import Recipe
 from tiny import write_pairs
@@ -139,12 +140,21 @@ def test_evaluations_change_the_key_if_they_choose_the_model(make: Make, tmp_pat
     assert first != second
 
 
-def test_a_copy_of_the_model_folder_has_the_same_key(make: Make, tmp_path: Path) -> None:
-    recipe = make()
-    folder = shutil.copytree(recipe.model.name, tmp_path / "m")
-    copied = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
-    first, second = (open_comparison(variant, tmp_path).results.key for variant in (recipe, copied))
-    assert first == second
+def test_the_same_model_has_the_same_key_wherever_it_is_and_whatever_its_card_says(
+    make: Make, tmp_path: Path, embedder: Embedder
+) -> None:
+    def key(folder: Path) -> str:
+        recipe = make()
+        named = recipe.model.model_copy(update={"name": str(folder)})
+        return open_comparison(recipe.model_copy(update={"model": named}), tmp_path).results.key
+
+    base = Path(make().model.name)
+    assert key(base) == key(shutil.copytree(base, tmp_path / "copy"))
+    embedder.save(tmp_path / "saved")
+    before = key(tmp_path / "saved")
+    for name in ("README.md", "results.json"):  # which `train` writes anew
+        (tmp_path / "saved" / name).write_text("[]", encoding="utf-8")
+    assert key(tmp_path / "saved") == before
 
 
 def test_other_weights_change_the_key(make: Make, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from anchorembed.errors import InputError
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import Task, check_instructions
 from anchorembed.recipe_schema import Compare, Recipe
-from anchorembed.system.files import hash_content, hash_texts
-from anchorembed.train.resume_plan import by_content
+from anchorembed.system.files import hash_texts
+from anchorembed.train.resume_plan import by_content, model_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +168,10 @@ def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
         },
     )
     pairs = {source.name: content_of(source.path) for source in recipe.data.sources}
-    values["model"]["name"] = _content_or_name(recipe.model.name)
+    values["model"]["name"] = model_content(recipe.model.name)
     values |= {name: by_content(values[name]) for name in ("reconstruct", "contrast")}
     primary = next(arm.digest for arm in arms if arm.name == compare.primary)
     return hash_texts([json.dumps([values, pairs, primary, compare.seeds[0]], sort_keys=True)])
-
-
-def _content_or_name(model: str) -> str:
-    """Hash of a local model's files, or the name of any other model."""
-    return hash_content(Path(model)) if Path(model).exists() else model
 
 
 def describe(comparison: Comparison) -> str:
