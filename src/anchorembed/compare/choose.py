@@ -56,5 +56,6 @@ def _trial(comparison: Comparison, run: Run, choice: str) -> GridScore:
     _, _, contrast = comparison_sections(comparison.recipe)
     kept = log[-1]
     if comparison.arms[run.arm].contrast_keys.get("keep_best", contrast.keep_best):
-        kept = max((line for line in log if "quality" in line), key=lambda line: line["quality"])
+        evaluated = [line for line in log if "quality" in line]  # none if no quality is defined: the last step is kept
+        kept = max(evaluated, key=lambda line: line["quality"], default=log[-1])
     return GridScore(run.arm, run.digest, run.seed, choice, kept["held_out_accuracy"], Cost.of(log))
