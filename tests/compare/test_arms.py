@@ -105,6 +105,10 @@ def test_recipes_of_an_arm_have_its_settings(make: Make, tmp_path: Path) -> None
         ({"arms": ["both", "contrats"]}, "no arm is called 'contrats'. Did you mean 'contrast'"),
         ({"arms": ["contrast"]}, "'both' is not among compare.arms"),
         ({"own_arms": {"both": {"like": "q2d"}}}, "'both' is a ready arm"),
+        (
+            {"own_arms": {"x": {"like": "q2d", "title": "Both + contrastive"}}, "arms": ["both", "x"], "declared": []},
+            "both and x have the same title, 'Both . contrastive'",
+        ),
         ({"declared": ["both"]}, "'both' is compare.primary"),
         ({"explore": {"contrast": ["basis"]}}, "compare.explore: no arm is called 'basis'. Did you mean 'base'"),
         ({"explore": {"both": ["contrast"]}}, "compare.explore: 'both' is compare.primary, tested against all others"),

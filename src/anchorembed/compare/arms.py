@@ -129,7 +129,15 @@ def find_arms(compare: Compare) -> list[Arm]:
             budget=own_arm.budget or parent.budget,
         )
     _check_tests(compare, arms)
-    return [arms[name] for name in compare.arms]
+    chosen = [arms[name] for name in compare.arms]
+    by_title: dict[str, Arm] = {}
+    for arm in chosen:
+        if (other := by_title.setdefault(arm.title, arm)) is not arm:
+            raise InputError(
+                f"compare.own_arms: {other.name} and {arm.name} have the same title, {arm.title!r}. Change one, as the "
+                "report names arms by their titles."
+            )
+    return chosen
 
 
 def _check_own_arm(compare: Compare, name: str, own_arm: OwnArm, parent: Arm) -> None:
