@@ -95,6 +95,15 @@ def test_a_folder_without_a_comparison_is_reported(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["arms", "choices", "arms.0.seeds"])
+def test_a_comparison_without_arms_choices_or_seeds_is_damaged(make: Make, tmp_path: Path, key: str) -> None:
+    values = asdict(open_comparison(make(), tmp_path).record)
+    (values if "." not in key else values["arms"][0])[key.rpartition(".")[2]] = []
+    (tmp_path / "comparison.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"comparison\.json: damaged \({key}: List should have at least 1 item"):
+        write_report(tmp_path)
+
+
 def test_item_scores_of_other_data_are_ignored(make: Make, tmp_path: Path) -> None:
     comparison = open_comparison(make(), tmp_path)
     run, (task,) = comparison.arm_record("base").run("own", 0), comparison.tasks

@@ -6,13 +6,14 @@ A line of ``results.jsonl`` is a `Cell` or a `GridScore`, a file in ``results/``
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from anchorembed.evaluate.isotropy import Isotropy
 
 T = TypeVar("T")
+NonEmpty = Annotated[list[T], Field(min_length=1)]
 Setting = Literal["own", "common"]
 
 # Where a run's Stage II settings come from: the best choice of its own arm, or that of the primary arm.
@@ -151,7 +152,7 @@ class ArmRecord:
     digest: str
     trained: bool
     longer: bool
-    seeds: list[int]
+    seeds: NonEmpty[int]
     steps: int
     settings: dict[str, str]
     budget: float = 1.0
@@ -172,11 +173,11 @@ class ComparisonRecord:
     title: str
     recipe: str  # YAML
     command: str
-    arms: list[ArmRecord]
+    arms: NonEmpty[ArmRecord]
     primary: str
     declared: list[str]
     explore: dict[str, list[str]]  # arm -> arms that exploratory tests compare it with
-    choices: list[str]  # of the grid, by name
+    choices: NonEmpty[str]  # of the grid, by name
     notes: list[str]
     tables: dict[str, dict[str, str]]  # title -> collection -> hash of its data
 
