@@ -218,6 +218,9 @@ def test_quality_is_shown_against_compute(evidence: Evidence, tmp_path: Path) ->
     assert svg.name == "compute.svg"
     labels = re.findall(r">(Plain|Both|Both x 2)</text>", svg.read_text(encoding="utf-8"))
     assert labels == ["Plain", "Both"], "a line for arms that differ in compute alone"
+    write_comparison(tmp_path, replace(changed.comparison, key="another"))
+    write_report(tmp_path)
+    assert not svg.exists(), "the other comparison has no results yet"
 
 
 @pytest.mark.slow

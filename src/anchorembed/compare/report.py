@@ -51,6 +51,8 @@ def write_report(folder: Path) -> list[Path]:
     drawn = [section.figure for section in report.sections if section.title == _BY_COMPUTE]
     if drawn and any(arm.budget != 1 for arm in evidence.comparison.arms):
         files["compute.svg"] = drawn[0]
+    else:
+        (folder / "compute.svg").unlink(missing_ok=True)  # of another comparison
     for name, text in files.items():
         write_file(folder / name, text)
     return [folder / name for name in files]
