@@ -21,9 +21,11 @@ from anchorembed.compare.run import run
 from anchorembed.errors import InputError
 from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore
 from anchorembed.model.embedder import Embedder
+from anchorembed.model.tokens import TokenPair
 from anchorembed.model.truncate_and_quantize import VectorFormat
 from anchorembed.recipe_schema import Recipe
 from anchorembed.system.files import lock_folder
+from anchorembed.train.prepare import Prepared, prepare
 from anchorembed.train.run import train
 
 Make = Callable[..., Recipe]
@@ -222,3 +224,17 @@ def test_an_undefined_score_cannot_be_compared(make: Make, tmp_path: Path, monke
         InputError, match=rf"{task.name}: Spearman of .* is undefined, so arms cannot be compared by it"
     ):
         list(run_module._evaluate(comparison, wanted, embedder))
+
+
+def test_isotropy_is_of_pairs_from_all_held_out_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, tokens, asked = make(), Prepared.tokens, []
+
+    def spy(prepared: Prepared, indices: list[int]) -> list[TokenPair]:
+        asked.append(indices)
+        return tokens(prepared, indices)
+
+    monkeypatch.setattr(Prepared, "tokens", spy)
+    monkeypatch.setattr(run_module, "_ISOTROPY_PAIRS", 4)
+    prepared = prepare(recipe, recipe.model.name)
+    run_module._isotropy(prepared, prepared.embedder)
+    assert asked == [prepared.split.held_out[::2].tolist()]

@@ -24,6 +24,17 @@ def test_held_out_texts_are_never_trained_on(tmp_path: Path) -> None:
     assert not texts & {text for pair in trained for text in (pair.query, pair.positive)}
 
 
+def test_a_sample_of_held_out_pairs_is_of_all_sources(tmp_path: Path) -> None:
+    sources = [SourceFile(name, write_pairs(tmp_path / f"{name}.jsonl", 60, seed)) for seed, name in enumerate("abc")]
+    store = open_store(sources, tmp_path / "cache")
+    parts = split(store, 18, 0)
+    sample = parts.held_out_sample(9)
+    assert len(sample) == 9
+    assert {store.source_of(int(index)) for index in sample} == {0, 1, 2}
+    assert parts.held_out_sample(18).tolist() == parts.held_out.tolist()
+    assert split(store, 0, 0).held_out_sample(9).tolist() == []
+
+
 def test_too_few_pairs(tmp_path: Path) -> None:
     store = open_store([SourceFile("a", write_pairs(tmp_path / "a.jsonl", 1))], tmp_path / "cache")
     with pytest.raises(InputError, match="1 pairs are left"):

@@ -173,7 +173,7 @@ def _evaluate(comparison: Comparison, run: Run, embedder: Embedder) -> Iterator[
 
 def _isotropy(prepared: Prepared, embedder: Embedder) -> Isotropy:
     """Isotropy of a model's vectors of held-out pairs."""
-    pairs = prepared.tokens(prepared.split.held_out[:_ISOTROPY_PAIRS].tolist())
+    pairs = prepared.tokens(prepared.split.held_out_sample(_ISOTROPY_PAIRS).tolist())
     queries = embedder.encode_tokens([pair.query for pair in pairs])
     documents = embedder.encode_tokens([pair.document for pair in pairs])
     return isotropy(queries.numpy(), documents.numpy())

@@ -1,5 +1,6 @@
 """Which pairs are held out, and which are to train on."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,10 @@ class Split:
 
     train: Indices
     held_out: Indices
+
+    def held_out_sample(self, most: int) -> Indices:
+        """At most ``most`` held-out pairs, every n-th: they are sorted by source, so the first are of few sources."""
+        return self.held_out[:: math.ceil(len(self.held_out) / most) or 1]
 
 
 def split(store: PairStore, held_out: int, seed: int) -> Split:

@@ -118,9 +118,8 @@ def find_tests(recipe: Recipe) -> Tests:
 def held_out_pairs(recipe: Recipe) -> list[tuple[TextPair, Instruction]]:
     """A recipe's held-out pairs, at most 1,000 of them, each with the instruction of its source."""
     store = open_pairs(recipe)
-    held_out = split(store, recipe.data.held_out, recipe.seed).held_out
     pairs = []
-    for index in held_out[:: math.ceil(len(held_out) / _MOST_PAIRS) or 1].tolist():
+    for index in split(store, recipe.data.held_out, recipe.seed).held_out_sample(_MOST_PAIRS).tolist():
         source = store.sources[store.source_of(index)]
         pairs.append((store[index], (source.instruction, source.symmetric)))
     return pairs
