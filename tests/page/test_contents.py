@@ -24,6 +24,9 @@ def test_queries_are_spread_and_have_an_answer() -> None:
         ("q3", "d3"),
     ]
     assert [query.id for query, _ in spread(collection, 1)] == ["q0"]
+    many = [Document(str(number), "text") for number in range(6)]
+    judged = Collection("c", tuple(many), tuple(many), {text.id: {text.id: 1} for text in many})
+    assert [query.id for query, _ in spread(judged, 4)] == ["0", "1", "3", "4"]
 
 
 @pytest.mark.slow

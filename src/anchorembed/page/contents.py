@@ -123,7 +123,8 @@ def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]
     for query in collection.queries:
         answers = sorted(relevant(collection.qrels.get(query.id, {})) & documents.keys())
         pairs += [(query, documents[answers[0]])] if answers else []
-    return pairs[:: max(1, len(pairs) // most)][:most]
+    count = min(most, len(pairs))
+    return [pairs[number * len(pairs) // count] for number in range(count)]
 
 
 def _ranked(collection: Collection, query: str, scores_D: Floats) -> list[PageHit]:
