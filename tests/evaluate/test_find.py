@@ -30,6 +30,19 @@ def test_a_folder_without_a_test_is_refused(data: Path) -> None:
         find_tasks([str(data / "classes")])
 
 
+def test_training_texts_may_be_in_another_format(data: Path) -> None:
+    """Those in the test's own format are taken first."""
+    test, train = data / "classes" / "c_test.csv", data / "classes" / "c_train.csv"
+    test.write_text("text,label\nsort,a\nopen,b\n", encoding="utf-8")
+    before = find_tasks([str(test)])[0].revision
+    train.write_text("text,label\nx,a\ny,b\n", encoding="utf-8")
+    after = find_tasks([str(test)])[0].revision
+    assert before != after
+    for other in data.glob("classes/*.jsonl"):
+        other.unlink()
+    assert find_tasks([str(test)])[0].revision == after
+
+
 @pytest.mark.slow
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"SciFakt: neither a folder or file here.*Did you mean 'SciFact'"):

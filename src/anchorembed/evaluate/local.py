@@ -25,6 +25,7 @@ from anchorembed.data.evaluation_files import (
     read_test_set,
     stem,
 )
+from anchorembed.data.formats import TABLES, suffix_of
 from anchorembed.data.store import open_corpus
 from anchorembed.errors import InputError
 from anchorembed.evaluate.quick import QUICK_DOCUMENTS, quick_items, subset
@@ -177,9 +178,12 @@ def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText]
 
 
 def _training_texts(path: Path) -> list[LabelledText]:
-    train_path = path.with_name(path.name.replace("_test.", "_train."))
-    if train_path == path or not train_path.is_file():
+    same_format = path.with_name(path.name.replace("_test.", "_train."))
+    files = [file for file in sorted(path.parent.iterdir()) if suffix_of(file) in TABLES]
+    beside = [file for file in files if stem(file) == stem(same_format)]
+    if same_format == path or not beside:
         raise InputError(f"{path}: a classification needs its training texts beside it. Name them *_test, *_train.")
+    train_path = same_format if same_format in beside else beside[0]
     training = read_test_set(train_path)
     if training.kind != "Classification":
         raise InputError(f"{train_path}: it has columns of {training.kind}. Give text and label, as in {path.name}.")
