@@ -43,6 +43,16 @@ def test_training_texts_may_be_in_another_format(data: Path) -> None:
     assert find_tasks([str(test)])[0].revision == after
 
 
+def test_a_split_is_of_beir_folders_alone(data: Path, said: list[str]) -> None:
+    (data / "beir" / "qrels" / "test.tsv").rename(data / "beir" / "qrels" / "dev.tsv")
+    names = [str(data / name) for name in ("beir", "sts", "pairs.jsonl")]
+    assert [task.name for task in find_tasks(names, split="dev")] == ["beir-dev", "s_test", "pairs"]
+    assert said == ["split dev: only BEIR folders have splits. Evaluated as without it: s_test, pairs."]
+    said.clear()
+    find_tasks(names[1:])
+    assert said == []
+
+
 @pytest.mark.slow
 def test_what_is_no_task_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"SciFakt: neither a folder or file here.*Did you mean 'SciFact'"):

@@ -1,5 +1,6 @@
 """Tasks by name: local folders and files first, then mteb's tasks and benchmarks."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from anchorembed.evaluate.tasks import Task, TaskEmbedder, TaskScore, run_tasks
 from anchorembed.model.embedder import Embedder
 from anchorembed.search.vector_cache import VectorCache
 
+_log = logging.getLogger(__name__)
+
 
 def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -> list[Task]:
     """Return the tasks of these names, in order.
@@ -20,7 +23,7 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
         names: BEIR folders, test files, folders of test files, or names of mteb's tasks and benchmarks. In a folder
             of files each is a task but those named ``*_train``, which have a classification's training texts, and
             other parts of a test: of files ``NAME_*`` only ``NAME_test``, if there is one.
-        split: which qrels of a BEIR folder.
+        split: which qrels of a BEIR folder; a warning names the other tasks, to which it does not apply.
         quick: a fixed part of each: at most 1,000 documents, or 500 test items; the task's name then ends in -quick.
 
     Raises:
@@ -32,6 +35,9 @@ def find_tasks(names: Sequence[str], split: str = "test", quick: bool = False) -
         if task.name in seen:
             raise InputError(f"{task.name}: two tasks have this name. Rename one, or evaluate them separately.")
         seen.add(task.name)
+    whole = [task.name for task in tasks if not (isinstance(task, LocalTask) and task.collection)]
+    if whole and split != "test":
+        _log.warning("split %s: only BEIR folders have splits. Evaluated as without it: %s.", split, ", ".join(whole))
     return tasks
 
 
