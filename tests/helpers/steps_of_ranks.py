@@ -37,12 +37,15 @@ SETTINGS: dict[str, Schedule] = {
         tokens_per_micro_batch=4000, contrast_weight=0.5, bag_weight=0.1, decode=False
     ),
     "stage1-adapters-untied": Reconstruct(tokens_per_micro_batch=110, lora=Lora(rank=2, dropout=0.0), anchor="centred"),
+    "stage1-centred-biased": Reconstruct(tokens_per_micro_batch=110, anchor="centred"),
+    "stage1-contrast-alone-biased": ControlReconstruct(tokens_per_micro_batch=4000, contrast_weight=0.5, decode=False),
     "stage2": Contrast(tokens_per_micro_batch=4000, lora=None, hard_negatives=1, learning_rate=1e-3),
     "stage2-cached": Contrast(tokens_per_micro_batch=60, lora=None, hard_negatives=1, mask_above=0.3, dimensions=[8]),
     # The scale keeps positives from a share of nearly 1, where the gradient is what rounding leaves of a difference.
     "stage2-taught": Contrast(
         tokens_per_micro_batch=60, lora=None, mask_above=0.0, guide="itself", distill=0.5, scale=5
     ),
+    "stage2-biased": Contrast(tokens_per_micro_batch=4000, lora=None, scale=5),
 }
 BATCHES = (6, 5, 1)  # pairs: even, uneven, and fewer than processes
 
@@ -60,8 +63,8 @@ def pairs(count: int) -> list[TextPair]:
 
 
 def model_of(folder: Path, name: str) -> Path:
-    """The model that a setting trains: one whose head is its embedding, or has weights of its own."""
-    return folder / ("untied" if name.endswith("untied") else "tied")
+    """The model that a setting trains: one whose head is its embedding, with a bias or without, or has weights."""
+    return folder / next((model for model in ("untied", "biased") if name.endswith(model)), "tied")
 
 
 def shard_on_cpus(accelerator: Accelerator) -> None:
@@ -87,6 +90,8 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
     for name, parameter in module.named_parameters():
         if "lora_B" in name:  # at 0 the others' gradients are 0
             nn.init.normal_(parameter, std=0.02)
+        if name.endswith("k_proj.bias"):  # attention does not depend on it: its gradients are rounding errors
+            parameter.requires_grad_(False)
     updates = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-4)
     if accelerator.num_processes > 1:
         assert accelerator.distributed_type == DistributedType.MULTI_CPU

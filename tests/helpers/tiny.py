@@ -40,6 +40,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"sliding_window": 4, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0},
     "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": {"tie_word_embeddings": True},  # its head has a bias
     "granite": {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "attention_multiplier": 0.3},
 }
 WORDS = [

@@ -83,7 +83,7 @@ def models_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return lambda name: save_tiny(tmp_path_factory.mktemp(name), name)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3", "phi"])
 @pytest.mark.parametrize(
     ("settings", "weights"),
     [

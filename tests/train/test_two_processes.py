@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("processes")
     save_tiny(folder / "tied")
     save_tiny(folder / "untied", "llama-untied")
+    save_tiny(folder / "biased", "phi")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANCHOREMBED_CACHE", str(folder / "cache"))
         assert train_recipe(recipe(folder, "whole")) == ""

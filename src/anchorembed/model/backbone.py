@@ -153,10 +153,11 @@ class Backbone(nn.Module):
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def freeze_untied_head(self) -> None:
-        """Freeze the output head if it is untied: no vector depends on it."""
-        if self.head_is_untied:
-            self.model.get_output_embeddings().requires_grad_(False)
+    def freeze_head(self) -> None:
+        """Freeze the output head's bias, and its weight unless that is the embedding: no vector depends on them."""
+        for parameter in self.model.get_output_embeddings().parameters():
+            if parameter is not self.model.get_input_embeddings().weight:
+                parameter.requires_grad_(False)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -100,8 +100,8 @@ class Contrastive(Stage):
 
     @staticmethod
     def trained_module(embedder: Embedder, settings: Contrast) -> nn.Module:
-        """The embedder with adapters; an untied output head is frozen."""
-        embedder.backbone.freeze_untied_head()
+        """The embedder with adapters; the output head is frozen, but for a weight that is the embedding."""
+        embedder.backbone.freeze_head()
         add_adapters(embedder.backbone, settings.lora)
         return embedder
 

@@ -44,7 +44,7 @@ class Shape:
         normed: whether queries and keys are normalised.
         vocabulary: V.
         linear: name, outputs and inputs of each linear module of all layers.
-        head: weights of the output head; 0 if it is tied to the embedding.
+        head: weights of the output head; of one tied to the embedding only those of its bias.
         count: number of all weights.
     """
 
@@ -155,7 +155,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         for name, module in model.base_model.named_modules()
         if isinstance(module, nn.Linear)
     )
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     heads = int(text.num_attention_heads)
     size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     return Shape(
@@ -168,7 +168,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         normed=any(name.endswith("q_norm") for name, _ in model.named_modules()),
         vocabulary=int(embedding.shape[0]),
         linear=linear,
-        head=0 if head is embedding else head.numel(),
+        head=sum(parameter.numel() for parameter in head.parameters() if parameter is not embedding),
         count=sum(parameter.numel() for parameter in model.parameters()),
     )
 

@@ -74,7 +74,7 @@ class ReconstructionLoss(nn.Module):
                     token_weights_P = token_weights_P + gradient_P
                 loss, losses_P = self._cross_entropy(states_PH, targets.targets, token_weights_P)
             elif not bag_weight and anchors_NH is not None:  # only `contrast` trains, which the caller adds
-                loss = 0.0 * (anchors_NH.sum() + backbone.head.weight.sum())
+                loss = 0.0 * anchors_NH.sum() + self._zero_of_head()
             if bag_weight and anchors_NH is not None:
                 bags = (targets.counts, targets.owners)
                 bag_loss, bags_P = self._cross_entropy(anchors_NH, targets.targets, bag_weight * weights_P, bags)
@@ -82,10 +82,15 @@ class ReconstructionLoss(nn.Module):
         return loss, losses_P, bags_P, choices_P, contrast
 
     def _with_head(self, anchors_NH: Tensor) -> Tensor:
-        """The anchors, from which backward reaches the head's weight: DDP waits for a gradient of every weight."""
+        """The anchors, from which backward reaches the head, too: DDP waits for a gradient of every weight."""
         if processes() == 1 or not torch.is_grad_enabled():
             return anchors_NH
-        return anchors_NH + 0.0 * self.embedder.backbone.head.weight.sum()
+        return anchors_NH + self._zero_of_head()
+
+    def _zero_of_head(self) -> Tensor:
+        """0, with a gradient of 0 for the head's weight and bias."""
+        head = self.embedder.backbone.head
+        return 0.0 * (head.weight.sum() + (0.0 if head.bias is None else head.bias.sum()))
 
     @torch.no_grad()
     def _choices(self, states_PH: Tensor, targets: Decoding, choosing_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:
