@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +19,7 @@ from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.recipe_schema import Contrast, Lora, Reconstruct, Schedule
 from anchorembed.system.processes import full_tensor, gathered_weights, leave_group, rank
-from anchorembed.train.distributed import wrap_for_processes
+from anchorembed.train.distributed import DDP_SETTINGS, wrap_for_processes
 from anchorembed.train.stage import step
 from stages import ready
 
@@ -80,7 +80,7 @@ def shard_on_cpus(accelerator: Accelerator) -> None:
 
 def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor]:
     """Three steps; everything that must not depend on the number of processes."""
-    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
     torch.manual_seed(0)
     embedder = Embedder.load(folder, precision="float32", device="cpu", lengths=Lengths(30, 50))
     if isinstance(settings, Contrast) and settings.guide:
@@ -110,6 +110,8 @@ def run(folder: Path, settings: Schedule, shard: bool) -> dict[str, torch.Tensor
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 found[f"step{number}/grad/{name}"] = full_tensor(parameter.grad).clone()
+                # each gradient is a part of what DDP sends, so that there is one copy of it
+                assert accelerator.num_processes == 1 or shard or parameter.grad._is_view(), name
         updates.step()
         updates.zero_grad(set_to_none=False)
     weights = gathered_weights(module)

@@ -18,6 +18,8 @@ from anchorembed.train.prepare import load_embedder
 from anchorembed.train.stage import Stage
 
 _TIMEOUT = timedelta(hours=3)  # of waiting for the first process; torch's default on GPUs is 10 minutes
+# Processes differ in their number of passes. Gradients are views of what is sent, without a second copy of them.
+DDP_SETTINGS = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accelerator:
@@ -28,7 +30,7 @@ def open_accelerator(recipe: Recipe, settings: Schedule, folder: Path) -> Accele
         log_with=recipe.trackers or None,
         project_dir=str(folder),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # processes differ in their number of passes
+            DDP_SETTINGS,
             InitProcessGroupKwargs(timeout=_TIMEOUT),  # while the first process converts, downloads or writes
         ],
     )
