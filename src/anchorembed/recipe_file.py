@@ -83,12 +83,13 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """Validate a recipe given as nested dictionaries, which ``overrides`` change; raises as `read_recipe` does."""
+    """Validate a recipe given as nested dictionaries, with ``overrides``; raises as `read_recipe` does."""
     return parse_as(Recipe, values, origin, overrides)
 
 
 def parse_as(schema: type[AnyRecipe], values: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Validate a recipe as `parse_recipe` does, by ``schema``: `Recipe`, or the subclass of a comparison."""
+    values = dict(values)
     for override in overrides:
         _set(values, override)
     try:

@@ -30,6 +30,14 @@ def test_larger_steps_are_fewer(tmp_path: Path, batch: int) -> None:
     assert (contrast.batch_size, contrast.steps) == (batch, 3 * 1024 // batch)
 
 
+def test_stage_two_can_be_left_out(tmp_path: Path) -> None:
+    paths = [str(write_pairs(tmp_path / "p.jsonl"))]
+    recipe = recipe_of_pairs(paths, "base", tmp_path / "run", ["contrast=null", "reconstruct.steps=5"])
+    assert recipe.contrast is None
+    assert recipe.reconstruct is not None
+    assert recipe.reconstruct.steps == 5
+
+
 @pytest.mark.parametrize("own", ["", "Find the answer"])
 def test_that_queries_get_no_instruction_is_said_unless_they_do(
     own: str, tiny_folder: Path, tmp_path: Path, said: list[str]
