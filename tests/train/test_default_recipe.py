@@ -22,12 +22,27 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
         recipe_of_pairs([path, path], "base", tmp_path / "run")
 
 
-@pytest.mark.parametrize("batch", [32, 64])
-def test_larger_steps_are_fewer(tmp_path: Path, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        (["batch_size=32"], 96),
+        (["batch_size=64"], 48),
+        (["steps=50"], 50),
+        (["epochs=0.5"], 16),
+        (["epochs=100", "batch_size=64"], 1600),
+        (["steps=50", "epochs=0.5"], 16),
+        (["epochs=0.5", "steps=50"], 50),
+    ],
+)
+def test_steps_follow_what_is_given_and_a_tenth_of_them_is_warm_up(
+    tmp_path: Path, given: list[str], steps: int
+) -> None:
     paths = [str(write_pairs(tmp_path / "p.jsonl", 1024))]
-    contrast = recipe_of_pairs(paths, "base", tmp_path / "run", [f"contrast.batch_size={batch}"]).contrast
+    overrides = [f"contrast.{change}" for change in given]
+    contrast = recipe_of_pairs(paths, "base", tmp_path / "run", overrides).contrast
     assert contrast is not None
-    assert (contrast.batch_size, contrast.steps) == (batch, 3 * 1024 // batch)
+    assert (contrast.batch_size, contrast.warmup_steps) == (64 if "batch_size=64" in given else 32, steps // 10)
+    assert contrast.epochs is not None or contrast.steps == steps
 
 
 def test_stage_two_can_be_left_out(tmp_path: Path) -> None:

@@ -18,10 +18,18 @@ _log = logging.getLogger(__name__)
 _BATCH, _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 32, 3, 30, 1000
 
 
-def default_contrast(pairs: int, batch: int | None = None) -> dict[str, Any]:
-    """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps, of ``batch`` pairs or of 32."""
-    batch = batch or min(_BATCH, max(2, pairs // 4))  # from 8 pairs on at least 4 steps an epoch
-    steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
+def default_contrast(
+    pairs: int, batch_size: int | None = None, steps: int | None = None, epochs: float | None = None
+) -> dict[str, Any]:
+    """Settings of Stage II for a number of pairs: 3 epochs, but 30 to 1,000 steps, of ``batch_size`` pairs or of 32.
+
+    Of given ``steps`` or ``epochs``, too, a tenth is warm-up.
+    """
+    batch = batch_size or min(_BATCH, max(2, pairs // 4))  # from 8 pairs on at least 4 steps an epoch
+    if epochs is not None:
+        steps = math.ceil(epochs * pairs / batch)
+    elif steps is None:
+        steps = min(max(math.ceil(_EPOCHS * pairs / batch), _FEWEST_STEPS), _MOST_STEPS)
     return {
         "steps": steps,
         "batch_size": batch,
@@ -58,14 +66,14 @@ def recipe_of_pairs(paths: Sequence[str], base: str, output: Path, overrides: Se
 
 
 def with_default_contrast(values: dict[str, Any], pairs: int, location: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe ``values`` with `default_contrast`, whose steps follow the batch size that ``overrides`` give, if any.
+    """The recipe ``values`` with `default_contrast`, which follows steps, epochs and batch size that are given.
 
     Raises:
         InputError: as `parse_recipe` does.
     """
     given = parse_recipe(values, location, overrides).contrast
-    batch = given.batch_size if given and "batch_size" in given.model_fields_set else None
-    contrast = default_contrast(pairs, batch) | values.get("contrast", {})
+    length = given.model_dump(include={"batch_size", "steps", "epochs"}, exclude_unset=True) if given else {}
+    contrast = default_contrast(pairs, **length) | values.get("contrast", {})
     return parse_recipe(values | {"contrast": contrast}, location, overrides)
 
 
