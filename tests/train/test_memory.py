@@ -250,6 +250,8 @@ def test_what_to_lower_where_memory_ended() -> None:
     assert "model.weights=bfloat16" in less_memory("contrast", least)
     assert "model.weights=nf4" in less_memory("contrast", replace(least, weights="bfloat16"))
     assert "data.query_tokens" in less_memory("contrast", replace(least, weights="nf4"))
+    few = use(batch_size=2, tokens_per_micro_batch=65536)  # a step has 2 * 3 * 512 tokens
+    assert "Set contrast.tokens_per_micro_batch=1536 (it is 65536)" in less_memory("contrast", few)
     first = replace(use(stage="reconstruct"), budget=3000)  # a pair may have 2,052 tokens
     assert "a micro-batch has 3000 tokens, the longest pair" in less_memory("reconstruct", first)
 
@@ -323,12 +325,10 @@ def test_memory_that_ends_in_a_step_loses_nothing(
         contrast(recipe)
     assert str(caught.value) == (
         f"contrast: memory ended after step {ends_in}: CUDA out of memory. Tried to allocate 2.00 GiB. "
-        f"Set contrast.tokens_per_micro_batch=4096 (it is 8192), which a started run may change. {kept}."
+        f"Set contrast.tokens_per_micro_batch=480 (it is 8192), which a started run may change. {kept}."
     )
     monkeypatch.undo()
-    smaller = recipe.model_copy(
-        update={"contrast": recipe.contrast.model_copy(update={"tokens_per_micro_batch": 4096})}
-    )
+    smaller = recipe.model_copy(update={"contrast": recipe.contrast.model_copy(update={"tokens_per_micro_batch": 480})})
     finished = contrast(smaller)
     assert any(f"resumed after step {ends_in} of 6" in line for line in said) == bool(ends_in)
     assert (finished / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()

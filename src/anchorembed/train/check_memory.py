@@ -71,7 +71,7 @@ def lower_budget(use: Use, fits: Callable[[Use], bool]) -> int | None:
 
 def less_memory(stage: str, use: Use) -> str:
     """A sentence with the setting to lower after memory has ended in a step."""
-    half = use.budget // 2
+    half = use.tokens // 2
     if half >= max(_SMALLEST, use.size.longest):
         return _set(f"{stage}.tokens_per_micro_batch", half, use.budget)
     if use.size.lora and use.weights != "nf4":
