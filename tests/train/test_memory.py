@@ -353,6 +353,17 @@ def test_memory_that_ends_as_the_steps_are_kept(recipe: Recipe, monkeypatch: pyt
         contrast(recipe)
 
 
+@pytest.mark.parametrize(("step", "kept"), [(1, "There is no checkpoint yet"), (3, "The last checkpoint is kept")])
+def test_several_processes_keep_the_last_checkpoint_if_there_is_one(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, kept: str
+) -> None:
+    fail_in(monkeypatch, "run", step, MemoryError())
+    monkeypatch.setattr(loop_module, "processes", lambda: 2)
+    with pytest.raises(InputError, match=kept):
+        contrast(recipe)
+    assert len([*(recipe.output / "contrast" / "checkpoints").glob("step-*")]) == step // 2
+
+
 def test_it_is_said_before_the_run_and_refused_before_the_model_is_loaded(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:

@@ -26,7 +26,7 @@ from anchorembed.system.device import peak_memory, seed_step, wait_for
 from anchorembed.system.files import to_json, write_file
 from anchorembed.system.processes import full_tensor, in_any_process, processes, rank, wait_for_all
 from anchorembed.system.progress import metrics_note, progress_bar
-from anchorembed.train.checkpoint import Plan, load_checkpoint, save_checkpoint
+from anchorembed.train.checkpoint import Plan, checkpoints, load_checkpoint, save_checkpoint
 from anchorembed.train.optimizer import learning_rate
 from anchorembed.train.stage import Measured, Metrics, Stage, read_back, step
 
@@ -267,7 +267,10 @@ class _Training:
         except (RuntimeError, MemoryError) as error:
             if not memory_ended(error):
                 raise
-            kept = "No step is lost" if not done else "The last checkpoint is kept"
+            kept = "No step is lost"
+            if done:
+                saved = checkpoints(self.loop.folder / "checkpoints")
+                kept = "The last checkpoint is kept" if saved else "There is no checkpoint yet: it begins at step 1"
             if done and processes() == 1:
                 with suppress(RuntimeError, MemoryError, InputError):
                     record_step()
