@@ -231,6 +231,8 @@ def test_options_without_effect_are_refused() -> None:
         parse_recipe(GOOD | {"contrast": {"guide": "other"}})
     with pytest.raises(InputError, match="distill has no effect without hard_negatives"):
         parse_recipe(GOOD | {"contrast": {"distill": 1, "hard_negatives": 0}})
+    with pytest.raises(InputError, match="residual: bfloat16 has no effect with precision: float32"):
+        parse_recipe(GOOD | {"model": {"residual": "bfloat16", "precision": "float32"}})
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -114,9 +114,16 @@ class Model(Section):
     )
     residual: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Number format of the residual stream in training: bfloat16 is faster on a GPU and less exact.",
+        description="Number format of the residual stream in training: bfloat16 is faster on a GPU and less exact. "
+        "With weights in bfloat16 or nf4 it is bfloat16, with products in float32 it is float32, whatever is set here.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+
+    @model_validator(mode="after")
+    def _residual_has_effect(self) -> Self:
+        if self.residual == "bfloat16" and self.precision == "float32":
+            raise ValueError("residual: bfloat16 has no effect with precision: float32; leave one of them out")
+        return self
 
 
 class Schedule(Section):

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from anchorembed.errors import InputError
 from anchorembed.recipe_file import parse_recipe
 from anchorembed.recipe_schema import Contrast, Lora, Recipe, Reconstruct
+from anchorembed.system import device
 from anchorembed.train import loop as loop_module
 from anchorembed.train import run as training
 from anchorembed.train.check_memory import check_memory, cure, less_memory
@@ -34,7 +35,7 @@ from anchorembed.train.memory_estimate import (
     use_of,
 )
 from anchorembed.train.optimizer import make_optimizer
-from anchorembed.train.prepare import prepare
+from anchorembed.train.prepare import load_embedder, prepare
 from anchorembed.train.run import contrast
 from anchorembed.train.stage import step
 from stages import KINDS, ready
@@ -199,6 +200,24 @@ def test_recomputed_layers_keep_their_input_alone(eight_billion: Shape) -> None:
     again = estimate(eight_billion, replace(whole, recompute=True)).activations
     inputs = 8192 * 2 * 4096 * 32
     assert inputs < again < inputs + 2 * estimate(eight_billion, whole).activations / 32
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("residual", ["float32", "bfloat16"])
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_the_residual_stream_is_estimated_as_it_is(
+    stored: str, residual: str, multiplies: bool, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    monkeypatch.setattr(device, "_cpu_multiplies_bfloat16", lambda: multiplies)
+    model = {"name": str(tiny_folder), "device": "cpu", "weights": stored, "residual": residual}
+    recipe = parse_recipe(PAIRS | {"model": model})
+    embedder = load_embedder(recipe, recipe.model.name, "cpu")
+    sizes: list[int] = []
+    for layer in embedder.backbone.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].element_size()))
+    embedder.encode(["some text"])
+    size = Contrastive.step_size(Contrast(), recipe.data)
+    assert sizes == [use_of(recipe, Contrast(), size, embedder.dtype, 0).stream] * 2
 
 
 def test_what_it_says(eight_billion: Shape) -> None:

@@ -191,7 +191,7 @@ def use_of(
     return Use(
         weights=recipe.model.weights,
         product=dtype.itemsize,
-        stream=_FLOAT32 if recipe.model.weights == recipe.model.residual == "float32" else _BFLOAT16,
+        stream=_FLOAT32 if recipe.model.weights == recipe.model.residual == "float32" else dtype.itemsize,
         budget=settings.budget(ON_CPU),
         size=replace(size, most=ceil(size.most / processes)),
         logits=logits if size.writes else 0,

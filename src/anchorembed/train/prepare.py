@@ -114,7 +114,7 @@ def load_embedder(recipe: Recipe, start: str, device: str) -> Embedder:
         lengths=Lengths(recipe.data.query_tokens, recipe.data.document_tokens),
         instruction=instructions[0] if len(instructions) == 1 else None,
     )
-    if recipe.model.residual == "bfloat16":
+    if recipe.model.residual == "bfloat16" and embedder.dtype == torch.bfloat16:
         embedder.backbone.residual_dtype = torch.bfloat16
     return embedder
 
