@@ -11,6 +11,8 @@ from accelerate.utils import DistributedType
 from anchorembed.compare.controls import ArmRecipe
 from anchorembed.errors import InputError
 from anchorembed.recipe_file import load_yaml, parse_as, parse_recipe, read_recipe, show_config
+from anchorembed.recipe_schema import Recipe
+from anchorembed.train.anchor_choice_loss import CHOICES
 from anchorembed.train.prepare import prepare
 
 GOOD = {"data": {"sources": [{"name": "a", "path": "a.jsonl"}]}, "output": "runs/a"}
@@ -233,6 +235,25 @@ def test_options_without_effect_are_refused() -> None:
         parse_recipe(GOOD | {"contrast": {"distill": 1, "hard_negatives": 0}})
     with pytest.raises(InputError, match="residual: bfloat16 has no effect with precision: float32"):
         parse_recipe(GOOD | {"model": {"residual": "bfloat16", "precision": "float32"}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({}, 1),
+        ({"anchor": "centred"}, 2),
+        ({"anchor": "centred_gradient"}, 2),
+        ({"contrast_weight": 1.0}, 2),
+        ({"read_weight": 1.0, "anchor": "centred"}, CHOICES),
+        ({"read_weight": 1.0, "directions": "q2d"}, CHOICES),
+    ],
+)
+@pytest.mark.parametrize("schema", [Recipe, ArmRecipe])
+def test_a_loss_has_the_pairs_that_it_needs(schema: type[Recipe], settings: dict[str, object], least: int) -> None:
+    parse_as(schema, GOOD | {"reconstruct": settings | {"batch_size": least}}, "recipe")
+    if least > 1:
+        with pytest.raises(InputError, match=rf"batch_size is {least - 1}\. Set batch_size: {least} or more"):
+            parse_as(schema, GOOD | {"reconstruct": settings | {"batch_size": least - 1}}, "recipe")
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -234,6 +234,17 @@ class Reconstruct(Schedule):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_other_pairs(self) -> Self:
+        least = {"read_weight": 4, "contrast_weight": 2, "anchor": 1 if self.anchor == "raw" else 2}
+        for key, pairs in least.items():
+            if getattr(self, key) is not None and self.batch_size < pairs:
+                raise ValueError(
+                    f"{key}: {getattr(self, key)} needs {pairs} pairs a step, and batch_size is {self.batch_size}. Set "
+                    f"batch_size: {pairs} or more, or leave {key} out"
+                )
+        return self
+
 
 class Contrast(Schedule):
     """Stage II: contrastive learning with in-batch and hard negatives."""

@@ -133,6 +133,18 @@ def test_each_other_anchor_costs_the_targets_once_more() -> None:
     assert sizes[1] - sizes[0] == 2 * 2 * 3 * (CHOICES - 1)
 
 
+@pytest.mark.parametrize("directions", ["both", "alternate", "q2d", "d2q"])
+def test_the_anchors_that_a_text_chooses_from_are_of_different_pairs(directions: str) -> None:
+    """Also in a step of fewer pairs than choices."""
+    embedder, pairs = make("llama")
+    reading = stage(embedder, directions=directions, read_weight=1.0)
+    for count in range(1, CHOICES + 1):
+        writings = reading.writings(0, pairs[:count])
+        of_pair = {writing.rows[0]: number for number, each in enumerate(writings) for writing in each}
+        for writing in (writing for each in writings for writing in each):
+            assert len({of_pair[row] for row in writing.rows}) == len(writing.rows) == count
+
+
 def test_next_tokens_have_no_anchor_to_choose() -> None:
     embedder, pairs = make("llama")
     plain = step(stage(embedder, directions="next_token"), 0, pairs)

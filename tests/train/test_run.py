@@ -114,6 +114,13 @@ def test_a_source_that_teaches_nothing_is_refused_before_training(
     assert not refused.output.exists()
 
 
+@pytest.mark.parametrize("hard_negatives", [0, 1])
+def test_one_pair_a_step_needs_hard_negatives(recipe: Make, hard_negatives: int) -> None:
+    refused = recipe(contrast={"batch_size": 1, "hard_negatives": hard_negatives})
+    with pytest.raises(InputError, match=r"contrast\.batch_size: 1, which leaves a query no negative.* Set it to 2"):
+        train(refused)
+
+
 def test_what_stage_two_would_refuse_is_refused_before_stage_one(recipe: Make, deaf_folder: Path) -> None:
     rows = [{"query": "\N{SNOWMAN}" * (n % 2) + "why", "positive": f"file {n}"} for n in range(2)]
     with pytest.raises(InputError, match="contrast: no step of source p"):

@@ -138,6 +138,11 @@ class Contrastive(Stage):
             InputError: naming the first such setting.
         """
         super().check(settings, prepared)
+        if settings.batch_size == 1 and not min(settings.hard_negatives, prepared.store.most_negatives):
+            raise InputError(
+                "contrast.batch_size: 1, which leaves a query no negative, as no hard negatives are used. Set it to 2 "
+                "or more, or train on pairs with hard negatives."
+            )
         if settings.distill and not prepared.store.scored:
             raise InputError('contrast.distill: no pair has given scores. Add a column "scores", or leave distill out.')
         dimension = prepared.embedder.dimension

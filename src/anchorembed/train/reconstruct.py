@@ -129,7 +129,7 @@ class Reconstruction(Stage):
         if "next_token" in directions:
             return writings
         stride, total = len(directions), len(directions) * len(pairs)
-        choices = range(1 if self.settings.read_weight is None else CHOICES)
+        choices = range(1 if self.settings.read_weight is None else min(CHOICES, len(pairs)))
         rows = (tuple((row + stride * choice) % total for choice in choices) for row in range(total))
         return [[replace(writing, rows=next(rows)) for writing in pair_writings] for pair_writings in writings]
 
