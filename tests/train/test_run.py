@@ -114,6 +114,13 @@ def test_a_source_that_teaches_nothing_is_refused_before_training(
     assert not refused.output.exists()
 
 
+def test_a_stage_one_that_stage_two_would_not_start_from_is_refused(recipe: Make) -> None:
+    refused = recipe(contrast={"from": "elsewhere"})
+    with pytest.raises(InputError, match=r"contrast\.from: .* from elsewhere .* Set reconstruct=null, or leave"):
+        train(refused)
+    assert not refused.output.exists()
+
+
 @pytest.mark.parametrize("hard_negatives", [0, 1])
 def test_one_pair_a_step_needs_hard_negatives(recipe: Make, hard_negatives: int) -> None:
     refused = recipe(contrast={"batch_size": 1, "hard_negatives": hard_negatives})

@@ -55,6 +55,11 @@ def train(recipe: Recipe | str | Path) -> Path:
     recipe = _read(recipe)
     if recipe.reconstruct is None and recipe.contrast is None:
         raise InputError("recipe: both reconstruct and contrast are null. Keep one.")
+    if recipe.reconstruct is not None and recipe.contrast is not None and recipe.contrast.from_ is not None:
+        raise InputError(
+            f"contrast.from: Stage II would start from {recipe.contrast.from_} and leave Stage I unused. Set "
+            "reconstruct=null, or leave contrast.from out."
+        )
     for name, stage in STAGES.items():  # checks Stage II before Stage I takes hours
         if (settings := recipe.stage(name)) is not None:
             stage.check_stored(settings, recipe.model.weights)
