@@ -1,6 +1,7 @@
 """Every fault of a recipe is reported at once, with its key path and the nearest known key."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,13 @@ def test_a_recipe_adds_to_the_one_it_extends(tmp_path: Path) -> None:
     assert (recipe.contrast.steps, recipe.contrast.scale, recipe.seed) == (7, 20, 3)
     assert (recipe.contrast.lora.rank, recipe.contrast.lora.targets) == (2, ["v_proj"])
     assert recipe.data == parse_recipe(GOOD).data
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", " a"])
+def test_an_arm_is_named_as_a_folder_can_be(name: str) -> None:
+    compare = {"own_arms": {name: {"like": "both"}}, "collections": {"One": ["a"]}}
+    with pytest.raises(InputError, match=re.escape(f"compare.own_arms.{name}") + ".*a folder gets this name; use lett"):
+        parse_recipe(GOOD | {"compare": compare})
 
 
 def test_steps_given_later_replace_epochs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a recipe may say: its sections, with types, defaults and meanings. `recipe` reads it from YAML."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,7 +29,14 @@ def _expanded(name: str) -> str:
     return expanded
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError("a folder gets this name; use letters, digits, dots, - and _")
+    return name
+
+
 Positive = Annotated[int, Field(ge=1)]
+ArmName = Annotated[str, AfterValidator(_folder_name)]
 ExpandedPath = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
 NameOrPath = Annotated[str, AfterValidator(_expanded)]  # of a model or task
 PairsPath = Annotated[  # or a data set on the hub
@@ -336,7 +344,9 @@ class Compare(Section):
     grid: list[Choice] = Field(
         [], description="Stage II settings each arm's first seed chooses from, by accuracy on held-out training pairs."
     )
-    own_arms: dict[str, OwnArm] = Field({}, description="Arms of your own, by name.")
+    own_arms: dict[ArmName, OwnArm] = Field(
+        {}, description="Arms of your own, by name, which is also that of a folder."
+    )
     collections: dict[str, list[NameOrPath]] = Field(
         description="Tables of the report: title -> BEIR folders, test files or mteb's names; null leaves one out."
     )

@@ -23,6 +23,10 @@ def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.M
     stage = STAGE | {"evaluate_on": ["test", "NFCorpus"], "from": "test"}
     values = recipe_values(Path("pairs.jsonl"), Path("smollm2-135m"), Path("run")) | {"contrast": stage}
     values["data"]["sources"].append({"name": "hub", "path": "hf://owner/name"})
+    values["compare"] = {
+        "own_arms": {"guided": {"like": "both", "contrast": {"mask_above": 0.0, "guide": "test"}}},
+        "collections": {"Table": ["test"]},
+    }
     recipe = parse_recipe(values)
     keep_recipe(recipe)
     monkeypatch.chdir("/")
@@ -34,6 +38,9 @@ def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.M
         [str(tmp_path / "test"), "NFCorpus"],
         "/".join([str(tmp_path), "test"]),
     )
+    assert kept.compare is not None
+    assert kept.compare.own_arms["guided"].contrast["guide"] == kept.contrast.from_
+    assert kept.compare.collections == {"Table": [kept.contrast.from_]}
     assert with_absolute_paths(kept) == kept
 
 

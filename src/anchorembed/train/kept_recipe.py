@@ -86,9 +86,12 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     for source in values["data"]["sources"]:
         source["path"] = absolute_name(source["path"])
     values["model"]["name"] = absolute_name(values["model"]["name"])
-    for stage in filter(None, (values["reconstruct"], values["contrast"])):
-        stage["evaluate_on"] = [absolute_name(name) for name in stage["evaluate_on"]]
+    own_arms = values["compare"]["own_arms"].values() if values["compare"] else ()
+    in_arms = [arm[part] for arm in own_arms for part in ("before", "contrast")]
+    for stage in filter(None, (values["reconstruct"], values["contrast"], *in_arms)):
         stage |= {key: absolute_name(stage[key]) for key in ("from", "guide") if stage.get(key)}
+        if tests := stage.get("evaluate_on"):
+            stage["evaluate_on"] = [absolute_name(name) for name in tests]
     if values["compare"]:
         named = values["compare"]["collections"]
         values["compare"]["collections"] = {
