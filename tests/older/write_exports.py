@@ -3,6 +3,7 @@
 ``python write_exports.py FOLDER``, in the environment of AnchorEmbed.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ for kind in ("gemma3_text", "olmo3"):
 
 def write(folder: Path, name: str) -> None:
     """Write a model as `Embedder.save` does, its exports, and our vectors of the texts."""
-    settings = {"model_type": name} | MODELS[name]
+    settings = copy.deepcopy({"model_type": name} | MODELS[name])  # a Phi adds to the rotary settings that it is given
     torch.manual_seed(0)
     config = AutoConfig.for_model(settings.pop("model_type"), vocab_size=400, **(SIZES | settings))
     with quiet():
