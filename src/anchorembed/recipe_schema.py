@@ -1,4 +1,4 @@
-"""What a recipe may say: its sections, with types, defaults and meanings. `recipe` reads it from YAML."""
+"""What a recipe may say: its sections, with types, defaults and meanings. `recipe_file` reads it from YAML."""
 
 import os
 import re
