@@ -21,7 +21,7 @@ from anchorembed.system.files import whole_folder
 from anchorembed.system.processes import on_first_process, rank, reshard, sharded_like, wait_for_all
 
 _log = logging.getLogger(__name__)
-Plan = dict[str, Any]  # settings and content hashes that decide a result, by key (`plan`)
+Plan = dict[str, Any]  # settings and content hashes that decide a result, by key (`resume_plan`)
 
 
 def save_checkpoint(

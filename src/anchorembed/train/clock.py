@@ -1,4 +1,4 @@
-"""The sizes of a run of a given time (`sizing`), fitted again after each arm and kept in a file."""
+"""The sizes of a run of a given time (`time_budget`), fitted again after each arm and kept in a file."""
 
 import logging
 import time

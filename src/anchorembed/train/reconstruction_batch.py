@@ -1,6 +1,6 @@
 """A step of Stage I, laid out on the CPU and sent to the device. Nothing here sees a model.
 
-Axes: N texts to write, R = N * choices of an anchor (`anchor_choice`), P positions that have a target, D directions.
+Axes: N texts to write, R = N * choices of an anchor (`anchor_choice_loss`), P positions with a target, D directions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Writing:
         text: its own tokens.
         direction: the task.
         limit: most tokens to write; None for all.
-        rows: the anchors that it is written from, among those of the step; its own first (`anchor_choice`).
+        rows: the anchors that it is written from, among those of the step; its own first (`anchor_choice_loss`).
     """
 
     source: list[int]

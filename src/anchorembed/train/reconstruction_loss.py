@@ -47,7 +47,7 @@ class ReconstructionLoss(nn.Module):
             step: the step's batch if this is its only micro-batch: its anchors then go through `decoder_anchors`.
             bag_weight: weight of predicting the same targets from the anchor alone, as a bag (`cross_entropy`).
             decode: whether the decoder's loss counts.
-            choosing: weight of each text's choice, and number of anchors C to choose from (`anchor_choice`); then
+            choosing: weight of each text's choice, and number of anchors C to choose from (`anchor_choice_loss`); then
                 ``targets`` has each text C times, first from its own anchor.
 
         Returns:

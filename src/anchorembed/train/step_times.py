@@ -1,4 +1,4 @@
-"""Measure how long a step of each stage, and the work around it, takes on this machine, to size a run (`sizing`)."""
+"""Measure how long a step of each stage, and the work around it, takes here, to size a run (`time_budget`)."""
 
 import math
 import time
