@@ -45,7 +45,7 @@ class VectorCache:
             InputError: as `Embedder.encode` does, or if the disk is full.
         """
         path = self.folder / f"{self._key(texts, side, instruction)}.npy"
-        with suppress(OSError, ValueError):  # missing or damaged
+        with suppress(OSError, ValueError, EOFError):  # missing or damaged
             cached: Floats = np.load(path, mmap_mode="r")
             if cached.shape == (len(texts), self.embedder.dimension) and cached.dtype == np.float32:
                 if progress:
