@@ -15,7 +15,9 @@ import pytest
 from anchorembed.api import encode
 from anchorembed.data.documents import read_texts
 from anchorembed.errors import InputError
+from anchorembed.model.default_model import DEFAULT_MODEL
 from anchorembed.model.embedder import Embedder
+from anchorembed.search import ray as encoding
 from anchorembed.search.columns import read_made_by
 from anchorembed.search.ray import Job, _share, encode_by_ray
 
@@ -110,6 +112,25 @@ def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, t
     with pytest.raises(InputError, match="leaves no room"):
         encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
+
+
+def test_the_default_model_is_not_a_folder_of_its_name(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+
+    def run(_: object, __: object, arguments: tuple[Job, Path, Path], *rest: object) -> None:
+        jobs.append(arguments[0].model)
+        raise InputError("stop")
+
+    monkeypatch.setattr(encoding, "_run", run)
+    monkeypatch.setattr(encoding, "load_tokenizer", str)
+    monkeypatch.chdir(tmp_path)
+    for name in (DEFAULT_MODEL, "other"):
+        Path(name).mkdir()
+        with pytest.raises(InputError, match="stop"):
+            encode(name, texts, tmp_path / "vectors", engine="ray")
+    assert jobs == [DEFAULT_MODEL, str(tmp_path / "other")]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from anchorembed.data.documents import Document
 from anchorembed.errors import InputError, extra
 from anchorembed.model.embedder import Embedder
-from anchorembed.model.load import load_tokenizer
+from anchorembed.model.load import absolute_name, load_tokenizer
 from anchorembed.model.truncate_and_quantize import cut
 from anchorembed.model.vectors import Side
 from anchorembed.search.columns import MadeBy, made_by, vector_batch, write_vectors
@@ -94,8 +94,7 @@ def encode_by_ray(
     with extra("ray"):
         import ray  # noqa: PLC0415 - an extra
     load_tokenizer(job.model)  # so that a wrong name is reported at once
-    if Path(job.model).exists():
-        job = replace(job, model=str(Path(job.model).absolute()))  # workers run in another folder
+    job = replace(job, model=absolute_name(job.model))  # workers run in another folder
     with whole_folder(out, new=True) as vectors:
         texts = vectors / "texts"
         texts.mkdir()
