@@ -35,17 +35,29 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_verb_writes_parts_and_refuses_a_folder_that_is_there(
-    tmp_path: Path, tiny_folder: Path, texts: Path
+    tmp_path: Path, tiny_folder: Path, texts: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With a cluster of its own, which is shut down."""
     assert not ray.is_initialized()
     out = tmp_path / "vectors"
     assert encode(tiny_folder, texts, out, side="query", engine="ray", workers=1) == TEXTS
+    said = capfd.readouterr().err
+    assert "Starting execution" not in said
+    assert "Deprecat" not in said
     expected = Embedder.load(tiny_folder).encode([document.text for document in read_texts(texts)], "query")
     assert np.allclose(np.stack(pq.read_table(out)["vector"].to_pylist()), expected, atol=2e-2)
     with pytest.raises(InputError, match="is there already"):
         encode(tiny_folder, texts, out, engine="ray")
     assert not ray.is_initialized()
+
+
+def test_an_address_in_no_known_form_is_one_message(
+    tmp_path: Path, tiny_folder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: 'nonsense' is no address for Ray .* Set auto or HOST:PORT"):
+        encode(tiny_folder, texts, tmp_path / "vectors", engine="ray")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +120,12 @@ def test_workers_store_smaller_vectors(tmp_path: Path, tiny_folder: Path, texts:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_cluster")
-def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
+def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(
+    tmp_path: Path, tiny_folder: Path, texts: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="leaves no room"):
         encode(tiny_folder, texts, tmp_path / "vectors", instruction="too long " * 200, engine="ray", workers=1)
+    assert "Exception occurred" not in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
 
 

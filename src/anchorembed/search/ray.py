@@ -7,6 +7,7 @@ worker dies, its part is repeated. The output folder and the model must have the
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorembed.data.documents import Document
-from anchorembed.errors import InputError, extra
+from anchorembed.errors import InputError, extra, first_line
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import absolute_name, load_tokenizer
 from anchorembed.model.truncate_and_quantize import cut
@@ -129,20 +130,22 @@ def _run(
     is_started_here = not ray.is_initialized()
     try:
         if is_started_here:
-            address = os.environ.get("RAY_ADDRESS") or "local"
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs each execution
-        context = ray.data.DataContext.get_current()
+            _start(ray, os.environ.get("RAY_ADDRESS") or "local")
+        context = ray.data.DataContext.get_current()  # imports Ray Data, which sets the level of its log
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs each execution
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a part may take long
         count, share = _share(ray, workers)
-        done = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts)).map(
-            Worker,
-            fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=count),
-            max_task_retries=_TRIES - 1,
-            **share,
-        )
+        rows = ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts))
+        # Ray Data 2.64 will not take max_task_retries, and names nothing to use instead.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            done = rows.map(
+                Worker,
+                fn_constructor_args=arguments,
+                compute=ray.data.ActorPoolStrategy(size=count),
+                max_task_retries=_TRIES - 1,
+                **share,
+            )
         for row in done.iter_rows():
             progress(int(row["rows"]))
     except (ray.exceptions.RayError, ConnectionError) as error:
@@ -150,6 +153,16 @@ def _run(
     finally:
         if is_started_here:
             ray.shutdown()
+
+
+def _start(ray: Any, address: str) -> None:  # noqa: ANN401 - as above
+    """Connect to the cluster at an address, or start one on this machine."""
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except ValueError as error:
+        raise InputError(
+            f"RAY_ADDRESS: {address!r} is no address for Ray ({first_line(error)}). Set auto or HOST:PORT, or unset it."
+        ) from error
 
 
 def _reason(message: str) -> str:
