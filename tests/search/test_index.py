@@ -5,8 +5,9 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,13 @@ from anchorembed.system.files import write_jsonl
 
 
 class BagOfWords:
-    """A deterministic encoder: the sum of one random vector per word, drawn from the word's hash."""
+    """Stands for an Embedder: the sum of one random vector per word, drawn from the word's hash."""
 
     dimension = 32
 
-    def __init__(self, fingerprint: str = "bag", scale: float = 1.0) -> None:
-        self.fingerprint, self.scale = fingerprint, scale
+    def __init__(self, fingerprint: str = "bag", scale: float = 1.0, window: int = 256) -> None:
+        self.fingerprint, self.scale, self.window = fingerprint, scale, window
         self.sides: list[Side] = []
-        self.largest = 0
 
     def word(self, word: str) -> Floats:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8])
@@ -39,8 +39,16 @@ class BagOfWords:
     def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
         texts = list(texts)
         self.sides.append(side)
-        self.largest = max(self.largest, len(texts))
         return np.stack([self.scale * sum(map(self.word, text.split()), np.zeros(32, np.float32)) for text in texts])
+
+    def stream(
+        self, texts: Iterable[str], side: Side, instruction: None, *, progress: Callable[[int], None] | None
+    ) -> Iterator[Floats]:
+        remaining = iter(texts)
+        while window := list(islice(remaining, self.window)):
+            yield self.encode(window, side)
+            if progress:
+                progress(len(window))
 
 
 class Interrupted(BaseException):
@@ -70,23 +78,21 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("batch", [1, 7, 256])
-def test_search_agrees_with_brute_force(tmp_path: Path, batch: int) -> None:
-    encoder, documents = BagOfWords(), texts(300)
-    index = Index.build(encoder, documents, tmp_path / "index", batch)
-    assert len(index) == 300
-    assert encoder.largest <= batch
+@pytest.mark.parametrize("window", [1, 7, 256])
+def test_search_agrees_with_brute_force(tmp_path: Path, window: int) -> None:
+    encoder, documents = BagOfWords(window=window), texts(40 if window == 1 else 300)
+    index = Index.build(encoder, documents, tmp_path / "index")
+    assert len(index) == len(documents)
     for query in ("word1 word2", "word3", "unseen words"):
         hits, expected = index.search(encoder, query, 12), brute_force(encoder, documents, query, 12)
         assert [(hit.rank, hit.id, hit.text) for hit in hits] == [(hit.rank, hit.id, hit.text) for hit in expected]
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-6)
 
 
-def test_many_writes_hold_the_same_documents_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_writes_hold_the_same_documents_as_one(tmp_path: Path) -> None:
     encoder, documents = BagOfWords(), texts(100)
-    once = Index.build(encoder, documents, tmp_path / "once", 8)
-    monkeypatch.setattr(indexing, "_ROWS_PER_WRITE", 16)
-    often = Index.build(encoder, documents, tmp_path / "often", 8)
+    once = Index.build(encoder, documents, tmp_path / "once")
+    often = Index.build(BagOfWords(window=16), documents, tmp_path / "often")
     assert often.search(encoder, "word1", 100) == once.search(encoder, "word1", 100)
     assert {hit.id for hit in often.search(encoder, "word1", 100)} == {document.id for document in documents}
 
@@ -151,14 +157,14 @@ def test_ids_and_texts_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_texts_are_embedded_as_documents_and_queries_as_queries(tmp_path: Path) -> None:
-    encoder = BagOfWords()
-    Index.build(encoder, texts(5), tmp_path / "index", 2).search(encoder, "word1")
+    encoder = BagOfWords(window=2)
+    Index.build(encoder, texts(5), tmp_path / "index").search(encoder, "word1")
     assert encoder.sides == ["document"] * 3 + ["query"]
 
 
 def test_progress_counts_documents(tmp_path: Path) -> None:
     seen: list[int] = []
-    Index.build(BagOfWords(), iter(texts(5)), tmp_path / "index", 2, seen.append)
+    Index.build(BagOfWords(window=2), iter(texts(5)), tmp_path / "index", seen.append)
     assert seen == [2, 2, 1]
 
 
@@ -227,9 +233,8 @@ def test_another_corpus_or_model_replaces_the_index(tmp_path: Path, change: str)
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("failure", [ValueError, Interrupted])
 def test_an_interrupted_build_leaves_nothing_and_keeps_the_old_index(
-    tmp_path: Path, failure: type[BaseException], existing: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, failure: type[BaseException], existing: bool
 ) -> None:
-    monkeypatch.setattr(indexing, "_ROWS_PER_WRITE", 4)
     if existing:
         Index.build(BagOfWords(), texts(3), tmp_path / "index")
     before = names(tmp_path)
@@ -239,7 +244,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_the_old_index(
         raise failure("stopped")
 
     with pytest.raises(failure):
-        Index.build(BagOfWords("new"), stream(), tmp_path / "index", 4)
+        Index.build(BagOfWords("new", window=4), stream(), tmp_path / "index")
     assert names(tmp_path) == before
     if existing:
         assert len(Index.open(tmp_path / "index").search(BagOfWords(), "word1")) == 3
@@ -390,28 +395,26 @@ def test_faults_of_the_caller_are_named(tmp_path: Path) -> None:
         index.search(BagOfWords(), "word1", 0)
     with pytest.raises(InputError, match="made with model bag, not other"):
         index.search(BagOfWords("other"), "word1")
-    with pytest.raises(InputError, match="no documents to index"):
-        Index.build(BagOfWords(), [], tmp_path / "empty")
-    with pytest.raises(InputError, match="batch: 0"):
-        Index.build(BagOfWords(), texts(3), tmp_path / "empty", 0)
-    with pytest.raises(InputError, match="'d0' occurs twice"):
-        Index.build(BagOfWords(), [*texts(3), Document("d0", "again")], tmp_path / "empty", 2)
-    with pytest.raises(InputError, match="not finite"):
-        Index.build(BagOfWords(scale=float("nan")), texts(3), tmp_path / "empty")
+    corpus = corpus_file(tmp_path / "corpus.jsonl", [])
+    with pytest.raises(InputError, match=r"no document\. Give at least one line"):
+        open_or_build(BagOfWords(), corpus, tmp_path / "empty")
+    corpus_file(corpus, [*texts(3), Document("d0", "again")])
+    with pytest.raises(InputError, match="the id 'd0' is already taken by an earlier line"):
+        open_or_build(BagOfWords(window=2), corpus, tmp_path / "empty")
     with pytest.raises(InputError, match="no index here"):
         Index.open(tmp_path / "empty")
     with pytest.raises(InputError, match="no such corpus file"):
         open_or_build(BagOfWords(), tmp_path / "missing.jsonl", tmp_path / "empty")
-    assert names(tmp_path) == {"index"}
+    assert names(tmp_path) - {"cache"} == {"index", "corpus.jsonl"}
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
 @pytest.mark.parametrize("dimensions", [32, 16])
 def test_smaller_vectors_are_found_as_brute_force_finds_them(tmp_path: Path, dimensions: int, precision: str) -> None:
-    encoder, documents = BagOfWords(), texts(300)
+    encoder, documents = BagOfWords(window=50), texts(300)
     corpus = corpus_file(tmp_path / "corpus.jsonl", documents)
     form = vector_format(32, dimensions, precision)
-    index, _ = open_or_build(encoder, corpus, tmp_path / "index", 7, form=form)
+    index, _ = open_or_build(encoder, corpus, tmp_path / "index", form=form)
     vectors = cut(unit_rows(encoder.encode([document.text for document in documents])), dimensions)
     form = replace(form, ranges=int8_ranges(vectors) if precision == "int8" else None)
     assert index.form == Index.open(tmp_path / "index").form == form
@@ -424,11 +427,10 @@ def test_smaller_vectors_are_found_as_brute_force_finds_them(tmp_path: Path, dim
             assert found == [(documents[row].id, scores[row]) for row in order[:top_k]]
 
 
-def test_equal_bits_go_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_bits_go_by_id(tmp_path: Path) -> None:
     documents = [Document(f"d{number:03}", "the same text") for number in range(200)]
     shuffled = [documents[place] for place in np.random.default_rng(0).permutation(len(documents))]
-    monkeypatch.setattr(indexing, "_ROWS_PER_WRITE", 16)
-    index = Index.build(BagOfWords(), shuffled, tmp_path / "index", 8, form=VectorFormat(16, "binary"))
+    index = Index.build(BagOfWords(window=16), shuffled, tmp_path / "index", form=VectorFormat(16, "binary"))
     assert [hit.id for hit in index.search(BagOfWords(), "same", 3)] == ["d000", "d001", "d002"]
 
 

@@ -1,7 +1,7 @@
 """Make vectors, search by them, read them: `encode`, `search` and `read`."""
 
 from dataclasses import dataclass
-from itertools import chain, islice, tee
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from anchorembed.errors import InputError, extra, first_line
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.truncate_and_quantize import StoredPrecision, cut, vector_format
 from anchorembed.model.vectors import Floats, Side
-from anchorembed.search.columns import made_by, read_made_by, vector_batch, write_vectors
+from anchorembed.search.columns import embedded, made_by, read_made_by, vector_batch, write_vectors
 from anchorembed.search.ray import Job, encode_by_ray
 from anchorembed.system.files import cache_folder, check_writable, hash_texts
 from anchorembed.system.progress import counting_bar
@@ -81,12 +81,10 @@ def encode(  # noqa: PLR0913 - the options of a verb
             return encode_by_ray(documents, out, job, workers=workers, progress=advance)
         embedder = Embedder.load(model)
         metadata = made_by(embedder, dimensions, precision, job.like)
-        documents, embedded = tee(documents)
-        windows = embedder.stream((document.text for document in documents), side, instruction, progress=advance)
         dimensions, scales = metadata.form.dimensions, embedder.metadata.normalize
         batches = (
-            vector_batch([document.id for document in islice(embedded, len(window))], cut(window, dimensions, scales))
-            for window in windows
+            vector_batch([document.id for document in window], cut(vectors_NH, dimensions, scales))
+            for window, vectors_NH in embedded(embedder, documents, side, instruction, advance)
         )
         return write_vectors(out, batches, metadata)
 

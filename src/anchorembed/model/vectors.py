@@ -3,8 +3,7 @@
 Axes: N texts, D documents, H hidden size.
 """
 
-from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +14,6 @@ Side = Literal["query", "document"]
 Floats = NDArray[np.float32]
 
 _DOCUMENTS_AT_ONCE = 4096
-
-
-class Encoder(Protocol):
-    """What search needs of a model: texts to vectors, and a fingerprint of what made them."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash that changes whenever the vectors would."""
-
-    @property
-    def dimension(self) -> int:
-        """H, the length of a vector."""
-
-    def encode(self, texts: Iterable[str], side: Side = "document") -> Floats:
-        """Return one vector per text, in order, float32 [N, H]."""
 
 
 def check_finite(vectors_NH: Floats) -> None:

@@ -7,19 +7,21 @@ and compared.
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice, tee
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anchorembed.data.documents import Document
 from anchorembed.errors import InputError
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.truncate_and_quantize import Ranges, Stored, VectorFormat, int8_ranges, quantize, vector_format
-from anchorembed.model.vectors import Encoder
+from anchorembed.model.vectors import Floats, Side
 from anchorembed.system.files import whole_file
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def read_made_by(path: Path) -> MadeBy:
         ) from error
 
 
-def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
+def made_by(embedder: Embedder, dimensions: int | None, precision: str | None, like: MadeBy | None) -> MadeBy:
     """The metadata for vectors of ``embedder``: ``like``, or the given dimensions and precision.
 
     Raises:
@@ -73,6 +75,20 @@ def made_by(embedder: Encoder, dimensions: int | None, precision: str | None, li
             "that model, or encode both sides again."
         )
     return like
+
+
+def embedded(
+    embedder: Embedder,
+    documents: Iterable[Document],
+    side: Side,
+    instruction: str | None,
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[list[Document], Floats]]:
+    """Documents, some thousands at a time, with their vectors [N, H] as `Embedder.stream` gives them."""
+    unread, waiting = tee(documents)
+    texts = (document.text for document in unread)
+    for vectors_NH in embedder.stream(texts, side, instruction, progress=progress):
+        yield list(islice(waiting, len(vectors_NH))), vectors_NH
 
 
 def vector_batch(ids: Sequence[str], vectors_NB: Stored, **texts: Sequence[str]) -> pa.RecordBatch:
@@ -91,7 +107,7 @@ def matrix(column: pa.Array) -> Stored:
 def in_format(
     batches: Iterable[pa.RecordBatch], form: VectorFormat, folder: Path
 ) -> Iterator[tuple[VectorFormat, Iterator[pa.RecordBatch]]]:
-    """Convert batches of float32 vectors [N, D] to a format; yields the format, with int8's ranges, and the batches.
+    """Convert batches of float32 vectors [N, D], at least one; yields the format, with int8's ranges, and the batches.
 
     For int8 without ranges, all vectors are first written to a temporary file in ``folder`` to measure the ranges.
     """
@@ -99,10 +115,7 @@ def in_format(
         yield form, (_in_format(batch, form) for batch in batches)
         return
     remaining = iter(batches)
-    first_batch = next(remaining, None)
-    if first_batch is None:
-        yield form, iter(())
-        return
+    first_batch = next(remaining)
     with tempfile.TemporaryFile(dir=folder) as spool:
         ranges: Ranges | None = None
         with pa.ipc.new_stream(spool, first_batch.schema) as writer:

@@ -17,26 +17,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
 import lancedb
-import numpy as np
 import pyarrow as pa
 from lancedb.query import LanceVectorQueryBuilder
 from lancedb.table import Table
 
 from anchorembed.data.documents import Document, read_corpus
 from anchorembed.errors import InputError, first_line
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.truncate_and_quantize import VectorFormat, cut, restore
-from anchorembed.model.vectors import Encoder, Floats, Side, check_finite, cosines, near_top, rounding, unit_rows
-from anchorembed.search.columns import in_format, matrix, vector_batch
+from anchorembed.model.vectors import Floats, cosines, near_top, rounding, unit_rows
+from anchorembed.search.columns import embedded, in_format, matrix, vector_batch
 from anchorembed.search.manifest import FORMAT, MANIFEST, Manifest, identity_of, read_manifest
 from anchorembed.system.files import hash_file, lock_folder, whole_folder
-
-_ROWS_PER_WRITE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +63,9 @@ class Index:
     @classmethod
     def build(
         cls,
-        encoder: Encoder,
+        embedder: Embedder,
         documents: Iterable[Document],
         folder: Path,
-        batch: int = 256,
         progress: Callable[[int], None] | None = None,
         corpus_hash: str = "",
         form: VectorFormat | None = None,
@@ -77,22 +73,18 @@ class Index:
         """Embed documents into an index in ``folder``, which replaces an older index there, and open it.
 
         Args:
-            encoder: the model.
-            documents: streamed, D of them.
+            embedder: the model.
+            documents: streamed, D of them, at least one; each has an id of its own.
             folder: to write.
-            batch: documents to embed at a time.
             progress: called with the number of documents embedded since the last call.
             corpus_hash: SHA-256 of the corpus file, for the manifest.
             form: how vectors are stored, by default float32 with all dimensions; int8's ranges are the documents'.
 
         Raises:
-            InputError: if there are no documents, two share an id, or ``folder`` holds something that is not an index.
+            InputError: if ``folder`` holds something that is not an index.
         """
-        if batch < 1:
-            raise InputError(f"batch: {batch} is below 1. Embed at least one document at a time.")
-        read_manifest(folder)
-        form = form or VectorFormat(encoder.dimension)
-        batches = _embedded(encoder, documents, batch, form.dimensions, progress)
+        form = form or VectorFormat(embedder.dimension)
+        batches = _batches(embedder, documents, form.dimensions, progress)
         with (
             whole_folder(folder) as building,
             _store_errors_as_os_errors(),
@@ -100,13 +92,9 @@ class Index:
         ):
             name = f"documents-{uuid4().hex[:12]}"
             count = _write_table(building, name, converted)
-            if not count:
-                raise InputError(
-                    f"{folder}: there are no documents to index. Give a corpus with at least one document."
-                )
             ranges = form.ranges or ()
             manifest = Manifest(
-                FORMAT, encoder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges, name
+                FORMAT, embedder.fingerprint, form.dimensions, count, corpus_hash, form.precision, ranges, name
             )
             _keep_replaced(folder, building)
             (building / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
@@ -136,40 +124,34 @@ class Index:
             raise InputError(_damaged(folder, fault))
         return cls(folder, manifest, table, identity)
 
-    def search(self, encoder: Encoder, query: str, top_k: int = 10) -> list[Hit]:
+    def search(self, embedder: Embedder, query: str, top_k: int = 10) -> list[Hit]:
         """Return the ``top_k`` documents nearest to ``query``, or all if there are fewer; equal scores by id.
 
         Raises:
-            InputError: if ``top_k`` is below 1 or ``encoder`` is not the model that made the index.
+            InputError: if ``top_k`` is below 1 or ``embedder`` is not the model that made the index.
         """
         if top_k < 1:
             raise InputError(f"top_k: {top_k} is below 1. Ask for at least one document.")
-        if encoder.fingerprint != self.manifest.model:
+        if embedder.fingerprint != self.manifest.model:
             raise InputError(
                 f"{self.folder}: the index was made with model {self.manifest.model[:12]}, "
-                f"not {encoder.fingerprint[:12]}. Search with that model, or build the index again."
+                f"not {embedder.fingerprint[:12]}. Search with that model, or build the index again."
             )
         top_k = min(top_k, len(self))
-        query_H = cut(unit_rows(_encode(encoder, [query], "query")), self.form.dimensions)[0]
+        query_H = cut(unit_rows(embedder.encode([query], "query")), self.form.dimensions)[0]
         find = self._candidates if self.form.precision == "float32" else self._compared
-        with self._search_errors():
-            candidates = find(query_H, top_k)
-        ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
-        scores = cosines(query_H, self._restored(candidates)).tolist()
-        order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
-        return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
-
-    @contextmanager
-    def _search_errors(self) -> Iterator[None]:
-        """Raise LanceDB's errors as InputError: the index is damaged, or was replaced after it was opened."""
         try:
-            yield
+            candidates = find(query_H, top_k)
         except (OSError, RuntimeError, ValueError) as error:
             if identity_of(self.folder) == self._opened:
                 raise InputError(_damaged(self.folder, first_line(error))) from error
             raise InputError(
                 f"{self.folder}: the index was replaced or removed after it was opened. Open it again."
             ) from error
+        ids, texts = candidates["id"].to_pylist(), candidates["text"].to_pylist()
+        scores = cosines(query_H, self._restored(candidates)).tolist()
+        order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
+        return [Hit(rank, ids[row], scores[row], texts[row]) for rank, row in enumerate(order[:top_k], start=1)]
 
     def _candidates(self, query_H: Floats, top_k: int) -> pa.Table:
         """Rows of the nearest documents: enough that none of the ``top_k`` best is missing because of rounding."""
@@ -199,10 +181,9 @@ class Index:
 
 
 def open_or_build(
-    encoder: Encoder,
+    embedder: Embedder,
     corpus: Path,
     folder: Path,
-    batch: int = 256,
     progress: Callable[[int], None] | None = None,
     form: VectorFormat | None = None,
 ) -> tuple[Index, bool]:
@@ -217,18 +198,18 @@ def open_or_build(
     if not corpus.is_file():
         raise InputError(f"{corpus}: there is no such corpus file. Give the path of a corpus.")
     corpus_hash = hash_file(corpus)
-    form = form or VectorFormat(encoder.dimension)
+    form = form or VectorFormat(embedder.dimension)
 
     def fits() -> bool:
         manifest = read_manifest(folder)
-        return manifest is not None and manifest.fits(encoder.fingerprint, corpus_hash, form)
+        return manifest is not None and manifest.fits(embedder.fingerprint, corpus_hash, form)
 
     if fits():
         return Index.open(folder), True
     with lock_folder(folder, wait=True):
         if fits():  # made meanwhile
             return Index.open(folder), True
-        return Index.build(encoder, read_corpus(corpus), folder, batch, progress, corpus_hash, form), False
+        return Index.build(embedder, read_corpus(corpus), folder, progress, corpus_hash, form), False
 
 
 def _keep_replaced(folder: Path, building: Path) -> None:
@@ -247,54 +228,24 @@ def _damaged(folder: Path, fault: str) -> str:
     return f"{folder}: the index is damaged ({fault}). Delete the folder and build it again."
 
 
-def _encode(encoder: Encoder, texts: list[str], side: Side) -> Floats:
-    vectors_NH = np.ascontiguousarray(encoder.encode(texts, side), dtype=np.float32)
-    check_finite(vectors_NH)
-    return vectors_NH
-
-
-def _embedded(
-    encoder: Encoder, documents: Iterable[Document], batch: int, dimensions: int, progress: Callable[[int], None] | None
+def _batches(
+    embedder: Embedder, documents: Iterable[Document], dimensions: int, progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
-    """Ids, texts and float32 vectors of documents, ``batch`` at a time."""
-    seen: set[str] = set()
-    stream = iter(documents)
-    while group := list(islice(stream, batch)):
-        for document in group:
-            if document.id in seen:
-                raise InputError(f"corpus: the id {document.id!r} occurs twice. Give every document an id of its own.")
-            seen.add(document.id)
-        texts = [document.text for document in group]
-        vectors_NH = cut(unit_rows(_encode(encoder, texts, "document")), dimensions)
-        yield vector_batch([document.id for document in group], vectors_NH, text=texts)
-        if progress is not None:
-            progress(len(group))
+    """Ids, texts and float32 vectors of documents."""
+    for window, vectors_NH in embedded(embedder, documents, "document", None, progress):
+        ids, texts = [document.id for document in window], [document.text for document in window]
+        yield vector_batch(ids, cut(unit_rows(vectors_NH), dimensions), text=texts)
 
 
 def _write_table(building: Path, name: str, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches into a new table, thousands of rows at a time, and return the number of rows."""
-    table: Table | None = None
-    for rows in _joined(batches):
-        if table is None:
-            table = lancedb.connect(building).create_table(name, schema=rows.schema)
+    """Write batches, at least one, into a new table, and return the number of rows."""
+    writes = (pa.Table.from_batches([batch]) for batch in batches)
+    table = lancedb.connect(building).create_table(name, next(writes))
+    for rows in writes:
         table.add(rows)
-    if table is None:
-        return 0
     # Merge the writes and drop older versions. An age of zero would give a warning about other readers.
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
     return int(table.count_rows())
-
-
-def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches joined into tables of at least `_ROWS_PER_WRITE` rows."""
-    pending: list[pa.RecordBatch] = []
-    for batch in batches:
-        pending.append(batch)
-        if sum(map(len, pending)) >= _ROWS_PER_WRITE:
-            yield pa.Table.from_batches(pending)
-            pending = []
-    if pending:
-        yield pa.Table.from_batches(pending)
 
 
 @contextmanager
