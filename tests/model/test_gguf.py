@@ -1,6 +1,8 @@
 """A GGUF file gives its model in float32 and its tokenizer with the ids and special tokens it has in the file."""
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import gguf
@@ -120,6 +122,23 @@ def test_it_embeds(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert vectors.shape == (2, 32)
     assert np.isfinite(vectors).all()
     assert capfd.readouterr() == ("", ""), "no bar of a library"
+
+
+def test_its_header_is_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside transformers, which reads it for itself."""
+    reads, reader = [], gguf.GGUFReader
+
+    def counted(path: Path) -> gguf.GGUFReader:
+        reads.append(sys._getframe(1).f_globals["__name__"])
+        return reader(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    model = tiny_model(vocabulary=len(tiny_tokenizer()))
+    for number, text in enumerate(("", "{"), start=1):
+        file = write_gguf(tmp_path / "x.gguf", model, **({GGUF_KEY: text} if text else {}))
+        with pytest.raises(InputError, match="damaged") if text else nullcontext():
+            Embedder.load(file)
+        assert reads.count("anchorembed.model.gguf") == number
 
 
 def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """GGUF files, as far as transformers does not read them by itself."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,36 @@ def dequantised() -> dict[str, Any]:
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
-def special_tokens(path: Path) -> dict[str, int]:
-    """Ids of a GGUF file's BOS, EOS and padding tokens, if it has them; transformers 5.10 takes its BOS for EOS."""
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """A GGUF file's single texts and numbers by key, without its lists, and the names of its tensors."""
+
+    fields: Mapping[str, Any]
+    tensors: tuple[str, ...]
+
+
+def _header(path: Path) -> _Header:
+    """Read a file's header, once while it does not change: a vocabulary of 150,000 tokens takes seconds."""
+    state = path.stat()
+    return _read_header(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_header(path: Path, _size: int, _time: int) -> _Header:
     import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
 
-    fields = gguf.GGUFReader(path).fields
+    reader = gguf.GGUFReader(path)
+    single = {key: field for key, field in reader.fields.items() if field.types[:1] != [gguf.GGUFValueType.ARRAY]}
+    fields = {key: field.contents() for key, field in single.items()}
+    return _Header(fields, tuple(tensor.name for tensor in reader.tensors))
+
+
+def special_tokens(path: Path) -> dict[str, int]:
+    """Ids of a GGUF file's BOS, EOS and padding tokens, if it has them; transformers 5.10 takes its BOS for EOS."""
+    fields = _header(path).fields
     keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     given = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(field.parts[field.data[0]][0]) for name, field in given.items() if field is not None}
+    return {name: token_id for name, token_id in given.items() if token_id is not None}
 
 
 def splits_as_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -44,10 +69,7 @@ def splits_as_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def read_text(path: Path, key: str) -> str:
     """A text in a GGUF file by its key; empty if there is none."""
-    import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
-
-    field = gguf.GGUFReader(path).fields.get(key)
-    return str(field.contents()) if field else ""
+    return str(_header(path).fields.get(key, ""))
 
 
 def unread_rules(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -62,15 +84,13 @@ def check_rotary_scaling(path: Path, config: PretrainedConfig) -> None:
     Raises:
         InputError: with the file's scaling.
     """
-    import gguf  # noqa: PLC0415 - an extra, which `need_gguf` checks
-
     if any(rope.get("rope_type", "default") != "default" for rope in rotary_settings(config)):
         return
-    reader = gguf.GGUFReader(path)
-    scaling = [tensor.name for tensor in reader.tensors if tensor.name.startswith(("rope_freqs.", "rope_factors_"))]
-    for key, field in reader.fields.items():
-        if key.endswith(".rope.scaling.type") and field.contents() != "none":
-            scaling.append(f"{key} {field.contents()}")
+    header = _header(path)
+    scaling = [name for name in header.tensors if name.startswith(("rope_freqs.", "rope_factors_"))]
+    for key, value in header.fields.items():
+        if key.endswith(".rope.scaling.type") and value != "none":
+            scaling.append(f"{key} {value}")
     if scaling:
         raise InputError(
             f"{path}: its rotary positions are scaled ({', '.join(scaling)}), which transformers does not read from "
