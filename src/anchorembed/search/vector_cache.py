@@ -45,20 +45,13 @@ class VectorCache:
             InputError: as `Embedder.encode` does, or if the disk is full.
         """
         path = self.folder / f"{self._key(texts, side, instruction)}.npy"
+        shape = (len(texts), self.embedder.dimension)
         with suppress(OSError, ValueError, EOFError):  # missing or damaged
             cached: Floats = np.load(path, mmap_mode="r")
-            if cached.shape == (len(texts), self.embedder.dimension) and cached.dtype == np.float32:
+            if cached.shape == shape and cached.dtype == np.float32:
                 if progress:
                     progress(len(texts))
                 return cached
-        self._embed(path, texts, side, instruction, progress)
-        embedded: Floats = np.load(path, mmap_mode="r")
-        return embedded
-
-    def _embed(
-        self, path: Path, texts: Texts, side: Side, instruction: str | None, progress: Callable[[int], None] | None
-    ) -> None:
-        shape = (len(texts), self.embedder.dimension)
         with whole_file(path) as partial:
             vectors_NH = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
             with partial.open("r+b") as file:
@@ -68,6 +61,8 @@ class VectorCache:
                 vectors_NH[done : done + len(window)] = window
                 done += len(window)
             vectors_NH.flush()
+        embedded: Floats = np.load(path, mmap_mode="r")
+        return embedded
 
     def _key(self, texts: Texts, side: Side, instruction: str | None) -> str:
         parts = chain((self.embedder.fingerprint, str(self.embedder.dtype), side, json.dumps(instruction)), texts)
