@@ -22,6 +22,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from anchorembed.model.packing import micro_batches
+
 _LETTERS = "A-Za-z\u4e00-\u9fa5\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"  # stable in NFC and NFKC
 _MARKS = " \n\t.,;:!?\u3002\u3001\uff0c\uff01\uff1f\uff1b\uff1a"
 _CHARACTERS_A_TOKEN = 8  # for the first cut; most texts have fewer
@@ -104,18 +106,9 @@ def first_ids(backend: Tokenizer, cuts: re.Pattern[str] | None, texts: Sequence[
 
 def all_ids(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
     """All token ids of each text, without template; few characters are tokenised at once."""
-    start, characters = 0, 0
-    for index, text in enumerate(texts):
-        if characters and characters + len(text) > _AT_ONCE:
-            yield from _encoded(backend, texts[start:index])
-            start, characters = index, 0
-        characters += len(text)
-    yield from _encoded(backend, texts[start:])
-
-
-def _encoded(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
-    for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
-        yield encoding.ids
+    for run in micro_batches([len(text) for text in texts], _AT_ONCE):
+        for encoding in backend.encode_batch_fast(list(texts[run.start : run.stop]), add_special_tokens=False):
+            yield encoding.ids
 
 
 def _beginning(text: str, size: int, cuts: re.Pattern[str] | None) -> str:

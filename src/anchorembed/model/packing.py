@@ -102,7 +102,7 @@ def lay_out(offsets: Tensor) -> tuple[Bucket, ...]:
 def micro_batches(costs: Sequence[int], budget: int) -> Iterator[range]:
     """Cut items into consecutive ranges whose costs sum up to ``budget`` at most; an item that costs more is alone.
 
-    Costs and budget are in tokens.
+    Costs and budget are in one unit, such as tokens.
     """
     start, total = 0, 0
     for index, cost in enumerate(costs):
