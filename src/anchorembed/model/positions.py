@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from anchorembed.errors import InputError
 from anchorembed.model.tokens import Lengths
 
-DEFAULT_LENGTHS = Lengths(512, 512)
+_DEFAULT_LENGTH = 512
 _FOLLOW_THE_LONGEST = ("dynamic", "longrope", "su")  # types of rotary positions; "su" is LongRoPE's older name
 _NO_LIMIT = 2**31
 
@@ -19,7 +19,8 @@ _NO_LIMIT = 2**31
 def default_lengths(config: PretrainedConfig) -> Lengths:
     """512 tokens a side, or as many as the model takes."""
     most, _ = most_positions(config)
-    return Lengths(min(DEFAULT_LENGTHS.query, most), min(DEFAULT_LENGTHS.document, most))
+    length = min(_DEFAULT_LENGTH, most)
+    return Lengths(length, length)
 
 
 def check_lengths(name: str, config: PretrainedConfig, lengths: Lengths) -> None:

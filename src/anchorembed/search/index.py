@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -85,11 +84,7 @@ class Index:
         """
         form = form or VectorFormat(embedder.dimension)
         batches = _batches(embedder, documents, form.dimensions, progress)
-        with (
-            whole_folder(folder) as building,
-            _store_errors_as_os_errors(),
-            in_format(batches, form, building) as (form, converted),
-        ):
+        with whole_folder(folder) as building, in_format(batches, form, building) as (form, converted):
             name = f"documents-{uuid4().hex[:12]}"
             count = _write_table(building, name, converted)
             ranges = form.ranges or ()
@@ -238,21 +233,18 @@ def _batches(
 
 
 def _write_table(building: Path, name: str, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches, at least one, into a new table, and return the number of rows."""
+    """Write batches, at least one, into a new table, and return the number of rows.
+
+    LanceDB's errors about files, such as a full disk, are raised as OSError.
+    """
     writes = (pa.Table.from_batches([batch]) for batch in batches)
-    table = lancedb.connect(building).create_table(name, next(writes))
-    for rows in writes:
-        table.add(rows)
-    # Merge the writes and drop older versions. An age of zero would give a warning about other readers.
-    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
-    return int(table.count_rows())
-
-
-@contextmanager
-def _store_errors_as_os_errors() -> Iterator[None]:
-    """Raise LanceDB's errors about files, such as a full disk, as OSError."""
     try:
-        yield
+        table = lancedb.connect(building).create_table(name, next(writes))
+        for rows in writes:
+            table.add(rows)
+        # Merge the writes and drop older versions. An age of zero would give a warning about other readers.
+        table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+        return int(table.count_rows())
     except RuntimeError as error:
         if "LanceError(IO)" in str(error):
             raise OSError(errno.EIO, first_line(error)) from error

@@ -21,7 +21,6 @@ from anchorembed.data.documents import Document
 from anchorembed.errors import InputError, extra, first_line
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import absolute_name, load_tokenizer
-from anchorembed.model.truncate_and_quantize import cut
 from anchorembed.model.vectors import Side
 from anchorembed.search.columns import MadeBy, made_by, vector_batch, write_vectors
 from anchorembed.system.files import whole_folder
@@ -53,10 +52,9 @@ class Worker:
         """Embed the part that ``row`` names; returns its number of texts."""
         table, job = pq.read_table(self.texts / row["part"]), self.job
         metadata = made_by(self.embedder, job.dimensions, job.precision, job.like)
-        vectors_NH = self.embedder.encode(table["text"].to_pylist(), job.side, job.instruction)
-        batch = vector_batch(
-            table["id"].to_pylist(), cut(vectors_NH, metadata.form.dimensions, self.embedder.metadata.normalize)
-        )
+        texts, dimensions = table["text"].to_pylist(), metadata.form.dimensions
+        vectors_ND = self.embedder.encode(texts, job.side, job.instruction, dimensions=dimensions)
+        batch = vector_batch(table["id"].to_pylist(), vectors_ND)
         return {"rows": write_vectors(self.vectors / row["part"], [batch], metadata)}
 
 
