@@ -92,7 +92,9 @@ def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -
     shares = [float(line.split("%")[0]) for line in out.splitlines() if line.lstrip()[0].isdigit() and "%  " in line]
     assert sum(shares) == pytest.approx(200, abs=1)
     assert not (tmp_path / "run").exists()
-    program = "from anchorembed.train.profile import _profiled as w; import torch\nwith w({}): torch.ones(2)"
+    program = (
+        "from anchorembed.train.profile import _profiled as w, torch\nwith w({}, torch.device('cpu')): torch.ones(2)"
+    )
     alone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (alone.stdout, alone.stderr) == ("", ""), "the profiler says nothing itself"
     code, _, err = run("profile", recipe, "--stage", "third")

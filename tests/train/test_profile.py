@@ -21,3 +21,11 @@ def test_a_slow_product_is_not_followed_by_a_larger_one(
     monkeypatch.setattr(profile, "product_rate", product_rate)
     assert profile.matmul_peak(torch.float32, torch.device("cpu")) == max(rates)
     assert measured == sizes
+
+
+def test_work_on_the_cpu_is_measured_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    times: dict[str, float] = {}
+    with profile._profiled(times, torch.device("cpu")):
+        torch.ones(64, 64) @ torch.ones(64, 64)
+    assert sum(times.values()) == pytest.approx(1)

@@ -111,7 +111,7 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
     times: dict[str, float] = {}
     order = prepared.order(settings.batch_size, recipe.seed)
     for number, indices in zip(range(measured.stop + 1), order, strict=False):
-        with _profiled(times) if number == measured.stop else nullcontext():
+        with _profiled(times, backbone.device) if number == measured.stop else nullcontext():
             started = time.perf_counter()
             pairs = prepared.tokens(indices, stage.hard_negatives)
             whole_step(stage, optimizer, number, pairs)
@@ -137,10 +137,10 @@ def _profile(recipe: Recipe, name: StageName, settings: Schedule, budget: int, m
 
 
 @contextmanager
-def _profiled(times: dict[str, float]) -> Iterator[None]:
-    """Fill ``times`` with each kind of work's share of the time in this block."""
+def _profiled(times: dict[str, float], device: torch.device) -> Iterator[None]:
+    """Fill ``times`` with each kind of work's share of the time on ``device`` in this block."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler on standard error
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with torch.profiler.profile(activities=kinds) as profiler:
         yield
