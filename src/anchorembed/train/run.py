@@ -149,13 +149,13 @@ def _train_stage(
     recipe: Recipe, stage_class: type[Stage], settings: Schedule, start: str, folder: Path, plan: Plan
 ) -> Path:
     name, target = stage_class.name, folder / "model"
-    accelerator = open_accelerator(recipe, settings, folder)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)  # the log has the peak of this stage
+    accelerator, device = open_accelerator(recipe, settings, folder), find_device(recipe.model.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the log has the peak of this stage
     _log.info("%s: starting from %s", name, start)
     with accelerator.local_main_process_first():  # it fetches the configuration
         use = plan_memory(recipe, stage_class, settings, start, (accelerator.num_processes, bool(accelerator.is_fsdp2)))
-    use = replace(use, budget=lowest(use.budget, accelerator.device))  # all processes cut steps alike
+    use = replace(use, budget=lowest(use.budget, device))  # all processes cut steps alike
     with accelerator.local_main_process_first():  # it converts pairs and fetches models
         prepared = prepare(recipe, start)
         settings = prepared.in_steps(settings, recipe.seed)
@@ -175,7 +175,7 @@ def _train_stage(
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs
-    if accelerator.device.type == "cuda" and not accelerator.is_fsdp2:  # a graph cannot hold FSDP2's hooks
+    if device.type == "cuda" and not accelerator.is_fsdp2:  # a graph cannot hold FSDP2's hooks
         compile_layers(prepared.embedder.backbone, prepared.embedder.dtype)
     if accelerator.num_processes > 1:
         stage = wrap_for_processes(accelerator, stage, optimizer)
@@ -201,7 +201,7 @@ def _train_stage(
             _clear(folder)
     wait_for_all()
     _log.info("%s: complete: %s", name, target)
-    if in_any_process(stop.is_set(), accelerator.device):
+    if in_any_process(stop.is_set(), device):
         raise Interrupted(stop.number, "Stopped.")
     return target
 
