@@ -1,9 +1,11 @@
 """Both stages on a tiny model: they learn, resume exactly, skip what is finished, and refuse what changed."""
 
+import gc
 import json
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,35 @@ def test_what_stage_two_would_refuse_is_refused_before_stage_one(recipe: Make, d
     rows = [{"query": "\N{SNOWMAN}" * (n % 2) + "why", "positive": f"file {n}"} for n in range(2)]
     with pytest.raises(InputError, match="contrast: no step of source p"):
         train(of_rows(recipe(), rows, deaf_folder))
+
+
+def test_a_finished_stage_leaves_no_weights_in_memory(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of compiled layers, which refer to themselves."""
+    models: list[weakref.ref[Embedder]] = []
+
+    def compiled(*given: Any) -> Any:
+        prepared = prepare(*given)
+        prepared.embedder.itself = [prepared.embedder]  # type: ignore[assignment]
+        models.append(weakref.ref(prepared.embedder))
+        return prepared
+
+    monkeypatch.setattr(training, "prepare", compiled)
+    gc.disable()
+    try:
+        contrast(recipe(reconstruct=None, contrast={"steps": 1}))
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
+
+
+def test_the_peak_in_the_log_is_of_the_card_that_trains(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(device: torch.device) -> None:
+        raise AssertionError(device)
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(training, "find_device", lambda _: torch.device("cuda:1"))
+    with pytest.raises(AssertionError, match="cuda:1"):
+        contrast(recipe(reconstruct=None))
 
 
 def test_a_run_is_not_written_into_its_pairs(tmp_path: Path, tiny_folder: Path) -> None:

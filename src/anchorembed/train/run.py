@@ -4,6 +4,7 @@ One loop (`loop`) runs every stage (`stage`), from a model folder or hub model t
 started with other settings is not continued.
 """
 
+import gc
 import logging
 import shutil
 from collections.abc import Sequence
@@ -138,7 +139,9 @@ def run_stage(recipe: Recipe, stage_class: type[Stage], settings: Schedule, star
         finished = read_metadata(folder / "model")
         if finished is None:
             check_same_plan(folder, read_plan(folder / "checkpoints"), plan)
-            return _train_stage(recipe, stage_class, settings, start, folder, plan)
+            model = _train_stage(recipe, stage_class, settings, start, folder, plan)
+            gc.collect()  # compiled layers refer to themselves: weights and gradients would stay in memory
+            return model
         check_same_plan(folder, finished.history.get("plan"), plan, _extended_by(stage_class.name, folder))
         _log.info("%s: finished before, kept: %s", stage_class.name, folder / "model")
         _clear(folder)
