@@ -271,7 +271,8 @@ def _guide(embedder: Embedder, settings: Contrast) -> Embedder | None:
     if settings.guide is None:
         return None
     precision: Precision = "float32" if embedder.dtype == torch.float32 else "bfloat16"
-    guide = Embedder.load(settings.guide, precision=precision, device=str(embedder.backbone.device))
+    device = embedder.device.type if processes() > 1 else str(embedder.device)  # of several, each has its own GPU
+    guide = Embedder.load(settings.guide, precision=precision, device=device)
     guide.requires_grad_(False)
     return guide
 
