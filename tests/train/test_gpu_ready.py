@@ -15,10 +15,11 @@ in gradients of the right shape and device; what it computes is what `test_atten
 """
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,8 +39,9 @@ from anchorembed.model.packing import PackedBatch
 from anchorembed.model.template import Template, bake
 from anchorembed.model.tokens import Lengths, TokenPair
 from anchorembed.recipe_schema import Contrast, Lora, Reconstruct, Schedule
+from anchorembed.system.device import Machine, choose_device
+from anchorembed.train import contrast, gradcache
 from anchorembed.train import cross_entropy as reconstruction
-from anchorembed.train import gradcache
 from anchorembed.train.contrast import Contrastive
 from anchorembed.train.loop import Loop, fit
 from anchorembed.train.optimizer import make_optimizer
@@ -241,6 +243,38 @@ def test_what_needs_no_value_is_not_counted() -> None:
     assert found == []
 
 
+# --- One card of several ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "cuda:1"), (2, "cuda")])
+def test_a_guide_is_on_the_card_of_its_process(count: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card's number is refused where there are several processes: torch's current card is then this process's."""
+    named: list[str] = []
+
+    def load(*_: object, device: str, **__: object) -> nn.Module:
+        named.append(device)
+        choose_device(device, Machine(torch.__version__, "CUDA", True, ("a", "b")), local_rank=1, processes=count)
+        return nn.Module()
+
+    monkeypatch.setattr(contrast.Embedder, "load", load)
+    monkeypatch.setattr(contrast, "processes", lambda: count)
+    embedder = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda:1"))
+    contrast._guide(embedder, Contrast(mask_above=0.0, guide="guide"))  # type: ignore[arg-type]
+    assert named == [name]
+
+
+def test_the_loss_is_compiled_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the first card, which others may fill."""
+    devices: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *given: devices.extend(map(str, places(given))))
+    reconstruction._compiled_softmax.__wrapped__(torch.device("meta"))
+    assert devices == ["meta", "meta"]
+
+
+def places(given: Sequence[object]) -> list[torch.device]:
+    return [thing.device for thing in given if isinstance(thing, Tensor)]
+
+
 # --- Devices ---------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +337,7 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     """Tensors with a device and no values; what asks a driver for a card is left out."""
     monkeypatch.setattr(gradcache, "_random_state", lambda _: None)
     monkeypatch.setattr(gradcache, "_set_random_state", lambda *_: None)
-    monkeypatch.setattr(reconstruction, "_compiled_softmax", lambda: reconstruction._softmax)
+    monkeypatch.setattr(reconstruction, "_compiled_softmax", lambda _: reconstruction._softmax)
     monkeypatch.setattr(Tensor, "backward", filled)
     monkeypatch.setattr(torch.autograd, "backward", filled)
     monkeypatch.setattr(torch.autograd, "grad", gradients_of)

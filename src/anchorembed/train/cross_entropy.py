@@ -129,7 +129,7 @@ def _loss_and_gradient(
     target_logits = _capped(
         products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
     )
-    softmax = _compiled_softmax() if products.is_cuda else _softmax
+    softmax = _compiled_softmax(products.device) if products.is_cuda else _softmax
     normalizer, gradient = softmax(products, weights, bias_V, scale, softcap)
     losses = (normalizer - target_logits)[:, 0]
     at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
@@ -151,11 +151,12 @@ def _softmax(
 
 
 @functools.cache
-def _compiled_softmax() -> Softmax:
+def _compiled_softmax(device: torch.device) -> Softmax:
     """`_softmax` compiled into one pass over the GPU's memory; uncompiled, with a warning, if that fails."""
     compiled: Softmax = torch.compile(_softmax, dynamic=True)
+    products, weights = torch.zeros(2, 8, device=device, dtype=torch.bfloat16), torch.ones(2, device=device)
     try:
-        compiled(torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16), torch.ones(2, device="cuda"), None, 1.0, None)
+        compiled(products, weights, None, 1.0, None)
     except Exception as error:  # the compiler raises errors of many kinds
         _log.warning("the loss is not compiled, slower: %s", first_line(error))
         return _softmax
