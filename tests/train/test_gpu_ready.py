@@ -15,7 +15,7 @@ in gradients of the right shape and device; what it computes is what `test_atten
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -264,15 +264,16 @@ def test_a_guide_is_on_the_card_of_its_process(count: int, name: str, monkeypatc
 
 
 def test_the_loss_is_compiled_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not on the first card, which others may fill."""
-    devices: list[str] = []
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *given: devices.extend(map(str, places(given))))
-    reconstruction._compiled_softmax.__wrapped__(torch.device("meta"))
-    assert devices == ["meta", "meta"]
+    """Not on the first card, which others may fill, and not in bfloat16, which older cards do not have."""
+    tried: list[tuple[str, torch.dtype]] = []
 
+    def compiled(products: Tensor, *_: object) -> None:
+        tried.append((products.device.type, products.dtype))
 
-def places(given: Sequence[object]) -> list[torch.device]:
-    return [thing.device for thing in given if isinstance(thing, Tensor)]
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    for dtype in (torch.float32, torch.bfloat16):
+        reconstruction._compiled_softmax(torch.device("meta"), dtype)
+    assert tried == [("meta", torch.float32), ("meta", torch.bfloat16)]
 
 
 # --- Devices ---------------------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     """Tensors with a device and no values; what asks a driver for a card is left out."""
     monkeypatch.setattr(gradcache, "_random_state", lambda _: None)
     monkeypatch.setattr(gradcache, "_set_random_state", lambda *_: None)
-    monkeypatch.setattr(reconstruction, "_compiled_softmax", lambda _: reconstruction._softmax)
+    monkeypatch.setattr(reconstruction, "_compiled_softmax", lambda *_: reconstruction._softmax)
     monkeypatch.setattr(Tensor, "backward", filled)
     monkeypatch.setattr(torch.autograd, "backward", filled)
     monkeypatch.setattr(torch.autograd, "grad", gradients_of)

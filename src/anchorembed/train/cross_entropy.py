@@ -129,7 +129,7 @@ def _loss_and_gradient(
     target_logits = _capped(
         products.gather(1, targets[:, None]), None if bias_V is None else bias_V[targets][:, None], scale, softcap
     )
-    softmax = _compiled_softmax(products.device) if products.is_cuda else _softmax
+    softmax = _compiled_softmax(products.device, products.dtype) if products.is_cuda else _softmax
     normalizer, gradient = softmax(products, weights, bias_V, scale, softcap)
     losses = (normalizer - target_logits)[:, 0]
     at_target = ((-losses).exp() - 1) * weights * scale  # in float32: near 1 the difference would be lost in bfloat16
@@ -151,10 +151,10 @@ def _softmax(
 
 
 @functools.cache
-def _compiled_softmax(device: torch.device) -> Softmax:
+def _compiled_softmax(device: torch.device, dtype: torch.dtype) -> Softmax:
     """`_softmax` compiled into one pass over the GPU's memory; uncompiled, with a warning, if that fails."""
     compiled: Softmax = torch.compile(_softmax, dynamic=True)
-    products, weights = torch.zeros(2, 8, device=device, dtype=torch.bfloat16), torch.ones(2, device=device)
+    products, weights = torch.zeros(2, 8, device=device, dtype=dtype), torch.ones(2, device=device)
     try:
         compiled(products, weights, None, 1.0, None)
     except Exception as error:  # the compiler raises errors of many kinds
