@@ -66,7 +66,7 @@ def test_a_query_is_no_negative_of_itself_whatever_is_put_before_it(query: str, 
         [True, False, False, False, False, True],  # b
         [False, False, False, False, False, False],  # d, whose positive is itself
     ]
-    assert ready(embedder, Contrast()).make_batch(0, pairs).loss_inputs.excluded_QD.tolist() == wanted
+    assert ready(embedder, Contrast()).make_batch(0, pairs).excluded_QD.tolist() == wanted
     joint = stage(embedder, contrast_weight=1.0).make_batch(0, pairs)
     assert joint.excluded_QD is not None
     assert joint.excluded_QD.tolist() == [row[:3] for row in wanted]

@@ -24,23 +24,22 @@ def anchor_gain(module: nn.Module, held_out: ReconstructionBatch, backbone: Back
     If ``bag_weight`` is above 0, the bag's loss and gain are measured, too.
     """
     batches = held_out.micro_batches
-    anchors_NH = torch.cat([module(micro.sources, None)[0] for micro in batches])
+    anchors_NH = torch.cat([module(micro, encode_only=True)[0] for micro in batches])
     spread = _spread(anchors_NH)
     anchors_NH = torch.cat(decoder_anchors(held_out, anchors_NH, backbone)[0])
-    losses, of_next = (_mean_losses(module, batches, each, bag_weight) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
+    losses, of_next = (_mean_losses(module, batches, each) for each in (anchors_NH, anchors_NH.roll(-1, 0)))
     gains = {name: of_next[name] - losses[name] for name in losses}
     metrics = {"held_out": losses["all"], "gain": gains["all"], "gain_first": gains["first"]} | spread
     return metrics | ({"held_out_bag": losses["bag"], "gain_bag": gains["bag"]} if bag_weight else {})
 
 
-def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: Tensor, bag_weight: float) -> Metrics:
+def _mean_losses(module: nn.Module, batches: Sequence[MicroBatch], anchors_NH: Tensor) -> Metrics:
     """Mean losses of target tokens, in nats: of all, of each text's first 4, and by the bag."""
     sums_5 = torch.zeros(5, device=anchors_NH.device)
     parts = anchors_NH.split([len(micro.sides_N) for micro in batches])
     for micro, anchors in zip(batches, parts, strict=True):
-        targets = micro.targets
-        _, losses_P, bags_P, *_ = module(None, targets, micro.weights_P, anchors, bag_weight=bag_weight)
-        positions = targets.batch.positions
+        _, (losses_P, bags_P, _), _ = module(micro, anchors)
+        targets, positions = micro.targets, micro.targets.batch.positions
         anchors_P = positions[targets.slots][targets.owners]
         first_P = (positions[targets.predicting] < _FIRST + anchors_P).float()
         sums_5 += torch.stack([losses_P.sum(), first_P @ losses_P, bags_P.sum(), micro.weights_P.sum(), first_P.sum()])

@@ -43,22 +43,12 @@ from anchorembed.train.stage import Measured, Metrics, Stage, StepSize, add_adap
 
 
 @dataclass(frozen=True, slots=True)
-class LossInputs:
-    """What a step's loss takes besides vectors, known before anything is embedded.
-
-    ``excluded_QD`` marks documents that must not be a query's negatives, ``given`` holds scores to distill.
-    """
-
-    excluded_QD: Tensor
-    given: ScoredDocuments | None
-
-
-@dataclass(frozen=True, slots=True)
 class ContrastiveBatch:
     """A step's texts on the device: this process's chunks, and which rows of all processes the loss compares.
 
     Attributes:
-        loss_inputs: of the queries and documents of all processes.
+        excluded_QD: documents of all processes that must not be a query's negatives.
+        given: scores to distill, if there are any.
         chunks: this process's texts, long ones first; the last ones may be idle.
         chunk_rows: row of each text of this process among the chunks' embeddings.
         counts: texts of each process.
@@ -66,7 +56,8 @@ class ContrastiveBatch:
         pairs: this process's pairs, for the guide.
     """
 
-    loss_inputs: LossInputs
+    excluded_QD: Tensor
+    given: ScoredDocuments | None
     chunks: list[PackedBatch]
     chunk_rows: Tensor
     counts: list[int]
@@ -85,6 +76,10 @@ class Contrastive(Stage):
     guide: Embedder | None = None
 
     name: ClassVar[str] = "contrast"
+    adapters_cure: ClassVar[str] = (
+        "contrast.lora is null: all weights train, which need float32. Leave lora=null out, or set "
+        "model.weights=float32."
+    )
 
     @property
     def hard_negatives(self) -> int:
@@ -116,19 +111,6 @@ class Contrastive(Stage):
             documents=documents,
             lora=settings.lora,
         )
-
-    @staticmethod
-    def check_stored(settings: Contrast, stored: str) -> None:
-        """Refuse weights that are not stored in float32 unless only adapters train.
-
-        Raises:
-            InputError: naming the settings to change.
-        """
-        if stored != "float32" and settings.lora is None:
-            raise InputError(
-                f"model.weights: {stored} is for adapters, and contrast.lora is null: all weights train, which need "
-                "float32. Leave lora=null out, or set model.weights=float32."
-            )
 
     @classmethod
     def check(cls, settings: Contrast, prepared: Prepared) -> None:
@@ -173,7 +155,7 @@ class Contrastive(Stage):
         # Sharded weights are gathered in each forward pass, so all processes must do equally many: some are idle.
         idle = [pack([pairs[0].query]) for _ in range(max(map(len, chunks)) - len(chunks[rank()]))]
         return ContrastiveBatch(
-            self._loss_inputs(pairs),
+            *self._loss_inputs(pairs),
             [chunk.to(self.device) for chunk in chunks[rank()] + idle],
             send(rows[rank()], self.device),
             [sum(map(len, part)) for part in parts],
@@ -189,8 +171,8 @@ class Contrastive(Stage):
         of_process = cache.vectors_NH[batch.chunk_rows]
         embeddings = gathered(of_process, batch.counts)[batch.gathered_rows]
         idle = 0.0 * cache.vectors_NH[len(of_process) :].sum()  # keeps idle chunks in the graph
-        loss = self._loss(batch.loss_inputs, embeddings, guided) + idle
-        cache.backward(loss, processes(), self.unsynced)
+        loss = self._loss(batch.excluded_QD, batch.given, embeddings, guided) + idle
+        cache.backward(processes() * loss, self.unsynced)
         return {"loss": loss.detach()}
 
     # Held-out pairs
@@ -198,35 +180,38 @@ class Contrastive(Stage):
     @torch.no_grad()
     def report(self, pairs: Sequence[TokenPair]) -> Metrics:
         """Loss on held-out pairs as one batch; accuracy is the share of queries whose positive ranks first."""
-        loss_inputs = self._loss_inputs(pairs)
+        excluded_QD, given = self._loss_inputs(pairs)
         sequences = [text for texts in _texts(pairs, self.hard_negatives) for text in texts]
         chunks, rows = self._chunks(sequences)
         embeddings = torch.cat([self.module(chunk.to(self.device)) for chunk in chunks])[send(rows, self.device)]
         scores_QD = similarities(embeddings[: len(pairs)], embeddings[len(pairs) :])
-        best_Q = scores_QD.masked_fill(loss_inputs.excluded_QD, float("-inf")).argmax(dim=1)
+        best_Q = scores_QD.masked_fill(excluded_QD, float("-inf")).argmax(dim=1)
         is_right_Q = best_Q == torch.arange(len(pairs), device=self.device)
-        loss = self._loss(loss_inputs, embeddings, self._guided(pairs))
+        loss = self._loss(excluded_QD, given, embeddings, self._guided(pairs))
         return read_back({"held_out_loss": loss, "held_out_accuracy": is_right_Q.float().mean()})
 
-    def _loss_inputs(self, pairs: Sequence[TokenPair]) -> LossInputs:
+    def _loss_inputs(self, pairs: Sequence[TokenPair]) -> tuple[Tensor, ScoredDocuments | None]:
+        """Documents that must not be a query's negatives, and scores to distill, on the device."""
         excluded_QD, given = excluded_documents(pairs, self.hard_negatives), None
         if self.settings.distill:
             given = scored_documents(*_given_scores(pairs, self.hard_negatives)).to(self.device)
-        return LossInputs(send(excluded_QD, self.device), given)
+        return send(excluded_QD, self.device), given
 
-    def _loss(self, loss_inputs: LossInputs, embeddings: Tensor, guided: Tensor | None) -> Tensor:
+    def _loss(
+        self, excluded_QD: Tensor, given: ScoredDocuments | None, embeddings: Tensor, guided: Tensor | None
+    ) -> Tensor:
         """L_II of all embeddings: queries, positives, negatives; ``guided`` are the guide's of the same texts."""
-        count, left_out_QD = len(loss_inputs.excluded_QD), loss_inputs.excluded_QD
+        count = len(excluded_QD)
         margin, distill, scale = self.settings.mask_above, self.settings.distill, self.settings.scale
         if margin is not None:
             vectors = embeddings if guided is None else guided
-            left_out_QD = left_out_QD | too_similar(vectors[:count], vectors[count:], margin)
+            excluded_QD = excluded_QD | too_similar(vectors[:count], vectors[count:], margin)
 
         def loss(vectors: Tensor) -> Tensor:
             queries_QH, documents_DH = vectors[:count], vectors[count:]
-            value = info_nce(queries_QH, documents_DH, scale, left_out_QD)
-            if loss_inputs.given is not None:
-                value = value + distill * distillation(queries_QH, documents_DH, loss_inputs.given, scale)
+            value = info_nce(queries_QH, documents_DH, scale, excluded_QD)
+            if given is not None:
+                value = value + distill * distillation(queries_QH, documents_DH, given, scale)
             return value
 
         return matryoshka(loss, embeddings, self.settings.dimensions)

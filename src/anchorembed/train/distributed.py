@@ -1,6 +1,7 @@
 """Training in several processes with accelerate (DDP or FSDP2), and the run's trackers."""
 
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def wrap_for_processes(accelerator: Accelerator, stage: Stage, optimizer: torch.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped, _ = accelerator.prepare(stage.module, optimizer)  # sharding gives the optimizer its shards in place
     if accelerator.is_fsdp2:  # unsynced, FSDP2 would keep whole gradients until the last micro-batch
-        return stage.with_module(wrapped, None)
-    return stage.with_module(wrapped, lambda: accelerator.no_sync(wrapped))
+        return replace(stage, module=wrapped)
+    return replace(stage, module=wrapped, unsynced=lambda: accelerator.no_sync(wrapped))
 
 
 def _check_supported(accelerator: Accelerator, settings: Schedule) -> None:

@@ -36,20 +36,15 @@ class GradCache(Generic[Chunk]):
         self._sizes = [len(part) for part in parts]
         self.vectors_NH = torch.cat(parts).detach().requires_grad_()
 
-    def backward(
-        self, loss: Tensor, factor: float = 1.0, unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
-    ) -> None:
-        """Accumulate the gradient of ``factor * loss`` into the weights behind ``embed``.
+    def backward(self, loss: Tensor, unsynced: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        """Accumulate the gradient of a loss, a scalar from ``vectors_NH``, into the weights behind ``embed``.
 
-        Args:
-            loss: a scalar from ``vectors_NH``.
-            factor: multiplies the gradients.
-            unsynced: opens a context without gradient averaging between processes, for all chunks but the last.
+        ``unsynced`` opens a context without gradient averaging between processes, for all chunks but the last.
         """
         if len(self._chunks) == 1:
-            (factor * loss).backward()
+            loss.backward()
             return
-        (gradient,) = torch.autograd.grad(factor * loss, self.vectors_NH)
+        (gradient,) = torch.autograd.grad(loss, self.vectors_NH)
         state_after = _random_state(self._device)
         parts = zip(self._chunks, self._states, gradient.split(self._sizes), strict=True)
         for number, (chunk, state, part) in enumerate(parts, 1):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
@@ -22,8 +22,8 @@ from anchorembed.model.vectors import Floats, Side
 from anchorembed.recipe_schema import Reconstruct
 from anchorembed.system.device import autocast
 from anchorembed.train.anchors import centred
-from anchorembed.train.decoder_input import decoding, insert_anchors
-from anchorembed.train.reconstruction_loss import ReconstructionLoss
+from anchorembed.train.decoder_input import decoding
+from anchorembed.train.reconstruction_loss import decoder_states, head_loss
 
 NEUTRAL = (
     "The bus to the station leaves at nine o'clock.",
@@ -124,32 +124,26 @@ def read(
     """
     limit = embedder.metadata.lengths.query if side == "query" else embedder.metadata.lengths.document
     texts = [other] if text is None else [text, other]
-    if (text is None and vector_H is None) or not all(embedder.pairs.plain(texts, limit)):
+    tokens = embedder.pairs.plain(texts, limit)
+    if (text is None and vector_H is None) or not all(tokens):
         raise InputError("read: a text is missing, or has no token. Give some words.")
     sink, is_centred = stage_one_form(embedder.metadata)
-    device = embedder.backbone.device
-    given = [text] if vector_H is None and text is not None else []
+    embedded = [*(texts if vector_H is None else [other]), *NEUTRAL]  # the last show the noise
     # One text per call, so that the rounding of a vector does not depend on the other texts.
-    alone = [embedder.encode([text], side, normalize=False) for text in (*given, other, *NEUTRAL)]
-    anchors_NH = torch.tensor(np.concatenate(alone), device=device)
+    alone = [embedder.encode([text], side, normalize=False) for text in embedded]
+    anchors_NH = torch.tensor(np.concatenate(alone), device=embedder.device)
     if vector_H is not None:
         anchors_NH = torch.cat([_with_length(vector_H, anchors_NH), anchors_NH])
     if is_centred:
-        sides_N = torch.zeros(len(anchors_NH), dtype=torch.long, device=device)
+        sides_N = torch.zeros(len(anchors_NH), dtype=torch.long, device=embedder.device)
         anchors_NH = centred(anchors_NH, sides_N, embedder.backbone.mean_token_norm())
-    return _reading(embedder, text, other, anchors_NH, sink, limit)
-
-
-def _reading(embedder: Embedder, text: str | None, other: str, anchors_NH: Tensor, sink: bool, limit: int) -> Reading:
-    """Read the anchors of the text, of the other text and of `NEUTRAL`, which show the noise."""
-    decode, pair_2H = embedder.tokenizer.decode, anchors_NH[:2]
     own, against = (
-        VectorReading(words, str(decode(ids, skip_special_tokens=True)).strip())
-        for words, ids in zip(_bag(embedder, pair_2H), _written(embedder, pair_2H, sink), strict=True)
+        VectorReading(words, str(embedder.tokenizer.decode(ids, skip_special_tokens=True)).strip())
+        for words, ids in zip(_bag(embedder, anchors_NH[:2]), _written(embedder, anchors_NH[:2], sink), strict=True)
     )
     if text is None:
         return Reading(own, against, other)
-    ids = embedder.pairs.plain([text], limit)[0]
+    ids = tokens[0]
     losses_N = _losses(embedder, ids, anchors_NH, sink)
     below = int((losses_N[2:] > losses_N[0]).sum())
     return Reading(own, against, other, float(losses_N[1] - losses_N[0]), len(ids) + 1, below)
@@ -198,8 +192,7 @@ def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[in
     with autocast(backbone.device, embedder.dtype):  # once, as it keeps the weights that it has cast until it ends
         while len(written[0]) < _MOST_WRITTEN and not all(end in ids for ids in written):
             layout = decoding(written, end, sink).to(backbone.device)
-            vectors_TH = insert_anchors(backbone.embed(layout.batch.tokens), anchors_NH, layout.slots)
-            states_NH = backbone.states(vectors_TH, layout.batch)[layout.batch.anchors]
+            states_NH = decoder_states(backbone, layout, anchors_NH)[layout.batch.anchors]
             with autocast(backbone.device, torch.float32):
                 likeliest = backbone.head.logits(states_NH.float()).argmax(-1).tolist()
             for ids, token in zip(written, likeliest, strict=True):
@@ -209,9 +202,9 @@ def _written(embedder: Embedder, anchors_NH: Tensor, sink: bool) -> list[list[in
 
 def _losses(embedder: Embedder, ids: Sequence[int], anchors_NH: Tensor, sink: bool) -> Tensor:
     """Mean loss of a text's tokens and EOS, in nats, when written from each anchor, [N]."""
-    count, device = len(anchors_NH), anchors_NH.device
-    layout = decoding([ids] * count, embedder.pairs.end_id, sink).to(device)
-    module: nn.Module = ReconstructionLoss(embedder)
-    _, losses_P, *_ = module(None, layout, torch.ones(len(layout.targets), device=device), anchors_NH)
-    losses_N: Tensor = losses_P.view(count, -1).mean(1)
-    return losses_N
+    backbone = embedder.backbone
+    layout = decoding([ids] * len(anchors_NH), embedder.pairs.end_id, sink).to(backbone.device)
+    with autocast(backbone.device, embedder.dtype):
+        states_PH = decoder_states(backbone, layout, anchors_NH)[layout.predicting]
+        _, losses_P = head_loss(backbone.head, states_PH, layout.targets, torch.ones_like(states_PH[:, 0]))
+    return losses_P.view(len(anchors_NH), -1).mean(1)

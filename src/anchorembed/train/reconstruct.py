@@ -15,7 +15,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.packing import by_length, micro_batches, send
 from anchorembed.model.tokens import TokenPair
@@ -49,6 +48,10 @@ class Reconstruction(Stage):
     settings: Reconstruct
 
     name: ClassVar[str] = "reconstruct"
+    adapters_cure: ClassVar[str] = (
+        "Stage I trains all weights, which need float32. Train adapters: reconstruct.lora={{}}. Or run reconstruct "
+        "with model.weights=float32, then contrast with {stored}; or leave Stage I out: reconstruct=null."
+    )
 
     # Building
 
@@ -56,7 +59,7 @@ class Reconstruction(Stage):
     def trained_module(embedder: Embedder, settings: Reconstruct) -> nn.Module:
         """The module of both passes and the loss; either adapters train, or all weights, the head's among them."""
         add_adapters(embedder.backbone, settings.lora)
-        return ReconstructionLoss(embedder)
+        return ReconstructionLoss(embedder, settings.bag_weight)
 
     @staticmethod
     def step_size(settings: Reconstruct, data: Data) -> StepSize:
@@ -66,20 +69,6 @@ class Reconstruction(Stage):
         if settings.read_weight is not None:
             pair += (CHOICES - 1) * min(pair, 2 * directions * (settings.target_tokens or pair))
         return StepSize(longest=pair, most=settings.batch_size * pair, writes=True, lora=settings.lora)
-
-    @staticmethod
-    def check_stored(settings: Reconstruct, stored: str) -> None:
-        """Refuse weights that are not stored in float32 unless only adapters train.
-
-        Raises:
-            InputError: naming what to change.
-        """
-        if stored != "float32" and settings.lora is None:
-            raise InputError(
-                f"model.weights: {stored} is for adapters, and Stage I trains all weights, which need float32. Train "
-                f"adapters: reconstruct.lora={{}}. Or run reconstruct with model.weights=float32, then contrast with "
-                f"{stored}; or leave Stage I out: reconstruct=null."
-            )
 
     @staticmethod
     def teaches(settings: Reconstruct, pairs: Sequence[TokenPair]) -> bool:
@@ -92,9 +81,8 @@ class Reconstruction(Stage):
         """Lay out step ``number`` and send it to the device."""
         weights = self.direction_weights(number)
         writings = self.writings(number, pairs)
-        totals = dict.fromkeys(weights, 0)
-        for writing in chain.from_iterable(writings):
-            totals[writing.direction] += writing.targets
+        targets = [(writing.direction, writing.targets) for writing in chain.from_iterable(writings)]
+        totals = {name: sum(count for direction, count in targets if direction == name) for name in weights}
         per_token = {direction: weight / totals[direction] for direction, weight in weights.items()}
         runs = [self._micro_batches(part) for part in shares(writings)]
         idle = max(map(len, runs)) - len(runs[rank()])
@@ -103,12 +91,10 @@ class Reconstruction(Stage):
         zeros = dict.fromkeys(weights, 0.0)
         micro_batches = [self._laid_out(writings[0], zeros, zeros, is_idle=True) for _ in range(idle)]
         micro_batches += [self._laid_out(part, per_token, per_text) for part in runs[rank()]]
-        excluded_QD = None
-        if self.settings.contrast_weight is not None:
-            excluded_QD = send(excluded_documents(pairs, 0), self.device)
-        contrast_weight = self.settings.contrast_weight or 0.0
+        anchor, contrast_weight = self.settings.anchor, self.settings.contrast_weight
+        excluded_QD = None if contrast_weight is None else send(excluded_documents(pairs, 0), self.device)
         return ReconstructionBatch(
-            micro_batches, idle, len(pairs), weights, totals, self.settings.anchor, excluded_QD, contrast_weight
+            micro_batches, idle, len(pairs), weights, totals, anchor, excluded_QD, contrast_weight or 0.0
         )
 
     def direction_weights(self, number: int) -> dict[Direction, float]:
@@ -156,11 +142,11 @@ class Reconstruction(Stage):
         measured: Measured = {}
         loss = torch.zeros((), device=self.device)
         for row, (direction, weight) in enumerate(batch.weights.items()):
-            written, bag = (sums_3D[kind, row] / batch.totals[direction] for kind in (0, 1))
-            losses = self._named(direction, written, bag, sums_3D[2, row] / batch.pairs)
-            for value, loss_weight in losses.values():
-                loss = loss + weight * loss_weight * value
-            measured |= {name: value for name, (value, _) in losses.items()}
+            for sums_D, (name, loss_weight) in zip(sums_3D, self._loss_weights(direction).items(), strict=False):
+                if loss_weight:
+                    value = sums_D[row] / (batch.pairs if name == "read_" else batch.totals[direction])
+                    loss = loss + weight * loss_weight * value
+                    measured[f"loss_{name}{direction}"] = value
         if batch.excluded_QD is not None:
             loss = loss + contrast.detach()
             measured["loss_contrast"] = contrast / batch.contrast_weight
@@ -169,30 +155,21 @@ class Reconstruction(Stage):
     def _backward(self, batch: ReconstructionBatch, anchors: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """Backpropagate each micro-batch, from its sources or from given anchors.
 
-        Returns this process's losses, [3, D], and the contrastive loss of the anchors, of all processes.
+        Returns this process's losses, [3, D] (decoding, bag, choosing), summed in nats, and the contrastive loss of the
+        anchors, of all processes.
         """
         sums_3D = torch.zeros(3, len(batch.weights), device=self.device)
         step = batch if len(batch.micro_batches) == 1 else None
         for number, micro in enumerate(batch.micro_batches):
             is_last = not anchors and number + 1 == len(batch.micro_batches)
             with nullcontext() if is_last else self.unsynced():
-                loss, losses_3D, contrast = self._losses(micro, anchors[number] if anchors else None, step)
-                torch.stack([loss if processes() == 1 else loss * processes(), contrast]).sum().backward()
+                anchors_NH = anchors[number] if anchors else None
+                decode = self.decodes or micro.sources is None
+                loss, losses_3P, contrast = self.module(micro, anchors_NH, step, decode=decode)
+                torch.stack([loss * processes(), contrast]).sum().backward()
             if number >= batch.idle:
-                sums_3D += losses_3D
+                sums_3D += losses_3P @ micro.masks_DP.T
         return sums_3D, contrast
-
-    def _losses(
-        self, micro: MicroBatch, anchors_NH: Tensor | None, step: ReconstructionBatch | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted loss, summed losses in nats, [3, D] (decoding, bag, choosing), and the contrastive loss."""
-        decode = self.decodes or micro.sources is None
-        sources = micro.sources if anchors_NH is None else None
-        choosing = (micro.choosing_N, micro.choices) if micro.choices > 1 else None
-        loss, *losses, contrast = self.module(
-            sources, micro.targets, micro.weights_P, anchors_NH, step, self.settings.bag_weight, decode, choosing
-        )
-        return loss, torch.stack(losses) @ micro.masks_DP.T, contrast
 
     def _cached_backward(self, batch: ReconstructionBatch) -> tuple[Tensor, Tensor]:
         """As `_backward`, where anchors depend on all anchors of the step, in one micro-batch's memory (`gradcache`).
@@ -200,26 +177,20 @@ class Reconstruction(Stage):
         Encode all without a graph, write each micro-batch from its anchors, then encode each again with a graph and
         push its anchors' gradients through.
         """
-        sources = [micro.sources for micro in batch.micro_batches]
-        cache = GradCache(lambda packed: self.module(packed, None)[0], sources, self.device)
+        cache = GradCache(lambda micro: self.module(micro, encode_only=True)[0], batch.micro_batches, self.device)
         parts, contrast = decoder_anchors(batch, cache.vectors_NH, self.embedder.backbone)
         leaves = [part.detach().requires_grad_() for part in parts]
         sums_3D, _ = self._backward(batch, leaves)
         # the gradient of this sum with respect to the anchors is the loss's
         terms = [(part * cast("Tensor", leaf.grad)).sum() for part, leaf in zip(parts, leaves, strict=True)]
-        cache.backward(torch.stack([*terms, contrast]).sum(), unsynced=self.unsynced)
+        cache.backward(torch.stack([*terms, contrast]).sum(), self.unsynced)
         return sums_3D, contrast
 
-    def _named(self, direction: Direction, *losses: Tensor) -> dict[str, tuple[Tensor, float]]:
-        """The trained ones of a direction's losses (decoding, bag, choosing), by name, each with its weight."""
-        is_anchored = direction != "next_token"
-        weights = (self.decodes or not is_anchored, self.settings.bag_weight, self.settings.read_weight)
-        names = ("", "bag_", "read_") if is_anchored else ("",)
-        return {
-            f"loss_{name}{direction}": (loss, float(weight))
-            for name, loss, weight in zip(names, losses, weights, strict=False)
-            if weight
-        }
+    def _loss_weights(self, direction: Direction) -> dict[str, float]:
+        """Weights of a direction's losses (decoding, bag, choosing), by name; 0 for those that are not trained."""
+        if direction == "next_token":
+            return {"": 1.0}
+        return {"": float(self.decodes), "bag_": self.settings.bag_weight, "read_": self.settings.read_weight or 0.0}
 
     def _micro_batches(self, writings: Sequence[list[Writing]]) -> list[list[Writing]]:
         """The writings in micro-batches within the budget: pairs of similar length together, longest first."""

@@ -42,11 +42,6 @@ class Writing:
         return target_count(self.text, self.limit)
 
     @property
-    def side(self) -> int:
-        """0 if it is written from a query, 1 from a document."""
-        return int(self.direction != "q2d")
-
-    @property
     def cost(self) -> int:
         """Tokens computed in both passes if there is a sink; one fewer for each row without."""
         return len(self.source) + len(self.rows) * (self.targets + 1)
@@ -128,7 +123,7 @@ def lay_out(
     owners_P, is_own_P = targets.owners // choices, (targets.owners % choices == 0).float()
     weights_P = torch.tensor([per_token[writing.direction] for writing in writings])[owners_P] * is_own_P
     masks_DN = torch.tensor([[float(writing.direction == name) for writing in writings] for name in per_token])
-    sides_N = torch.tensor([-1 if is_idle else writing.side for writing in writings])
+    sides_N = torch.tensor([-1 if is_idle else int(writing.direction != "q2d") for writing in writings])
     rows_R = torch.tensor([row for writing in writings for row in writing.rows])
     choosing_N = torch.tensor([per_text[writing.direction] for writing in writings])
     masks_DP = masks_DN[:, owners_P] * is_own_P

@@ -7,13 +7,13 @@ profile and the comparison use nothing else of a stage. The functions below work
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from anchorembed.errors import extra
+from anchorembed.errors import InputError, extra
 from anchorembed.model.adapters import adaptable, add_lora, not_adapted
 from anchorembed.model.backbone import Backbone
 from anchorembed.model.embedder import Embedder
@@ -66,6 +66,7 @@ class Stage(ABC):
     unsynced: Callable[[], AbstractContextManager[object]] = nullcontext
 
     name: ClassVar[str]  # its key in a recipe, and its folder
+    adapters_cure: ClassVar[str]  # of `check_stored`: what needs float32, and what to set
 
     # Building
 
@@ -87,10 +88,15 @@ class Stage(ABC):
     def step_size(settings: Any, data: Data) -> StepSize:  # noqa: ANN401
         """Largest sizes of a step, for the estimate of its memory."""
 
-    @staticmethod
-    @abstractmethod
-    def check_stored(settings: Any, stored: str) -> None:  # noqa: ANN401
-        """Refuse to train weights that are not stored in float32, where small updates are lost."""
+    @classmethod
+    def check_stored(cls, settings: Any, stored: str) -> None:  # noqa: ANN401
+        """Refuse to train weights that are not stored in float32, where small updates are lost; adapters are.
+
+        Raises:
+            InputError: naming the settings to change.
+        """
+        if stored != "float32" and settings.lora is None:
+            raise InputError(f"model.weights: {stored} is for adapters, and {cls.adapters_cure.format(stored=stored)}")
 
     @classmethod
     def check(cls, settings: Any, prepared: Prepared) -> None:  # noqa: ANN401
@@ -106,10 +112,6 @@ class Stage(ABC):
     @abstractmethod
     def teaches(settings: Any, pairs: Sequence[TokenPair]) -> bool:  # noqa: ANN401
         """Whether a step of these pairs has a gradient."""
-
-    def with_module(self, module: nn.Module, unsynced: Callable[[], AbstractContextManager[object]] | None) -> Self:
-        """The same stage with a module that is wrapped for several processes."""
-        return replace(self, module=module, unsynced=unsynced or self.unsynced)
 
     # A step
 
