@@ -9,7 +9,6 @@ Axes: T states, H hidden size, V vocabulary, N texts.
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -46,51 +45,45 @@ def linear_cross_entropy(
     Returns:
         The sum over positions of ``weights_T`` times the loss, and the unweighted losses [T] in nats, without gradient.
     """
-    device = states_TH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
-    options = _Options(scale, softcap, dtype, torch.is_grad_enabled(), bags)
-    return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    scale: float
-    softcap: float | None
-    dtype: torch.dtype
-    with_gradients: bool
-    bags: tuple[Sequence[int], Tensor] | None
+    with_gradients = torch.is_grad_enabled()  # not known inside, where it is off
+    return _apply(states_TH, weight_VH, bias_V, targets_T, weights_T.float(), scale, softcap, bags, with_gradients)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - a gradient for each, so no object holds them
         ctx: Context,
         states_TH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
         targets_T: Tensor,
         weights_T: Tensor,
-        options: _Options,
+        scale: float,
+        softcap: float | None,
+        bags: tuple[Sequence[int], Tensor] | None,
+        with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
-        need_states, need_weight, need_bias = (options.with_gradients and need for need in ctx.needs_input_grad[:3])
+        device = states_TH.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_TH.dtype
+        need_states, need_weight, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
         grad_states = torch.empty_like(states_TH) if need_states else None
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
         losses_T = torch.empty(len(targets_T), dtype=torch.float32, device=states_TH.device)
-        step = max(16, CHUNK_LOGITS.get(states_TH.device.type, 2**25) // weight_VH.shape[0])
-        bounds = None if options.bags is None else [0, *accumulate(options.bags[0])]
-        with torch.autocast(states_TH.device.type, enabled=False):
-            weight = weight_VH.detach().to(options.dtype)
+        step = max(16, CHUNK_LOGITS.get(device, 2**25) // weight_VH.shape[0])
+        bounds = None if bags is None else [0, *accumulate(bags[0])]
+        with torch.autocast(device, enabled=False):
+            weight = weight_VH.detach().to(dtype)
             for start in range(0, len(states_TH), step):
                 rows = slice(start, min(start + step, len(states_TH)))
                 chosen = rows if bounds is None else slice(bounds[rows.start], bounds[rows.stop])  # targets of the rows
-                states = states_TH[rows].to(options.dtype)
+                states = states_TH[rows].to(dtype)
                 products = states @ weight.T
-                problem = (products, targets_T[chosen], weights_T[chosen], bias_V, options.scale, options.softcap)
-                if options.bags is None:
+                problem = (products, targets_T[chosen], weights_T[chosen], bias_V, scale, softcap)
+                if bags is None:
                     losses_T[chosen], gradient = _loss_and_gradient(*problem)
                 else:
-                    losses_T[chosen], gradient = _bag_and_gradient(options.bags[1][chosen] - start, *problem)
+                    losses_T[chosen], gradient = _bag_and_gradient(bags[1][chosen] - start, *problem)
                 if grad_states is not None:
                     grad_states[rows] = gradient @ weight
                 if grad_weight is not None:
@@ -106,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0]
         scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        return (*scaled, *[None] * 6)
 
 
 _apply: Callable[..., tuple[Tensor, Tensor]] = _LinearCrossEntropy.apply
