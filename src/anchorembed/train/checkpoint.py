@@ -40,21 +40,17 @@ def save_checkpoint(
     )
     tensors = {"weights": on_first_process(parameters.items()), "optimizer": on_first_process(moments)}
     if rank() == 0:
-        _write(folder, {"step": step, "plan": plan, "versions": versions()}, tensors, keep)
+        target, state = folder / f"step-{step:06d}", {"step": step, "plan": plan, "versions": versions()}
+        with whole_folder(target) as partial:
+            for name, content in tensors.items():
+                save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        newest_first = checkpoints(folder)
+        index = newest_first.index(target)
+        # newer ones are damaged: training resumed from an older one
+        for path in newest_first[:index] + newest_first[index + keep :]:
+            shutil.rmtree(path)
     wait_for_all()
-
-
-def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> None:
-    target = folder / f"step-{state['step']:06d}"
-    with whole_folder(target) as partial:
-        for name, content in tensors.items():
-            save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    newest_first = checkpoints(folder)
-    index = newest_first.index(target)
-    # newer ones are damaged: training resumed from an older one
-    for path in newest_first[:index] + newest_first[index + keep :]:
-        shutil.rmtree(path)
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -7,7 +7,6 @@ import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from anchorembed.errors import InputError
@@ -30,13 +29,14 @@ def keep_recipe(recipe: Recipe) -> None:
         InputError: if it cannot be written.
     """
     path = recipe.output / KEPT
-    if _is_other(path):
+    is_ours = path.is_file() and path.read_bytes().startswith(_HEADER.encode())
+    if path.exists() and not is_ours:
         stored: Recipe | None = None
         with suppress(InputError):
             stored = with_absolute_paths(read_as(type(recipe), path))
         if stored != with_absolute_paths(recipe):
             _log.info("%s: not written by anchorembed, and differs from the recipe that is trained. It stays.", path)
-    elif not path.is_file() or path.read_text(encoding="utf-8") != _text(recipe):
+    elif not is_ours or path.read_text(encoding="utf-8") != _text(recipe):
         write_file(path, _text(recipe))
 
 
@@ -102,8 +102,3 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 def _text(recipe: Recipe) -> str:
     return f"{_HEADER}{shlex.quote(str(recipe.output.absolute() / KEPT))}\n{show_config(with_absolute_paths(recipe))}"
-
-
-def _is_other(path: Path) -> bool:
-    """Whether there is a file that `keep_recipe` did not write."""
-    return path.exists() and not (path.is_file() and path.read_bytes().startswith(_HEADER.encode()))

@@ -118,7 +118,8 @@ def fit(
     done = load_checkpoint(loop.folder / "checkpoints", module, optimizer)
     if done:
         _log.info("%s: resumed after step %s of %s", loop.name, done, schedule.steps)
-    entries = _kept_log(log, done)
+    entries = [entry for entry in read_log(log) if entry["step"] <= done]  # later steps are repeated
+    _write_log(log, entries)
     training = _Training(loop, module, optimizer, entries)
     shown: Metrics = {}
     if entries and _NOT_EVALUATED in entries[-1]:
@@ -135,7 +136,8 @@ def fit(
             started, done = time.perf_counter(), number + 1
             metrics = training.step(number, indices, future, run)
             record = partial(_record, sink, training.device, started, done)
-            evaluates = _evaluates(schedule, done)
+            every = schedule.evaluate_every
+            evaluates = every > 0 and (done % every == 0 or done == schedule.steps)
             if evaluates:
                 metrics |= training.evaluate(done, evaluate, partial(record, metrics | {_NOT_EVALUATED: 1.0}))
             _track(accelerator, loop.name, done, record(metrics))
@@ -152,12 +154,6 @@ def fit(
                 break
     if schedule.keep_best:
         training.load_best()
-
-
-def _evaluates(schedule: Schedule, done: int) -> bool:
-    """Whether there is an evaluation after a step."""
-    every = schedule.evaluate_every
-    return every > 0 and (done % every == 0 or done == schedule.steps)
 
 
 class _Training:
@@ -183,26 +179,22 @@ class _Training:
     ) -> Metrics:
         """Run a step and update the weights; a step whose loss or gradient is not finite is skipped."""
         seed_step(self.loop.seed, number, rank())
+        rate = learning_rate(number, self.loop.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         with self._within_memory(number):
             batch, costs = future.result()
-            metrics = costs | self._updated(learning_rate(number, self.loop.schedule), run, batch)
+            measured = run(batch)
+            gradient_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.loop.schedule.max_gradient_norm))
+            metrics = costs | read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
+            if _is_finite(metrics):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # the next step's gradients use the same memory
         if _is_finite(metrics):
             return metrics
         self._skip(number, indices, metrics)
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped": 1.0}
-
-    def _updated(self, rate: float, run: Callable[[Batch], Measured], batch: Batch) -> Metrics:
-        """Run a batch, and update the weights if loss and gradient are finite; returns the step's metrics."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        measured = run(batch)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradient_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.loop.schedule.max_gradient_norm))
-        metrics = read_back(measured | {"gradient_norm": gradient_norm}) | {"learning_rate": rate}
-        if _is_finite(metrics):
-            self.optimizer.step()
-        return metrics
 
     def _skip(self, number: int, indices: Sequence[int], metrics: Metrics) -> None:
         """Warn that a step is left out; raise InputError if more than ``skip_steps`` are."""
@@ -317,12 +309,6 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _kept_log(path: Path, done: int) -> list[Metrics]:
-    """Drop log lines of steps after the checkpoint, which are repeated; returns the kept ones, in all processes."""
-    _write_log(path, [entry for entry in read_log(path) if entry["step"] <= done])
-    return read_log(path)
 
 
 def _write_log(path: Path, entries: Sequence[Metrics]) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from anchorembed.data.pairs import TextPair
-from anchorembed.data.sampling import batches, share_used, source_epoch, steps_an_epoch
+from anchorembed.data.sampling import batches, share_used, steps_an_epoch
 from anchorembed.data.split import Split, split
 from anchorembed.data.store import PairStore, SourceFile, open_store
 from anchorembed.model.embedder import Embedder
@@ -46,10 +46,6 @@ class Prepared:
     def share_used(self, size: int, seed: int) -> float:
         """Share of the training pairs that an epoch uses in steps of ``size``."""
         return share_used(self.store, self.split.train, size, seed) if self.temperature == 1 else 1.0
-
-    def first_epoch(self, size: int, seed: int, source: int) -> Iterator[list[int]]:
-        """Indices of each step's pairs of one source in the first epoch."""
-        return source_epoch(self.store, self.split.train, size, seed, 0, source)
 
     def tokens(self, indices: Sequence[int], most_negatives: int | None = None) -> list[TokenPair]:
         """Read and tokenise the pairs of a step, each with at most ``most_negatives`` hard negatives."""

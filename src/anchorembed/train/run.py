@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from anchorembed.data.sampling import source_epoch
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.compile_layers import compile_layers
-from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import absolute_name
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
@@ -168,10 +168,15 @@ def _train_stage(
         stage = stage_class.build(prepared.embedder, settings, use.budget)
     _log_unused(stage, prepared, recipe.seed)
     stored, data = recipe.model.weights, prepared.summary()
-    history: dict[str, object] = {"start": absolute_name(start), "start_sha256": start_sha256}
-    history |= {"plan": plan, "data": data}
     merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
-    history |= {"weights": stored if stored == "float32" else merged, "before": prepared.embedder.metadata.stages}
+    history: dict[str, object] = {
+        "start": absolute_name(start),
+        "start_sha256": start_sha256,
+        "plan": plan,
+        "data": data,
+        "weights": stored if stored == "float32" else merged,
+        "before": prepared.embedder.metadata.stages,
+    }
     if accelerator.is_main_process:
         keep_recipe(recipe)
         write_file(folder / "data.json", to_json(data, indent=2))
@@ -199,21 +204,18 @@ def _train_stage(
             tracker.finish()
         weights = gathered_weights(module) if sharded(module) else None
         if accelerator.is_main_process:
-            whole = None if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
-            _write_model(whole or prepared.embedder, target, history)
+            trained = prepared.embedder
+            if weights is not None:
+                trained = embedder_with(recipe, stage_class, settings, start, weights)
+            with whole_folder(target) as unfinished:
+                trained.save(unfinished, history)
+                write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
             _clear(folder)
     wait_for_all()
     _log.info("%s: complete: %s", name, target)
     if in_any_process(stop.is_set(), device):
         raise Interrupted(stop.number, "Stopped.")
     return target
-
-
-def _write_model(trained: Embedder, target: Path, history: dict[str, object]) -> None:
-    """Write a trained model with its history and card."""
-    with whole_folder(target) as unfinished:
-        trained.save(unfinished, history)
-        write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
 
 
 def plan_memory(
@@ -243,11 +245,7 @@ def plan_memory(
 
 
 def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, prepared: Prepared) -> None:
-    """Refuse settings of this stage, or of a Stage II to come, that cannot work with these pairs and this model.
-
-    Raises:
-        InputError: naming the first of them.
-    """
+    """Refuse settings of this stage, or of a Stage II to come, that cannot work with these pairs and this model."""
     stages: list[tuple[type[Stage], Schedule]] = [(stage_class, settings)]
     if recipe.contrast is not None and stage_class is not Contrastive:
         stages.append((Contrastive, recipe.contrast))
@@ -261,14 +259,10 @@ def _check_stages(recipe: Recipe, stage_class: type[Stage], settings: Schedule, 
 def _check_sources(
     stage_class: type[Stage], settings: Schedule, prepared: Prepared, seed: int, counts: Sequence[int]
 ) -> None:
-    """Refuse a source if no step of its first epoch has a gradient, with any of ``counts`` hard negatives a pair.
-
-    Raises:
-        InputError: naming the source and some of its lines.
-    """
+    """Refuse a source if no step of its first epoch has a gradient, with any of ``counts`` hard negatives a pair."""
     for number, source in enumerate(prepared.store.sources):
         tried: list[int] = []
-        for step in prepared.first_epoch(settings.batch_size, seed, number):
+        for step in source_epoch(prepared.store, prepared.split.train, settings.batch_size, seed, 0, number):
             if any(stage_class.teaches(settings, prepared.tokens(step, count)) for count in counts):
                 break
             tried += step
