@@ -26,11 +26,11 @@ def check_memory(stage: str, shape: Shape, use: Use, available: int, device: str
         return f"{stage}: about {gb(needs.total)} GB{share}: {needs}"
     figures = f"it takes about {gb(needs.total)} GB ({needs})"
     if needs.fixed > available:
-        figures = f"the guide {gb(needs.guide)}, " if needs.guide else ""
-        figures += (
-            f"weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments {gb(needs.moments)} GB are "
+        guide = f"the guide {gb(needs.guide)}, " if needs.guide else ""
+        figures = (
+            f"{guide}weights {gb(needs.weights)}, gradients {gb(needs.gradients)} and moments {gb(needs.moments)} GB "
+            f"are {gb(needs.fixed)} GB"
         )
-        figures += f"{gb(needs.fixed)} GB"
     raise InputError(f"{stage}: {figures}, and {device} has {gb(available)}. {cure(stage, shape, use, available)}")
 
 

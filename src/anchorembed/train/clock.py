@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pydantic import TypeAdapter
 from anchorembed.errors import InputError, first_line
 from anchorembed.system.files import to_json, write_file
 from anchorembed.train.loop import read_log
-from anchorembed.train.stage import Metrics
 from anchorembed.train.time_budget import Sizes, Times, corrected, minutes_for, refitted, seconds_left
 
 _log = logging.getLogger(__name__)
@@ -48,12 +46,6 @@ class Sizing:
         """Minutes of a run with ``contrast_steps`` steps of Stage II."""
         return minutes_for(contrast_steps, self.begun, self.times, self.most)
 
-    def after(self, arms: int, log: Sequence[Metrics], spent: float) -> "Sizing":
-        """The sizing after an arm, by the log of its Stage II and the seconds spent."""
-        times = corrected(self.times, self.sizes.contrast_steps, log)
-        sizes = refitted(60 * self.asked - spent, times, self.sizes, self.most, arms)
-        return replace(self, sizes=sizes, times=times, spent=spent, arms=arms)
-
 
 class Clock:
     """Fits a run's sizes again after each arm and keeps them in a file; time between two commands does not count."""
@@ -66,11 +58,15 @@ class Clock:
         write_file(self.path, to_json(asdict(self.sizing), indent=2) + "\n")
 
     def arm_done(self, arms: int, contrast_log: Path) -> Sizes:
-        """The sizes after ``arms`` trained arms."""
-        if arms > self.sizing.arms:
-            self.sizing = self.sizing.after(arms, read_log(contrast_log), time.monotonic() - self.started)
+        """The sizes after ``arms`` trained arms, by the log of the last one's Stage II and the time spent."""
+        before = self.sizing
+        if arms > before.arms:
+            spent = time.monotonic() - self.started
+            times = corrected(before.times, before.sizes.contrast_steps, read_log(contrast_log))
+            sizes = refitted(60 * before.asked - spent, times, before.sizes, before.most, arms)
+            self.sizing = replace(before, sizes=sizes, times=times, spent=spent, arms=arms)
             self.write()
-            sizes, left = self.sizing.sizes, self.sizing.asked - self.sizing.spent / 60
+            left = before.asked - spent / 60
             fitted = (
                 f"{sizes.reconstruct_steps} steps of Stage I"
                 if arms == 1

@@ -280,15 +280,10 @@ def _inputs(shape: Shape, use: Use) -> tuple[int, int]:
     low = lora.rank * len(adapted)
     if lora.dropout:  # so each adapter keeps its own input
         return dropped + low, dropped
-    groups = {_group(name): into for name, into in adapted}
-    return sum(groups.values()) + low, 0
-
-
-def _group(name: str) -> str:
-    """A name for the input of a module, equal for modules that share it."""
-    if name in ("q_proj", "k_proj", "v_proj"):
-        return "attention"
-    return "feed-forward" if name in ("gate_proj", "up_proj") else name
+    shared = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
+    shared |= dict.fromkeys(("gate_proj", "up_proj"), "feed-forward")
+    inputs = {shared.get(name, name): into for name, into in adapted}
+    return sum(inputs.values()) + low, 0
 
 
 def _logits(shape: Shape, use: Use) -> int:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from anchorembed.model.adapters import merge_lora
-from anchorembed.recipe_schema import Recipe, Schedule
+from anchorembed.recipe_schema import Recipe
 from anchorembed.train.loop import whole_step
 from anchorembed.train.optimizer import make_optimizer
 from anchorembed.train.prepare import Prepared, load_embedder, prepare
@@ -46,8 +46,9 @@ def measure(recipe: Recipe, texts: Sequence[str], document_texts: int, loads: in
             seconds = _step_seconds(recipe, prepared, stage_class.build(prepared.embedder, settings, budget))
             merge_lora(prepared.embedder.backbone)
             prepared.embedder.requires_grad_(requires_grad=True)
-            evaluations = _evaluations(settings, len(prepared.split.held_out)) * seconds
-            stages[name] = StageTimes(seconds, evaluations, 2 * loading)  # saving takes as long
+            every, held_out = settings.evaluate_every, len(prepared.split.held_out)
+            evaluations = math.ceil(settings.steps / every) * held_out / settings.batch_size if every else 0.0
+            stages[name] = StageTimes(seconds, evaluations * _FORWARD * seconds, 2 * loading)  # saving takes as long
     times = Times(stages["reconstruct"], stages["contrast"], document_texts * text, loads * loading)
     return times, len(prepared.split.train)
 
@@ -56,13 +57,6 @@ def _timed(function: Callable[[], Result]) -> tuple[float, Result]:
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
-
-
-def _evaluations(settings: Schedule, pairs: int) -> float:
-    """How many steps take as long as all evaluations of a stage on so many held-out pairs."""
-    if not settings.evaluate_every:
-        return 0.0
-    return math.ceil(settings.steps / settings.evaluate_every) * pairs / settings.batch_size * _FORWARD
 
 
 def _step_seconds(recipe: Recipe, prepared: Prepared, stage: Stage) -> float:

@@ -111,14 +111,12 @@ def minutes_for(contrast_steps: int, spent: float, times: Times, most: Sizes) ->
     They include ``spent`` seconds.
     """
     wanted, minutes = min(contrast_steps, most.contrast_steps), 1
-    while not _fits(wanted, 60 * minutes - spent, times, most):
+    while True:
+        left = 60 * minutes - spent
+        sizes = fitting_sizes(left, times, most)
+        if sizes.contrast_steps >= wanted and seconds_left(sizes, times) <= left:
+            return minutes
         minutes += max(1, minutes // 20)
-    return minutes
-
-
-def _fits(contrast_steps: int, left: float, times: Times, most: Sizes) -> bool:
-    sizes = fitting_sizes(left, times, most)
-    return sizes.contrast_steps >= contrast_steps and seconds_left(sizes, times) <= left
 
 
 def resized(recipe: Recipe, sizes: Sizes) -> Recipe:

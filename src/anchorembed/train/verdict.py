@@ -137,19 +137,20 @@ def verdict_lines(verdicts: Sequence[TestVerdict]) -> list[str]:
 
 def _lines(verdict: TestVerdict) -> list[str]:
     bm25 = "" if verdict.bm25 is None else f", {verdict.bm25:.3f} by BM25"
-    items = f"{verdict.items} queries or texts, " if verdict.items and verdict.test != HELD_OUT else ""
-    count = f"{verdict.items} " if verdict.test == HELD_OUT else ""
+    test = f"{verdict.test}, {verdict.items} queries or texts" if verdict.items else verdict.test
+    if verdict.test == HELD_OUT:
+        test = f"{verdict.items} {verdict.test}"
     lines = [
-        f"verdict on {count}{verdict.test}, {items}{verdict.metric}: {verdict.before:.3f} before training, "
-        f"{verdict.trained:.3f} after{bm25}"
+        f"verdict on {test}, {verdict.metric}: {verdict.before:.3f} before training, {verdict.trained:.3f} after{bm25}"
     ]
+    is_told = True
     for name, against in (("before training", verdict.against_before), ("BM25", verdict.against_bm25)):
-        if against is not None:
-            word = f"{against.word} than {name}"
-            if against.word == "cannot be told":
-                word = f"whether it is better than {name} cannot be told"
-            lines.append(f"  {word}: {against}")
-    if any(against and against.word == "cannot be told" for against in (verdict.against_before, verdict.against_bm25)):
+        if against is not None and against.word == "cannot be told":
+            is_told = False
+            lines.append(f"  whether it is better than {name} cannot be told: {against}")
+        elif against is not None:
+            lines.append(f"  {against.word} than {name}: {against}")
+    if not is_told:
         lines.append(f"  {_too_few(verdict)}")
     if verdict.against_before is None:
         lines.append("  whether that is more than chance cannot be told: this metric has no score of each item")
