@@ -1,6 +1,7 @@
 """Results are read as they were written, and damaged ones are reported; the report needs nothing else."""
 
 import errno
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -46,6 +47,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     results.write_record(RUN, record)
     (path,) = (tmp_path / "results").iterdir()
     written = path.read_bytes()
+    assert b" " not in gzip.decompress(written), "of many scores, spaces make up a part of the file"
     results.write_record(RUN, results.record(RUN))
     assert path.read_bytes() == written
     assert repr(results.record(RUN)) == repr(record)  # as no nan is equal to itself

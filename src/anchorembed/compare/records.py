@@ -113,6 +113,11 @@ class ItemScores:
     revision: str
     scores: dict[str, float]
 
+    @classmethod
+    def of(cls, revision: str, items: Mapping[str, float]) -> Self:
+        """Scores rounded to six significant digits, more than a report shows, so that records are small to copy."""
+        return cls(revision, {item: float(f"{score:.6g}") for item, score in items.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:

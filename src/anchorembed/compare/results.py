@@ -76,7 +76,8 @@ class Results:
 
     def write_record(self, run: Run, record: RunRecord) -> None:
         """Write a run's record; called before its cells are appended, so that each cell has its record."""
-        write_file(self._record_path(run), gzip.compress(json.dumps(asdict(record)).encode(), mtime=0))
+        compact = json.dumps(asdict(record), separators=(",", ":"))
+        write_file(self._record_path(run), gzip.compress(compact.encode(), mtime=0))
 
     def append(self, *lines: Cell | GridScore) -> None:
         """Append lines to ``results.jsonl``, all or none; raises InputError as `write_file` does."""

@@ -140,7 +140,7 @@ def _measure(
         record = replace(
             record,
             costs=costs | {"evaluate": evaluate_cost},
-            items=record.items | {task.name: ItemScores(task.revision, score.items)},
+            items=record.items | {task.name: ItemScores.of(task.revision, score.items)},
         )
         results.write_record(run, record)
         results.append(
