@@ -5,6 +5,7 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
+from anchorembed.errors import InputError
 from anchorembed.evaluate import isotropy as module
 from anchorembed.evaluate.isotropy import Isotropy, isotropy
 
@@ -56,5 +57,5 @@ def test_isotropy_needs_pairs(queries: np.ndarray, documents: np.ndarray) -> Non
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 def test_isotropy_needs_directions(bad: float) -> None:
-    with pytest.raises(ValueError, match="no direction"):
+    with pytest.raises(InputError, match=r"no direction.*use another checkpoint"):
         isotropy(np.ones((2, 2)), np.array([[1.0, 1.0], [bad, bad]]))

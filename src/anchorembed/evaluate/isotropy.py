@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorembed.errors import InputError
+
 Floats = NDArray[np.floating[Any]]
 
 _COSINES_AT_ONCE = 1 << 20
@@ -33,7 +35,9 @@ class Isotropy:
 def isotropy(queries_NH: Floats, documents_NH: Floats) -> Isotropy:
     """Measure the spread of N positive pairs' vectors of any length; row i of both makes pair i.
 
-    Raises ValueError for fewer than two pairs, unequal shapes, or a vector that is zero or not finite.
+    Raises:
+        ValueError: for fewer than two pairs, or unequal shapes.
+        InputError: if a vector is zero or not finite.
     """
     if queries_NH.shape != documents_NH.shape or len(documents_NH) < 2:
         raise ValueError(f"{queries_NH.shape} queries and {documents_NH.shape} documents: give two or more pairs")
@@ -51,7 +55,10 @@ def isotropy(queries_NH: Floats, documents_NH: Floats) -> Isotropy:
 def _unit(vectors_NH: Floats) -> Floats:
     lengths_N = np.linalg.norm(vectors_NH.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(lengths_N) & (lengths_N > 0)).all():
-        raise ValueError("a vector is zero or not finite and has no direction")
+        raise InputError(
+            "model: it gives a vector that is zero or not finite and has no direction. Its weights are damaged; use "
+            "another checkpoint."
+        )
     return np.asarray(vectors_NH / lengths_N)
 
 
