@@ -93,9 +93,11 @@ def test_hours_left_are_estimated_from_finished_runs_and_trials(make: Make, tmp_
     results.write_record(both.run("own", 0), RunRecord(costs={stage: Cost(spent) for stage, spent in seconds.items()}))
     results.append(cell(comparison, both.run("own", 0)))
     assert "about 6.0 hours to go" in describe(comparison)
+    results.write_record(contrast.run("common", 0), RunRecord())
     results.append(cell(comparison, contrast.run("common", 0)))
     assert "about 5.0 hours to go" in describe(comparison)
     for run in comparison.missing():
+        results.write_record(run, RunRecord())
         results.append(cell(comparison, run))
     assert "hours to go" not in describe(comparison)
 

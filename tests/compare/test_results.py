@@ -126,12 +126,21 @@ def test_damaged_lines_are_reported(make: Make, tmp_path: Path, damaged: bytes) 
         open_comparison(make(), tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"x" + packed, lambda _: b""])
-def test_damaged_records_are_reported(make: Make, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"x" + packed, lambda _: b"", None])
+def test_damaged_and_missing_records_are_reported(
+    make: Make, tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
     comparison = open_comparison(make(), tmp_path)
     write_comparison(tmp_path, comparison.record)
-    comparison.results.write_record(comparison.arm_record("base").run("own", 0), RunRecord())
+    run, (task,) = comparison.arm_record("base").run("own", 0), comparison.tasks
+    comparison.results.write_record(run, RunRecord())
+    comparison.results.append(
+        Cell(**asdict(run), choice="", collection=task.name, revision=task.revision, metric="Spearman", value=0.5)
+    )
     (path,) = (tmp_path / "results").iterdir()
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=rf"{path.name}: damaged"):
+    if damage:
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=rf"{path.name}: missing or damaged .* remove it and its run's lines"):
         write_report(tmp_path)

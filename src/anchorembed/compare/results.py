@@ -62,16 +62,17 @@ class Results:
         """Costs, curves, isotropy and items of a run; an empty record before it is run.
 
         Raises:
-            InputError: if the file is damaged.
+            InputError: if the file is damaged, or is missing though the run has cells.
         """
         path = self._record_path(run)
-        if not path.exists():
+        if not path.exists() and not self.cells_of(run):
             return RunRecord()
         try:
             return parse(RunRecord, json.loads(gzip.decompress(path.read_bytes())))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(
-                f"{path}: damaged ({error}). Restore it from a copy, or remove it and its run's lines in {self.path}."
+                f"{path}: missing or damaged ({error}). Restore it from a copy, or remove it and its run's lines in "
+                f"{self.path}."
             ) from error
 
     def write_record(self, run: Run, record: RunRecord) -> None:
