@@ -7,8 +7,8 @@ score has the main metric of each query or item, if their mean is the task's.
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,11 +172,13 @@ def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> Task
         if loaded is not None and math.isfinite(loaded.get_score()):
             saved = loaded
     same_data = saved is not None and saved.dataset_revision == task.metadata.dataset["revision"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _quiet(),
-        nullcontext() if same_data or task.is_aggregate else _loaded(task),
-    ):
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as afterwards:
+        if is_progress_bar_enabled():
+            disable_progress_bar()
+            afterwards.callback(enable_progress_bar)
+        if not (same_data or task.is_aggregate or task.data_loaded):
+            _load(task)  # to score items by its data: mteb unloads data that it loaded
+            afterwards.callback(task.unload_data)
         results = mteb.evaluate(
             encoder,
             task,
@@ -197,19 +199,6 @@ def _run(task: AbsTask, encoder: MtebEncoder, cache: ResultCache | None) -> Task
     return TaskScore(name, task.metadata.type, metric, value, items, result.scores, encoder.embedder.form)
 
 
-@contextmanager
-def _loaded(task: AbsTask) -> Iterator[None]:
-    """Keep a task's data in memory, to score items by it: mteb unloads data that it loaded."""
-    loaded_before = task.data_loaded
-    if not loaded_before:
-        _load(task)
-    try:
-        yield
-    finally:
-        if not loaded_before:
-            task.unload_data()
-
-
 def _load(task: AbsTask) -> None:
     """Fetch a task's data from the hub or its cache.
 
@@ -223,18 +212,6 @@ def _load(task: AbsTask) -> None:
             f"{task.metadata.name}: its data cannot be loaded from the hub ({' '.join(str(error).split())}). Check the "
             "network and your access to it, or name a local folder."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of datasets."""
-    was_enabled = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            enable_progress_bar()
 
 
 def _items(task: AbsTask, saved: Mapping[str, Any]) -> Items:
