@@ -259,30 +259,25 @@ def matched_steps(recipe: Recipe, arms: Sequence[Arm]) -> dict[str, int]:
         InputError: if an arm cannot be trained with its settings.
     """
     compare, reconstruct, _ = comparison_sections(recipe)
-    seed, output = compare.seeds[0], Path(recipe.output)
+    seed = compare.seeds[0]
     recipes: dict[str, ArmRecipe | None] = {}
     trained: list[tuple[Arm, ArmRecipe]] = []
     for arm in arms:
-        before = before_recipe(recipe, arm, seed, reconstruct.steps, output)
-        stage_two = contrast_recipe(recipe, arm, seed, {}, None, 0, output)
+        before = before_recipe(recipe, arm, seed, reconstruct.steps, recipe.output)
+        stage_two = contrast_recipe(recipe, arm, seed, {}, None, 0, recipe.output)
         recipes[arm.name] = stage_two if arm.longer else before
         trained += [(arm, stage) for stage in (before, stage_two) if stage and arm.trained]
         if arm.name == compare.primary and before is None:
             raise InputError(f"compare.primary: {arm.name!r} has no stage before Stage II. Name one that has.")
     prepared = prepare(recipe.model_copy(update={"seed": seed}), recipe.model.name)
     for arm, stage in trained:
-        _check_stage(arm, stage, prepared)
+        try:
+            check_settings(*stage.only_stage(), prepared)
+        except InputError as error:
+            raise InputError(f"arm {arm.name}: {error}") from error
     flops = {name: stage_flops(counted, prepared) for name, counted in recipes.items() if counted}
     unit = flops[compare.primary] * reconstruct.steps
     return {arm.name: max(1, round(arm.budget * unit / flops[arm.name])) if arm.name in flops else 0 for arm in arms}
-
-
-def _check_stage(arm: Arm, recipe: ArmRecipe, prepared: Prepared) -> None:
-    """Refuse a stage that cannot be trained, before any arm is."""
-    try:
-        check_settings(*recipe.only_stage(), prepared)
-    except InputError as error:
-        raise InputError(f"arm {arm.name}: {error}") from error
 
 
 def _arm_recipe(recipe: Recipe, arm: Arm, seed: int, output: Path, **stages: Values | None) -> ArmRecipe:

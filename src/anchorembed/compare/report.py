@@ -95,8 +95,8 @@ def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
         rows = list(_score_rows(evidence, analysis, names))
         yield Section(title, explained["scores"], heads, rows, _score_figure(evidence, analysis, names), _SCORE_CAPTION)
     if points := list(by_compute(evidence, analysis)):
-        rows = [[point.arm.title, f"{point.flops / 1e15:.3f}", *point.quality_cells()] for point in points]
-        yield Section(_BY_COMPUTE, explained["compute"], _COMPUTE_HEADS, rows, _compute_figure(points), "Bar: seeds.")
+        heads, rows = ["arm", "model PFLOPs", "mean of all collections", "seeds"], [point.row for point in points]
+        yield Section(_BY_COMPUTE, explained["compute"], heads, rows, _compute_figure(points), "Bar: seeds.")
     for title, tests in (("Declared tests", analysis.declared), ("Exploratory", analysis.exploratory)):
         if tests:
             yield Section(title, explained[title], _TEST_HEADS, [_test_row(test, titles) for test in tests])
@@ -244,10 +244,11 @@ class Point:
     flops: float
     quality: dict[int, float]
 
-    def quality_cells(self) -> tuple[str, str]:
-        """Cells of a table: the mean over seeds, and each seed."""
+    @property
+    def row(self) -> list[str]:
+        """The row of a table: the arm, its PFLOPs, the mean over seeds, and each seed."""
         seeds = ", ".join(f"{seed}: {value:.4f}" for seed, value in self.quality.items())
-        return f"{fmean(self.quality.values()):.4f}", seeds
+        return [self.arm.title, f"{self.flops / 1e15:.3f}", f"{fmean(self.quality.values()):.4f}", seeds]
 
 
 def by_compute(evidence: Evidence, analysis: Analysis) -> Iterator[Point]:

@@ -137,8 +137,11 @@ def _names(files: list[Path]) -> str:
 def _local_task(path: Path, split: str, quick: bool) -> LocalTask:
     if path.is_dir():
         collection = read_collection(path, split, open_corpus)
-        name = collection.name if split == "test" else f"{collection.name}-{split}"
-        return _retrieval_task(replace(collection, name=name), quick)
+        revision = hash_texts(_collection_text(collection))
+        if split != "test":
+            collection = replace(collection, name=f"{collection.name}-{split}")
+        evaluated = subset(collection, QUICK_DOCUMENTS) if quick else collection
+        return LocalTask(collection.name, "Retrieval", revision, partial(retrieval, evaluated), evaluated)
     test = read_test_set(path)
     rows: Sequence[Any] = [test.rows[index] for index in quick_items(len(test.rows))] if quick else test.rows
     if test.kind == "Reranking":
@@ -157,12 +160,6 @@ def _check_values(test: TestSet, rows: Sequence[SentencePair]) -> None:
         cure = "Give scores that differ." if test.kind == "STS" else "Give pairs of label 0 and of label 1."
         name = "score" if test.kind == "STS" else "label"
         raise InputError(f"{test.name}: every {name} is {rows[0].value:g}, so nothing can be measured. {cure}")
-
-
-def _retrieval_task(collection: Collection, quick: bool) -> LocalTask:
-    revision = hash_texts(_collection_text(collection))
-    chosen = subset(collection, QUICK_DOCUMENTS) if quick else collection
-    return LocalTask(collection.name, "Retrieval", revision, partial(retrieval, chosen), chosen)
 
 
 def _classification_task(path: Path, test: TestSet, rows: Sequence[LabelledText]) -> LocalTask:

@@ -43,10 +43,16 @@ def page_of_run(run: Path, pairs: Path | None = None) -> tuple[Page, Path]:
     recipe = read_recipe(recipe_file) if recipe_file.exists() or not run.is_dir() else None
     output = recipe.output if recipe and not run.is_dir() else run
     models = find_models(output, recipe.model_before if recipe else "")
-    if pairs is None:
-        shown = _held_out(run, recipe)
+    if pairs is not None:
+        models_own: Instruction = (None, False)
+        shown = [(pair, models_own) for pair in islice(read_pairs(pairs), _MOST)]
+    elif recipe is not None:
+        shown = held_out_pairs(recipe)
     else:
-        shown = [(pair, (None, False)) for pair in islice(read_pairs(pairs), _MOST)]
+        raise InputError(
+            f"{run}: it has no {KEPT} that says which pairs were held out. Name the recipe instead of the folder, "
+            "or a file of pairs that were not trained on: --pairs FILE"
+        )
     collection, instructions = collection_of(shown)
     rows = {"chance": chance(collection)}
     trained = read_metadata(Path(list(models.values())[-1]))
@@ -114,13 +120,3 @@ def _trained_on(recipe: Recipe, pairs: Sequence[TextPair]) -> int:
     trained = (store[index] for index in split(store, recipe.data.held_out, recipe.seed).train.tolist())
     counts = Counter((folded(pair.query), folded(pair.positive)) for pair in pairs)
     return sum(counts[key] for key in {(folded(pair.query), folded(pair.positive)) for pair in trained})
-
-
-def _held_out(run: Path, recipe: Recipe | None) -> list[tuple[TextPair, Instruction]]:
-    """The pairs of the verdict's test."""
-    if recipe is None:
-        raise InputError(
-            f"{run}: it has no {KEPT} that says which pairs were held out. Name the recipe instead of the folder, "
-            "or a file of pairs that were not trained on: --pairs FILE"
-        )
-    return held_out_pairs(recipe)
