@@ -229,6 +229,9 @@ def test_paths_may_name_variables(make: Make, tmp_path: Path, monkeypatch: pytes
     assert read_recipe(tmp_path / "r.yaml").data.sources[0].path == str(tmp_path / "pairs.jsonl")
     comparison = open_comparison(read_recipe(tmp_path / "r.yaml"), tmp_path / "kept")
     assert "path: $ANCHOREMBED_DATA/pairs.jsonl" in comparison.record.recipe
+    for part_of_path in (f"/{tmp_path.name}", tmp_path.name):
+        monkeypatch.setenv("ANCHOREMBED_DATA", part_of_path)
+        assert f"path: {tmp_path}/pairs.jsonl" in open_comparison(make(), tmp_path / "kept").record.recipe
     monkeypatch.delenv("ANCHOREMBED_DATA")
     values["data"]["sources"] += [dict(values["data"]["sources"][0], name=name) for name in "ab"]
     values["data"]["query_tokenz"] = 3

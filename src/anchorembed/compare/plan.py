@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +135,11 @@ def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:
 
 
 def _portable(text: str) -> str:
-    """Text with ``$ANCHOREMBED_DATA`` in place of the folder that it names, so that it holds on other machines."""
+    """Text with ``$ANCHOREMBED_DATA`` where a path begins with the folder that it names, for other machines."""
     folder = os.environ.get("ANCHOREMBED_DATA")
-    return text.replace(folder.rstrip("/") + "/", "$ANCHOREMBED_DATA/") if folder else text
+    if not folder:
+        return text
+    return re.sub(rf"(?<![\w./~-]){re.escape(folder.rstrip('/'))}/", "$ANCHOREMBED_DATA/", text)
 
 
 def _key(recipe: Recipe, arms: Sequence[Arm]) -> str:
