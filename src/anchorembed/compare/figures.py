@@ -14,13 +14,8 @@ Points = list[tuple[int, float]]  # step, value
 Row = tuple[str, float, list[float], tuple[float, float] | None]  # arm, mean, seeds, interval
 
 _MARKERS = "osD^vPX*<>p"  # one more than there are dashes, so that few lines have both in common
-_DASHES = [
-    "-",
-    "--",
-    ":",
-    "-.",
-    *((0, dashes) for dashes in ((5, 1), (1, 3), (3, 1, 1, 1), (8, 3), (2, 2), (6, 2, 2, 2))),
-]
+_DASHES: list[Any] = ["-", "--", ":", "-."]
+_DASHES += [(0, dashes) for dashes in ((5, 1), (1, 3), (3, 1, 1, 1), (8, 3), (2, 2), (6, 2, 2, 2))]
 _COLUMNS = 2
 _MAX_MARKED = 60  # a line of as many points or more has no markers
 

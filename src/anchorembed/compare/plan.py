@@ -71,7 +71,20 @@ def open_comparison(recipe: Recipe, folder: Path, command: str = "") -> Comparis
         if name in names[:number]:
             raise InputError(f"compare.collections: {name} is there twice. Leave one out, or rename it.")
     check_instructions(compare.instructions, tasks)
-    record = _record(recipe, compare, arms, tables, command)
+    steps = matched_steps(recipe, arms)
+    record = ComparisonRecord(
+        key=_key(recipe, arms),
+        title=_portable(f"With and without Stage I: {recipe.model.name}"),
+        recipe=_portable(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
+        command=_portable(command),
+        arms=[_arm_record(compare, arm, steps[arm.name]) for arm in arms],
+        primary=compare.primary,
+        declared=compare.declared,
+        explore=compare.explore,
+        choices=list(choices(recipe)),
+        notes=compare.notes,
+        tables={title: {task.name: task.revision for task in table} for title, table in tables.items()},
+    )
     results = Results(folder, record.key, record.revisions)
     return Comparison(recipe, compare, {arm.name: arm for arm in arms}, record, results, tasks)
 
@@ -96,25 +109,6 @@ def _check(recipe: Recipe) -> None:
         for key, number in numbers.items():
             if not number:
                 raise InputError(f"{key}: 0 with a compare.grid, which chooses by held-out pairs. Set it above 0.")
-
-
-def _record(
-    recipe: Recipe, compare: Compare, arms: Sequence[Arm], tables: Mapping[str, Sequence[Task]], command: str
-) -> ComparisonRecord:
-    steps = matched_steps(recipe, arms)
-    return ComparisonRecord(
-        key=_key(recipe, arms),
-        title=_portable(f"With and without Stage I: {recipe.model.name}"),
-        recipe=_portable(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)),
-        command=_portable(command),
-        arms=[_arm_record(compare, arm, steps[arm.name]) for arm in arms],
-        primary=compare.primary,
-        declared=compare.declared,
-        explore=compare.explore,
-        choices=list(choices(recipe)),
-        notes=compare.notes,
-        tables={title: {task.name: task.revision for task in tasks} for title, tasks in tables.items()},
-    )
 
 
 def _arm_record(compare: Compare, arm: Arm, steps: int) -> ArmRecord:

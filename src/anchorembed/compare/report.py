@@ -89,7 +89,7 @@ def markdown(report: Report) -> str:
 def _sections(evidence: Evidence, analysis: Analysis) -> Iterator[Section]:
     comparison = evidence.comparison
     titles = comparison.titles
-    explained = _explained(titles.get(comparison.primary, comparison.primary))
+    explained = _explained(titles[comparison.primary])
     for title, names in comparison.tables.items():
         heads = ["arm", "settings", *(f"{name} {analysis.metrics.get(name, '')}".strip() for name in names)]
         rows = list(_score_rows(evidence, analysis, names))
@@ -165,12 +165,11 @@ def _score_cell(score: Score) -> str:
 
 def _test_row(test: Test, titles: dict[str, str]) -> list[str]:
     adjusted = "" if test.adjusted_p is None else f"{test.adjusted_p:.4f}"
-    arm, against = (titles.get(name, name) for name in (test.arm, test.against))
     bounds = (test.interval, test.seeds_interval)
     intervals = [f"[{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "" for interval in bounds]
     seeds = ", ".join(map(str, test.seeds))
     numbers = [f"{test.difference:+.3f}", *intervals, f"{test.p:.4f}", adjusted]
-    return [arm, against, test.setting, test.collection, seeds, *numbers]
+    return [titles[test.arm], titles[test.against], test.setting, test.collection, seeds, *numbers]
 
 
 def _cost_rows(evidence: Evidence) -> Iterable[list[str]]:

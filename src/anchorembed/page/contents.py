@@ -48,7 +48,7 @@ class Page:
 
     title: str
     notes: list[str]
-    rows: dict[str, dict[str, float]]
+    rows: Mapping[str, Mapping[str, float]]
     charts: list[Chart]
     searches: list[PageSearch]
     maps: dict[str, VectorMap]
@@ -111,9 +111,8 @@ def contents(
                 search.hits[name] = ranked[:_HITS]
                 search.ranks[name] = next(rank for rank, hit in enumerate(ranked, 1) if hit.is_relevant)
         readings[name] = read(embedder, text.text, other=other.text)
-    scores = {name: dict(row) for name, row in rows.items()}
     texts = (text.text[:_SHOWN], other.text[:_SHOWN])
-    return Page(title, notes, scores, list(learning_curves(logs)), searches, maps, *texts, readings)
+    return Page(title, notes, rows, list(learning_curves(logs)), searches, maps, *texts, readings)
 
 
 def spread(collection: Collection, most: int) -> list[tuple[Document, Document]]:
