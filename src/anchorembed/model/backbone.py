@@ -141,8 +141,8 @@ class Backbone(nn.Module):
 
     def mean_token_norm(self) -> Tensor:
         """Mean Euclidean length of the input vectors of all tokens, a scalar without gradient."""
-        weight_VH = cast("Tensor", self.model.get_input_embeddings().weight).detach().float()
-        lengths_V: Tensor = weight_VH.norm(dim=-1)
+        weight_VH = cast("Tensor", self.model.get_input_embeddings().weight).detach()
+        lengths_V: Tensor = torch.linalg.vector_norm(weight_VH, dim=-1, dtype=torch.float32)  # without a float32 copy
         return lengths_V.mean() * self.input_scale
 
     # --- How it trains ---
