@@ -1,5 +1,6 @@
 """Data sets on the hub: a stand-in on loopback, several versions, what is there is named where something is not."""
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -227,3 +228,53 @@ def test_a_folder_where_some_files_are_named_by_a_split_is_refused(tmp_path: Pat
     assert len(list(read_pairs(tmp_path))) == 2
     (tmp_path / "test.jsonl").write_text('{"query": "t", "positive": "u"}\n')
     assert {pair.query for pair in read_pairs(tmp_path)} == {"a"}
+
+
+def write_files(folder: Path, names: Sequence[str]) -> Path:
+    """Files of a pair each, whose query is the file's name."""
+    for name in names:
+        file = lines(folder / name, {"query": name, "positive": "p"})
+        if name.endswith(".gz"):
+            file.write_bytes(gzip.compress(file.read_bytes()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["Train.jsonl", "Test.jsonl"], ["Train.jsonl"]),
+        (["faq (train).jsonl", "faq (test).jsonl"], ["faq (train).jsonl"]),
+        (["train.jsonl", "train-eval.jsonl", "test/a.jsonl", "a/test.jsonl"], ["train.jsonl"]),
+        (["Train/b.JSONL", "old/train/a.jsonl"], ["Train/b.JSONL", "old/train/a.jsonl"]),
+        (["B.JSONL", "[a]/x*.jsonl", "c.jsonl.gz"], ["B.JSONL", "[a]/x*.jsonl", "c.jsonl.gz"]),
+        (["latest.jsonl", "notes.txt", "more.txt", "folder.py", "README.md"], ["latest.jsonl"]),
+        (["data/all-00000-of-00002.jsonl", "data/all-00001-of-00002.jsonl"], None),
+    ],
+)
+def test_a_folder_is_split_by_the_words_in_its_names(tmp_path: Path, names: list[str], read: list[str] | None) -> None:
+    folder = write_files(tmp_path / "folder", names)
+    assert [pair.query for pair in read_pairs(folder)] == (read or names)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["pairs-test.jsonl"], "no split 'train' to read pairs of. Rename one of: test."),
+        (["Eval.jsonl"], "no split 'train' to read pairs of. Rename one of: eval."),
+        (["data/de-00000-of-00001.jsonl", "data/en-00000-of-00001.jsonl"], "Rename one of: de, en."),
+        (["a.parquet.gz"], "a.parquet.gz:1: not readable as Parquet"),
+    ],
+)
+def test_a_folder_without_files_to_train_on_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    assert message in fault(write_files(tmp_path / "folder", names))
+
+
+def test_splits_that_a_readme_configures_are_taken(tmp_path: Path) -> None:
+    write_files(tmp_path, ["new/a.jsonl", "old/a.jsonl", "held/a.jsonl", "small/a.jsonl", "large/a.jsonl"])
+    card = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+    (tmp_path / "README.md").write_text(card.format("[{split: train, path: new/*}, {split: test, path: held/*}]"))
+    assert [pair.query for pair in read_pairs(tmp_path)] == ["new/a.jsonl"]
+    (tmp_path / "README.md").write_text(card.format("[{split: test, path: held/*}]"))
+    assert "no split 'train' to read pairs of. Rename one of: test." in fault(tmp_path)
+    (tmp_path / "README.md").write_text(CONFIGS.decode())
+    assert fault(tmp_path).endswith(" Give the folder of one configuration, or name each file.")

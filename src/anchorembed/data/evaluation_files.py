@@ -77,9 +77,7 @@ def read_test_set(path: Path) -> TestSet:
         used.update(columns)
         return read(line, row)
 
-    rows = table_rows(path, _columns)
-    if rows is None:
-        raise InputError(f"{path}: unknown format. Give .jsonl, .csv, .tsv (each also with .gz) or .parquet.")
+    rows = table_rows(path, _columns, ".jsonl, .csv, .tsv (each also with .gz) or .parquet")
     records = tuple(
         not_empty(
             checked(path, [(path, rows)], make, ColumnNames(lambda _: used), cure="Correct or remove the line."),

@@ -156,14 +156,16 @@ def checked_header(location: str, names: list[str], choose: Chooser, cure: str =
     return wanted
 
 
-def table_rows(path: Path, choose: Chooser, nullable: Callable[[str], bool] = lambda _: False) -> Rows | None:
-    """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; None for any other file."""
+def table_rows(path: Path, choose: Chooser, accepted: str, nullable: Callable[[str], bool] = lambda _: False) -> Rows:
+    """Rows of a JSONL, CSV, TSV or Parquet file, by its suffix; InputError with the ``accepted`` formats for others."""
     suffix = suffix_of(existing(path))
     if suffix == ".jsonl":
         return json_rows(path)
     if suffix in (".csv", ".tsv"):
         return csv_rows(path, choose, nullable)
-    return parquet_rows(path, choose) if path.suffix.lower() == ".parquet" else None
+    if suffix == ".parquet":
+        return parquet_rows(path, choose)
+    raise InputError(f"{path}: unknown format. Give {accepted}.")
 
 
 def parquet_rows(path: Path, choose: Chooser) -> Rows:
@@ -182,7 +184,7 @@ def split_of_pairs(location: str, splits: list[str]) -> str:
     """The split to read pairs of: train, or else the only split, unless it is named as a test set is."""
     if "train" in splits:
         return "train"
-    if len(splits) == 1 and not splits[0].startswith(("test", "dev", "val")):
+    if len(splits) == 1 and not splits[0].lower().startswith(("test", "dev", "val", "eval")):
         return splits[0]
     raise InputError(f"{location}: no split 'train' to read pairs of. {listed('Rename one of', splits)}")
 

@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hugging Face hub, by the package `datasets`, which also finds the splits of local folders.
+"""Rows of data sets on the Hugging Face hub, by the package `datasets`; and the files of local copies.
 
 Rows are streamed: few are in memory at once, and none are stored on disk. Code in a data set's repository is never run.
 """
@@ -28,6 +28,7 @@ _ADDRESS = re.compile(
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![a-z])")
+_SHARD = re.compile(r"data/(.+)-\d{5}-of-\d{5}.*\..*")
 _ROWS_AT_ONCE = 1024
 _MESSAGE_CHARACTERS = 400  # of an error of datasets
 
@@ -114,32 +115,60 @@ def hub_rows(dataset: HubDataset, choose: Chooser) -> Rows:
 def files_of_split(folder: Path) -> list[Path]:
     """The files to read of a folder of files of one format: those of the split that `split_of_pairs` chooses.
 
-    `datasets` finds the splits by the files' names, as on the hub. The list is empty if no file is of a known format.
+    Splits are those that a README.md configures, as on the hub, or else follow from the names of files and folders.
+    The list is empty if no file is of a known format.
 
     Raises:
         InputError: if formats differ, or only some files are named by a split.
     """
-    files = list(_visible_files(folder))
-    suffixes = sorted({suffix_of(file) for file in files} & {*TABLES})
-    if not suffixes:
+    files = sorted(file for file in _visible_files(folder) if suffix_of(file) in TABLES)
+    suffixes = sorted(set(map(suffix_of, files)))
+    if not files:
         return []
-    if len(suffixes) > 1:  # datasets would find one kind and ignore the others
+    if len(suffixes) > 1:
         raise InputError(
             f"{folder}: it holds {' and '.join(suffixes)} files. Give a folder of one kind, or name each file."
         )
-    _check_splits_named(folder, [file for file in files if suffix_of(file) == suffixes[0]])
+    by_split = _configured_files(folder) or _named_files(folder, files)
+    return by_split[split_of_pairs(str(folder), sorted(by_split))]
+
+
+def _configured_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split, where a folder's README.md, or the file beside it, configures them."""
+    cards = [card for card in (folder / "README.md", folder / ".huggingface.yaml") if card.is_file()]
+    if not any(re.search(rb"^configs:", card.read_bytes(), re.MULTILINE) for card in cards):
+        return {}
     by_split = _builder(str(folder), {"path": str(folder)}).config.data_files
-    return [Path(file) for file in by_split[split_of_pairs(str(folder), sorted(by_split))]]
+    return {str(split): list(map(Path, files)) for split, files in by_split.items()}
 
 
-def _check_splits_named(folder: Path, files: list[Path]) -> None:
-    """Refuse a folder where some file names have a split and others none: datasets would ignore the others."""
-    unnamed = [file.name for file in files if not _SPLIT_WORDS.search(str(file.relative_to(folder)).lower())]
-    if unnamed and len(unnamed) < len(files):
-        raise InputError(
-            f"{folder}: the name of {unnamed[0]} has no split, other names there have one. Rename it, such as to "
-            f"train-{unnamed[0]}, or name each file."
-        )
+def _named_files(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split that words in their names and folders name; all are of train if none is named.
+
+    Shards in a folder ``data`` are also of the split before their numbers, as `datasets` writes them.
+    """
+    names = [file.relative_to(folder).as_posix() for file in files]
+    splits = list(map(_split_named_in, names))
+    if not any(splits):
+        shards = [_SHARD.fullmatch(name) for name in names]
+        splits = [shard[1] if shard else "" for shard in shards]
+        splits = splits if all(splits) else ["train"] * len(files)
+    by_split: dict[str, list[Path]] = {}
+    for file, split in zip(files, splits, strict=True):
+        if not split:
+            raise InputError(
+                f"{folder}: the name of {file.name} has no split, other names there have one. Rename it, such as to "
+                f"train-{file.name}, or name each file."
+            )
+        by_split.setdefault(split, []).append(file)
+    return by_split
+
+
+def _split_named_in(name: str) -> str:
+    """The split that a file's path names: train, unless it also names another; an empty string if it names none."""
+    words = _SPLIT_WORDS.findall(name.lower())
+    others = [word for word in words if word not in ("train", "training")]
+    return others[-1] if others else "train" if words else ""
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -203,7 +232,11 @@ def _builder(location: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - o
 
 def _cannot_be_opened(location: str, error: Exception) -> InputError:
     fault = _joined(error).partition(" Example of usage")[0]
-    cure = "A configuration is written after a colon: hf://owner/name:config." if "onfig" in fault else "Check it."
+    cure = "Check it."
+    if "onfig" in fault and location.startswith(_SCHEME):
+        cure = "A configuration is written after a colon: hf://owner/name:config."
+    elif "onfig" in fault:
+        cure = "Give the folder of one configuration, or name each file."
     return InputError(f"{location}: cannot be opened ({fault}). {cure}")
 
 

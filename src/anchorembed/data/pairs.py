@@ -254,10 +254,7 @@ def _files_of_pairs(
         return path, [(path, hub_rows(path, choose))]
     if existing(path).is_dir():
         return _files_in_folder(path, choose)
-    rows = table_rows(path, choose, _is_nullable)
-    if rows is None:
-        raise InputError(f"{path}: unknown format. Give {FORMATS}.")
-    return path, [(path, rows)]
+    return path, [(path, table_rows(path, choose, FORMATS, _is_nullable))]
 
 
 def _files_in_folder(folder: Path, choose: Chooser) -> tuple[Path, Iterable[tuple[object, Rows]]]:
@@ -271,4 +268,4 @@ def _files_in_folder(folder: Path, choose: Chooser) -> tuple[Path, Iterable[tupl
     files = files_of_split(folder)
     if not files:
         raise InputError(f"{folder}: a folder of unknown format. Give {FORMATS}.")
-    return folder, ((file, table_rows(file, choose, _is_nullable) or iter(())) for file in files)
+    return folder, [(file, table_rows(file, choose, FORMATS, _is_nullable)) for file in files]

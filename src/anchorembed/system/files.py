@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from anchorembed.errors import InputError, first_line, of_files
 
 _log = logging.getLogger(__name__)
-_FILE_RULES, _FOLDER_RULES = b"5", b"6"  # of content hashes; increase one when the same bytes are read otherwise
+_FILE_RULES, _FOLDER_RULES = b"5", b"7"  # of content hashes; increase one when the same bytes are read otherwise
 
 
 def cache_folder() -> Path:
