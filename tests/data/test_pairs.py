@@ -1,7 +1,9 @@
 """Reading text: every format gives the same pairs, every fault names its file and line, and nothing is read ahead."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -224,6 +226,29 @@ def test_utf16_is_named_for_what_it_is(
     for file in (path, packed):
         with pytest.raises(InputError, match=rf"{name}.*: the text is UTF-(16|32), not UTF-8\. Convert it: iconv -f"):
             list(read(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", gzip.compress(GOOD.encode(), mtime=0), "compressed by gzip, not text. Name it .gz."),
+        ("p.csv", gzip.compress(CSV_TEXT.encode(), mtime=0), "compressed by gzip, not text. Name it .gz."),
+        (
+            "p.csv.gz",
+            gzip.compress(gzip.compress(CSV_TEXT.encode(), mtime=0), mtime=0),
+            "compressed by gzip, not text. Unpack it.",
+        ),
+        ("p.jsonl", bz2.compress(GOOD.encode()), "compressed by bzip2, not text. Unpack it."),
+        ("p.jsonl", lzma.compress(GOOD.encode()), "compressed by xz, not text. Unpack it."),
+        ("p.csv", b"PK\3\4 as of a spreadsheet", "compressed by zip, not text. Unpack it."),
+    ],
+    ids=["gzip jsonl", "gzip csv", "gzip twice", "bzip2", "xz", "zip"],
+)
+def test_a_compressed_file_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert fault(tmp_path / name) == f"{tmp_path / name}: the file is {message}"
+    with pytest.raises(InputError, match="compressed by"):
+        list(read_corpus((tmp_path / name).rename(tmp_path / name.replace("csv", "json"))))
 
 
 @pytest.mark.parametrize(
@@ -581,11 +606,11 @@ def test_a_bad_line_far_down_is_told_only_when_reached(tmp_path: Path) -> None:
 # Writing
 
 
-@pytest.mark.parametrize("name", ["new/p.jsonl", "new/p.jsonl.gz"])
+@pytest.mark.parametrize("name", ["new/p.jsonl", "new/p.jsonl.gz", "new/p.JSONL.GZ"])
 def test_what_is_written_reads_back(tmp_path: Path, name: str) -> None:
     assert write_jsonl(tmp_path / name, ROWS) == 2
     assert texts(read_pairs(tmp_path / name)) == EXPECTED
     once = (tmp_path / name).read_bytes()
     write_jsonl(tmp_path / name, iter(ROWS))
     assert (tmp_path / name).read_bytes() == once
-    assert not name.endswith(".gz") or once[4:8] == bytes(4), "no time stamp"
+    assert not name.lower().endswith(".gz") or once[4:8] == bytes(4), "no time stamp"

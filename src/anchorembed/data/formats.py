@@ -20,6 +20,7 @@ from anchorembed.data.rows import SAVE_AS_UTF8, BadRow, Chooser, Row, Rows, kind
 from anchorembed.errors import InputError, nearest, refuse_utf16
 
 _LARGEST_CELL = 1 << 24  # characters; bounds what an unclosed quote can swallow
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh9": "bzip2", b"\xfd7zX": "xz", b"PK\3\4": "zip"}
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # suffixes of files of rows
 FORMATS = (
     ".jsonl, .csv, .tsv (each also with .gz), .parquet, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
@@ -59,7 +60,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary,
             TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream,
         ):
-            refuse_utf16(path, binary.peek(4)[:4])
+            start = binary.peek(4)[:4]
+            refuse_utf16(path, start)
+            _refuse_compressed(path, start)
             for line, text in enumerate(stream, 1):
                 yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -67,6 +70,14 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}:{line + 1}: {fault}. Copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+
+
+def _refuse_compressed(path: Path, start: bytes) -> None:
+    """Refuse a file whose first bytes are not of text but of an archive or of compression, whatever its name says."""
+    for mark, name in _COMPRESSED.items():
+        if start.startswith(mark):
+            cure = "Name it .gz" if name == "gzip" and path.suffix.lower() != ".gz" else "Unpack it"
+            raise InputError(f"{path}: the file is compressed by {name}, not text. {cure}.")
 
 
 def json_rows(path: Path) -> Rows:

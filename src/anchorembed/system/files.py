@@ -134,7 +134,7 @@ def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> int:
     count = 0
     with whole_file(target) as partial, partial.open("wb") as raw:
         # Without file name and time stamp in the gzip header.
-        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
+        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix.lower() == ".gz" else raw
         with TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
