@@ -9,6 +9,7 @@ from anchorembed.data import store as stores
 from anchorembed.data.pairs import read_pairs
 from anchorembed.data.store import SourceFile, open_store
 from anchorembed.errors import InputError
+from text_files import beir
 from tiny import write_pairs
 
 
@@ -40,6 +41,15 @@ def test_bad_lines_stop_or_are_counted_and_leave_nothing_half_written(
     assert not (tmp_path / "cache").exists()
     assert len(open_store([SourceFile("a", path)], tmp_path / "cache", skip_bad=True)) == 3
     assert caplog.messages[-1] == 'a: 1 line dropped: "positive" is empty. First on line 4.'
+
+
+def test_faults_that_differ_in_what_they_quote_are_one_reason(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "beir", "q1\td1\t1\nq1\tabc\t1\nq1\txyz\t1\nnone\td1\t1\n", split="train")
+    (dropped,) = open_store([SourceFile("a", folder)], tmp_path / "cache", skip_bad=True).dropped
+    assert dropped == {
+        "document 'abc' is not in corpus.jsonl. First on line 3 of train.tsv.": 2,
+        "query 'none' is not in queries.jsonl. First on line 5 of train.tsv.": 1,
+    }
 
 
 def test_a_missing_source(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _PAIR_SCHEMA = pa.schema(
 )
 _DOCUMENT_SCHEMA = pa.schema({"id": pa.large_string(), "text": pa.large_string()})
 _PAIRS, _NOTES = "pairs.arrow", "notes.json"  # files of a converted source
+_VARYING = re.compile(r"""'[^']*'|\d+""")  # in faults of one kind: what is quoted, and numbers
 _ROWS_PER_BATCH = 8192
 _DOCUMENTS_AT_ONCE = 100  # read from disk
 
@@ -146,7 +147,7 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 
 
 class _Dropped:
-    """Counts dropped lines by reason; faults that differ only in numbers have one reason, worded as the first."""
+    """Counts dropped lines by reason; those that differ in numbers or in what they quote alone are one, as the first."""
 
     def __init__(self, *, in_folder: bool) -> None:
         self.counts: Counter[str] = Counter()  # each reason names its first line
@@ -157,7 +158,7 @@ class _Dropped:
         """Count a fault as `read_pairs` words it: ``path:line: what is wrong``."""
         path, line, words = re.split(r":(\d+): ", fault, maxsplit=1)
         place = f"line {line} of {Path(path).name}" if self._in_folder else f"line {line}"
-        self.counts[self._reasons.setdefault(re.sub(r"\d+", "N", words), f"{words} First on {place}.")] += 1
+        self.counts[self._reasons.setdefault(_VARYING.sub("N", words), f"{words} First on {place}.")] += 1
 
 
 def _write_pairs(pairs: Iterator[TextPair], target: Path) -> int:
