@@ -101,13 +101,13 @@ def test_a_query_s_positives_are_no_negatives_in_other_case_or_white_space() -> 
     assert found.dropped == {POSITIVE: 4, QUERY: 0, GIVEN: 0, NEAR: 0, MARGIN: 0}
 
 
-def test_a_pair_s_negatives_are_not_mined_again() -> None:
+def test_a_pair_s_negatives_and_empty_texts_are_not_mined() -> None:
     pair, found = TextPair("q", "p", ("a B", "c"), scores=(3.0, 2.0, 1.0)), Mined()
-    pool = gather([pair], ["A  b", "d e", "c"])
+    pool = gather([pair], ["A  b", "", "d e", "D e", " \n", "c"])
     rules = Rules(count=2, margin=2.0)
-    (with_negatives,) = mine([pair], pool, lambda _: np.ones((1, 4), np.float32), rules, found)
+    (with_negatives,) = mine([pair], pool, lambda _: np.ones((1, len(pool.texts)), np.float32), rules, found)
     assert with_negatives == TextPair("q", "p", ("d e", "a B", "c"))
-    assert (found.dropped[GIVEN], found.by_negatives) == (2, {1: 1})
+    assert (found.dropped[GIVEN], found.by_negatives) == (3, {1: 1})
 
 
 def test_pairs_that_lose_their_scores_are_counted(tmp_path: Path, said: list[str]) -> None:

@@ -27,6 +27,15 @@ def lines(path: Path, *rows: object) -> Path:
     return path
 
 
+def test_a_query_without_an_id_has_its_line_number(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(
+        'query_id,query,positive,negative\n,q,"[""a""]","[""b""]"\nx,q,"[""a""]","[""b""]"\n'
+    )
+    rows = [RERANK | {"query_id": None}, {key: value for key, value in RERANK.items() if key != "query_id"}]
+    for path, ids in ((tmp_path / "r.csv", ["2", "x"]), (lines(tmp_path / "r.jsonl", *rows), ["1", "2"])):
+        assert [row.id for row in read_test_set(path).rows if isinstance(row, Candidates)] == ids
+
+
 def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
     found = read_test_set(lines(tmp_path / "a_test.jsonl", RERANK))
     assert (found.name, found.kind) == ("a_test", "Reranking")
@@ -51,6 +60,8 @@ def test_each_kind_is_known_by_its_columns(tmp_path: Path) -> None:
 def test_a_folder_has_its_files_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
     files = [lines(tmp_path / name, RERANK) for name in ("A.JSONL", "b.jsonl", "c_test.jsonl.GZ")]
     lines(tmp_path / "notes.txt")
+    lines(tmp_path / "._A.JSONL", "as other systems write beside each file")
+    (tmp_path / "older.csv").mkdir()
     assert sorted(find_test_sets(tmp_path)) == files
     assert [stem(file) for file in files] == ["A", "b", "c_test"]
 
@@ -122,6 +133,8 @@ def test_what_cannot_be_scored_is_refused_before_it_is_embedded(
 def test_outputs_that_cannot_be_files_are_refused_first(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is a folder"):
         mine(tmp_path / "no-such-pairs.jsonl", tmp_path)
+    with pytest.raises(InputError, match=r"mined\.csv: pairs are written as JSONL.*Name it \.jsonl"):
+        mine(tmp_path / "no-such-pairs.jsonl", tmp_path / "mined.csv")
 
 
 def test_columns_of_a_test_that_are_not_used_are_said(tmp_path: Path, said: list[str]) -> None:

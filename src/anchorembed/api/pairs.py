@@ -12,8 +12,10 @@ from anchorembed.curate.check import SourceReport
 from anchorembed.curate.mine import Mined, Rules
 from anchorembed.curate.rerank import by_cross_encoder
 from anchorembed.data.documents import read_corpus
+from anchorembed.data.formats import suffix_of
 from anchorembed.data.pairs import TextPair
 from anchorembed.data.store import SourceFile, open_store
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import load_config, load_tokenizer
 from anchorembed.model.metadata import describe, find_metadata
@@ -82,6 +84,8 @@ def mine(
     """
     check_writable(Path(out), pairs, corpus)
     check_outside(Path(out), [pairs])
+    if suffix_of(Path(out)) != ".jsonl":
+        raise InputError(f"{out}: pairs are written as JSONL, and a file's name says how it is read. Name it .jsonl.")
     reranker = by_cross_encoder(rerank) if rerank else None
     store = open_store([SourceFile(str(pairs), pairs)], cache_folder() / "pairs", skip_bad=skip_bad)
 

@@ -169,9 +169,9 @@ def by_embedder(embed: Callable[[Sequence[str], Side], Floats], texts: Sequence[
 
 
 def gather(pairs: Iterable[TextPair], corpus: Iterable[str] = ()) -> Pool:
-    """The texts to mine from: a corpus and the positives of all pairs."""
+    """The texts to mine from: a corpus, without its empty texts, and the positives of all pairs."""
     rows: dict[str, int] = {}
-    for text in corpus:
+    for text in filter(str.strip, corpus):
         rows.setdefault(text, len(rows))
     queries, positives = array("Q"), array("q")
     for pair in pairs:
@@ -302,6 +302,7 @@ def _usable(pair: TextPair, scores_D: Floats, pool: Pool, rules: Rules, dropped:
         elif _overlap(set(text.split()), positive) > rules.near:
             dropped[NEAR] += 1
         else:
+            negatives.add(text)
             yield row
 
 
