@@ -100,7 +100,9 @@ def find_test_sets(path: Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder. Name a BEIR folder, a test file or a folder of them.")
     if path.is_file() or (path / "qrels").is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if suffix_of(file) in TABLES]
+    files = [
+        file for file in sorted(path.iterdir()) if suffix_of(file) in TABLES and file.is_file() and file.name[0] != "."
+    ]
     inner = beir_folders_in(path)
     if not files:
         fault = "neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor test files in it"
@@ -139,8 +141,13 @@ def _kind(names: list[str]) -> tuple[str, set[str], Callable[[int, Row], TestRow
 
 
 def _candidates(line: int, row: Row) -> Candidates:
-    name = row.get("query_id", line)
-    return Candidates(str(name), required_text(row, "query"), _texts(row, "positive"), _texts(row, "negative"))
+    name = row.get("query_id")
+    return Candidates(
+        str(line if name in (None, "") else name),
+        required_text(row, "query"),
+        _texts(row, "positive"),
+        _texts(row, "negative"),
+    )
 
 
 def _texts(row: Row, key: str) -> tuple[str, ...]:
