@@ -143,6 +143,16 @@ def test_what_fails_for_the_moment_is_asked_again() -> None:
         writer(endpoint, tries=2).reply(asked("a"), 4)
 
 
+def test_a_connection_that_breaks_within_an_answer_is_tried_again() -> None:
+    chunked = {"Transfer-Encoding": "chunked"}
+    with chat_endpoint(str.upper) as endpoint:
+        endpoint.first_answers = [(503, b"ff\r\nbu", chunked), (200, completion("x"), {"Content-Length": "999"})]
+        assert writer(endpoint).reply(asked("a"), 4)[0].text == "A"
+        endpoint.first_answers = [(503, b"ff\r\nbu", chunked)] * 3
+        with pytest.raises(InputError, match=r"failed 3 times, at last: HTTP 503"):
+            writer(endpoint).reply(asked("a"), 4)
+
+
 def test_pauses_double_unless_the_endpoint_asks_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("anchorembed.curate.writers.time", SimpleNamespace(sleep=pauses.append))
@@ -166,6 +176,8 @@ def test_pauses_double_unless_the_endpoint_asks_for_longer(monkeypatch: pytest.M
         ((200, b"<html>"), "answers no chat completion: '<html>'"),
         ((200, b'{"choices": []}'), "answers no chat completion"),
         ((200, b"[]"), "answers no chat completion"),
+        ((200, b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}'), "answers no chat completion"),
+        ((200, completion("x").replace(b"10", b"1e999")), "answers no chat completion"),
     ],
 )
 def test_faults_are_named_at_once_and_never_the_key(
@@ -195,7 +207,19 @@ def test_a_reply_whose_limit_went_into_thoughts_that_the_endpoint_takes_out_ends
     assert (ends_in_thoughts(cut_off), ends_in_thoughts(empty)) == (True, False)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8000", "http://", "", "http://hôst/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "localhost:8000",
+        "http://",
+        "",
+        "http://hôst/v1",
+        "http://[::1/v1",
+        "http://h:x/v1",
+        "http://h h/",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="is no http or https URL"):
         EndpointWriter(url, "m")

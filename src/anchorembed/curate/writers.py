@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from itertools import takewhile
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -179,8 +179,7 @@ class EndpointWriter:
     _opener: urllib.request.OpenerDirector = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not self.url.isascii():
+        if not _is_address(self.url):
             raise InputError(
                 f"--writer: {self.url!r} is no http or https URL of ASCII characters. Write one such as "
                 "http://host:8000/v1."
@@ -210,8 +209,10 @@ class EndpointWriter:
             choice, usage = content["choices"][0], content.get("usage") or {}
             # Without content the limit was spent on thoughts, which some endpoints take out.
             text = choice["message"]["content"] or ("<think>" if choice.get("finish_reason") == "length" else "")
-            return Reply(str(text), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if not isinstance(text, str):
+                raise TypeError("the content is no text")
+            return Reply(text, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             shown = answer[:200].decode(errors="replace")
             raise InputError(f"--writer: {self._address} answers no chat completion: {shown!r}. Check it.") from error
 
@@ -230,9 +231,11 @@ class EndpointWriter:
             try:
                 with self._opener.open(request, timeout=self.timeout) as answer:
                     content: bytes = answer.read(_LARGEST_REPLY)
+                    if answer.length and len(content) < _LARGEST_REPLY:
+                        raise IncompleteRead(content, answer.length)
                     return content
             except urllib.error.HTTPError as error:
-                message = error.read(500).decode(errors="replace")
+                message = _start_of(error).decode(errors="replace")
                 fault = f"HTTP {error.code} {' '.join(message.split())[:200]}"
                 if error.code not in _TEMPORARY:
                     raise InputError(f"--writer: {self._address}: {fault}. {_cure(error.code)}") from error
@@ -243,6 +246,24 @@ class EndpointWriter:
             f"--writer: {self._address} failed {self.tries} times, at last: {fault}. Repeat the command when it works; "
             "what is written is kept."
         )
+
+
+def _is_address(url: str) -> bool:
+    """Whether a URL is of http or https, with a host and, if it has a port, a number for it."""
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port, or of brackets
+        return False
+    return is_complete and url.isascii() and url.isprintable() and " " not in url
+
+
+def _start_of(error: urllib.error.HTTPError) -> bytes:
+    """The first bytes of what an endpoint says of an error; none if the connection breaks."""
+    try:
+        return error.read(500)
+    except (OSError, HTTPException):
+        return b""
 
 
 def _cure(status: int) -> str:
