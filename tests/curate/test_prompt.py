@@ -67,6 +67,8 @@ def test_what_is_no_prompt_is_refused(text: str, fault: str, tmp_path: Path) -> 
         ("<think>first</think>\n<think>then", [], True),
         ("what does <think> mean\nend of thoughts", ["what does <think> mean", "end of thoughts"], False),
         ("2024 tax rates\n3d printing at home", ["2024 tax rates", "3d printing at home"], False),
+        ("2.5 inch disk\n10:30 train to Bern", ["2.5 inch disk", "10:30 train to Bern"], False),
+        ("-5 degrees in kelvin\n1.what is \ud83d", ["-5 degrees in kelvin", "what is ?"], False),
         (" \n \n", [], False),
     ],
 )

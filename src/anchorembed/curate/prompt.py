@@ -17,7 +17,9 @@ Messages = list[dict[str, str]]  # a conversation, as chat models take it
 LONGEST_DOCUMENT = 2000  # characters that are shown to the writer
 _TURN = re.compile(r"^### (system|user|assistant)[ \t]*$", re.MULTILINE)
 _THOUGHTS = re.compile(r"\A(.*</think>)?\s*(<think>.*)?", re.DOTALL)  # complete, and without an end
-_BULLET = re.compile(r"^(\d+\s*[.):]|[-*\u2022]|(?:search )?(?:query|question)\s*\d*\s*:|Q\d*\s*:)\s*", re.IGNORECASE)
+_BULLET = re.compile(
+    r"^(\d+\s*[.):](?!\d)|[-*\u2022](?!\d)|(?:search )?(?:query|question)\s*\d*\s*:|Q\d*\s*:)\s*", re.IGNORECASE
+)
 _QUOTES = "\"'`*\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb "
 
 
@@ -77,6 +79,7 @@ def read_reply(reply: str, count: int) -> list[str]:
 
     Text before ``</think>`` is thoughts, too: some chat templates open them in the prompt.
     """
+    reply = reply.encode(errors="replace").decode()  # JSON can hold half of a character, which no file can
     lines = (" ".join(line.split()) for line in _THOUGHTS.sub("", reply).strip().splitlines())
     queries = (_BULLET.sub("", line.strip(_QUOTES)).strip(_QUOTES) for line in lines)
     return [query for query in queries if query][:count]
