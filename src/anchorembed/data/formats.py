@@ -206,7 +206,7 @@ def dataset_rows(folder: Path, choose: Chooser) -> Rows:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:  # IndexError: it has no rows
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]

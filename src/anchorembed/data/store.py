@@ -147,7 +147,7 @@ def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
 
 
 class _Dropped:
-    """Counts dropped lines by reason; those that differ in numbers or in what they quote alone are one, as the first."""
+    """Counts dropped lines by reason; those that differ in numbers or quoted words alone are one, as the first."""
 
     def __init__(self, *, in_folder: bool) -> None:
         self.counts: Counter[str] = Counter()  # each reason names its first line
