@@ -6,17 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anchorembed.data.formats import existing, json_rows, lines, suffix_of
-from anchorembed.data.rows import (
-    BadRow,
-    ColumnNames,
-    Row,
-    Rows,
-    checked,
-    missing,
-    not_empty,
-    optional_text,
-    required_text,
-)
+from anchorembed.data.rows import BadRow, Row, Rows, checked, missing, not_empty, optional_text, required_text
 from anchorembed.errors import InputError
 
 ID_NAMES = ("_id", "id", "doc_id")  # the first of these that a row has is its id
@@ -58,12 +48,9 @@ def read_texts(path: Path) -> Iterator[Document]:
         InputError: on a bad line, a repeated id, an unknown format, or if there is no text.
     """
     suffix = suffix_of(existing(path))
-    if suffix == ".txt":
-        texts = _plain_texts(path)
-    elif suffix == ".jsonl":
-        texts = _documents(path, needs_id=False)
-    else:
+    if suffix not in (".txt", ".jsonl"):
         raise InputError(f"{path}: texts cannot be read from this. Give .jsonl or .txt (each also with .gz).")
+    texts = _plain_texts(path) if suffix == ".txt" else _documents(path, needs_id=False)
     return not_empty(texts, lambda: f"{path}: no text. Give at least one line.")
 
 
@@ -80,8 +67,10 @@ def _documents(path: Path, *, needs_id: bool) -> Iterator[Document]:
         seen.add(document.id)
         return document
 
-    columns = ColumnNames(lambda names: (*_TEXT_NAMES, _id_name(names)))
-    return checked(path, [(path, json_rows(path))], make, columns, cure="Correct or remove the line.")
+    def used(names: Collection[str]) -> tuple[str, ...]:
+        return (*_TEXT_NAMES, _id_name(names))
+
+    return checked(path, [(path, json_rows(path))], make, used, cure="Correct or remove the line.")
 
 
 def _id_name(names: Collection[str]) -> str:
@@ -105,11 +94,8 @@ def _titled_text(row: Row) -> str:
 
 def _plain_texts(path: Path) -> Iterator[Document]:
     rows: Rows = ((line, {"text": text.rstrip("\r\n")}) for line, text in lines(path) if text.strip())
-    columns = ColumnNames(lambda names: names)
-    return checked(
-        path,
-        [(path, rows)],
-        lambda line, row: Document(str(line), required_text(row, "text")),
-        columns,
-        cure="Correct the line.",
-    )
+
+    def make(line: int, row: Row) -> Document:
+        return Document(str(line), required_text(row, "text"))
+
+    return checked(path, [(path, rows)], make, lambda names: names, cure="Correct the line.")

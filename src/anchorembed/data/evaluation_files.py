@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anchorembed.data.beir import beir_folders_in
 from anchorembed.data.formats import TABLES, suffix_of, table_rows
-from anchorembed.data.rows import BadRow, ColumnNames, Row, checked, json_list, not_empty, required_text
+from anchorembed.data.rows import BadRow, Row, checked, json_list, not_empty, required_text
 from anchorembed.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def read_test_set(path: Path) -> TestSet:
     rows = table_rows(path, _columns, ".jsonl, .csv, .tsv (each also with .gz) or .parquet")
     records = tuple(
         not_empty(
-            checked(path, [(path, rows)], make, ColumnNames(lambda _: used), cure="Correct or remove the line."),
+            checked(path, [(path, rows)], make, lambda _: used, cure="Correct or remove the line."),
             lambda: f"{path}: no row. Give at least one line.",
         )
     )

@@ -7,7 +7,6 @@ import csv
 import inspect
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -105,23 +104,48 @@ def hub_rows(dataset: HubDataset, choose: Chooser) -> Rows:
     Raises:
         InputError: if there is no such data set, configuration or split, or a row cannot be read.
     """
+    location = str(dataset)
     if Path(dataset.name).exists():
-        raise InputError(f"{dataset}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
+        raise InputError(f"{location}: {dataset.name} is a path here, too. Give the path, or run in another folder.")
     source = pinned(dataset)
-    options = {"path": source.name, "name": source.config or None, "revision": source.revision}
-    return _rows(str(dataset), choose, options, source.split)
+    builder = _builder(location, source.name, name=source.config or None, revision=source.revision)
+    try:
+        splits = builder.as_streaming_dataset()
+    except Exception as error:  # of many kinds
+        raise _cannot_be_opened(location, error) from error
+    split = source.split or split_of_pairs(location, sorted(splits))
+    if split not in splits:
+        raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
+
+    def select(table: pyarrow.Table) -> pyarrow.Table:  # a data set that declares no columns may change them
+        if builder.name == "csv" and "__index_level_0__" in table.column_names:  # pandas made it of surplus cells
+            raise InputError(f"{location}: the rows have more cells than the header.{QUOTE_COMMAS}")
+        return table.select(checked_header(location, table.column_names, choose))
+
+    row = 0
+    try:
+        for row, value in arrow_rows(map(select, splits[split].with_format("arrow").iter(_ROWS_AT_ONCE))):
+            yield row, value
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
+    except Exception as error:  # of the network, the format and datasets' own, of many kinds
+        raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
 
 
 def files_of_split(folder: Path) -> list[Path]:
     """The files to read of a folder of files of one format: those of the split that `split_of_pairs` chooses.
 
     Splits are those that a README.md configures, as on the hub, or else follow from the names of files and folders.
-    The list is empty if no file is of a known format.
+    Hidden files are left out. The list is empty if no file is of a known format.
 
     Raises:
         InputError: if formats differ, or only some files are named by a split.
     """
-    files = sorted(file for file in _visible_files(folder) if suffix_of(file) in TABLES)
+    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if suffix_of(file) in TABLES)
+    visible = [name for name in names if not any(part.startswith((".", "__")) for part in name.parts)]
+    files = [name for name in visible if (folder / name).is_file()]
     suffixes = sorted(set(map(suffix_of, files)))
     if not files:
         return []
@@ -138,21 +162,19 @@ def _configured_files(folder: Path) -> dict[str, list[Path]]:
     cards = [card for card in (folder / "README.md", folder / ".huggingface.yaml") if card.is_file()]
     if not any(re.search(rb"^configs:", card.read_bytes(), re.MULTILINE) for card in cards):
         return {}
-    by_split = _builder(str(folder), {"path": str(folder)}).config.data_files
+    by_split = _builder(str(folder), str(folder)).config.data_files
     return {str(split): list(map(Path, files)) for split, files in by_split.items()}
 
 
 def _named_files(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split that words in their names and folders name; all are of train if none is named.
+    """The files of each split that words in their paths, relative to ``folder``, name; all are of train if none does.
 
     Shards in a folder ``data`` are also of the split before their numbers, as `datasets` writes them.
     """
-    names = [file.relative_to(folder).as_posix() for file in files]
-    splits = list(map(_split_named_in, names))
+    splits = [_split_named_in(file.as_posix()) for file in files]
     if not any(splits):
-        shards = [_SHARD.fullmatch(name) for name in names]
-        splits = [shard[1] if shard else "" for shard in shards]
-        splits = splits if all(splits) else ["train"] * len(files)
+        shards = [_SHARD.fullmatch(file.as_posix()) for file in files]
+        splits = [shard[1] for shard in shards if shard] if all(shards) else ["train"] * len(files)
     by_split: dict[str, list[Path]] = {}
     for file, split in zip(files, splits, strict=True):
         if not split:
@@ -160,7 +182,7 @@ def _named_files(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
                 f"{folder}: the name of {file.name} has no split, other names there have one. Rename it, such as to "
                 f"train-{file.name}, or name each file."
             )
-        by_split.setdefault(split, []).append(file)
+        by_split.setdefault(split, []).append(folder / file)
     return by_split
 
 
@@ -171,53 +193,14 @@ def _split_named_in(name: str) -> str:
     return others[-1] if others else "train" if words else ""
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """Files in a folder and its subfolders, except hidden ones."""
-    for file in folder.rglob("*"):
-        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
-            yield file
-
-
-def _rows(location: str, choose: Chooser, options: dict[str, Any], split: str) -> Rows:
-    builder = _builder(location, options)
-    splits = _splits(location, builder)
-    if split and split not in splits:
-        raise InputError(f"{location}: no split {split!r}.{nearest(split, splits)} {listed('Splits there', [*splits])}")
-    tables = splits[split or split_of_pairs(location, sorted(splits))].with_format("arrow").iter(_ROWS_AT_ONCE)
-
-    def select(table: pyarrow.Table) -> pyarrow.Table:  # a data set that declares no columns may change them
-        if builder.name == "csv" and "__index_level_0__" in table.column_names:  # pandas made it of surplus cells
-            raise InputError(f"{location}: the rows have more cells than the header.{QUOTE_COMMAS}")
-        return table.select(checked_header(location, table.column_names, choose))
-
-    row = 0
-    try:
-        for row, value in arrow_rows(map(select, tables)):
-            yield row, value
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{location}: the text is not valid UTF-8.{SAVE_AS_UTF8}") from error
-    except Exception as error:  # of the network, the format and datasets' own, of many kinds
-        raise InputError(f"{location}:{row + 1}: cannot be read ({_joined(error)}). Try again, or check it.") from error
-
-
-def _splits(location: str, builder: Any) -> dict[str, Any]:  # noqa: ANN401 - of datasets, which is imported late
-    """The splits of a data set by name, opened but not read."""
-    try:
-        return {**builder.as_streaming_dataset()}
-    except Exception as error:  # of many kinds
-        raise _cannot_be_opened(location, error) from error
-
-
-def _builder(location: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - of datasets, which is imported late
+def _builder(location: str, path: str, **options: str | None) -> Any:  # noqa: ANN401 - of datasets, imported late
     """What opens a data set, told to read texts as the files hold them."""
     import datasets  # noqa: PLC0415 - takes over a second, and only data sets need it
 
     parameters = inspect.signature(datasets.load_dataset_builder).parameters
     no_code = {"trust_remote_code": False} if "trust_remote_code" in parameters else {}  # datasets 4 never runs any
     try:
-        builder = datasets.load_dataset_builder(**options, **no_code)
+        builder = datasets.load_dataset_builder(path, **options, **no_code)
     except Exception as error:  # of many kinds
         raise _cannot_be_opened(location, error) from error
     config = builder.config

@@ -16,11 +16,11 @@ from anchorembed.data.hub import HubDataset, files_of_split, hub_rows, located, 
 from anchorembed.data.rows import (
     BadRow,
     Chooser,
-    ColumnNames,
     Row,
     Rows,
     checked,
     json_list,
+    listed_names,
     missing,
     not_empty,
     required_text,
@@ -82,7 +82,7 @@ def read_pairs(
     Raises:
         InputError: on a bad row, without ``on_skip``; if a column is missing or the file damaged; if no pair is usable.
     """
-    columns = ColumnNames(lambda names: filter(_is_known, names))
+    columns: dict[str, None] = {}
     location, files = _files_of_pairs(located(path), columns)
     first_fault: list[str] = []
 
@@ -93,15 +93,16 @@ def read_pairs(
 
     def no_pair() -> str:
         message = f"{location}: no usable pair. Give at least one query with its positive."
-        known_columns = f" Columns there: {columns.seen}." if columns.seen and first_fault else ""
+        known_columns = f" Columns there: {listed_names(columns)}." if columns and first_fault else ""
         return " ".join([message + known_columns, *(first_fault if known_columns else ())])
 
     pairs = checked(
         location,
         files,
         lambda line, row: _pairs(row, source, line),
-        columns,
+        lambda names: filter(_is_known, names),
         cure="Remove the line, or drop and count such lines by data.skip_bad or --skip-bad.",
+        seen=columns,
         on_bad=on_skip and skip,
         on_unused=on_unused,
     )
@@ -241,12 +242,12 @@ def _numbers(value: object, key: str, texts: int) -> list[float]:
 
 
 def _files_of_pairs(
-    path: HubDataset | Path, columns: ColumnNames
+    path: HubDataset | Path, columns: dict[str, None]
 ) -> tuple[HubDataset | Path, Iterable[tuple[object, Rows]]]:
     """Choose the reader by suffix or by a folder's files; returns what messages name, and each file with its rows."""
 
     def choose(names: list[str]) -> list[str]:
-        columns.add(names)
+        columns.update(dict.fromkeys(names))
         _columns(names)
         return list(filter(_is_known, names))
 

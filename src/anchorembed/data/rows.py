@@ -7,7 +7,7 @@ the rows.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -39,58 +39,39 @@ Chooser = Callable[[list[str]], list[str]]  # of columns: names in a header -> t
 _T = TypeVar("_T")
 
 
-class ColumnNames:
-    """The names of a file's columns, as its header and rows give them; ``used`` returns those that records use."""
-
-    def __init__(self, used: Callable[[list[str]], Iterable[str]]) -> None:
-        self._seen: dict[str, None] = {}
-        self._used = used
-
-    def add(self, names: Iterable[str]) -> None:
-        """Note the names of a header or a row."""
-        self._seen |= dict.fromkeys(names)
-
-    @property
-    def seen(self) -> str:
-        """All names, as a message lists them."""
-        return _listed_names([*self._seen])
-
-    @property
-    def unused(self) -> str:
-        """The names that no record uses, as a message lists them; empty if there are none."""
-        used = set(self._used([*self._seen]))
-        return _listed_names([name for name in self._seen if name not in used])
-
-
-def _listed_names(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:_NAME_CHARACTERS]) for name in names[:_MOST_NAMES])
-    return shown + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
+def listed_names(names: Iterable[str]) -> str:
+    """The names of columns as a message lists them: cut, and the first ten."""
+    every = list(names)
+    shown = ", ".join(repr(name[:_NAME_CHARACTERS]) for name in every[:_MOST_NAMES])
+    return shown + (f" and {len(every) - _MOST_NAMES} more" if every[_MOST_NAMES:] else "")
 
 
 def checked(
     path: object,
     files: Iterable[tuple[object, Rows]],
     make: Callable[[int, Row], _T],
-    columns: ColumnNames,
+    used: Callable[[Collection[str]], Iterable[str]],
     *,
     cure: str,
+    seen: dict[str, None] | None = None,
     on_bad: Callable[[str], None] | None = None,
     on_unused: Callable[[str], None] | None = None,
 ) -> Iterator[_T]:
     """Turn the rows of files into records; the message of a bad row, with its file and line, goes to ``on_bad``.
 
-    The names of columns that are not used go to ``on_unused`` after the last row read; without it they are logged, as
-    those of ``path``.
+    ``seen`` gets the names of all columns, of which ``used`` returns those that records use. The other names go to
+    ``on_unused`` after the last row read; without it they are logged, as those of ``path``.
 
     Raises:
         InputError: at the first bad row, with its cure, if there is no ``on_bad``.
     """
+    seen = {} if seen is None else seen
     with suppress(GeneratorExit):  # the caller may stop early
         for file, line, row in ((file, line, row) for file, rows in files for line, row in rows):
             try:
                 if isinstance(row, BadRow):
                     raise row
-                columns.add(row)
+                seen |= dict.fromkeys(row)
                 record = make(line, row)
             except BadRow as bad:
                 if on_bad is None:
@@ -98,7 +79,8 @@ def checked(
                 on_bad(f"{file}:{line}: {bad.fault}.{bad.hint}{bad.cure}")
             else:
                 yield record
-    if unused := columns.unused:
+    used_names = set(used(seen))
+    if unused := listed_names(name for name in seen if name not in used_names):
         (on_unused or partial(_log.info, "%s: columns that are not used: %s", path))(unused)
 
 
@@ -149,9 +131,7 @@ def missing(wanted: Sequence[tuple[str, ...]], columns: list[str], cure: str = "
     """The fault of a row that lacks columns; for each of them ``wanted`` has the names that are accepted."""
     lacking = " and no ".join(" or ".join(f'"{name}"' for name in names) for names in wanted)
     hints = (next(filter(None, (nearest(name, names) for name in columns)), "") for names in wanted)
-    return BadRow(
-        f"no {lacking} here, only {_listed_names(columns) or 'nothing'}", "" if cure else "".join(hints), cure
-    )
+    return BadRow(f"no {lacking} here, only {listed_names(columns) or 'nothing'}", "" if cure else "".join(hints), cure)
 
 
 def kind_of(value: object) -> str:
