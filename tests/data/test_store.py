@@ -27,6 +27,10 @@ def test_round_trip_and_reuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert len(caplog.messages) == 2
     open_store(sources, tmp_path / "cache")
     assert len(caplog.messages) == 2, "a second opening converts nothing"
+    for number, name in enumerate(("pairs.arrow", "notes.json"), 3):
+        next((tmp_path / "cache").glob(f"*/{name}")).unlink()
+        assert len(open_store(sources, tmp_path / "cache")) == 25
+        assert len(caplog.messages) == number, "what was removed from the cache is converted again"
     write_pairs(one, 21)
     assert len(open_store(sources, tmp_path / "cache")) == 26
 

@@ -134,7 +134,7 @@ def _dropped_lines(name: str, folder: Path) -> dict[str, int]:
 def _convert(source: SourceFile, cache: Path, skip_bad: bool) -> Path:
     """Return the folder with a source's pairs and notes on unused lines and columns; make it if it does not exist."""
     target = cache / hash_texts([f"{content_of(source.path)} {skip_bad}"])[:32]
-    if not target.exists():
+    if not all((target / name).is_file() for name in (_PAIRS, _NOTES)):  # what empties a cache may leave folders
         dropped, unused = _Dropped(in_folder=Path(source.path).is_dir()), list[str]()
         on_skip = dropped.add if skip_bad else None
         pairs = read_pairs(source.path, source=source.name, on_skip=on_skip, on_unused=unused.append)
