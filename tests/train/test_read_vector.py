@@ -146,6 +146,10 @@ def test_a_file_of_vectors_is_read_by_id(tiny_folder: Path, tmp_path: Path) -> N
     assert reading.own.writes == api.read(tiny_folder, None, vectors=out, id_="2").own.writes
     assert reading.tokens is not None
     assert reading.tokens > 1
+    (tmp_path / "parts").mkdir()
+    out.rename(tmp_path / "parts" / "part-0.parquet")  # as Ray's workers write them
+    out = tmp_path / "parts"
+    assert api.read(tiny_folder, None, vectors=out, id_="2").own.writes == reading.own.writes
     for given, message in (
         ({"id_": "9"}, "no vector has the id '9'"),
         ({}, "which vector is to be read"),

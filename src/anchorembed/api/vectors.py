@@ -142,7 +142,7 @@ def read(
         text: text to embed; with ``vectors``, the text whose likelihood is measured.
         other: a text to compare with.
         side: query or document.
-        vectors: Parquet file of float vectors, from `encode`.
+        vectors: Parquet file of float vectors, from `encode`, or its folder of parts.
         id_: id of the vector in that file.
 
     Raises:
@@ -157,8 +157,8 @@ def read(
 
 
 def _stored_vector(path: Path, id_: str) -> Floats:
-    """One vector of a Parquet file with columns ``id`` and ``vector``, [H]."""
-    if not path.is_file():
+    """One vector of a Parquet file, or a folder of parts, with columns ``id`` and ``vector``, [H]."""
+    if not path.exists():
         raise InputError(f"{path}: no such file. Name a Parquet file that encode has written.")
     try:
         rows = pq.read_table(path, columns=["id", "vector"], filters=[("id", "==", id_)])
