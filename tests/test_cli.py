@@ -23,6 +23,7 @@ from typer.main import get_command
 
 import anchorembed
 from anchorembed.cli import main, recipes, root, terminal
+from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
 from anchorembed.model.tokens import Lengths
 from anchorembed.recipe_schema import Schedule
@@ -374,7 +375,7 @@ def test_a_full_disk_is_one_message(run: Run, recipe: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("rank", "printed"), [(None, ["100% [bold]", "slow"]), ("0", ["100% [bold]", "slow"]), ("1", ["slow"])]
+    ("rank", "printed"), [(None, ["p:100: [bold]", "slow"]), ("0", ["p:100: [bold]", "slow"]), ("1", ["slow"])]
 )
 def test_messages_are_printed_once_and_as_they_are(
     rank: str | None, printed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -386,7 +387,7 @@ def test_messages_are_printed_once_and_as_they_are(
     root._show_messages()
     log = logging.getLogger("anchorembed.data.store")
     log.debug("hidden")
-    log.info("100% [bold]")
+    log.info("p:100: [bold]")
     log.warning("slow")
     captured = capsys.readouterr()
     assert (captured.out, captured.err.splitlines()) == ("", printed)
@@ -453,10 +454,11 @@ def test_where_memory_ends_is_said(
         (OSError(28, "No space left"), f"a file: No space left{DISK}"),
         (OSError("9 requested and 5 written"), f"a file: 9 requested and 5 written{DISK}"),
         (OSError(13, "Denied", "f"), f"f: Denied{DISK}"),
+        (InputError("pairs.jsonl:100: [bold]"), "pairs.jsonl:100: [bold]"),
     ],
 )
 def test_only_an_error_of_files_names_the_disk(
-    monkeypatch: pytest.MonkeyPatch, error: OSError, said: str, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: object) -> None:
         raise error

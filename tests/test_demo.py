@@ -122,13 +122,13 @@ def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: 
 
 def test_the_last_screen_shows_brackets_as_they_are(made: Harvest) -> None:
     empty = DemoResult(
-        read_collection(made.collection), {}, [("Join [/tmp] and list[int]", [])], Path("[/a]"), Path("b"), {}
+        read_collection(made.collection), {}, [("Join [/tmp] and list[int] :100:", [])], Path("[/a]"), Path("b"), {}
     )
     means = dict.fromkeys(METRICS, 0.5)
     names = ("chance", "contrastive only", "Stage I + contrastive")
     sink = io.StringIO()
     show(replace(empty, rows={name: ModelScores(means) for name in names}), Console(file=sink, width=160))
-    assert "Join [/tmp] and list[int]" in sink.getvalue()
+    assert "Join [/tmp] and list[int] :100:" in sink.getvalue()
     assert "exported model: [/a]" in sink.getvalue()
 
 

@@ -232,6 +232,7 @@ def page_of(result: DemoResult) -> Page:
 
 def show(result: DemoResult, console: Console) -> None:
     """Print the last screen: table, searches, paths."""
+    print_text = partial(console.print, highlight=False, markup=False, emoji=False)
     size = f"{len(result.collection.queries)} queries, {len(result.collection.documents)} documents"
     table = Table(title=f"Held-out packages: {size}", title_justify="left")
     table.add_column("")
@@ -245,21 +246,19 @@ def show(result: DemoResult, console: Console) -> None:
     times = best / result.rows["chance"].means["nDCG@10"]
     if times < CLEARLY:
         longer = f"--minutes {result.longer} --set output={result.run}-longer" if result.longer else "more steps"
-        console.print(
+        print_text(
             f"No trained row is clearly above chance (best {times:.1f} x, wanted {CLEARLY:.0f} x). Train longer, with "
             f"{longer}; or anchorembed demo recipes/docstrings.yaml --minutes 0, some hours on 2 cores.",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
     for query, hits in result.searches:
-        console.print(f"\n{query}", style="bold", highlight=False, markup=False)
+        print_text(f"\n{query}", style="bold")
         for hit in hits:
             snippet = " ".join(hit.text.split())[:90]
-            console.print(f"  {hit.rank}. {hit.score:.3f}  {hit.id}: {snippet}", highlight=False, markup=False)
+            print_text(f"  {hit.rank}. {hit.score:.3f}  {hit.id}: {snippet}")
     paths = f"\nexported model: {result.exported}\nrun folder:     {result.run}\ntook {result.minutes:.1f} minutes"
     page = f"\npage to look at: {result.page.resolve().as_uri()}" if result.page else ""
-    console.print(f"{paths}{page}", highlight=False, markup=False, soft_wrap=True)
+    print_text(f"{paths}{page}", soft_wrap=True)
 
 
 @contextmanager

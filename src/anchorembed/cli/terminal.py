@@ -28,7 +28,8 @@ def typed_command() -> str:
 
 def say(message: str) -> None:
     """Print a message to standard error, as it is."""
-    Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+    sys.stderr.write(f"{message}\n")  # above a progress bar, if one is shown
+    sys.stderr.flush()
 
 
 def print_line(text: str) -> None:
@@ -49,5 +50,6 @@ def print_json(record: Mapping[str, object]) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print an error and end with an exit code."""
-    Console(stderr=True, soft_wrap=True).print(message, style="bold red", highlight=False, markup=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(message, style="bold red")
     raise SystemExit(code)
