@@ -129,6 +129,39 @@ def test_overrides(tmp_path: Path) -> None:
         read_recipe(path, ["contrast.lora={rank: 4, rank: 8}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("contrast.mask_above=off", "contrast.mask_above is False: in YAML no and off are false"),
+        ("contrast.steps=yes", "contrast.steps is True: in YAML no and off are false"),
+        ("reconstruct=no", "reconstruct is False: in YAML .* write null for none"),
+        ("output=2024", "output is 2024: no path or name; write one, in quotes"),
+        ("output=''", "output is '': no path or name"),
+        ("model.name=' '", "model.name is ' ': no path or name"),
+        ("data.sources=[{name: a, path: ''}]", "data.sources.0.path is '': no path or name"),
+        ("data.sources=[{name: 1, path: a}]", "data.sources.0.name is 1: .*Quote it"),
+        ("data.instruction=Find issue #1", "'data.instruction=Find issue #1': YAML takes # .* for a comment"),
+        ("data.instruction=#1", "'data.instruction=#1': YAML takes # .* for a comment"),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_refused(override: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", yaml.safe_dump(GOOD))
+    with pytest.raises(InputError, match=message):
+        read_recipe(path, [override])
+    quoted = read_recipe(path, ["data.instruction='Find issue #1'", "output='2024'", "contrast.recompute=yes"])
+    assert (quoted.data.instruction, quoted.output) == ("Find issue #1", Path("2024"))
+
+
+@pytest.mark.parametrize("tokens", [0, "Auto", None])
+def test_a_fault_of_a_key_is_one_line_that_shows_its_value_alone(tokens: object) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_recipe(GOOD | {"contrast": {"tokens_per_micro_batch": tokens}})
+    cure = "give a whole number of 1 or more, or auto"
+    assert str(caught.value) == f"recipe: contrast.tokens_per_micro_batch is {tokens!r}: {cure}."
+    with pytest.raises(InputError, match=r"^recipe: contrast: guide has no effect without mask_above; set that, such"):
+        parse_recipe(GOOD | {"contrast": {"guide": "other"}})
+
+
 def test_an_override_of_a_yaml_alias_stays_where_it_is(tmp_path: Path) -> None:
     text = yaml.safe_dump(GOOD) + "reconstruct: &stage {steps: 5}\ncontrast: *stage\n"
     recipe = read_recipe(write(tmp_path / "r.yaml", text), ["contrast.steps=9"])

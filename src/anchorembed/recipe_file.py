@@ -18,7 +18,6 @@ _REMOVED = {  # keys that are refused, and what to write instead
     "compare.own_arms.NAME.first": "Write `before` instead.",
     "reconstruct.decode": "An arm of a comparison may set it: compare.own_arms.NAME.before.",
 }
-_CONTROLS = {"d2d": "auto", "next_token": "next_token"}  # directions that only an arm of a comparison has -> the arm
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -142,6 +141,8 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--set {override!r}: the value is not YAML ({first_line(error)}). Quote it.") from error
+    if text.count("#") > str(values[last]).count("#"):
+        raise InputError(f"--set {override!r}: YAML takes # and what follows for a comment. Quote it: {key}='\"...\"'.")
     if last == "steps":
         values.pop("epochs", None)
 
@@ -156,10 +157,13 @@ def _explain(fault: dict[str, Any], schema: type[Recipe]) -> str:
         return f"unknown key {key!r}.{nearest(path[-1], _known(schema, path[:-1]))}"
     if fault["type"] == "missing":
         return f"missing key {key!r}. Add it; --show-config says what it means."
-    value = fault["input"]
-    arm = _CONTROLS.get(value) if key == "reconstruct.directions" and isinstance(value, str) else None
-    control = f" To compare with it, add the arm {arm} to compare.arms and run `anchorembed compare`." if arm else ""
-    return f"{key} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.{control}"
+    value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
+    is_quoted = fault["type"] == "value_error" and isinstance(value, dict | list)  # by the message, as far as needed
+    cure = " Quote it." if fault["type"] == "string_type" else ""
+    if key == "reconstruct.directions" and value in ("d2d", "next_token"):  # only arms of a comparison have them
+        arm = "auto" if value == "d2d" else value
+        cure = f" To compare with it, add the arm {arm} to compare.arms and run `anchorembed compare`."
+    return f"{key if is_quoted else f'{key} is {value!r}'}: {message[0].lower()}{message[1:]}.{cure}"
 
 
 def _known(schema: type[Recipe], path: list[str]) -> list[str]:

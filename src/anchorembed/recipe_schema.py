@@ -11,6 +11,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -19,14 +22,16 @@ from pydantic_core import PydanticCustomError
 UNSET = "unset_variable"
 
 
-def _expanded(name: str) -> str:
+def expanded(name: object) -> str:
     """A path, or a name that may be one, with the home folder and environment variables put in."""
-    expanded = os.path.expanduser(os.path.expandvars(name))  # noqa: PTH111 - a name may be no path
-    if "$" in expanded:
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise ValueError("no path or name; write one, in quotes if YAML takes it for a number or date")
+    text = os.path.expanduser(os.path.expandvars(str(name)))  # noqa: PTH111 - a name may be no path
+    if "$" in text:
         raise PydanticCustomError(
             UNSET, "it names an environment variable that is not set; set it (compare: by --data)"
         )
-    return expanded
+    return text
 
 
 def _folder_name(name: str) -> str:
@@ -37,11 +42,8 @@ def _folder_name(name: str) -> str:
 
 Positive = Annotated[int, Field(ge=1)]
 ArmName = Annotated[str, AfterValidator(_folder_name)]
-ExpandedPath = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
-NameOrPath = Annotated[str, AfterValidator(_expanded)]  # of a model or task
-PairsPath = Annotated[  # or a data set on the hub
-    str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path), AfterValidator(_expanded)
-]
+ExpandedPath = Annotated[Path, BeforeValidator(expanded)]
+NameOrPath = Annotated[str, BeforeValidator(expanded)]  # of a model, of a task, or of pairs
 
 
 class Section(BaseModel):
@@ -49,12 +51,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - checked next
+        """Refuse true and false where they are no values: pydantic would take them for the numbers 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("in YAML no and off are false, yes and on are true; quote a name, or write null for none")
+        return value
+
 
 class Source(Section):
     """One file, folder or hub data set of pairs; the pairs of a step all come from one source."""
 
     name: str = Field(min_length=1, description="Name in logs and errors.")
-    path: PairsPath = Field(
+    path: NameOrPath = Field(
         description="JSONL, CSV or Parquet file, folder of such, saved datasets folder, BEIR folder, or "
         "hf://owner/name[:config][@split][#revision]."
     )
@@ -87,7 +97,7 @@ class Data(Section):
         names = [source.name for source in sources]
         repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
         if repeated is not None:
-            raise PydanticCustomError("named_twice", "two of them are called {name}; rename one", {"name": repeated})
+            raise ValueError(f"two of them are called {repeated}; rename one")
         return sources
 
     def instruction_of(self, source: Source) -> str | None:
@@ -166,6 +176,15 @@ class Schedule(Section):
     patience: Positive | None = Field(
         None, description="Stop after so many evaluations in a row without a better quality; best with keep_best."
     )
+
+    @field_validator("tokens_per_micro_batch", mode="wrap")
+    @classmethod
+    def _tokens(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - checked here
+        """One message, where pydantic has one for each type that the value may have."""
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise ValueError("give a whole number of 1 or more, or auto") from error
 
     @property
     def cost_only(self) -> set[str]:
