@@ -148,7 +148,9 @@ def test_pairs_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> 
     assert (code, "contrast.steps is 2 there, 30 here" in err) == (2, True), "the recipe that is there is another"
 
 
-def test_pairs_are_checked_without_a_recipe(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+def test_pairs_are_checked_without_a_recipe(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs, output = write_pairs(tmp_path / "faq.jsonl", 12), tmp_path / "faq"
     pairs.write_text(f"{pairs.read_text(encoding='utf-8')}broken\n", encoding="utf-8")
     command = ["check", "--pairs", pairs, "--base", tiny_folder, "--set", "data.query_tokens=8"]
@@ -157,6 +159,8 @@ def test_pairs_are_checked_without_a_recipe(run: Run, tiny_folder: Path, tmp_pat
     for words in ("faq: 12 pairs", "are cut at 8", "not valid JSON"):
         assert words in out
     assert run(*command, "-o", output)[:2] == (0, out)
+    monkeypatch.setenv("BASES", str(tiny_folder.parent))
+    assert run(*command, "--base", f"$BASES/{tiny_folder.name}")[:2] == (0, out), "read as in a recipe"
     assert not output.exists()
     assert "and, to train, --output DIR" in run("check", "--pairs", pairs)[2]
 
@@ -277,6 +281,8 @@ def test_stages_alone(run: Run, recipe: Path, tmp_path: Path) -> None:
 def test_show_config(run: Run, recipe: Path) -> None:
     code, out, _ = run("train", recipe, "--show-config", "--set", "seed=11")
     assert (code, yaml.safe_load(out)["seed"]) == (0, 11)
+    code, _, err = run("train", "--show-config", "--set", "seed=11")
+    assert (code, "a recipe is needed" in err) == (2, True), "changes of nothing are not left out silently"
     code, out, _ = run("train", "--show-config")
     assert code == 0
     assert "d2q_weight: 0.8" in out

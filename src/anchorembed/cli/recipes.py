@@ -16,12 +16,13 @@ def resolve_recipe(
     path: Path | None, overrides: list[str] | None, show: bool = False, skip_bad: bool = False
 ) -> Recipe:
     """Read the recipe, or print the configuration and stop."""
-    if path is None and not show:
+    changes = [*(overrides or ()), *skipping(skip_bad)]
+    if path is None and (changes or not show):
         raise InputError(
-            "a recipe is needed, such as recipes/demo.yaml, or train --pairs, check --pairs. --show-config prints "
-            "every key."
+            "a recipe is needed, such as recipes/demo.yaml, or train --pairs, check --pairs. --show-config alone prints"
+            " every key."
         )
-    recipe = read_recipe(path, [*(overrides or ()), *skipping(skip_bad)]) if path else None
+    recipe = read_recipe(path, changes) if path else None
     if recipe is None or show:
         print_line(show_config(recipe))
         raise typer.Exit
@@ -38,7 +39,7 @@ def recipe_of_options(
     from anchorembed.train.default_recipe import recipe_of_pairs
 
     of_pairs = recipe_of_pairs(pairs, base, output, set_)
-    load_config(base)
+    load_config(of_pairs.model.name)
     return of_pairs
 
 
