@@ -49,8 +49,10 @@ def docstring_corpus(folder: Path, count: int = 60) -> Path:
     return path
 
 
-def made(folder: Path, base: Path, endpoint: Endpoint, *overrides: str, **writing: Any) -> Fitted:
-    corpus = folder / "corpus.jsonl"
+def made(
+    folder: Path, base: Path, endpoint: Endpoint, *overrides: str, corpus: Path | None = None, **writing: Any
+) -> Fitted:
+    corpus = corpus or folder / "corpus.jsonl"
     return fit(
         corpus if corpus.exists() else docstring_corpus(folder),
         str(base),
@@ -61,7 +63,9 @@ def made(folder: Path, base: Path, endpoint: Endpoint, *overrides: str, **writin
 
 
 @pytest.mark.slow
-def test_from_documents_to_a_verdict(tmp_path: Path, tiny_folder: Path, said: list[str]) -> None:
+def test_from_documents_to_a_verdict(
+    tmp_path: Path, tiny_folder: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with chat_endpoint(write) as endpoint:
         fitted = made(tmp_path, tiny_folder, endpoint)
         assert len(endpoint.asked) == 60
@@ -87,8 +91,10 @@ def test_from_documents_to_a_verdict(tmp_path: Path, tiny_folder: Path, said: li
         assert any(line.startswith("verdict on held-out-documents, 12 queries") for line in said)
         before = [line for line in said if "verdict on" in line or "than" in line]
         said.clear()
-        assert made(tmp_path, tiny_folder, endpoint).model == fitted.model
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert made(Path("~"), tiny_folder, endpoint, corpus=tmp_path / "corpus.jsonl").model == fitted.model
         assert len(endpoint.asked) == 60, "nothing is written twice"
+        assert not Path("~").exists(), "data and models are in the same folder"
         assert [line for line in said if "verdict on" in line or "than" in line] == before
     said.clear()
     assert train(read_recipe(fitted.recipe)) == fitted.model, "the recipe is one, and the run is its run"

@@ -22,7 +22,7 @@ from anchorembed.data.beir import write_collection
 from anchorembed.data.documents import Document, read_texts
 from anchorembed.errors import InputError
 from anchorembed.model.embedder import Embedder
-from anchorembed.recipe_schema import Recipe
+from anchorembed.recipe_schema import Recipe, expanded
 from anchorembed.system.files import check_writable, hash_content, lock_folder, whole_file, whole_folder, write_jsonl
 from anchorembed.system.progress import progress_bar
 from anchorembed.train.default_recipe import with_default_contrast
@@ -107,8 +107,9 @@ def fit(
         InputError: if an argument cannot be used, before anything is written; if too few queries are kept; or if a
             model was trained on other pairs in the output folder, before those are overwritten.
     """
-    writing, output = writing or Writing(), Path(output)
-    recipe = recipe_of(base, output, 1, overrides)
+    writing = writing or Writing()
+    recipe = recipe_of(base, Path(output), 1, overrides)
+    output = Path(expanded(output))  # as the recipe reads it
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(f"fit: run it in one process, then train {recipe.output / KEPT} with your launcher.")
     for name in (_QUERIES, _PAIRS):
