@@ -108,9 +108,18 @@ def test_a_second_run_reuses_everything(
     assert not any("export: kept" in message for message in caplog.messages)
 
 
-def test_what_the_demo_cannot_show_or_replace_is_refused(made: Harvest, recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="reconstruct is null, and the demo shows both stages"):
-        demo(recipe.model_copy(update={"reconstruct": None, "output": tmp_path / "run"}), made)
+def test_what_the_demo_cannot_show_or_replace_is_refused(
+    made: Harvest, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "harvest", lambda output: pytest.fail("it takes time, and is for nothing"))
+    lacking = recipe.model_copy(update={"reconstruct": None, "output": tmp_path / "run"})
+    for begin in (lambda: demo(lacking, made), lambda: module.run(lacking, 10)):
+        with pytest.raises(InputError, match="reconstruct is null, and the demo shows both stages"):
+            begin()
+    assert recipe.contrast is not None
+    elsewhere = recipe.contrast.model_copy(update={"from_": recipe.model.name})
+    with pytest.raises(InputError, match="Stage II of the demo starts from Stage I"):
+        demo(recipe.model_copy(update={"contrast": elsewhere, "output": tmp_path / "run"}), made)
     mine = tmp_path / "run" / "export" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("kept", encoding="utf-8")
@@ -185,6 +194,10 @@ def test_a_demo_is_sized_once(
     assert said[-1].startswith("sizes: as this demo was begun: about 10 minutes")
     with pytest.raises(InputError, match="was begun with --minutes 10, not 0"):
         size(begun, made, 0, 0.0)
+    (tmp_path / "unsized" / "contrastive-only").mkdir(parents=True)
+    with pytest.raises(InputError, match="was begun with --minutes 0, not 10"):
+        sized(recipe, made, tmp_path / "unsized")
+    assert not (tmp_path / "unsized" / SIZES).exists(), "it can go on with the recipe's steps"
     assert json.loads((tmp_path / SIZES).read_text(encoding="utf-8"))["asked"] == 10
     (tmp_path / SIZES).write_text('{"asked": 10, "sizes": {"minutes": 3}}', encoding="utf-8")
     with pytest.raises(InputError, match=r"sizes.json: damaged, or of another version .* Delete its folder"):

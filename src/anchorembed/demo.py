@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 DOCUMENTS = 500  # that the models are measured on, at most
 CLEARLY = 5.0  # times chance
 SIZES = "sizes.json"
+_ALONE = "contrastive-only"  # folder of the arm without Stage I, which is trained first
 _EMBEDDINGS = 7  # texts embedded for each of the documents: with its query by three models, in the index, on the map
 _LOADS = 28  # loads of a model that take as long as all loads, the page's readings and the export
 _MEASURED = 32  # documents embedded to see how long that takes
@@ -82,9 +83,9 @@ def run(recipe: Recipe, minutes: float) -> DemoResult:
         InputError: as `demo` does, and if the output folder was begun with other minutes.
     """
     started = time.monotonic()
+    _check(recipe)
     with bars_on_terminals_only():
         harvested = harvest(recipe.output)
-        _check(recipe)
         clock = size(recipe, harvested, minutes, started)
         result = demo(recipe, harvested, clock)
         page = write_page(page_of(result), recipe.output / "page.html")
@@ -116,9 +117,11 @@ def size(recipe: Recipe, harvested: Harvest, minutes: float, started: float) -> 
     """
     path = recipe.output / SIZES
     saved = read_sizing(path) if path.exists() else None
-    if saved and saved.asked != minutes:
+    is_begun = (recipe.output / _ALONE).exists()
+    asked = saved.asked if saved else 0 if is_begun else minutes
+    if asked != minutes:
         raise InputError(
-            f"{recipe.output}: its demo was begun with --minutes {saved.asked:g}, not {minutes:g}. Give that, "
+            f"{recipe.output}: its demo was begun with --minutes {asked:g}, not {minutes:g}. Give that, "
             "delete the folder, or choose another: --set output=DIR"
         )
     if minutes <= 0:
@@ -155,10 +158,12 @@ def _described(recipe: Recipe, sizing: Sizing) -> str:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse a recipe that leaves a stage out, and an export that would replace something else."""
+    """Refuse a recipe that does not train both stages, and an export that would replace something else."""
     for stage in STAGES:
         if recipe.stage(stage) is None:
             raise InputError(f"recipe: {stage} is null, and the demo shows both stages. Give it settings.")
+    if recipe.contrast and recipe.contrast.from_ is not None:
+        raise InputError("contrast.from: Stage II of the demo starts from Stage I. Leave it out, or set model.name.")
     exported = recipe.output / "export"
     if exported.exists() and read_metadata(exported) is None:
         raise InputError(f"{exported}: the demo exports to there, and this is no export of ours. Move it away.")
@@ -176,11 +181,11 @@ def demo(recipe: Recipe, harvested: Harvest, clock: Clock | None = None) -> Demo
     Without a clock, the stages have the recipe's steps.
 
     Raises:
-        InputError: if the recipe leaves a stage out, or the export would replace something else.
+        InputError: if the recipe does not train both stages, or the export would replace something else.
     """
     _check(recipe)
     recipe = _with_data(recipe, harvested)
-    alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / "contrastive-only"})
+    alone = recipe.model_copy(update={"reconstruct": None, "output": recipe.output / _ALONE})
     contrastive = _trained(resized(alone, clock.sizing.sizes) if clock else alone, "contrastive only")
     if clock:
         recipe = resized(recipe, clock.arm_done(1, contrastive.parent / "log.jsonl"))
@@ -223,7 +228,7 @@ def page_of(result: DemoResult) -> Page:
         "that were not trained on. Stage I comes on top of Stage II: the last two rows differ in compute, too."
     ]
     rows = {name: row.means for name, row in result.rows.items()}
-    logs = {contrastive: output / "contrastive-only", anchored: output}
+    logs = {contrastive: output / _ALONE, anchored: output}
     lengths = Embedder.load(models[anchored]).metadata.lengths
     return contents(
         "AnchorEmbed's demo", notes, shown, result.collection, rows, logs, partial(Embedder.load, lengths=lengths)
