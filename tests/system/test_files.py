@@ -84,6 +84,15 @@ def test_the_lock_lies_in_no_folder_of_the_user(tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "cache"
 
 
+def test_the_cache_may_be_named_by_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of settings names it, which no shell reads."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named, folder in (("~/mine", "mine"), ("", ".cache/anchorembed")):
+        monkeypatch.setenv("ANCHOREMBED_CACHE", named)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert cache_folder() == tmp_path / folder
+
+
 def test_other_folders_are_not_locked_but_the_same_by_another_path_is(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with lock_folder(tmp_path / "one"), lock_folder(tmp_path / "two"), pytest.raises(InputError, match="at work"):

@@ -29,10 +29,8 @@ _FILE_RULES, _FOLDER_RULES = b"5", b"7"  # of content hashes; increase one when 
 
 def cache_folder() -> Path:
     """Where downloads, converted data, indexes and locks are kept: ``$ANCHOREMBED_CACHE``, else the user's cache."""
-    root = os.environ.get("ANCHOREMBED_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorembed"
+    root = os.environ.get("ANCHOREMBED_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anchorembed"
+    return Path(root).expanduser()
 
 
 # --- Written whole ---------------------------------------------------------------------------------------------------
