@@ -189,9 +189,12 @@ def test_a_server_that_refuses_everything_is_an_error(model: Embedder) -> None:
         compare(model, open_endpoint(url))
 
 
-def test_a_wrong_probe_is_an_error(tmp_path: Path) -> None:
+def test_options_that_have_no_effect_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'overlong' is no probe\. Did you mean 'over-long'"):
         verify(tmp_path, "http://127.0.0.1:1", skip=["overlong"])
+    for settings, option in ({"prompts": tmp_path}, "--prompts"), ({"served_name": "m"}, "--served-name"):
+        with pytest.raises(InputError, match=f"{option}: for a URL, not for a folder"):
+            verify(tmp_path, str(tmp_path), library="sentence-transformers", **settings)
 
 
 @pytest.fixture

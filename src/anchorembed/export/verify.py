@@ -105,8 +105,11 @@ def verify(
             raise InputError(f"--skip: {name!r} is no probe.{nearest(name, PROBES)} There are: {', '.join(PROBES)}.")
     if not set(SHORT) - set(skip):
         raise InputError("--skip: no short text is left to compare. Skip fewer.")
-    if library and prompts:
-        raise InputError("--prompts: for a URL; a library puts prompts itself. Leave out --with or --prompts.")
+    for option, value in (("--prompts", prompts), ("--served-name", served_name)):
+        if library and value:
+            raise InputError(
+                f"{option}: for a URL, not for a folder that a library loads. Leave out {option} or --with."
+            )
     client = open_library(library, target) if library else open_endpoint(target, served_name, api_key_env, timeout)
     client = with_prompts(client, prompts) if prompts else client
     return compare(Embedder.load(model, precision="float32"), client, skip)
