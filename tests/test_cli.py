@@ -103,6 +103,11 @@ def test_profile_says_what_it_measured(run: Run, recipe: Path, tmp_path: Path) -
     assert "'third'" in err
 
 
+def test_a_profile_of_no_stage_is_refused(run: Run, recipe: Path) -> None:
+    code, out, err = run("profile", recipe, "--set", "reconstruct=null", "--set", "contrast=null")
+    assert (code, out, "both reconstruct and contrast are null" in err) == (2, "", True)
+
+
 def test_isotropy_of_several_models(run: Run, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
     code, *_ = run("isotropy", tiny_folder, "--pairs", tmp_path / "pairs.jsonl", "--most", 10**30)
     assert code == 0, "more pairs than any computer counts are all there are"

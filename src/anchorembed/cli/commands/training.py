@@ -13,7 +13,7 @@ from anchorembed.cli.options import Base, Output, Pairs, RecipeFile, Set, Show, 
 from anchorembed.cli.recipes import recipe_of_options, resolve_recipe, resumable, show_or_check, skipping
 from anchorembed.cli.root import app
 from anchorembed.cli.terminal import fail, print_json, print_line, say, typed_command
-from anchorembed.errors import OutOfMemory, extra
+from anchorembed.errors import InputError, OutOfMemory, extra
 from anchorembed.recipe_file import read_as
 
 
@@ -170,9 +170,11 @@ def profile(
     from anchorembed.train.profile import report
     from anchorembed.train.run import STAGES
 
-    for name in STAGES:
-        if stage == name or (stage == "both" and resolved.stage(name)):
-            print_line(report(run(resolved, name, steps)))
+    chosen = [name for name in STAGES if stage == name or (stage == "both" and resolved.stage(name))]
+    if not chosen:
+        raise InputError("recipe: both reconstruct and contrast are null. Give one settings.")
+    for name in chosen:
+        print_line(report(run(resolved, name, steps)))
 
 
 @app.command()
