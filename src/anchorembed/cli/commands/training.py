@@ -48,15 +48,11 @@ def mine(  # noqa: PLR0913, PLR0917 - each an option
     pairs: Annotated[str, typer.Argument(help="File or folder of pairs, or hf://owner/name.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="JSONL to write; gzipped if it ends in .gz.")],
     by: Annotated[str, typer.Option(help="bm25, or a model as in evaluate.")] = "bm25",
-    corpus: Annotated[
-        Path | None, typer.Option(help="Corpus to mine from, besides the positives.", show_default=False)
-    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Corpus to mine from, besides the positives.")] = None,
     count: Annotated[int, typer.Option(help="Negatives of each pair.")] = 1,
     ranks: Annotated[tuple[int, int], typer.Option(help="First and last rank to take from.")] = (1, 100),
     margin: Annotated[float, typer.Option(help="Leave out what scores above this share of the positive's.")] = 0.95,
-    rerank: Annotated[
-        str | None, typer.Option(help="Cross-encoder that scores the candidates again.", show_default=False)
-    ] = None,
+    rerank: Annotated[str | None, typer.Option(help="Cross-encoder that scores the candidates again.")] = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Mine hard negatives by BM25 or with a model; a cross-encoder may score them again."""
@@ -91,7 +87,7 @@ def fit(  # noqa: PLR0913, PLR0917 - a command's options
         typer.Option(help="URL of an OpenAI-compatible endpoint to write with; key: $ANCHOREMBED_WRITER_KEY."),
     ] = None,
     writer_model: Annotated[str | None, typer.Option(help="The endpoint's name of its model.")] = None,
-    prompt: Annotated[Path | None, typer.Option(help="File of the prompt.", show_default=False)] = None,
+    prompt: Annotated[Path | None, typer.Option(help="File of the prompt.")] = None,
     print_prompt: Annotated[
         bool, typer.Option("--print-prompt", callback=_print_prompt, is_eager=True, help="Print the default prompt.")
     ] = False,
@@ -198,13 +194,9 @@ def compare(
     recipe: RecipeFile = None,
     set_: Set = None,
     show: Show = False,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that the recipe calls $ANCHOREMBED_DATA.", show_default=False)
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Results folder; by default in the output.", show_default=False)
-    ] = None,
-    hours: Annotated[float | None, typer.Option(help="Start no run after so many hours.", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that the recipe calls $ANCHOREMBED_DATA.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results folder; by default in the output.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Start no run after so many hours.")] = None,
     only_plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and stop.")] = False,
     only_report: Annotated[
         bool, typer.Option("--report", help="Write the report from the results folder alone, and stop.")

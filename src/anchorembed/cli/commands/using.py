@@ -19,14 +19,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of a verb
     tasks: Annotated[list[str], typer.Argument(help="BEIR folders, test files or folders of them, or mteb's names.")],
     split: Annotated[str, typer.Option(help="Which qrels of a BEIR folder.")] = "test",
     instructions: Annotated[
-        Path | None, typer.Option(help="YAML of `task, task type or default: instruction`.", show_default=False)
+        Path | None, typer.Option(help="YAML of `task, task type or default: instruction`.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A fixed part of each task only.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for result files in mteb's form.", show_default=False)
-    ] = None,
-    dimensions: Annotated[str, typer.Option(help="Smaller vectors, too: 256,128.", show_default=False)] = "",
-    precision: Annotated[str, typer.Option(help="Other formats, too: float32,int8,binary.", show_default=False)] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for result files in mteb's form.")] = None,
+    dimensions: Annotated[str, typer.Option(help="Smaller vectors, too: 256,128.")] = "",
+    precision: Annotated[str, typer.Option(help="Other formats, too: float32,int8,binary.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a task a line.")] = False,
 ) -> None:
     """Measure a model on retrieval, reranking, similarity and classification tasks."""
@@ -85,19 +83,17 @@ def encode(  # noqa: PLR0913, PLR0917 - the options of a verb
     texts: Annotated[Path, typer.Argument(help="JSONL with text and optional _id; or .txt, a text a line.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write.")],
     side: SideOption = "document",
-    instruction: Annotated[str | None, typer.Option(help="Task put before each text.", show_default=False)] = None,
+    instruction: Annotated[str | None, typer.Option(help="Task put before each text.")] = None,
     dimensions: DimensionsOption = None,
-    precision: Annotated[
-        Stored | None, typer.Option(help="How vectors are stored; default float32.", show_default=False)
-    ] = None,
+    precision: Annotated[Stored | None, typer.Option(help="How vectors are stored; default float32.")] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="Parquet file to take dimensions, precision and ranges from.", show_default=False),
+        typer.Option(help="Parquet file to take dimensions, precision and ranges from."),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray is for many machines, and writes a folder of parts.")
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="For ray; default one a GPU.", show_default=False)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="For ray; default one a GPU.")] = None,
 ) -> None:
     """Embed texts into Parquet with columns id and vector."""
     from anchorembed.api import encode as run
@@ -122,9 +118,7 @@ def search(
     model: ModelName,
     corpus: Annotated[Path, typer.Argument(help="JSONL with _id, optional title, and text.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    index: Annotated[
-        Path | None, typer.Option(help="Index folder; by default in the cache.", show_default=False)
-    ] = None,
+    index: Annotated[Path | None, typer.Option(help="Index folder; by default in the cache.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Hits to show.")] = 10,
     dimensions: DimensionsOption = None,
     precision: Annotated[Stored, typer.Option(help="How the index stores vectors.")] = "float32",
@@ -144,15 +138,11 @@ def search(
 @app.command()
 def read(
     model: ModelName,
-    text: Annotated[str | None, typer.Argument(help="Text to embed and read.", show_default=False)] = None,
-    other: Annotated[
-        str | None, typer.Option(help="Text to compare with; by default a neutral one.", show_default=False)
-    ] = None,
+    text: Annotated[str | None, typer.Argument(help="Text to embed and read.")] = None,
+    other: Annotated[str | None, typer.Option(help="Text to compare with; by default a neutral one.")] = None,
     side: SideOption = "document",
-    vectors: Annotated[
-        Path | None, typer.Option(help="Read a vector of this Parquet file instead.", show_default=False)
-    ] = None,
-    id_: Annotated[str | None, typer.Option("--id", help="Which vector of the file.", show_default=False)] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Read a vector of this Parquet file instead.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Which vector of the file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a vector says: its likeliest words, and what the decoder writes from it alone."""
@@ -172,11 +162,9 @@ def read(
 def page(
     run: Annotated[Path, typer.Argument(help="Output folder of a finished run, or its recipe.")],
     pairs: Annotated[
-        Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.", show_default=False)
+        Path | None, typer.Option(help="Pairs not trained on; default: those the recipe holds out.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: page.html in the output folder.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: page.html in the output folder.")] = None,
 ) -> None:
     """Write a page of what training did: scores, curves, searches, maps of vectors, what a vector says."""
     from anchorembed.api import page as write
@@ -194,7 +182,7 @@ def export(
     ] = "folder",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
     repository: Annotated[
-        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the model hub.", show_default=False)
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the model hub.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public; by default private.")] = False,
 ) -> None:
@@ -219,16 +207,14 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of a verb
     ],
     library: Annotated[
         Literal["langchain", "llamaindex", "sentence-transformers"] | None,
-        typer.Option("--with", help="Load a folder with this library, with its defaults.", show_default=False),
+        typer.Option("--with", help="Load a folder with this library, with its defaults."),
     ] = None,
-    served_name: Annotated[
-        str | None, typer.Option(help="Name of the served model; default the first listed.", show_default=False)
-    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="Name of the served model; default the first listed.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
     timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds to wait for each reply.")] = 60.0,
-    skip: Annotated[list[str] | None, typer.Option(help="A probe to leave out.", show_default=False)] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A probe to leave out.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="prompts.json of an export to GGUF, to send with each text.", show_default=False)
+        Path | None, typer.Option(help="prompts.json of an export to GGUF, to send with each text.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
