@@ -5,7 +5,7 @@ Each text is sent alone, except by `together`.
 Axes: P probes, H dimension of the served vectors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -20,41 +20,39 @@ _IDENTICAL = 1e-5  # 1 - cosine of one server's vectors of the same tokens
 
 
 class Served:
-    """Probes sent to a client: ``vectors`` by name and side, or in ``refused`` why the client gave none.
+    """Probes sent to a client: by side and name, ``texts`` and ``vectors``, or in ``refused`` why there is no vector.
 
     Raises:
         InputError: if the client refuses all texts, or its vectors differ in dimension.
     """
 
-    def __init__(self, model: Simulation, client: Client, names: Sequence[str]) -> None:
-        self.model, self.client, self.names = model, client, names
-        self.texts = {side: probe_texts(model, side) for side in SIDES}
-        self.vectors: dict[tuple[str, Side], Floats] = {}
-        self.refused: dict[tuple[str, Side], str] = {}
+    def __init__(self, model: Simulation, client: Client, skip: Collection[str]) -> None:
+        self.model, self.client = model, client
+        self.texts: dict[Side, dict[str, str]] = {}
+        self.vectors: dict[Side, dict[str, Floats]] = {side: {} for side in SIDES}
+        self.refused: dict[Side, dict[str, str]] = {side: {} for side in SIDES}
         for side in SIDES:
-            for name in self.probes(side):
+            self.texts[side] = {name: text for name, text in probe_texts(model, side).items() if name not in skip}
+            for name, text in self.texts[side].items():
                 try:
-                    (self.vectors[name, side],) = client.embed([self._prompt(side) + self.texts[side][name]], side)
+                    (self.vectors[side][name],) = client.embed([self._prompt(side) + text], side)
                 except Refused as refusal:
-                    self.refused[name, side] = str(refusal)
-        sizes = {len(vector_H) for vector_H in self.vectors.values()}
+                    self.refused[side][name] = str(refusal)
+        sizes = {len(vector_H) for side in SIDES for vector_H in self.vectors[side].values()}
         if not sizes:
-            raise InputError(f"{client.name}: refuses all texts: {next(iter(self.refused.values()))}")
+            reason = next(reason for side in SIDES for reason in self.refused[side].values())
+            raise InputError(f"{client.name}: refuses all texts: {reason}")
         if len(sizes) > 1:
             raise InputError(f"{client.name}: vectors of different dimensions: {sorted(sizes)}.")
         (self.dimension,) = sizes
 
-    def probes(self, side: Side) -> list[str]:
-        """Names of a side's probes."""
-        return [name for name in self.names if name in self.texts[side]]
-
     def short(self, side: Side) -> list[str]:
         """Names of the short probes that have vectors."""
-        return [name for name in self.names if name in SHORT and (name, side) in self.vectors]
+        return [name for name in self.vectors[side] if name in SHORT]
 
     def short_vectors(self, side: Side) -> Floats:
         """Served vectors of the short probes, [P, H]."""
-        vectors = [self.vectors[name, side] for name in self.short(side)]
+        vectors = [self.vectors[side][name] for name in self.short(side)]
         return np.stack(vectors) if vectors else np.zeros((0, self.dimension), np.float32)
 
     def short_texts(self, side: Side) -> list[str]:
@@ -71,7 +69,7 @@ class Served:
             part_1H = self.client.embed([self._prompt(side) + part], side)
         except Refused:
             return False
-        return bool(differences(part_1H, self.vectors[name, side][None])[0] <= _IDENTICAL)
+        return bool(differences(part_1H, self.vectors[side][name][None])[0] <= _IDENTICAL)
 
     def limit(self, side: Side) -> Cut:
         """The model's own length limit."""

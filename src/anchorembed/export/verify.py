@@ -117,8 +117,7 @@ def verify(
 
 def compare(embedder: Embedder, client: Client, skip: Sequence[str] = ()) -> Report:
     """Compare a model's vectors with those of a client, as `verify` does."""
-    names = [name for name in PROBES if name not in skip]
-    return _Comparison(Served(Simulation(embedder), client, names)).report()
+    return _Comparison(Served(Simulation(embedder), client, skip)).report()
 
 
 class _Comparison:
@@ -128,7 +127,7 @@ class _Comparison:
         self.served, self.model = served, served.model
         self.dimension = self.model.embedder.dimension
         self.causes: dict[str, tuple[set[Side], list[str], str]] = {}
-        short = [name for name in served.probes("document") if name in SHORT]
+        short = [name for name in served.texts["document"] if name in SHORT]
         own_PH = unit_rows(served.own_vectors("document", short))
         spread = float(np.median(1.0 - own_PH @ own_PH.T)) if len(own_PH) > 1 else 1.0
         self.tolerance = max(1e-5, min(_SAME, _OF_SPREAD * spread))
@@ -185,16 +184,16 @@ class _Comparison:
         for fault in [fault for fault in Fault if fault in explained.faults]:
             self._add_cause(fault, side, fault, self._detail(fault))
         tolerance, faults = self._side_tolerance(explained), explained.faults
-        for name in [name for name in self.served.names if (name, side) in self.served.refused]:
+        for name, reason in self.served.refused[side].items():
             kind = REFUSED if name in SHORT else TOO_LONG
-            self._add_cause(f"refuses {name} text", side, kind, self.served.refused[name, side])
+            self._add_cause(f"refuses {name} text", side, kind, reason)
         cuts = [self.served.limit(side)]
         unknown = []
         for name in (OVER_LONG, LONG, *self.served.short(side)):
             if any(self._difference(name, side, faults, known) <= tolerance for known in cuts):
                 continue
             is_same = partial(self.served.is_same, name, side)
-            served_H, text = self.served.vectors[name, side], self.served.texts[side][name]
+            served_H, text = self.served.vectors[side][name], self.served.texts[side][name]
             is_short = name in SHORT
             cut = None if is_short else find_cut(self.model, served_H, text, side, faults, is_same, tolerance)
             if cut is None:
@@ -212,7 +211,7 @@ class _Comparison:
 
     def _difference(self, name: str, side: Side, faults: Faults, cut: Cut) -> float:
         """1 - cosine of a served vector and that of a server with these faults; 0 if none is served."""
-        served_H = self.served.vectors.get((name, side))
+        served_H = self.served.vectors[side].get(name)
         if served_H is None:
             return 0.0
         expected_1H = self.model.vectors([self.served.texts[side][name]], side, faults, cut)
@@ -234,8 +233,7 @@ class _Comparison:
         if not self.model.embedder.metadata.normalize:
             return
         for side in SIDES:
-            vectors = [self.served.vectors.get((name, side)) for name in self.served.names]
-            norms = [float(np.linalg.norm(vector_H)) for vector_H in vectors if vector_H is not None]
+            norms = [float(np.linalg.norm(vector_H)) for vector_H in self.served.vectors[side].values()]
             if norms and max(abs(norm - 1.0) for norm in norms) > 0.01:
                 self._add_cause(SCALE, side, SCALE, f"lengths {min(norms):.3g} to {max(norms):.3g}")
 
@@ -263,11 +261,11 @@ class _Comparison:
             details.append(detail)
 
     def _probes(self) -> Iterator[Probe]:
-        for name in self.served.names:
+        for name in PROBES:
             for side in [side for side in SIDES if name in self.served.texts[side]]:
-                served_H = self.served.vectors.get((name, side))
+                served_H = self.served.vectors[side].get(name)
                 if served_H is None or len(served_H) > self.dimension:
-                    yield Probe(name, side, math.nan, self.served.refused.get((name, side), ""))
+                    yield Probe(name, side, math.nan, self.served.refused[side].get(name, ""))
                 else:
                     difference = differences(served_H[None], self.served.own_vectors(side, [name]))[0]
                     yield Probe(name, side, 1.0 - float(difference))
