@@ -269,15 +269,15 @@ def show(result: DemoResult, console: Console) -> None:
 @contextmanager
 def _training_quiet() -> Iterator[None]:
     """Hide what training and its data log below warnings: the demo logs a line for each stage."""
-    loggers = {name: logging.getLogger(f"anchorembed.{name}") for name in ("data", "train")}
-    before = {name: logger.level for name, logger in loggers.items()}
-    for logger in loggers.values():
+    loggers = [logging.getLogger(f"anchorembed.{name}") for name in ("data", "train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for name, logger in loggers.items():
-            logger.setLevel(before[name])
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _trained(recipe: Recipe, name: str) -> Path:
@@ -315,25 +315,18 @@ def _measure(path: Path, embedder: Embedder, collection: Collection) -> ModelSco
         "weights_sha256": embedder.weights_sha256,
         "collection_sha256": hash_texts([content]),
     }
-    means, origin = _saved_means(path, key), "reused: "
-    if means is None:
+    means: dict[str, float] | None = None
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there are none, or the file is damaged
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        means = saved["mean"] if saved["key"] == key else None
+    origin = "reused: " if means else ""
+    if not means:
         texts = len(collection.documents) + len(collection.queries)
         with counting_bar(f"embedding {collection.name}", texts) as advance:
-            means, origin = evaluate_collection(cached_encoder(embedder, advance), collection), ""
-        path.parent.mkdir(parents=True, exist_ok=True)
+            means = evaluate_collection(cached_encoder(embedder, advance), collection)
         write_file(path, to_json({"key": key, "mean": means}, indent=2))
     _log.info(f"evaluation: nDCG@10 {means['nDCG@10']:.3f}: {origin}{path}")
     return ModelScores(means, embedder.weights_sha256)
-
-
-def _saved_means(path: Path, key: dict[str, str]) -> dict[str, float] | None:
-    """The scores in a file, if they were saved with the same ``key``."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["key"] == key:
-            means: dict[str, float] = saved["mean"]
-            return means
-    return None
 
 
 def _searches(model: Path, collection: Collection, folder: Path) -> list[tuple[str, list[Hit]]]:

@@ -51,15 +51,9 @@ def refuse_utf16(path: object, start: bytes) -> None:
     Raises:
         InputError: with the command that converts it.
     """
-    nuls = [byte == 0 for byte in start[:4]]
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (
-        [False, True] * 2,
-        [True, False] * 2,
-        [True, True, False, False],
-        [False, True, True, True],
-        [True, True, True, False],
-    ):
-        is_32 = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or sum(nuls) == 3
+    zeros = "".join("x" if byte else "0" for byte in start[:4])
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros in ("x0x0", "0x0x", "00xx", "x000", "000x"):
+        is_32 = start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or zeros.count("0") == 3
         name = "UTF-32" if is_32 else "UTF-16"
         raise InputError(f"{path}: the text is {name}, not UTF-8. Convert it: iconv -f {name} -t UTF-8 OLD > NEW")
 
