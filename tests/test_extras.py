@@ -25,7 +25,7 @@ def without(package: str, *arguments: object) -> "subprocess.CompletedProcess[st
     [
         ("lancedb", "search", ["search", "{model}", "{texts}", "a query"]),
         ("ir_measures", "eval", ["evaluate", "{model}", "{texts}"]),
-        ("bm25s", "mine", ["mine", "{pairs}", "-o", "{out}"]),
+        ("bm25s", "mine", ["mine", "{pairs}", "-o", "{out}.jsonl"]),
         ("bm25s", "eval,mine", ["fit", "{texts}", "--base", "{model}", "--output", "{out}"]),
         ("matplotlib", "compare", ["compare", str(ROOT / "recipes" / "compare-own.yaml"), "--plan"]),
         ("jinja2", "compare", ["page", "{out}"]),
