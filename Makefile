@@ -10,7 +10,7 @@ VLLM := .venv-vllm/bin
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run in PROCESSES processes of one thread each; a file stays in one of them, as its tests share models and
-# runs. Files are not sorted by their number of tests: the few long ones would come last, in one process.
+# runs. tests/conftest.py sorts files by their number of slow tests; xdist would sort them by their number of tests.
 PROCESSES ?= 2
 PYTEST := -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 quick-tests test test-lowest test-older test-vllm: export OMP_NUM_THREADS := 1

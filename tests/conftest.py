@@ -1,6 +1,7 @@
 """Fixtures that every test may ask for."""
 
 import logging
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from tiny import save_tiny
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--limit", type=float, help="fail a test that takes more seconds, unless it is marked slow")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests come first, so that no process is left alone with one at the end."""
+    marks = ("slow", "default_model")
+    slow = Counter(item.path for item in items if any(map(item.get_closest_marker, marks)))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

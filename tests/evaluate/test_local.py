@@ -1,7 +1,7 @@
 """Local tests of every form are evaluated, trained by and compared, also where mteb is not installed.
 
-For the latter a check runs in a process of its own; there, and in those that it starts, packages are hidden
-(`without.py`).
+For the latter a check runs in a process of its own, in which packages are hidden (`without.py`), and in those that it
+starts.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from anchorembed.data.store import open_corpus
 from anchorembed.evaluate.find import find_tasks
 from anchorembed.evaluate.tasks import run_tasks
 from anchorembed.model.embedder import Embedder
+from forks_without import run_without
 from judged_files import task_embedder, write_beir
 from tiny import write_pairs
 
@@ -47,29 +48,38 @@ def folder(tmp_path: Path, data: Path, tiny_folder: Path) -> Path:
     return tmp_path
 
 
-def hidden(folder: Path, names: tuple[str, ...], *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run the command line where packages are hidden from it and from all that it starts."""
-    hiding = folder / "hiding"
-    hiding.mkdir(exist_ok=True)
-    (hiding / "sitecustomize.py").write_text(f"from without import hide\nhide(*{names!r})\n", encoding="utf-8")
-    path = os.pathsep.join(map(str, (hiding, ROOT / "tests" / "helpers", ROOT / "src")))
-    environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "anchorembed", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
-
-
 @pytest.mark.slow
-def test_every_local_form_is_evaluated(folder: Path, tiny_folder: Path) -> None:
-    done = hidden(folder, HIDDEN, "evaluate", tiny_folder, *TESTS, "--json", "-o", "out")
+def test_every_local_form_is_evaluated_and_what_is_missing_is_named(folder: Path, tiny_folder: Path) -> None:
+    """A package that is needed would be missed: this shows that packages are hidden."""
+    evaluate, hidden = ["evaluate", str(tiny_folder)], ",".join(HIDDEN)
+    tests = [str(folder / test) for test in TESTS]
+    done, missed, by_name = run_without(
+        [
+            (hidden, [*evaluate, *tests, "--json", "-o", str(folder / "out")]),
+            ("sklearn", [*evaluate, *tests]),
+            (hidden, [*evaluate, "SciFact"]),
+        ]
+    )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == TYPES
     written = {path.stem for path in (folder / "out").rglob("*.json")}
     assert written == {"beir", "r_test", "s_test", "pairs", "c_test", "model_meta"}
+    line = "sklearn: this package is not installed. To install it: pip install 'anchorembed[eval]'"
+    assert (missed.returncode, missed.stderr.splitlines()[-1:]) == (2, [line]), missed.stderr
+    line = (
+        "SciFact: neither a folder nor a file here, and tasks by name are mteb's. "
+        "mteb: this package is not installed. To install it: pip install 'anchorembed[mteb]'"
+    )
+    assert (by_name.returncode, by_name.stderr.splitlines()[-1:], by_name.stdout) == (2, [line], ""), by_name.stderr
 
 
 @pytest.mark.slow
 def test_training_and_comparing_measure(folder: Path) -> None:
-    done = hidden(folder, HIDDEN, "compare", "recipe.yaml", "--results", "results")
+    (folder / "sitecustomize.py").write_text(f"from without import hide\nhide(*{HIDDEN!r})\n", encoding="utf-8")
+    path = os.pathsep.join(map(str, (folder, ROOT / "tests" / "helpers", ROOT / "src")))
+    environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "anchorembed", "compare", "recipe.yaml", "--results", "results"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     (log,) = folder.glob("run/*/both-*/seed-0/*/contrast/log.jsonl")
     measured = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
@@ -77,24 +87,6 @@ def test_training_and_comparing_measure(folder: Path) -> None:
     text = (folder / "results" / "results.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["kind"] for line in text.splitlines()].count("cell") == 2 * len(TYPES)
     assert (folder / "results" / "report.html").exists()
-
-
-@pytest.mark.slow
-def test_a_package_that_is_needed_would_be_missed(folder: Path, tiny_folder: Path) -> None:
-    """This shows that packages are hidden."""
-    done = hidden(folder, ("sklearn",), "evaluate", tiny_folder, *TESTS)
-    line = "sklearn: this package is not installed. To install it: pip install 'anchorembed[eval]'"
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line), done.stderr
-
-
-@pytest.mark.slow
-def test_a_task_by_name_says_what_to_install(folder: Path, tiny_folder: Path) -> None:
-    done = hidden(folder, HIDDEN, "evaluate", tiny_folder, "SciFact")
-    line = (
-        "SciFact: neither a folder nor a file here, and tasks by name are mteb's. "
-        "mteb: this package is not installed. To install it: pip install 'anchorembed[mteb]'"
-    )
-    assert (done.returncode, done.stderr.splitlines()[-1], done.stdout) == (2, line, "")
 
 
 @pytest.mark.slow
