@@ -17,6 +17,11 @@ def test_bfloat16_graphs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
         export(tiny_folder, tmp_path / "out", to="openvino", dtype="bfloat16")
 
 
+def test_an_unknown_form_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"to: 'GGUF' is no form of an export\. Use folder, gguf, openvino, onnx"):
+        export(tiny_folder, tmp_path / "out", to="GGUF")  # type: ignore[arg-type]
+
+
 def test_each_stage_is_said_as_it_begins(tiny_folder: Path, tmp_path: Path, said: list[str]) -> None:
     export(tiny_folder, tmp_path / "out")
     stages = [message for message in said if message.startswith("export: ")]

@@ -119,6 +119,11 @@ def test_a_fault_in_a_worker_is_one_message_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
 
 
+def test_an_unknown_engine_is_named(tmp_path: Path, tiny_folder: Path, texts: Path) -> None:
+    with pytest.raises(InputError, match=r"engine: 'Ray' is unknown\. Use local or ray"):
+        encode(tiny_folder, texts, tmp_path / "vectors", engine="Ray")  # type: ignore[arg-type]
+
+
 def test_the_default_model_is_not_a_folder_of_its_name(
     tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

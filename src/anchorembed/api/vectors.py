@@ -65,6 +65,8 @@ def encode(  # noqa: PLR0913 - the options of a verb
         workers: of Ray, as in `search.ray.encode_by_ray`.
     """
     out = Path(out)
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine: {engine!r} is unknown. Use local or ray.")
     if workers is not None and engine != "ray":
         raise InputError(f"--workers: {workers} has no effect without --engine ray. Add that, or leave workers out.")
     if not out.parent.is_dir():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from anchorembed.errors import InputError, extra
 from anchorembed.export.card import RESULTS, published, write_card
@@ -67,7 +67,9 @@ def export(
 
 
 def find_form(to: str) -> Form:
-    """The export form of a name; raises InputError if its extra is not installed."""
+    """The export form of a name; raises InputError if it is unknown or its extra is not installed."""
+    if to not in get_args(To):
+        raise InputError(f"to: {to!r} is no form of an export. Use {', '.join(get_args(To))}.")
     with extra(EXTRAS.get(to, "")):
         form: Form = import_module(f"anchorembed.export.{to}").FORM
     return form
