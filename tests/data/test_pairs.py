@@ -528,7 +528,10 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
     lines(tmp_path / "saved" / "dataset_info.json", "{}")
     assert "saved: not readable as a saved dataset" in fault(tmp_path / "saved")
     datasets.Dataset.from_dict({"query": [], "positive": []}).save_to_disk(tmp_path / "empty")
-    assert "empty: not readable as a saved dataset" in fault(tmp_path / "empty")
+    message = fault(tmp_path / "empty")  # older versions of datasets load it
+    assert any(
+        f"empty: {words}" in message for words in ("this saved dataset, or a split of it, has no rows", "no usable")
+    )
     (tmp_path / "dir.jsonl").mkdir()
     with pytest.raises(InputError, match=r"dir\.jsonl: cannot be read \(Is a directory\)"):
         list(read_corpus(tmp_path / "dir.jsonl"))

@@ -206,7 +206,11 @@ def dataset_rows(folder: Path, choose: Chooser) -> Rows:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, LookupError, TypeError, ValueError) as error:  # IndexError: it has no rows
+    except IndexError as error:  # newer versions of datasets cannot load what has no rows
+        raise InputError(
+            f"{folder}: this saved dataset, or a split of it, has no rows. Save those with rows."
+        ) from error
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: not readable as a saved dataset ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split_of_pairs(str(folder), sorted(loaded))]
