@@ -20,6 +20,7 @@ from anchorembed.errors import InputError, extra
 from anchorembed.export.card import write_card
 from anchorembed.model.backbone import weights_sha256
 from anchorembed.model.compile_layers import compile_layers
+from anchorembed.model.embedder import Embedder
 from anchorembed.model.load import absolute_name
 from anchorembed.model.metadata import read_metadata
 from anchorembed.recipe_file import read_recipe
@@ -167,19 +168,11 @@ def _train_stage(
         seed_everything(recipe.seed)
         stage = stage_class.build(prepared.embedder, settings, use.budget)
     _log_unused(stage, prepared, recipe.seed)
-    stored, data = recipe.model.weights, prepared.summary()
-    merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
-    history: dict[str, object] = {
-        "start": absolute_name(start),
-        "start_sha256": start_sha256,
-        "plan": plan,
-        "data": data,
-        "weights": stored if stored == "float32" else merged,
-        "before": prepared.embedder.metadata.stages,
-    }
+    origin = {"start": absolute_name(start), "start_sha256": start_sha256, "plan": plan}
+    history = origin | _data_and_weights(recipe, prepared)
     if accelerator.is_main_process:
         keep_recipe(recipe)
-        write_file(folder / "data.json", to_json(data, indent=2))
+        write_file(folder / "data.json", to_json(history["data"], indent=2))
     accelerator.init_trackers("anchorembed", config={"stage": name})
     module, optimizer = stage.module, make_optimizer(stage.module, settings)
     module.train()  # layers in training and in evaluation are different graphs
@@ -204,18 +197,32 @@ def _train_stage(
             tracker.finish()
         weights = gathered_weights(module) if sharded(module) else None
         if accelerator.is_main_process:
-            trained = prepared.embedder
-            if weights is not None:
-                trained = embedder_with(recipe, stage_class, settings, start, weights)
-            with whole_folder(target) as unfinished:
-                trained.save(unfinished, history)
-                write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
+            whole = None if weights is None else embedder_with(recipe, stage_class, settings, start, weights)
+            _write_model(whole or prepared.embedder, target, history)
             _clear(folder)
     wait_for_all()
     _log.info("%s: complete: %s", name, target)
     if in_any_process(stop.is_set(), device):
         raise Interrupted(stop.number, "Stopped.")
     return target
+
+
+def _data_and_weights(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
+    """What a trained model's history says of its pairs, its weights and the stages before."""
+    stored = recipe.model.weights
+    merged = f"adapters trained on {stored} weights and merged into those, saved in bfloat16"
+    return {
+        "data": prepared.summary(),
+        "weights": stored if stored == "float32" else merged,
+        "before": prepared.embedder.metadata.stages,
+    }
+
+
+def _write_model(trained: Embedder, target: Path, history: dict[str, object]) -> None:
+    """Write a trained model with its history and card."""
+    with whole_folder(target) as unfinished:
+        trained.save(unfinished, history)
+        write_card(unfinished, "/".join(target.parts[-3:]), trained.dimension)
 
 
 def plan_memory(
